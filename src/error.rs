@@ -1,0 +1,150 @@
+//! What can go wrong, in one opaque type.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of a cache operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a cache operation failed.
+///
+/// The text says what was being done and to which server, and names the part of the input that was refused. It never holds
+/// a password, and it does not repeat what [`source`](StdError::source) says. Cloning is cheap: waiters that share one
+/// failed exchange share one error.
+///
+/// ```
+/// use prefork_cache::{ErrorKind, stores};
+///
+/// let error = stores::from_url("gopher://localhost").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidUrl);
+/// assert!(!error.is_transient());
+/// ```
+#[derive(Clone)]
+pub struct Error {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kind: ErrorKind,
+    context: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The kind of an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A store's URL has a scheme, host, port, database or option that is not understood.
+    InvalidUrl,
+    /// A setting of a store or a cache is out of its range.
+    InvalidConfig,
+    /// The key is empty, or longer than the store can hold.
+    InvalidKey,
+    /// The time to live is zero, or further away than the store can express.
+    InvalidTtl,
+    /// The value is larger than the server, or the store, accepts.
+    ValueTooLarge,
+    /// The value could not be encoded.
+    Encode,
+    /// The entry holds something that is not a number, or the result does not fit into one.
+    NotANumber,
+    /// Other writers kept changing the entry, until the attempts ran out.
+    Conflict,
+    /// The server, or its configuration, does not offer what was asked for.
+    Unsupported,
+    /// The server refused the user name or password.
+    Auth,
+    /// No connection could be made.
+    Connect,
+    /// The server failed a moment ago and is not dialled again yet.
+    Unavailable,
+    /// The time for the operation ran out.
+    Timeout,
+    /// A connection broke in the middle of an exchange.
+    Io,
+    /// The server sent something that is not a reply to what it was asked.
+    Protocol,
+    /// The server answered with an error.
+    Server,
+    /// What the operation stands on was inherited through a fork: a connection or a runtime of the parent's.
+    Forked,
+    /// Waiting here would block the thread that has to do the work.
+    WouldDeadlock,
+    /// A store that is not this crate's failed in its own way.
+    Other,
+}
+
+impl Error {
+    /// Makes an error, for stores written outside of this crate.
+    ///
+    /// `context` says what was being done and to which server; it must hold no secret.
+    ///
+    /// ```
+    /// use prefork_cache::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Timeout, "reading from the shelf");
+    /// assert_eq!(error.to_string(), "reading from the shelf");
+    /// assert!(error.is_transient());
+    /// ```
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Error {
+        Error::build(kind, context.into(), None)
+    }
+
+    /// The same error with its cause.
+    ///
+    /// ```
+    /// use prefork_cache::{Error, ErrorKind};
+    /// use std::error::Error as _;
+    ///
+    /// let cause = std::io::Error::other("the shelf is empty");
+    /// let error = Error::with_source(ErrorKind::Io, "reading from the shelf", cause);
+    /// assert_eq!(error.source().unwrap().to_string(), "the shelf is empty");
+    /// ```
+    pub fn with_source(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Error {
+        Error::build(kind, context.into(), Some(source.into()))
+    }
+
+    fn build(kind: ErrorKind, context: String, source: Option<Box<dyn StdError + Send + Sync>>) -> Error {
+        Error { inner: Arc::new(Inner { kind, context, source }) }
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost the
+    /// connection. It does not say that a write had no effect.
+    pub fn is_transient(&self) -> bool {
+        use ErrorKind::{Conflict, Connect, Io, Protocol, Timeout, Unavailable};
+        matches!(self.kind(), Connect | Unavailable | Timeout | Io | Protocol | Conflict)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.context)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        debug.field("kind", &self.inner.kind).field("context", &self.inner.context);
+        if let Some(source) = &self.inner.source {
+            debug.field("source", source);
+        }
+        debug.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,210 @@
+//! The contract of a store: bytes in, bytes out, `reset` and `reconnect`.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::Refresh;
+
+mod forward;
+#[cfg(feature = "memory")]
+pub(crate) mod memory;
+
+/// How long an entry lives in a store.
+///
+/// ```
+/// use prefork_cache::Ttl;
+/// use std::time::Duration;
+///
+/// assert_eq!(Ttl::from(Duration::from_secs(60)), Ttl::After(Duration::from_secs(60)));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ttl {
+    /// Until it is deleted or evicted.
+    Never,
+    /// For this long. Rounded up to the server's unit (a millisecond for Redis and memory, a second for Memcached, whose
+    /// clock ticks in seconds: an expiry may come up to a second early). Zero is refused.
+    After(Duration),
+}
+
+impl Ttl {
+    /// The duration, unless it is for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidTtl`] for a duration of zero.
+    pub fn duration(self) -> Result<Option<Duration>> {
+        match self {
+            Ttl::Never => Ok(None),
+            Ttl::After(Duration::ZERO) => {
+                Err(Error::new(ErrorKind::InvalidTtl, "a TTL of zero: use Ttl::Never for an entry that does not expire"))
+            }
+            Ttl::After(duration) => Ok(Some(duration)),
+        }
+    }
+}
+
+impl From<Duration> for Ttl {
+    fn from(duration: Duration) -> Ttl {
+        Ttl::After(duration)
+    }
+}
+
+/// On what condition a value is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum When {
+    /// Whether or not there is an entry.
+    Always,
+    /// Only where there is none.
+    IfAbsent,
+    /// Only over an existing one.
+    IfPresent,
+}
+
+/// Where a cache keeps its bytes.
+///
+/// Implement it to put a [`Cache`](crate::Cache) on something else than Redis, Memcached or memory; the example
+/// `custom_store` does, and the feature `conformance` has a test of every promise below.
+///
+/// # Contract
+///
+/// - A key is any non-empty text. An empty one is refused with [`ErrorKind::InvalidKey`]. Two different keys are two
+///   different entries, whatever characters they hold. Values are any bytes, the empty ones included.
+/// - What one call has stored, every later call sees until the entry expires, is evicted, overwritten or deleted.
+/// - Every wait has a bound of the store's own.
+/// - Conditional verbs, counters and [`compare_and_set`](CacheStore::compare_and_set) are atomic among all users of the
+///   same server.
+/// - Dropping a future before it is ready leaves the store usable: no later call receives the dropped call's reply. The
+///   dropped call itself may or may not have taken effect.
+/// - After a fork, no connection of the parent's is used by the child. The stores of this crate see to that themselves; for
+///   any other store the cache calls [`refresh`](CacheStore::refresh) once in each new process, before any other method.
+#[async_trait]
+pub trait CacheStore: Debug + Send + Sync + 'static {
+    /// What kind of store this is, for reports and errors: "redis", "memcached", "memory".
+    fn name(&self) -> &str;
+
+    /// The value under a key, or `None`.
+    async fn get(&self, key: &str) -> Result<Option<Bytes>>;
+
+    /// Stores a value. Answers whether it was stored: `true` for [`When::Always`].
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool>;
+
+    /// Removes an entry. Answers whether there was one.
+    async fn delete(&self, key: &str) -> Result<bool>;
+
+    /// Stores (or with `new` of `None` removes) an entry if it still holds `expected` (`None`: if there is no entry).
+    /// Answers whether it did.
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool>;
+
+    /// Removes every entry whose key starts with `prefix`, and no other. An empty prefix means every entry.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where the server cannot list its keys.
+    async fn clear(&self, prefix: &str) -> Result<()>;
+
+    /// Forgets every connection; the next use dials. No I/O, no waiting. What the store holds in memory it keeps.
+    fn reset(&self);
+
+    /// [`reset`](CacheStore::reset), then dials now and proves that the server answers.
+    async fn reconnect(&self) -> Result<()>;
+
+    /// Brings the store into a new process, and says how. Called once in each process that was forked, by
+    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) or before the first operation.
+    ///
+    /// Provided: calls [`reset`](CacheStore::reset).
+    fn refresh(&self) -> Refresh {
+        self.reset();
+        Refresh::Reset
+    }
+
+    /// Sets a new time to live. Answers whether there is such an entry.
+    ///
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
+    /// writers interfere.
+    async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let Some(value) = self.get(key).await? else { return Ok(false) };
+            if self.compare_and_set(key, Some(&value), Some(value.clone()), ttl).await? {
+                return Ok(true);
+            }
+        }
+        Err(conflict("touching", key))
+    }
+
+    /// Adds to a counter (decimal text) and answers the sum. A missing counter starts from 0 and gets `ttl`; an existing
+    /// one keeps the time it has left.
+    ///
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
+    /// writers interfere; without a way to read the time left, an existing counter gets `ttl` anew.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotANumber`] where the entry is no decimal number or the sum does not fit.
+    async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let current = self.get(key).await?;
+            let number = current.as_deref().map_or(Ok(0), |text| parse_counter(key, text))?;
+            let sum = number.checked_add(by).ok_or_else(|| counter_overflow(key, number, by))?;
+            if self.compare_and_set(key, current.as_deref(), Some(sum.to_string().into()), ttl).await? {
+                return Ok(sum);
+            }
+        }
+        Err(conflict("counting", key))
+    }
+
+    /// [`get`](CacheStore::get) for many keys, in their order. Provided: one after the other.
+    async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        let mut results = Vec::with_capacity(keys.len());
+        for key in keys {
+            results.push(self.get(key).await);
+        }
+        results
+    }
+
+    /// [`set`](CacheStore::set) for many entries, in their order. Provided: one after the other.
+    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            results.push(self.set(key, value.clone(), ttl, When::Always).await.map(|_| ()));
+        }
+        results
+    }
+
+    /// [`delete`](CacheStore::delete) for many keys, in their order. Provided: one after the other.
+    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
+        let mut results = Vec::with_capacity(keys.len());
+        for key in keys {
+            results.push(self.delete(key).await);
+        }
+        results
+    }
+}
+
+/// How often a read-modify-write is tried before it gives up.
+pub(crate) const CONFLICT_ATTEMPTS: usize = 64;
+
+pub(crate) fn conflict(doing: &str, key: &str) -> Error {
+    let context = format!("{doing} {key:?}: other writers won {CONFLICT_ATTEMPTS} times");
+    Error::new(ErrorKind::Conflict, context)
+}
+
+/// Refuses the empty key, in the name of every store.
+pub(crate) fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() { Err(Error::new(ErrorKind::InvalidKey, "the key is empty")) } else { Ok(()) }
+}
+
+/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
+pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.trim_end_matches(' ').parse().ok())
+        .ok_or_else(|| Error::new(ErrorKind::NotANumber, format!("the entry {key:?} is not a decimal number")))
+}
+
+pub(crate) fn counter_overflow(key: &str, number: i64, by: i64) -> Error {
+    Error::new(ErrorKind::NotANumber, format!("the counter {key:?} is at {number}: {by:+} does not fit into 64 bits"))
+}
