@@ -8,3 +8,7 @@ mod sync;
 
 pub use error::{Error, ErrorKind, Result};
 pub use store::{CacheStore, Ttl, When};
+
+#[cfg(feature = "__injection")]
+#[doc(hidden)]
+pub use lifecycle::injection;

@@ -10,8 +10,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
-#[cfg(feature = "memory")]
-pub(crate) mod memory;
 
 /// How long an entry lives in a store.
 ///
@@ -39,9 +37,10 @@ impl Ttl {
     pub fn duration(self) -> Result<Option<Duration>> {
         match self {
             Ttl::Never => Ok(None),
-            Ttl::After(Duration::ZERO) => {
-                Err(Error::new(ErrorKind::InvalidTtl, "a TTL of zero: use Ttl::Never for an entry that does not expire"))
-            }
+            Ttl::After(Duration::ZERO) => Err(Error::new(
+                ErrorKind::InvalidTtl,
+                "a TTL of zero: use Ttl::Never for an entry that does not expire",
+            )),
             Ttl::After(duration) => Ok(Some(duration)),
         }
     }

@@ -1,0 +1,29 @@
+//! Holds the crate at a chosen point, for its own fork tests. Not a public interface.
+
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+static ON_REACH: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+static WITHOUT_WIPE: AtomicBool = AtomicBool::new(false);
+
+/// Calls `observe` with a lock's name whenever a thread holds that lock, and with "gate" whenever one is inside the gate.
+pub fn on_reach(observe: fn(&'static str)) {
+    ON_REACH.store(observe as *mut (), Ordering::Release);
+}
+
+/// Makes this process do without the wiped page. Only before the first use of the crate.
+pub fn without_wipe() {
+    WITHOUT_WIPE.store(true, Ordering::Release);
+}
+
+pub(crate) fn is_without_wipe() -> bool {
+    WITHOUT_WIPE.load(Ordering::Acquire)
+}
+
+pub(crate) fn reach(name: &'static str) {
+    let observe = ON_REACH.load(Ordering::Acquire);
+    if !observe.is_null() {
+        // SAFETY: only `on_reach` stores here, and what it stores is such a function.
+        let observe = unsafe { std::mem::transmute::<*mut (), fn(&'static str)>(observe) };
+        observe(name);
+    }
+}

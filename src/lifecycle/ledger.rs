@@ -1,0 +1,279 @@
+//! Every socket of this crate, so that a child can cut the ones it inherited.
+//!
+//! A child that merely closed its parent's descriptors would free their numbers: the next socket gets one of them, and the
+//! stale owner's drop then closes a stranger. So an inherited socket is *cut*: a tombstone is put in its place with `dup3`.
+//! The number stays taken, the child keeps no reference to the connection, and every read, write and send on it fails with
+//! `EBADF`, at once, without a signal and without a silently lost write.
+//!
+//! # The slots
+//!
+//! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed *before*
+//! its socket is made, and remembers descriptor and inode also *after* the socket was closed, until it is claimed again: a
+//! fork between the close and its note, or before the close, finds the socket either way. Making and noting, and forgetting
+//! and closing, are sections of the [gate](super::gate), so that a fork does not fall between them; only a raw `clone` can,
+//! and then the child holds a socket that it does not know and never uses.
+//!
+//! Before anything is cut the inode is compared: a number that meanwhile belongs to somebody else is never touched.
+//!
+//! # The tombstone
+//!
+//! An `O_PATH` descriptor of `/dev/null`: of nothing that a worker in a jail must not see, opened in advance, since the jail
+//! may have no `/dev`. A host that closes all descriptors takes it too, and its number may be the host's log by then, so it
+//! is looked at before each use, and reopened. Where that fails an epoll instance serves: it refuses reads and writes
+//! alike. Where nothing can be had, the socket is closed; every use is checked against the generation anyway.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use nix::libc;
+
+use super::gate;
+use super::generation::generation;
+
+const CHUNK: usize = 64;
+const NO_DESCRIPTOR: RawFd = -1;
+
+struct Slot {
+    /// The generation that claimed it, 0 while it is free.
+    owner: AtomicU64,
+    descriptor: AtomicI32,
+    inode: AtomicU64,
+}
+
+struct Chunk {
+    slots: [Slot; CHUNK],
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    const fn new() -> Chunk {
+        Chunk {
+            slots: [const {
+                Slot { owner: AtomicU64::new(0), descriptor: AtomicI32::new(NO_DESCRIPTOR), inode: AtomicU64::new(0) }
+            }; CHUNK],
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+}
+
+static FIRST: Chunk = Chunk::new();
+
+/// How many sockets this process has cut.
+static CUT: AtomicUsize = AtomicUsize::new(0);
+
+static TOMBSTONE: AtomicI32 = AtomicI32::new(NO_DESCRIPTOR);
+static TOMBSTONE_INODE: AtomicU64 = AtomicU64::new(0);
+
+/// A socket's place in the ledger.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    slot: &'static Slot,
+    generation: u64,
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("descriptor", &self.descriptor).finish_non_exhaustive()
+    }
+}
+
+impl Entry {
+    /// Makes a socket and enters it. `make` must only make it, never connect it.
+    pub(crate) fn open(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
+        let _pass = gate::enter();
+        let generation = generation();
+        let slot = claim(generation);
+        let made = make().and_then(|socket| Ok((socket_inode(socket.as_raw_fd())?, socket)));
+        match made {
+            Ok((inode, socket)) => {
+                slot.inode.store(inode, Ordering::Relaxed);
+                slot.descriptor.store(socket.as_raw_fd(), Ordering::Release);
+                Ok((socket, Entry { slot, generation }))
+            }
+            Err(error) => {
+                slot.owner.store(0, Ordering::Release);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the socket belongs to this process.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.generation == generation()
+    }
+
+    /// Leaves the ledger and closes the socket; in a process that inherited it, neither.
+    pub(crate) fn close(&self, socket: OwnedFd) {
+        let _pass = gate::enter();
+        if self.is_current() {
+            drop(socket);
+            self.slot.owner.store(0, Ordering::Release);
+        } else {
+            std::mem::forget(socket);
+        }
+    }
+}
+
+/// How many inherited sockets were cut when this process was brought up to date.
+pub(crate) fn cut_count() -> usize {
+    CUT.load(Ordering::Relaxed)
+}
+
+fn claim(generation: u64) -> &'static Slot {
+    let mut chunk = &FIRST;
+    loop {
+        for slot in &chunk.slots {
+            let free = slot.owner.load(Ordering::Relaxed) == 0;
+            if free && slot.owner.compare_exchange(0, generation, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.descriptor.store(NO_DESCRIPTOR, Ordering::Relaxed);
+                return slot;
+            }
+        }
+        chunk = next_or_appended(chunk);
+    }
+}
+
+fn next_or_appended(chunk: &'static Chunk) -> &'static Chunk {
+    let mut next = chunk.next.load(Ordering::Acquire);
+    if next.is_null() {
+        let fresh = Box::into_raw(Box::new(Chunk::new()));
+        match chunk.next.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => next = fresh,
+            Err(winner) => {
+                // SAFETY: made above and never published.
+                drop(unsafe { Box::from_raw(fresh) });
+                next = winner;
+            }
+        }
+    }
+    // SAFETY: appended chunks are never freed.
+    unsafe { &*next }
+}
+
+/// Puts a tombstone over every socket that a slot remembers and that is still that socket, and frees all slots.
+/// Async-signal-safe; can be repeated.
+pub(super) fn cut_inherited() {
+    let mut tombstone = None;
+    let mut cut = 0;
+    let mut chunk = &raw const FIRST;
+    // SAFETY: the first chunk is static, the others are never freed.
+    while let Some(current) = unsafe { chunk.as_ref() } {
+        for slot in &current.slots {
+            let descriptor = slot.descriptor.load(Ordering::Acquire);
+            let remembered = slot.inode.load(Ordering::Relaxed);
+            if descriptor >= 0 && socket_inode(descriptor).is_ok_and(|inode| inode == remembered) {
+                replace(descriptor, tombstone.get_or_insert_with(Tombstone::raise));
+                cut += 1;
+            }
+            slot.descriptor.store(NO_DESCRIPTOR, Ordering::Relaxed);
+            slot.owner.store(0, Ordering::Release);
+        }
+        chunk = current.next.load(Ordering::Acquire);
+    }
+    CUT.store(cut, Ordering::Relaxed);
+    if let Some(tombstone) = tombstone {
+        tombstone.lower();
+    }
+}
+
+fn replace(descriptor: RawFd, tombstone: &Tombstone) {
+    loop {
+        // SAFETY: plain system calls on a descriptor whose inode was just found to be that of a socket of ours.
+        let replaced = unsafe {
+            match tombstone.descriptor {
+                NO_DESCRIPTOR => libc::close(descriptor),
+                stone => libc::dup3(stone, descriptor, libc::O_CLOEXEC),
+            }
+        };
+        let interrupted = replaced < 0 && matches!(last_error(), libc::EINTR | libc::EBUSY);
+        if !interrupted || tombstone.descriptor == NO_DESCRIPTOR {
+            return;
+        }
+    }
+}
+
+/// Opens the tombstone in advance.
+pub(super) fn prepare_tombstone() {
+    let descriptor = open_null();
+    if let Ok(status) = status(descriptor) {
+        TOMBSTONE_INODE.store(status.st_ino, Ordering::Relaxed);
+        TOMBSTONE.store(descriptor, Ordering::Release);
+    }
+}
+
+struct Tombstone {
+    descriptor: RawFd,
+    borrowed: bool,
+}
+
+impl Tombstone {
+    fn raise() -> Tombstone {
+        let kept = TOMBSTONE.load(Ordering::Acquire);
+        if is_tombstone(kept) {
+            return Tombstone { descriptor: kept, borrowed: true };
+        }
+        let mut descriptor = open_null();
+        if descriptor < 0 {
+            // SAFETY: makes a descriptor, or does not.
+            descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        }
+        Tombstone { descriptor: descriptor.max(NO_DESCRIPTOR), borrowed: false }
+    }
+
+    fn lower(self) {
+        if !self.borrowed && self.descriptor >= 0 {
+            // SAFETY: opened by `raise`, and used by nobody else.
+            unsafe { libc::close(self.descriptor) };
+        }
+    }
+}
+
+fn open_null() -> RawFd {
+    // SAFETY: opens a path, or does not.
+    let opened = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
+    if !(0..=2).contains(&opened) {
+        return opened;
+    }
+    // A daemon that has closed its standard streams will open others in their place.
+    // SAFETY: duplicates and closes the descriptor opened above.
+    unsafe {
+        let higher = libc::fcntl(opened, libc::F_DUPFD_CLOEXEC, 3);
+        libc::close(opened);
+        higher
+    }
+}
+
+fn is_tombstone(descriptor: RawFd) -> bool {
+    // SAFETY: asks about a descriptor that may not exist, and then gets an error.
+    let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
+    flags >= 0
+        && flags & libc::O_PATH != 0
+        && status(descriptor).is_ok_and(|status| status.st_ino == TOMBSTONE_INODE.load(Ordering::Relaxed))
+}
+
+/// The inode behind a descriptor that is a socket: the numbers of sockets and of files are given out apart.
+fn socket_inode(descriptor: RawFd) -> io::Result<u64> {
+    let status = status(descriptor)?;
+    let is_socket = status.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+    if is_socket { Ok(status.st_ino) } else { Err(io::Error::from_raw_os_error(libc::ENOTSOCK)) }
+}
+
+/// What a descriptor stands for. Async-signal-safe.
+fn status(descriptor: RawFd) -> io::Result<libc::stat> {
+    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: writes the structure if the descriptor exists; read only then.
+    unsafe {
+        if libc::fstat(descriptor, status.as_mut_ptr()) != 0 {
+            return Err(io::Error::from_raw_os_error(last_error()));
+        }
+        Ok(status.assume_init())
+    }
+}
+
+fn last_error() -> i32 {
+    // SAFETY: the address of this thread's own error number.
+    unsafe { *libc::__errno_location() }
+}

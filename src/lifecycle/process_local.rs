@@ -1,0 +1,319 @@
+//! A value that each process builds for itself.
+//!
+//! A [`ProcessLocal`] points to a node that says for which generation its value was built. A process that finds a node of
+//! another generation puts a node of its own in its place and leaks the inherited one: dropping it would take locks that may
+//! be held for ever, wake runtimes that are gone and say goodbye on connections that belong to somebody else. The pages are
+//! shared with the parent and cost nothing until they are written.
+//!
+//! # Orderings
+//!
+//! The pointer is published with release and read with acquire, and so is the flag that says that a node's value is there.
+//! A build runs under the lock of its node. The lock belongs to a generation, like all else in the node, so a thread that
+//! vanished in a fork cannot be holding it. The generation is in the node before the value is built; the flag comes after.
+
+use std::cell::UnsafeCell;
+use std::convert::Infallible;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use super::generation::generation;
+use super::thread_token;
+use crate::sync::Lock;
+
+/// A value that each process builds for itself, at its first use there.
+///
+/// In the manner of [`OnceLock`](std::sync::OnceLock), but a forked child does not see its parent's value: it builds its
+/// own. Made for what must not be shared across a fork: connection pools, HTTP clients, random number generators, files with
+/// a position of their own. Unlike with a `OnceLock`, a build that another thread was in the middle of at the fork does not
+/// hang the child.
+///
+/// The parent's value is not dropped in the child but forgotten; its memory is shared with the parent until one of them
+/// writes to it. Within one process a value is never replaced.
+///
+/// ```
+/// use prefork_cache::lifecycle::ProcessLocal;
+/// use std::collections::hash_map::RandomState;
+/// use std::hash::BuildHasher;
+///
+/// /// A seed that no two processes share, however they were forked.
+/// static SEED: ProcessLocal<u64> = ProcessLocal::new();
+///
+/// fn seed() -> u64 {
+///     *SEED.get_or_init(|| RandomState::new().hash_one(std::process::id()))
+/// }
+///
+/// assert_eq!(seed(), seed());
+/// ```
+pub struct ProcessLocal<T> {
+    node: AtomicPtr<Node<T>>,
+    owns: PhantomData<Node<T>>,
+}
+
+struct Node<T> {
+    generation: u64,
+    building: Lock<()>,
+    /// The token of the thread that is building, or 0.
+    builder: AtomicUsize,
+    built: AtomicBool,
+    value: UnsafeCell<MaybeUninit<T>>,
+}
+
+// SAFETY: the value is written once, under the node's lock, before `built` is released, and only read (by shared reference)
+// after `built` was acquired. Threads share it, hence `T: Sync`; the last owner drops what another thread built, hence
+// `T: Send`.
+unsafe impl<T: Send + Sync> Sync for ProcessLocal<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for ProcessLocal<T> {}
+
+impl<T> ProcessLocal<T> {
+    /// Nothing built yet, in any process.
+    ///
+    /// ```
+    /// use prefork_cache::lifecycle::ProcessLocal;
+    ///
+    /// static POOL: ProcessLocal<Vec<u8>> = ProcessLocal::new();
+    /// ```
+    pub const fn new() -> ProcessLocal<T> {
+        ProcessLocal { node: AtomicPtr::new(ptr::null_mut()), owns: PhantomData }
+    }
+
+    /// This process's value, if it has built one.
+    pub(crate) fn get(&self) -> Option<&T> {
+        let node = self.node.load(Ordering::Acquire);
+        // SAFETY: nodes in the pointer are freed only by `drop`, which has the only reference.
+        let node = unsafe { node.as_ref() }?;
+        if node.generation == generation() { node.get() } else { None }
+    }
+}
+
+impl<T: Send + Sync> ProcessLocal<T> {
+    /// This process's value; builds it if this is its first use in this process. Other threads wait for the build.
+    ///
+    /// If `build` itself forks, the child keeps what the build returns there.
+    ///
+    /// # Panics
+    ///
+    /// If `build` asks for the value that it is building. If `build` panics, the next caller tries again.
+    ///
+    /// ```
+    /// use prefork_cache::lifecycle::ProcessLocal;
+    ///
+    /// static PID: ProcessLocal<u32> = ProcessLocal::new();
+    /// assert_eq!(*PID.get_or_init(std::process::id), std::process::id());
+    /// ```
+    pub fn get_or_init(&self, build: impl FnOnce() -> T) -> &T {
+        match self.get_or_try_init(|| Ok::<T, Infallible>(build())) {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
+    /// This process's value; builds it if this is its first use in this process.
+    ///
+    /// # Errors
+    ///
+    /// What `build` returns. Nothing is kept then, and the next caller tries again.
+    ///
+    /// # Panics
+    ///
+    /// As [`get_or_init`](ProcessLocal::get_or_init).
+    ///
+    /// ```
+    /// use prefork_cache::lifecycle::ProcessLocal;
+    /// use std::fs::File;
+    ///
+    /// // A descriptor, and a position in the file, of each process's own.
+    /// static WORDS: ProcessLocal<File> = ProcessLocal::new();
+    /// let words = WORDS.get_or_try_init(|| File::open("/usr/share/dict/no-such-words"));
+    /// assert!(words.is_err());
+    /// ```
+    pub fn get_or_try_init<E>(&self, build: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+        if let Some(value) = self.get() {
+            return Ok(value);
+        }
+        self.build(build)
+    }
+
+    #[cold]
+    fn build<E>(&self, build: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+        let node = self.own_node();
+        assert!(
+            node.builder.load(Ordering::Relaxed) != thread_token(),
+            "the build of a ProcessLocal asked for the value that it is building"
+        );
+        let guard = node.building.lock();
+        if let Some(value) = node.get() {
+            return Ok(value);
+        }
+        let builder = Builder::sign(&node.builder);
+        let value = build()?;
+        drop(builder);
+        if node.generation != generation() {
+            // The build has forked, and this is the child: the node is the parent's.
+            drop(guard);
+            return Ok(self.adopt(value));
+        }
+        Ok(node.fill(&guard, value))
+    }
+
+    /// Keeps a value that was built elsewhere, unless there is one.
+    fn adopt(&self, value: T) -> &T {
+        let node = self.own_node();
+        let guard = node.building.lock();
+        match node.get() {
+            Some(built) => built,
+            None => node.fill(&guard, value),
+        }
+    }
+
+    /// The node of this generation, put in place if need be.
+    fn own_node(&self) -> &Node<T> {
+        let generation = generation();
+        let mut known = self.node.load(Ordering::Acquire);
+        loop {
+            // SAFETY: as in `get`.
+            match unsafe { known.as_ref() } {
+                Some(node) if node.generation == generation => return node,
+                _ => {}
+            }
+            let fresh = Box::into_raw(Box::new(Node::new(generation)));
+            match self.node.compare_exchange(known, fresh, Ordering::AcqRel, Ordering::Acquire) {
+                // SAFETY: as in `get`. The inherited node, if any, is leaked.
+                Ok(_) => return unsafe { &*fresh },
+                Err(winner) => {
+                    // SAFETY: made above and never published.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    known = winner;
+                }
+            }
+        }
+    }
+}
+
+impl<T> Node<T> {
+    fn new(generation: u64) -> Node<T> {
+        Node {
+            generation,
+            building: Lock::new("process-local", ()),
+            builder: AtomicUsize::new(0),
+            built: AtomicBool::new(false),
+            value: UnsafeCell::new(MaybeUninit::uninit()),
+        }
+    }
+
+    /// Keeps the value. Under the node's lock, once.
+    fn fill(&self, _building: &MutexGuard<'_, ()>, value: T) -> &T {
+        // SAFETY: nobody else writes while the lock is held, and nobody reads before `built` is set.
+        let value = unsafe { (*self.value.get()).write(value) };
+        self.built.store(true, Ordering::Release);
+        value
+    }
+
+    #[inline]
+    fn get(&self) -> Option<&T> {
+        // SAFETY: `built` is released after the value was written, which happens once.
+        self.built.load(Ordering::Acquire).then(|| unsafe { (*self.value.get()).assume_init_ref() })
+    }
+}
+
+/// Signs a build with this thread's token, also when the build panics.
+struct Builder<'a>(&'a AtomicUsize);
+
+impl<'a> Builder<'a> {
+    fn sign(builder: &'a AtomicUsize) -> Builder<'a> {
+        builder.store(thread_token(), Ordering::Relaxed);
+        Builder(builder)
+    }
+}
+
+impl Drop for Builder<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+impl<T> Drop for ProcessLocal<T> {
+    fn drop(&mut self) {
+        let node = *self.node.get_mut();
+        // SAFETY: as in `get`; this is the only reference.
+        let of_this_process = unsafe { node.as_ref() }.is_some_and(|node| node.generation == generation());
+        if of_this_process {
+            // SAFETY: made by `Box::into_raw`, and nobody else has a reference.
+            let mut node = unsafe { Box::from_raw(node) };
+            if *node.built.get_mut() {
+                // SAFETY: written, and dropped only here.
+                unsafe { node.value.get_mut().assume_init_drop() };
+            }
+        }
+    }
+}
+
+impl<T> Default for ProcessLocal<T> {
+    fn default() -> ProcessLocal<T> {
+        ProcessLocal::new()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for ProcessLocal<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ProcessLocal").field(&self.get()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::ProcessLocal;
+
+    #[test]
+    fn a_failed_build_is_tried_again() {
+        let local = ProcessLocal::new();
+        assert_eq!(local.get_or_try_init(|| Err::<u8, _>("no")), Err("no"));
+        assert_eq!(local.get_or_try_init(|| Ok::<u8, &str>(1)), Ok(&1));
+        assert_eq!(local.get_or_init(|| 2), &1);
+    }
+
+    #[test]
+    fn a_panicked_build_is_tried_again() {
+        let local = ProcessLocal::<u8>::new();
+        let panicked = catch_unwind(AssertUnwindSafe(|| local.get_or_init(|| panic!("as planned"))));
+        assert!(panicked.is_err());
+        assert_eq!(local.get_or_init(|| 1), &1);
+    }
+
+    #[test]
+    #[should_panic(expected = "asked for the value that it is building")]
+    fn a_build_that_asks_for_itself_panics() {
+        let local = ProcessLocal::<u8>::new();
+        local.get_or_init(|| *local.get_or_init(|| 1));
+    }
+
+    #[test]
+    fn threads_build_once() {
+        let local = ProcessLocal::new();
+        let builds = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    local.get_or_init(|| builds.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+                });
+            }
+        });
+        assert_eq!(builds.into_inner(), 1);
+    }
+
+    #[test]
+    fn the_value_is_dropped_with_the_whole() {
+        let value = std::sync::Arc::new(());
+        let local = ProcessLocal::new();
+        local.get_or_init(|| value.clone());
+        assert_eq!(std::sync::Arc::strong_count(&value), 2);
+        drop(local);
+        assert_eq!(std::sync::Arc::strong_count(&value), 1);
+    }
+}

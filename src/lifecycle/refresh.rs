@@ -1,0 +1,125 @@
+//! Bringing each registered store into a new process, once.
+//!
+//! The refresh of a store is the build of a [`ProcessLocal`]: whoever comes first in a process does it, be it
+//! [`after_fork`](super::after_fork) or a cache's first operation, and others wait for it, so that nobody uses a store that
+//! still holds its parent's connections. A refresh that panics is reported and tried again.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::generation::generation;
+use super::process_local::ProcessLocal;
+use super::registry::Registry;
+use super::report::StoreReport;
+use super::{FIRST_GENERATION, panic_message};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a store came into a forked process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refresh {
+    /// It forgot its connections. The next use dials.
+    Reset,
+    /// It holds what the parent had in memory at the fork.
+    Warm,
+    /// It holds memory, and starts empty in this process.
+    Cold {
+        /// Why the parent's entries could not be kept.
+        reason: &'static str,
+    },
+}
+
+impl fmt::Display for Refresh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refresh::Reset => f.write_str("reset"),
+            Refresh::Warm => f.write_str("warm"),
+            Refresh::Cold { reason } => write!(f, "cold: {reason}"),
+        }
+    }
+}
+
+static STORES: Registry<Registered> = Registry::new();
+
+struct Registered {
+    name: String,
+    refresh: Box<dyn Fn() -> Refresh + Send + Sync>,
+    /// The last generation in which the store was found ready.
+    ready_in: AtomicU64,
+    /// How it came into this process; never built in the process that registered it.
+    refreshed: ProcessLocal<Refresh>,
+    registered_in: u64,
+}
+
+/// A store that is refreshed in each new process, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    registered: Arc<Registered>,
+}
+
+/// Registers a store by name, with what brings it into a new process.
+pub(crate) fn register_store(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
+    let generation = generation();
+    let registered = Arc::new(Registered {
+        name: name.to_owned(),
+        refresh: Box::new(refresh),
+        ready_in: AtomicU64::new(generation),
+        refreshed: ProcessLocal::new(),
+        registered_in: generation,
+    });
+    STORES.insert(Arc::clone(&registered));
+    Registration { registered }
+}
+
+impl Registration {
+    /// Makes sure that the store is this process's own. A load and a compare, once it is.
+    ///
+    /// # Errors
+    ///
+    /// If the refresh panics.
+    #[inline]
+    pub(crate) fn ensure_current(&self) -> Result<()> {
+        if self.registered.ready_in.load(Ordering::Acquire) == generation() {
+            return Ok(());
+        }
+        self.registered.refresh_once().map(|_| ())
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        STORES.remove(|registered| Arc::ptr_eq(registered, &self.registered));
+    }
+}
+
+impl Registered {
+    #[cold]
+    fn refresh_once(&self) -> Result<Refresh> {
+        let refreshed = self.refreshed.get_or_try_init(|| {
+            catch_unwind(AssertUnwindSafe(|| (self.refresh)())).map_err(|panic| {
+                let message = panic_message(&*panic);
+                Error::new(ErrorKind::Other, format!("refreshing the store {:?} after a fork: {message}", self.name))
+            })
+        })?;
+        self.ready_in.store(generation(), Ordering::Release);
+        Ok(*refreshed)
+    }
+}
+
+/// Refreshes every store that came through a fork, and says how each came.
+pub(super) fn refresh_all() -> Vec<StoreReport> {
+    let generation = generation();
+    debug_assert!(generation != FIRST_GENERATION, "only a forked process has something to refresh");
+    let inherited = STORES.snapshot().into_iter().filter(|registered| registered.registered_in != generation);
+    inherited
+        .map(|registered| StoreReport { name: registered.name.clone(), outcome: registered.refresh_once() })
+        .collect()
+}
+
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registered").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,133 @@
+//! A list that is read and changed at any time, also in a child of a process that was just changing it.
+//!
+//! Copy on write: the list is never changed in place, a new one is put in its place with one store. So a child inherits
+//! either the old list or the new one, whole, whatever a vanished thread was doing. The lock that orders writers, and lets a
+//! reader take its copy before a writer frees the old list, belongs to a generation: a child makes its own and never waits
+//! for its parent's. A list that a vanished writer was about to free is leaked.
+
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use super::process_local::ProcessLocal;
+use crate::sync::Lock;
+
+type List<T> = Vec<Arc<T>>;
+
+/// A copy-on-write list of shared items.
+pub(crate) struct Registry<T> {
+    list: AtomicPtr<List<T>>,
+    turn: ProcessLocal<Lock<()>>,
+}
+
+impl<T> Registry<T> {
+    pub(crate) const fn new() -> Registry<T> {
+        Registry { list: AtomicPtr::new(ptr::null_mut()), turn: ProcessLocal::new() }
+    }
+
+    /// The items as they are now, in the order of their insertion.
+    pub(crate) fn snapshot(&self) -> List<T> {
+        let _turn = self.turn().lock();
+        self.copy()
+    }
+
+    pub(crate) fn insert(&self, item: Arc<T>) {
+        let _turn = self.turn().lock();
+        let mut list = self.copy();
+        list.push(item);
+        self.replace(list);
+    }
+
+    /// Removes what `unwanted` picks. Answers whether there was anything.
+    pub(crate) fn remove(&self, unwanted: impl Fn(&Arc<T>) -> bool) -> bool {
+        let removed;
+        {
+            let _turn = self.turn().lock();
+            let list = self.copy();
+            let (dropped, kept): (List<T>, List<T>) = list.into_iter().partition(unwanted);
+            if dropped.is_empty() {
+                return false;
+            }
+            self.replace(kept);
+            removed = dropped;
+        }
+        // Outside of the lock: what an item drops may use the registry.
+        drop(removed);
+        true
+    }
+
+    fn turn(&self) -> &Lock<()> {
+        self.turn.get_or_init(|| Lock::new("registry", ()))
+    }
+
+    /// Only under the lock.
+    fn copy(&self) -> List<T> {
+        let list = self.list.load(Ordering::Acquire);
+        // SAFETY: lists are freed only by `replace`, under the lock that the caller holds, and by `drop`.
+        unsafe { list.as_ref() }.cloned().unwrap_or_default()
+    }
+
+    /// Only under the lock.
+    fn replace(&self, list: List<T>) {
+        let old = self.list.swap(Box::into_raw(Box::new(list)), Ordering::AcqRel);
+        if !old.is_null() {
+            // SAFETY: made by `Box::into_raw` here, in an earlier call; readers copy under the lock that the caller holds.
+            drop(unsafe { Box::from_raw(old) });
+        }
+    }
+}
+
+impl<T> Drop for Registry<T> {
+    fn drop(&mut self) {
+        let list = *self.list.get_mut();
+        if !list.is_null() {
+            // SAFETY: made by `Box::into_raw`, and nobody else has a reference.
+            drop(unsafe { Box::from_raw(list) });
+        }
+    }
+}
+
+impl<T> fmt::Debug for Registry<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Registry;
+
+    #[test]
+    fn items_come_in_the_order_of_their_insertion_and_go_once() {
+        let registry = Registry::new();
+        assert!(registry.snapshot().is_empty());
+        for number in 1..=3 {
+            registry.insert(Arc::new(number));
+        }
+        assert!(registry.remove(|item| **item == 2));
+        assert!(!registry.remove(|item| **item == 2));
+        let left: Vec<i32> = registry.snapshot().iter().map(|item| **item).collect();
+        assert_eq!(left, [1, 3]);
+    }
+
+    #[test]
+    fn readers_and_writers_do_not_disturb_each_other() {
+        let registry = Registry::new();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let registry = &registry;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        registry.insert(Arc::new((thread, round)));
+                        assert!(registry.snapshot().iter().any(|item| **item == (thread, round)));
+                        assert!(registry.remove(|item| **item == (thread, round)));
+                    }
+                });
+            }
+        });
+        assert!(registry.snapshot().is_empty());
+    }
+}

@@ -1,0 +1,117 @@
+//! What [`after_fork`](super::after_fork) did.
+
+use std::fmt;
+
+use super::{FIRST_GENERATION, HookId, Refresh};
+use crate::error::Error;
+
+/// What [`after_fork`](super::after_fork) found and did. Its text is one line, made for a host's log.
+///
+/// ```
+/// use prefork_cache::lifecycle;
+///
+/// assert_eq!(lifecycle::after_fork().to_string(), "not forked (generation 1): nothing to do");
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it says whether a store or a hook failed"]
+pub struct Report {
+    generation: u64,
+    pub(super) sockets_cut: usize,
+    pub(super) stores: Vec<StoreReport>,
+    pub(super) hooks_run: usize,
+    pub(super) failed_hooks: Vec<FailedHook>,
+}
+
+/// How one registered store came into this process.
+#[derive(Clone, Debug)]
+pub struct StoreReport {
+    pub(super) name: String,
+    pub(super) outcome: Result<Refresh, Error>,
+}
+
+/// A hook that panicked.
+#[derive(Clone, Debug)]
+pub struct FailedHook {
+    pub(super) id: HookId,
+    pub(super) message: String,
+}
+
+impl Report {
+    pub(super) fn new(generation: u64) -> Report {
+        Report { generation, sockets_cut: 0, stores: Vec::new(), hooks_run: 0, failed_hooks: Vec::new() }
+    }
+
+    /// Whether this process was forked since the crate was first used.
+    pub fn forked(&self) -> bool {
+        self.generation != FIRST_GENERATION
+    }
+
+    /// This process's [`generation`](super::generation).
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The stores that came through the fork, with how they came: refreshed by this call, or at first use before it.
+    pub fn stores(&self) -> &[StoreReport] {
+        &self.stores
+    }
+
+    /// How many inherited sockets this process has cut.
+    pub fn sockets_cut(&self) -> usize {
+        self.sockets_cut
+    }
+
+    /// How many hooks this call ran without a panic; 0 where an earlier call in this process has run them.
+    pub fn hooks_run(&self) -> usize {
+        self.hooks_run
+    }
+
+    /// The hooks that panicked in this call.
+    pub fn failed_hooks(&self) -> &[FailedHook] {
+        &self.failed_hooks
+    }
+}
+
+impl StoreReport {
+    /// The name of the cache that the store was registered under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it came, or why its refresh failed.
+    pub fn outcome(&self) -> Result<Refresh, &Error> {
+        self.outcome.as_ref().copied()
+    }
+}
+
+impl FailedHook {
+    /// Which hook.
+    pub fn id(&self) -> HookId {
+        self.id
+    }
+
+    /// What it panicked with.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.forked() {
+            return write!(f, "not forked (generation {}): nothing to do", self.generation);
+        }
+        write!(f, "forked (generation {}): {} sockets cut", self.generation, self.sockets_cut)?;
+        for store in &self.stores {
+            match &store.outcome {
+                Ok(refresh) => write!(f, ", {} {refresh}", store.name)?,
+                Err(error) => write!(f, ", {} failed: {error}", store.name)?,
+            }
+        }
+        write!(f, ", {} hooks run", self.hooks_run)?;
+        for failed in &self.failed_hooks {
+            write!(f, ", hook {} failed: {}", failed.id.0, failed.message)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Which tokio runtimes were inherited.
+//!
+//! A child that uses a runtime of its parent's registers its sockets with the parent's epoll instance: the child hangs, and
+//! the parent's own connections break. A runtime does not say when it was made, so each asynchronous operation stamps its
+//! runtime's id with the generation, and the *prepare* handler stamps the forking thread's current one. An id that was
+//! stamped in an earlier generation is an inherited runtime; ids come from a counter that a child inherits, so its own
+//! runtimes have others.
+//!
+//! The stamps are in a fixed table of atomics, the oldest overwritten first, and each thread remembers the last id that it
+//! found in order. A runtime that was never used here, nor current at the fork, cannot be told from a new one.
+
+use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::runtime::Handle;
+
+use super::generation::generation;
+
+const STAMPS: usize = 256;
+
+struct Stamp {
+    runtime: AtomicU64,
+    generation: AtomicU64,
+}
+
+static TABLE: [Stamp; STAMPS] = [const { Stamp { runtime: AtomicU64::new(0), generation: AtomicU64::new(0) } }; STAMPS];
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The last runtime found to be this process's own, and in which generation.
+    static LAST: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// A runtime's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RuntimeId(u64);
+
+impl RuntimeId {
+    fn of(handle: &Handle) -> RuntimeId {
+        let mut number = Number(0);
+        handle.id().hash(&mut number);
+        RuntimeId(number.0)
+    }
+}
+
+/// The runtime that this thread is in, if any.
+///
+/// # Errors
+///
+/// If the runtime came through a fork.
+pub(crate) fn current() -> Result<Option<RuntimeId>, Inherited> {
+    let Ok(handle) = Handle::try_current() else { return Ok(None) };
+    let runtime = RuntimeId::of(&handle);
+    let generation = generation();
+    if LAST.get() != (runtime.0, generation) {
+        stamp(runtime, generation)?;
+        LAST.set((runtime.0, generation));
+    }
+    Ok(Some(runtime))
+}
+
+/// The runtime belongs to a parent process.
+#[derive(Debug)]
+pub(crate) struct Inherited;
+
+/// Stamps the runtime that this thread is in, before it forks.
+pub(super) fn stamp_current() {
+    // What there is to report will be reported at the first use in the child.
+    let _ = current();
+}
+
+fn stamp(runtime: RuntimeId, generation: u64) -> Result<(), Inherited> {
+    for stamp in &TABLE {
+        if stamp.runtime.load(Ordering::Acquire) == runtime.0 {
+            let stamped = stamp.generation.load(Ordering::Relaxed);
+            return if stamped == generation { Ok(()) } else { Err(Inherited) };
+        }
+    }
+    let stamp = &TABLE[NEXT.fetch_add(1, Ordering::Relaxed) % STAMPS];
+    stamp.runtime.store(0, Ordering::Relaxed);
+    stamp.generation.store(generation, Ordering::Relaxed);
+    stamp.runtime.store(runtime.0, Ordering::Release);
+    Ok(())
+}
+
+/// Takes the number out of an id, which only shows it to a hasher or as text.
+struct Number(u64);
+
+impl Hasher for Number {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
