@@ -1,0 +1,25 @@
+//! Every socket of this crate: dialled, owned and closed here, so that a child can cut the ones it inherited.
+//!
+//! From the bottom up: a [`Socket`](socket::Socket) is entered in the ledger before it exists and leaves it when it is
+//! closed; a [`Stream`] is a connected one with a deadline, blocking or tokio's, behind one interface; a [`Pool`](pool::Pool)
+//! keeps idle connections and destroys whatever comes back unfinished; a [`Breaker`] keeps a server that is down from being
+//! dialled on every call; a [`Link`] puts these together for one endpoint and one protocol.
+
+mod breaker;
+mod dial;
+pub(crate) mod drive;
+mod endpoint;
+mod link;
+mod pool;
+mod socket;
+mod stream;
+#[cfg(feature = "tokio")]
+mod tokio_socket;
+
+pub(crate) use breaker::Breaker;
+pub(crate) use drive::{Drive, drive};
+pub(crate) use endpoint::{Endpoint, io_error};
+pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
+pub(crate) use stream::Stream;
+#[cfg(feature = "tokio")]
+pub(crate) use tokio_socket::TokioSocket;

@@ -1,0 +1,140 @@
+//! Making a connection, within a deadline.
+//!
+//! Only the making of the socket is a section of the gate; the dial itself is not, so a fork never waits for a server. An
+//! address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own time
+//! (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::drive::Drive;
+use super::endpoint::{Endpoint, timed_out};
+use super::socket::{Connecting, Socket};
+use super::stream::Stream;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long to wait before a full queue is tried again.
+const QUEUE_PAUSE: Duration = Duration::from_millis(1);
+
+/// Connects to `endpoint`, for exchanges of at most `timeout` each.
+pub(super) async fn dial(drive: Drive, endpoint: &Endpoint, deadline: Instant, timeout: Duration) -> Result<Stream> {
+    match drive {
+        Drive::Inline => {
+            let connected = connect(endpoint, deadline).and_then(|socket| Stream::blocking(socket, timeout));
+            connected.map_err(|error| dial_error(endpoint, error))
+        }
+        #[cfg(feature = "tokio")]
+        Drive::Tokio(_) => match tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint)).await {
+            Ok(connected) => connected.map(Stream::tokio).map_err(|error| dial_error(endpoint, error)),
+            Err(_) => Err(dial_error(endpoint, io::ErrorKind::TimedOut.into())),
+        },
+    }
+}
+
+fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return timed_out("connecting to", endpoint);
+    }
+    Error::with_source(ErrorKind::Connect, format!("connecting to {endpoint}"), error)
+}
+
+fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
+    match endpoint {
+        Endpoint::Unix(path) => connect_unix(path, deadline),
+        Endpoint::Tcp { host, port } => {
+            let addresses = match numeric(host, *port) {
+                Some(address) => vec![address],
+                None => (host.as_str(), *port).to_socket_addrs()?.collect(),
+            };
+            first_that_connects(addresses, |address| connect_tcp(&address, deadline))
+        }
+    }
+}
+
+fn connect_tcp(address: &SocketAddr, deadline: Instant) -> io::Result<Socket> {
+    let socket = Socket::tcp(address)?;
+    if let Connecting::UnderWay = socket.start_connecting_tcp(address)? {
+        socket.wait_writable(deadline)?;
+        socket.connected()?;
+    }
+    Ok(socket)
+}
+
+fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
+    let socket = Socket::unix()?;
+    while let Connecting::Full = socket.start_connecting_unix(path)? {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(QUEUE_PAUSE);
+    }
+    Ok(socket)
+}
+
+fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
+    host.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port))
+}
+
+fn first_that_connects<S>(
+    addresses: Vec<SocketAddr>,
+    mut connect: impl FnMut(SocketAddr) -> io::Result<S>,
+) -> io::Result<S> {
+    let mut last = no_address();
+    for address in addresses {
+        match connect(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the host name has no address")
+}
+
+#[cfg(feature = "tokio")]
+mod on_tokio {
+    use super::{Connecting, Endpoint, Path, QUEUE_PAUSE, Socket, SocketAddr, io, no_address, numeric};
+    use crate::net::tokio_socket::TokioSocket;
+
+    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<TokioSocket> {
+        match endpoint {
+            Endpoint::Unix(path) => connect_unix(path).await,
+            Endpoint::Tcp { host, port } => {
+                if let Some(address) = numeric(host, *port) {
+                    return connect_tcp(&address).await;
+                }
+                let mut last = no_address();
+                for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
+                    match connect_tcp(&address).await {
+                        Ok(socket) => return Ok(socket),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    async fn connect_tcp(address: &SocketAddr) -> io::Result<TokioSocket> {
+        let socket = Socket::tcp(address)?;
+        let connecting = socket.start_connecting_tcp(address)?;
+        let socket = TokioSocket::new(socket)?;
+        if let Connecting::UnderWay = connecting {
+            socket.writable().await?;
+            socket.socket().connected()?;
+        }
+        Ok(socket)
+    }
+
+    async fn connect_unix(path: &Path) -> io::Result<TokioSocket> {
+        let socket = Socket::unix()?;
+        while let Connecting::Full = socket.start_connecting_unix(path)? {
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+        TokioSocket::new(socket)
+    }
+}

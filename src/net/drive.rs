@@ -1,0 +1,70 @@
+//! Whether an operation runs inline on this thread, or in a tokio runtime.
+//!
+//! There is one implementation of each operation. Inside a tokio runtime its waits are asynchronous. Outside of one, and on a
+//! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll.
+
+use std::cell::Cell;
+
+use crate::error::Result;
+#[cfg(feature = "tokio")]
+use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tokio")]
+use crate::lifecycle::runtime::{self, RuntimeId};
+
+/// How the operation that is being polled waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drive {
+    /// Blocking, on the calling thread.
+    Inline,
+    /// On this tokio runtime.
+    #[cfg(feature = "tokio")]
+    Tokio(RuntimeId),
+}
+
+thread_local! {
+    static INLINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How an operation started here and now waits.
+///
+/// # Errors
+///
+/// [`ErrorKind::Forked`] in a runtime that came through a fork: its epoll instance is the parent's.
+#[inline]
+#[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
+pub(crate) fn drive() -> Result<Drive> {
+    if INLINE.get() {
+        return Ok(Drive::Inline);
+    }
+    #[cfg(feature = "tokio")]
+    match runtime::current() {
+        Ok(Some(id)) => return Ok(Drive::Tokio(id)),
+        Ok(None) => {}
+        Err(runtime::Inherited) => {
+            let context = "this tokio runtime was inherited through a fork: build a new one in the child, or use the blocking API";
+            return Err(Error::new(ErrorKind::Forked, context));
+        }
+    }
+    Ok(Drive::Inline)
+}
+
+/// Has every operation in `work` run inline on this thread.
+pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
+    marked(true, work)
+}
+
+/// Lifts the mark of [`inline`] while a user's code runs.
+pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
+    marked(false, work)
+}
+
+fn marked<R>(inline: bool, work: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            INLINE.set(self.0);
+        }
+    }
+    let _restore = Restore(INLINE.replace(inline));
+    work()
+}

@@ -1,0 +1,249 @@
+//! One server, over one protocol: pooled connections, deadlines, one retry, and a breaker.
+
+use std::fmt::{self, Debug};
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use super::breaker::Breaker;
+use super::dial::dial;
+use super::drive::{Drive, drive};
+use super::endpoint::{Endpoint, timed_out};
+use super::pool::{Lease, Pool};
+use super::stream::Stream;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a protocol offers, so that a [`Link`] can pool, bound and retry for it. Written once, as asynchronous code; over a
+/// blocking stream each future is ready at its first poll.
+pub(crate) trait Protocol: Debug + Send + Sync + 'static {
+    type Connection: Send;
+    type Request: Sync + ?Sized;
+    type Reply: Send;
+
+    /// Makes a connection of a connected stream: handshake and login.
+    fn open(&self, stream: Stream) -> impl Future<Output = Result<Self::Connection>> + Send;
+
+    /// Sends a request and reads its whole reply. What the server answers, an error too, is a reply; `Err` means that the
+    /// connection cannot be used again, and it is destroyed.
+    fn exchange(
+        &self,
+        connection: &mut Self::Connection,
+        request: &Self::Request,
+    ) -> impl Future<Output = Result<Self::Reply>> + Send;
+
+    fn stream(connection: &mut Self::Connection) -> &mut Stream;
+}
+
+/// Whether a request may be sent twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// Once more, if a reused connection turns out to be dead before a byte of the reply.
+    Idempotent,
+    /// Never. A reused connection is looked at before it is used.
+    Never,
+}
+
+/// The bounds of every wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    /// For a whole exchange: the wait for a free connection, the request and the reply.
+    pub(crate) exchange: Duration,
+}
+
+/// How a [`Link`] behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) timeouts: Timeouts,
+    pub(crate) pool_size: usize,
+    /// After how many failures in a row the server counts as down.
+    pub(crate) failures: u32,
+    /// How long a server that is down is not dialled.
+    pub(crate) retry_after: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let second = Duration::from_secs(1);
+        Settings {
+            timeouts: Timeouts { connect: second, exchange: second },
+            pool_size: 16,
+            failures: 2,
+            retry_after: second,
+        }
+    }
+}
+
+pub(crate) struct Link<P: Protocol> {
+    protocol: P,
+    endpoint: Endpoint,
+    timeouts: Timeouts,
+    pool: Pool<P::Connection>,
+    breaker: Breaker,
+}
+
+impl<P: Protocol> Link<P> {
+    /// No I/O.
+    pub(crate) fn new(protocol: P, endpoint: Endpoint, settings: Settings) -> Link<P> {
+        Link {
+            protocol,
+            endpoint,
+            timeouts: settings.timeouts,
+            pool: Pool::new(settings.pool_size),
+            breaker: Breaker::new(settings.failures, settings.retry_after),
+        }
+    }
+
+    pub(crate) fn protocol(&self) -> &P {
+        &self.protocol
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Whether the server is believed to be up, or due to be tried.
+    pub(crate) fn is_available(&self) -> bool {
+        self.breaker.is_closed()
+    }
+
+    /// One exchange, over a pooled connection or a new one.
+    pub(crate) async fn call(&self, request: &P::Request, retry: Retry) -> Result<P::Reply> {
+        let drive = drive()?;
+        self.admit()?;
+        let mut lease = self.lease(drive).await?;
+        if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
+            lease.discard();
+        }
+        match self.attempt(drive, &mut lease, request).await {
+            Ok(reply) => {
+                lease.finish();
+                self.breaker.succeeded();
+                Ok(reply)
+            }
+            Err(_) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease) => {
+                lease.discard();
+                self.last_attempt(drive, lease, request).await
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Forgets every connection, and that the server was down.
+    pub(crate) fn reset(&self) {
+        self.pool.reset();
+        self.breaker.reset();
+    }
+
+    /// Resets, dials now, and has the server answer `probe`.
+    pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
+        let drive = drive()?;
+        self.reset();
+        let lease = self.lease(drive).await?;
+        self.last_attempt(drive, lease, probe).await
+    }
+
+    /// A connected stream for a protocol that keeps its own connections. Counts with the breaker if it fails.
+    #[cfg_attr(not(all(feature = "redis", feature = "tokio")), expect(dead_code))]
+    pub(crate) async fn dial(&self) -> Result<Stream> {
+        let drive = drive()?;
+        self.connect(drive).await.map_err(|error| self.failed(error))
+    }
+
+    /// Refuses at once while the server is down.
+    pub(crate) fn admit(&self) -> Result<()> {
+        self.breaker.admit().map_err(|wait| {
+            let milliseconds = wait.as_millis();
+            let context = format!("{} failed a moment ago: not tried again for {milliseconds} ms", self.endpoint);
+            Error::new(ErrorKind::Unavailable, context)
+        })
+    }
+
+    /// Counts a failure with the breaker, if it says something about the server.
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        if matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) {
+            self.breaker.failed();
+        }
+        error
+    }
+
+    async fn last_attempt(
+        &self,
+        drive: Drive,
+        mut lease: Lease<'_, P::Connection>,
+        request: &P::Request,
+    ) -> Result<P::Reply> {
+        let reply = self.attempt(drive, &mut lease, request).await.map_err(|error| self.failed(error))?;
+        lease.finish();
+        self.breaker.succeeded();
+        Ok(reply)
+    }
+
+    async fn lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
+        let deadline = Instant::now() + self.timeouts.exchange;
+        let exhausted = || {
+            let context = format!("talking to {}: every connection of the pool is in use", self.endpoint);
+            Error::new(ErrorKind::Timeout, context)
+        };
+        self.within(drive, deadline, self.pool.lease(drive, deadline))
+            .await
+            .unwrap_or(Err(super::pool::Exhausted))
+            .map_err(|_| exhausted())
+    }
+
+    async fn attempt(
+        &self,
+        drive: Drive,
+        lease: &mut Lease<'_, P::Connection>,
+        request: &P::Request,
+    ) -> Result<P::Reply> {
+        if lease.connection().is_none() {
+            let stream = self.connect(drive).await?;
+            let deadline = Instant::now() + self.timeouts.exchange;
+            let opened = self.within(drive, deadline, self.protocol.open(stream)).await;
+            lease.fill(opened.unwrap_or_else(|| Err(timed_out("greeting", &self.endpoint)))?);
+        }
+        let Some(connection) = lease.connection() else { unreachable!("the lease was just filled") };
+        let deadline = Instant::now() + self.timeouts.exchange;
+        P::stream(connection).begin(deadline);
+        let replied = self.within(drive, deadline, self.protocol.exchange(connection, request)).await;
+        replied.unwrap_or_else(|| Err(timed_out("waiting for", &self.endpoint)))
+    }
+
+    async fn connect(&self, drive: Drive) -> Result<Stream> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        dial(drive, &self.endpoint, deadline, self.timeouts.exchange).await
+    }
+
+    /// In a runtime, ends `work` at the deadline; a blocking stream keeps its own.
+    #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
+    async fn within<F: Future>(&self, drive: Drive, deadline: Instant, work: F) -> Option<F::Output> {
+        match drive {
+            Drive::Inline => Some(work.await),
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
+        }
+    }
+}
+
+/// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
+fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, P::Connection>) -> bool {
+    lease.is_reused() && lease.connection().is_some_and(|connection| !P::stream(connection).answered())
+}
+
+impl<P: Protocol> Debug for Link<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("endpoint", &self.endpoint)
+            .field("protocol", &self.protocol)
+            .field("breaker", &self.breaker)
+            .finish_non_exhaustive()
+    }
+}

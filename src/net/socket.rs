@@ -1,0 +1,194 @@
+//! A socket that knows which process opened it.
+//!
+//! It is entered in the ledger before it exists and leaves it when it is closed. In a process that inherited it every
+//! operation is an error and the drop does nothing: the number stands for the ledger's tombstone there.
+
+use std::fmt;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+#[cfg(feature = "tokio")]
+use tokio::io::unix::AsyncFd;
+
+use crate::lifecycle::ledger::Entry;
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    descriptor: ManuallyDrop<OwnedFd>,
+    entry: Entry,
+}
+
+/// The error of every operation on a socket that a parent process opened.
+#[derive(Debug)]
+pub(crate) struct StaleSocket;
+
+impl fmt::Display for StaleSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection was opened by a parent process")
+    }
+}
+
+impl std::error::Error for StaleSocket {}
+
+/// How far a connection attempt has come.
+pub(crate) enum Connecting {
+    Done,
+    /// Writable, or failed, once it is decided.
+    UnderWay,
+    /// The server's queue is full; to be tried again.
+    Full,
+}
+
+impl Socket {
+    /// A non-blocking socket for TCP, not yet connected.
+    pub(crate) fn tcp(address: &SocketAddr) -> io::Result<Socket> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = Socket::open(family)?;
+        socket::setsockopt(&*socket.descriptor, sockopt::TcpNoDelay, &true)?;
+        Ok(socket)
+    }
+
+    /// A non-blocking Unix socket, not yet connected.
+    pub(crate) fn unix() -> io::Result<Socket> {
+        Socket::open(AddressFamily::Unix)
+    }
+
+    fn open(family: AddressFamily) -> io::Result<Socket> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (descriptor, entry) = Entry::open(|| Ok(socket::socket(family, SockType::Stream, flags, None)?))?;
+        Ok(Socket { descriptor: ManuallyDrop::new(descriptor), entry })
+    }
+
+    pub(crate) fn start_connecting_tcp(&self, address: &SocketAddr) -> io::Result<Connecting> {
+        self.start_connecting(&SockaddrStorage::from(*address))
+    }
+
+    pub(crate) fn start_connecting_unix(&self, path: &Path) -> io::Result<Connecting> {
+        self.start_connecting(&UnixAddr::new(path)?)
+    }
+
+    fn start_connecting(&self, address: &dyn SockaddrLike) -> io::Result<Connecting> {
+        match socket::connect(self.number()?, address) {
+            Ok(()) | Err(Errno::EISCONN) => Ok(Connecting::Done),
+            Err(Errno::EINPROGRESS | Errno::EINTR | Errno::EALREADY) => Ok(Connecting::UnderWay),
+            Err(Errno::EAGAIN) => Ok(Connecting::Full),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What became of a connection attempt that was under way.
+    pub(crate) fn connected(&self) -> io::Result<()> {
+        match socket::getsockopt(&*self.descriptor, sockopt::SocketError)? {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Waits until the socket is writable.
+    pub(crate) fn wait_writable(&self, deadline: Instant) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: a wait of zero milliseconds would spin.
+            let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)], left) {
+                Ok(0) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes operations wait, from now on.
+    pub(crate) fn set_blocking(&self) -> io::Result<()> {
+        let flags = OFlag::from_bits_retain(fcntl(&*self.descriptor, FcntlArg::F_GETFL)?);
+        fcntl(&*self.descriptor, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
+        Ok(())
+    }
+
+    /// How long a blocking receive waits.
+    pub(crate) fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
+        Ok(socket::setsockopt(&*self.descriptor, sockopt::ReceiveTimeout, &time_value(timeout))?)
+    }
+
+    /// How long a blocking send waits.
+    pub(crate) fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
+        Ok(socket::setsockopt(&*self.descriptor, sockopt::SendTimeout, &time_value(timeout))?)
+    }
+
+    #[inline]
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(socket::send(self.number()?, bytes, MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    #[inline]
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(socket::recv(self.number()?, buffer, MsgFlags::empty())?)
+    }
+
+    /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let looked =
+            self.number().map(|number| socket::recv(number, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT));
+        matches!(looked, Ok(Err(Errno::EAGAIN)))
+    }
+
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.entry.is_current()
+    }
+
+    /// Registers a non-blocking socket with the current tokio runtime.
+    #[cfg(feature = "tokio")]
+    #[expect(unsafe_code, reason = "tokio has to be promised that the descriptor stays the same")]
+    pub(crate) fn register(self) -> io::Result<AsyncFd<Socket>> {
+        // SAFETY: `as_raw_fd` and `as_fd` give the same descriptor at every call, and it is closed only by the drop. In a child
+        // the number stands for the ledger's tombstone, and the registration is never touched again.
+        Ok(unsafe { AsyncFd::register(self) }?)
+    }
+
+    /// The descriptor, for an operation by the process that opened it.
+    #[inline]
+    fn number(&self) -> io::Result<RawFd> {
+        if self.is_current() { Ok(self.descriptor.as_raw_fd()) } else { Err(io::Error::other(StaleSocket)) }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl Drop for Socket {
+    #[expect(unsafe_code, reason = "the ledger, not the descriptor's own drop, decides whether it is closed")]
+    fn drop(&mut self) {
+        // SAFETY: taken once, here; nothing uses the socket afterwards.
+        let descriptor = unsafe { ManuallyDrop::take(&mut self.descriptor) };
+        self.entry.close(descriptor);
+    }
+}
+
+/// At least a microsecond: to the kernel zero means for ever.
+fn time_value(timeout: Duration) -> TimeVal {
+    let microseconds = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1);
+    TimeVal::microseconds(microseconds)
+}
