@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+mod url;
 
 /// How long an entry lives in a store.
 ///
