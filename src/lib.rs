@@ -6,6 +6,12 @@ mod net;
 mod store;
 mod sync;
 
+/// The stores of this crate.
+#[cfg(feature = "memcached")]
+pub mod stores {
+    pub use crate::store::memcached::MemcachedStore;
+}
+
 pub use error::{Error, ErrorKind, Result};
 pub use store::{CacheStore, Ttl, When};
 

@@ -1,6 +1,6 @@
 //! The contract of a store: bytes in, bytes out, `reset` and `reconnect`.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+#[cfg(feature = "memcached")]
+pub(crate) mod memcached;
 mod url;
 
 /// How long an entry lives in a store.
@@ -205,6 +207,6 @@ pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
         .ok_or_else(|| Error::new(ErrorKind::NotANumber, format!("the entry {key:?} is not a decimal number")))
 }
 
-pub(crate) fn counter_overflow(key: &str, number: i64, by: i64) -> Error {
+pub(crate) fn counter_overflow(key: &str, number: impl Display, by: i64) -> Error {
     Error::new(ErrorKind::NotANumber, format!("the counter {key:?} is at {number}: {by:+} does not fit into 64 bits"))
 }
