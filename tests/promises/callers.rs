@@ -1,0 +1,82 @@
+//! The two ways to call a cache, as one.
+
+use std::time::Duration;
+
+use prefork_cache::{Cache, Result, stores};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::harness::Mode;
+use crate::support::servers::{Kind, Server, url_of};
+
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+/// Options of a store for which a busy machine is no outage.
+pub(crate) const PATIENT: &str = "timeout=20s&connect_timeout=20s";
+
+/// A registered cache on a server.
+pub(crate) fn cache_on(server: &Server, options: &str) -> Cache {
+    Cache::register(stores::from_url(&server.url(options)).expect("a good URL"))
+}
+
+/// A registered cache on whatever listens on `port`.
+pub(crate) fn cache_at(kind: Kind, port: u16, options: &str) -> Cache {
+    Cache::register(stores::from_url(&url_of(kind, port, options)).expect("a good URL"))
+}
+
+/// Uses a cache in one mode, in one process.
+pub(crate) struct Caller<'a> {
+    cache: &'a Cache,
+    /// A current-thread runtime, in tokio's mode.
+    runtime: Option<Runtime>,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(mode: Mode, cache: &'a Cache) -> Caller<'a> {
+        let runtime = (mode == Mode::Tokio).then(current_thread_runtime);
+        Caller { cache, runtime }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<Option<String>> {
+        match &self.runtime {
+            None => self.cache.blocking().get(key),
+            Some(runtime) => runtime.block_on(self.cache.get(key)),
+        }
+    }
+
+    pub(crate) fn set(&self, key: &str, value: &str) -> Result<()> {
+        match &self.runtime {
+            None => self.cache.blocking().set(key, &value, MINUTE),
+            Some(runtime) => runtime.block_on(self.cache.set(key, &value, MINUTE)),
+        }
+    }
+
+    pub(crate) fn increment(&self, key: &str) -> Result<i64> {
+        match &self.runtime {
+            None => self.cache.blocking().increment(key, 1, MINUTE),
+            Some(runtime) => runtime.block_on(self.cache.increment(key, 1, MINUTE)),
+        }
+    }
+
+    pub(crate) fn reconnect(&self) -> Result<()> {
+        match &self.runtime {
+            None => self.cache.blocking().reconnect(),
+            Some(runtime) => runtime.block_on(self.cache.reconnect()),
+        }
+    }
+
+    /// Makes this many operations, in pairs of a set and a get. Each value names its key and its side, so that a reply that
+    /// was meant for somebody else is seen.
+    pub(crate) fn converse(&self, side: &str, operations: usize) {
+        for round in 0..operations / 2 {
+            let key = format!("{side}:{}", round % 64);
+            let value = format!("{key} in round {round}");
+            self.set(&key, &value).unwrap_or_else(|error| panic!("{side}, set {key}: {error:?}"));
+            let answer = self.get(&key).unwrap_or_else(|error| panic!("{side}, get {key}: {error:?}"));
+            assert_eq!(answer.as_deref(), Some(&*value), "{side} asked for {key}");
+        }
+    }
+}
+
+pub(crate) fn current_thread_runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
