@@ -1,12 +1,17 @@
 //! The two ways to call a cache, as one.
 
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::pin::Pin;
 use std::time::Duration;
 
 use prefork_cache::{Cache, Result, stores};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::harness::Mode;
+use crate::support::proxy::Proxy;
 use crate::support::servers::{Kind, Server, url_of};
+use crate::support::wait::PATIENCE;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -50,6 +55,20 @@ impl<'a> Caller<'a> {
         }
     }
 
+    /// Fetches with a loader that gives this value.
+    pub(crate) fn fetch(&self, key: &str, loaded: &str) -> String {
+        let fetched = match &self.runtime {
+            None => self.cache.blocking().fetch(key, MINUTE, || Ok::<_, Infallible>(loaded.to_owned())),
+            Some(runtime) => {
+                runtime.block_on(self.cache.fetch(key, MINUTE, async || Ok::<_, Infallible>(loaded.to_owned())))
+            }
+        };
+        match fetched {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
     pub(crate) fn increment(&self, key: &str) -> Result<i64> {
         match &self.runtime {
             None => self.cache.blocking().increment(key, 1, MINUTE),
@@ -79,4 +98,17 @@ impl<'a> Caller<'a> {
 
 pub(crate) fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Drives a future until the proxy holds this many replies, one of which the future waits for.
+pub(crate) async fn until_held<F: Future<Output: Debug>>(proxy: &Proxy, count: usize, awaited: Pin<&mut F>) {
+    let held = async {
+        while proxy.held() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        held = tokio::time::timeout(PATIENCE, held) => held.expect("waited in vain until the proxy holds the reply"),
+        early = awaited => panic!("answered without a reply: {early:?}"),
+    }
 }

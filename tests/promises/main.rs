@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod callers;
 mod harness;
 
 macro_rules! promises {
@@ -23,6 +24,15 @@ macro_rules! promises {
 }
 
 promises! {
+    one_process_one_socket,
+    a_hosts_descriptors_stay_its_own,
+    a_reply_answers_its_own_request,
+    a_fork_in_mid_command_harms_nobody,
     no_vanished_thread_blocks_a_child,
+    process_locals_belong_to_a_process,
+    memory_comes_along,
+    the_parent_never_notices,
     nobody_has_to_remember,
+    an_outage_is_not_an_outage,
+    the_master_needs_no_runtime,
 }

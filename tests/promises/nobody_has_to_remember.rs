@@ -1,16 +1,23 @@
 //! Promise 5: everything holds when the host calls nothing, and calling `after_fork` at any time changes nothing else.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use nix::unistd::{getpid, getppid, setsid};
-use prefork_cache::lifecycle;
+use prefork_cache::{Cache, CacheStore, Result, Ttl, When, lifecycle};
 
-use crate::harness::{Scenario, scenario, skip};
+use crate::callers::{Caller, MINUTE, PATIENT, cache_at};
+use crate::harness::{Mode, Scenario, scenario, skip, with_each_server_and_mode};
 use crate::support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
+use crate::support::descriptors::connected_to;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Kind, Server};
 use crate::support::wait::Latch;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![
+    let mut all = vec![
         scenario("every_way_of_forking_is_noticed", every_way_of_forking_is_noticed),
         scenario("every_way_of_forking_is_noticed_from_several_threads", noticed_from_several_threads),
         scenario("a_nested_process_id_namespace_is_noticed", a_nested_process_id_namespace_is_noticed),
@@ -19,7 +26,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("a_daemon_that_forks_twice_is_counted", a_daemon_that_forks_twice_is_counted),
         scenario("hooks_run_once_per_process_and_a_panic_stops_no_other", hooks_run_once_per_process),
         scenario("after_fork_in_a_process_that_was_not_forked_does_nothing", after_fork_without_a_fork),
-    ]
+        scenario("a_custom_store_is_reset_once_in_each_process", a_custom_store_is_reset_once),
+    ];
+    all.extend(with_each_server_and_mode("after_fork_at_any_time_leads_to_the_same_end", after_fork_at_any_time));
+    all
 }
 
 fn every_way_of_forking_is_noticed() {
@@ -143,4 +153,104 @@ fn after_fork_without_a_fork() {
         assert_eq!((report.sockets_cut(), report.hooks_run(), report.failed_hooks().len()), (0, 0, 0), "{report}");
         assert_eq!(report.generation(), lifecycle::generation());
     }
+}
+
+/// Never, once or five times before the first use, or late, or in the parent: nothing is dialled but by a use, and a
+/// connection that a process has made it keeps.
+fn after_fork_at_any_time(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), PATIENT);
+    let caller = Caller::new(mode, &cache);
+    caller.converse("parent", 4);
+    let call_often = |times| (0..times).for_each(|_| drop(lifecycle::after_fork()));
+    for (early, late) in [(0, 0), (1, 0), (5, 0), (0, 1), (0, 5), (5, 5)] {
+        for way in Way::COMMON {
+            let dialled = proxy.connects();
+            let child = fork_by(way, || {
+                call_often(early);
+                assert!(early == 0 || connected_to(proxy.port()).is_empty(), "calling it dials nothing");
+                let caller = Caller::new(mode, &cache);
+                caller.converse("child", 4);
+                let own = connected_to(proxy.port());
+                call_often(late);
+                caller.converse("child", 4);
+                assert_eq!(connected_to(proxy.port()), own, "a connection of its own is kept");
+                own.len()
+            });
+            let connections = child.join();
+            assert_eq!(connections, 1, "{early} calls before the first use, {late} after it");
+            call_often(early);
+            caller.converse("parent", 4);
+            assert_eq!(proxy.connects() - dialled, 1, "one connection, and it is the child's");
+        }
+    }
+}
+
+/// It knows nothing of forks: every method but `reset` is what anybody would write.
+#[derive(Debug, Default)]
+struct Custom {
+    resets: AtomicUsize,
+    /// How often it had been reset when it was used last.
+    seen: AtomicUsize,
+}
+
+#[async_trait]
+impl CacheStore for Custom {
+    fn name(&self) -> &str {
+        "custom"
+    }
+
+    async fn get(&self, _: &str) -> Result<Option<Bytes>> {
+        self.seen.store(self.resets.load(Ordering::SeqCst), Ordering::SeqCst);
+        Ok(None)
+    }
+
+    async fn set(&self, _: &str, _: Bytes, _: Ttl, _: When) -> Result<bool> {
+        self.get("").await.map(|_| true)
+    }
+
+    async fn delete(&self, _: &str) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn compare_and_set(&self, _: &str, _: Option<&[u8]>, _: Option<Bytes>, _: Ttl) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn clear(&self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+
+    async fn reconnect(&self) -> Result<()> {
+        self.reset();
+        Ok(())
+    }
+}
+
+fn a_custom_store_is_reset_once() {
+    let store = Arc::new(Custom::default());
+    let cache = Cache::register(Arc::clone(&store));
+    let use_it = || cache.blocking().set("key", &1, MINUTE).expect("it never fails");
+    use_it();
+    assert_eq!(store.resets.load(Ordering::SeqCst), 0, "the parent has nothing to forget");
+    for (way, calls) in Way::COMMON.into_iter().flat_map(|way| [(way, 0), (way, 1), (way, 5)]) {
+        let child = fork_by(way, || {
+            (0..calls).for_each(|_| drop(lifecycle::after_fork()));
+            std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(use_it))));
+            let in_child = (store.resets.load(Ordering::SeqCst), store.seen.load(Ordering::SeqCst));
+            let grandchild = fork(|| {
+                use_it();
+                store.resets.load(Ordering::SeqCst)
+            });
+            (in_child, grandchild.join())
+        });
+        assert_eq!(child.join(), ((1, 1), 2), "reset before the first use, and once, after {way:?} with {calls} calls");
+    }
+    use_it();
+    assert_eq!(store.resets.load(Ordering::SeqCst), 0);
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use prefork_cache::Cache;
+use tokio::runtime::Builder;
 
-use crate::callers::{Caller, PATIENT, cache_on};
-use crate::harness::{Mode, Scenario, skip, with_each_server_and_mode};
-use crate::support::forks::{CHILD_TIME, Child, Way, fork_by, try_fork_by};
+use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
+use crate::harness::{Mode, Scenario, skip, with_each_server, with_each_server_and_mode};
+use crate::support::forks::{CHILD_TIME, Child, End, Way, exit_now, fork_by, try_fork_by};
 use crate::support::identity::{Identity, own_connections};
 use crate::support::servers::{Kind, Server};
 use crate::support::wait::Latch;
@@ -33,6 +34,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         both_sides_talk_at_once(kind, mode, Way::Fork, FEWER);
     }));
     all.extend(with_each_server_and_mode("five_generations_talk_at_once", five_generations_talk_at_once));
+    all.extend(with_each_server_and_mode("a_daemon_that_forks_twice", a_daemon_that_forks_twice));
+    all.extend(with_each_server("a_fork_on_a_runtimes_thread", a_fork_on_a_runtimes_thread));
     all
 }
 
@@ -96,4 +99,50 @@ fn generation(mode: Mode, cache: &Cache, server: &Server, depth: usize) -> Vec<B
     assert_eq!(own_connections(server), own, "{side} keeps its connections");
     all.push(own);
     all
+}
+
+/// The process in the middle never looks at the cache.
+fn a_daemon_that_forks_twice(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let caller = Caller::new(mode, &cache);
+    caller.converse("parent before", 20);
+    let before = own_connections(&server);
+    let done = Latch::new();
+    let middle = fork_by::<()>(Way::Fork, || {
+        nix::unistd::setsid().expect("a session of its own");
+        // Not waited for: whoever adopts it reaps it.
+        let _daemon = fork_by::<()>(Way::Fork, || {
+            let own = talk_as_a_child(mode, &cache, &server, "daemon", FEWER);
+            assert_apart(&before, &own);
+            done.raise();
+        });
+        exit_now(0);
+    });
+    caller.converse("parent", FEWER);
+    assert_eq!(middle.end(), End::Exited(0));
+    done.wait("the daemon is done, with connections of its own");
+    assert_eq!(own_connections(&server), before, "the parent keeps its connections");
+}
+
+/// The child goes on blocking: its runtime is its parent's.
+fn a_fork_on_a_runtimes_thread(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let ask = async |cache: &Cache| cache.set("parent", &"value", MINUTE).await.expect("the server is there");
+        ask(&cache).await;
+        let (in_task, before) = (cache.clone(), own_connections(&server));
+        let on_a_worker = tokio::spawn(async move {
+            ask(&in_task).await;
+            // Joined here: the worker waits, and the other one goes on.
+            fork_by(Way::Fork, || Caller::new(Mode::Blocking, &in_task).converse("child", FEWER)).join();
+            ask(&in_task).await;
+        });
+        on_a_worker.await.expect("no panic");
+        ask(&cache).await;
+        let after = own_connections(&server);
+        assert!(before.is_subset(&after), "the parent keeps its connections: {before:?}, {after:?}");
+    });
 }

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::io::{Read, Write};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -80,7 +81,7 @@ pub(crate) struct Child<T> {
     watch: OwnedFd,
     results: OwnedFd,
     time: Duration,
-    result: std::marker::PhantomData<T>,
+    result: PhantomData<T>,
 }
 
 /// How a child ended.
@@ -120,31 +121,56 @@ pub(crate) fn try_fork_by<T: Serialize + DeserializeOwned>(
     time: Duration,
     work: impl FnOnce() -> T,
 ) -> nix::Result<Child<T>> {
-    let (results, own) = pipe()?;
+    match split(way, time)? {
+        Side::Parent(child) => Ok(child),
+        Side::Child(reporter) => reporter.run_and_exit(work),
+    }
+}
+
+/// Which process this is, after [`split`].
+#[derive(Debug)]
+pub(crate) enum Side<T> {
+    Parent(Child<T>),
+    Child(Reporter<T>),
+}
+
+/// Where a child puts its result.
+#[derive(Debug)]
+pub(crate) struct Reporter<T> {
+    pipe: OwnedFd,
+    result: PhantomData<T>,
+}
+
+/// Forks in this way and returns in both processes, in the child for at most `time`: for code in whose middle a fork
+/// happens. A child has to end in [`Reporter::run_and_exit`].
+pub(crate) fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
+    let (results, pipe) = pipe()?;
     match way.go()? {
         0 => {
             alarm::set(u32::try_from(time.as_secs()).expect("a short time").max(1));
-            run_and_exit(own, work)
+            Ok(Side::Child(Reporter { pipe, result: PhantomData }))
         }
         process => {
             let watch = watch(process);
-            Ok(Child { process: Pid::from_raw(process), watch, results, time, result: std::marker::PhantomData })
+            Ok(Side::Parent(Child { process: Pid::from_raw(process), watch, results, time, result: PhantomData }))
         }
     }
 }
 
-/// Runs `work` in this process, which was forked, and ends it.
-fn run_and_exit<T: Serialize>(results: OwnedFd, work: impl FnOnce() -> T) -> ! {
-    let message = match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => Message::Returned(result),
-        Err(panic) => Message::Panicked(panic_text(&*panic)),
-    };
-    let text = serde_json::to_vec(&message).expect("results are plain data");
-    let mut pipe = std::fs::File::from(results);
-    let length = u64::try_from(text.len()).expect("a short text");
-    // Should the parent be gone, there is nobody to tell.
-    let _ = pipe.write_all(&length.to_ne_bytes()).and_then(|()| pipe.write_all(&text));
-    exit_now(0)
+impl<T: Serialize> Reporter<T> {
+    /// Runs `work`, sends its result and ends this process.
+    pub(crate) fn run_and_exit(self, work: impl FnOnce() -> T) -> ! {
+        let message = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(result) => Message::Returned(result),
+            Err(panic) => Message::Panicked(panic_text(&*panic)),
+        };
+        let text = serde_json::to_vec(&message).expect("results are plain data");
+        let mut pipe = std::fs::File::from(self.pipe);
+        let length = u64::try_from(text.len()).expect("a short text");
+        // Should the parent be gone, there is nobody to tell.
+        let _ = pipe.write_all(&length.to_ne_bytes()).and_then(|()| pipe.write_all(&text));
+        exit_now(0)
+    }
 }
 
 /// Ends this process without running anything that its parent has registered for its end.

@@ -5,4 +5,5 @@ pub(crate) mod forks;
 pub(crate) mod identity;
 pub(crate) mod proxy;
 pub(crate) mod servers;
+pub(crate) mod signals;
 pub(crate) mod wait;

@@ -24,8 +24,8 @@ pub(crate) enum Fault {
     Swallow,
 }
 
-/// Decides by the running number of a piece.
-type Plan = dyn Fn(usize) -> Fault + Send + Sync;
+/// Decides by the running number of a piece and by what is in it.
+type Plan = dyn Fn(usize, &[u8]) -> Fault + Send + Sync;
 
 /// Listens on a port of its own until the process ends.
 pub(crate) struct Proxy {
@@ -56,7 +56,7 @@ impl Proxy {
             server: (Ipv4Addr::LOCALHOST, port).into(),
             connects: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
-            state: Mutex::new(State { plan: Arc::new(|_| Fault::None), held: 0, releases: 0 }),
+            state: Mutex::new(State { plan: Arc::new(|_, _| Fault::None), held: 0, releases: 0 }),
             changed: Condvar::new(),
         });
         let accepting = Arc::clone(&shared);
@@ -78,25 +78,31 @@ impl Proxy {
         self.shared.connects.load(Ordering::SeqCst)
     }
 
-    /// Does this to every piece of a reply, from now on.
-    pub(crate) fn always(&self, fault: Fault) {
-        self.plan(move |_| fault);
+    /// Holds every reply in which this text is found, from now on.
+    pub(crate) fn hold_replies_with(&self, text: &'static str) {
+        let found = |piece: &[u8]| piece.windows(text.len()).any(|window| window == text.as_bytes());
+        self.plan(move |_, piece| if found(piece) { Fault::Hold } else { Fault::None });
     }
 
-    /// Does to each piece what `plan` says of its running number, from now on.
-    pub(crate) fn plan(&self, plan: impl Fn(usize) -> Fault + Send + Sync + 'static) {
+    /// Does to each piece of a reply what `plan` says of its running number and its bytes, from now on.
+    pub(crate) fn plan(&self, plan: impl Fn(usize, &[u8]) -> Fault + Send + Sync + 'static) {
         self.shared.state().plan = Arc::new(plan);
     }
 
     /// Waits until this many replies are held.
     pub(crate) fn wait_until_held(&self, count: usize) {
-        until(&format!("the proxy holds {count} replies"), || self.shared.state().held >= count);
+        until(&format!("the proxy holds {count} replies"), || self.held() >= count);
+    }
+
+    /// How many replies are held.
+    pub(crate) fn held(&self) -> usize {
+        self.shared.state().held
     }
 
     /// Lets through what is held and what comes.
     pub(crate) fn release(&self) {
         let mut state = self.shared.state();
-        state.plan = Arc::new(|_| Fault::None);
+        state.plan = Arc::new(|_, _| Fault::None);
         state.releases += 1;
         self.shared.changed.notify_all();
     }
@@ -122,7 +128,7 @@ impl Shared {
     fn reply(&self, piece: &mut [u8], mut client: &TcpStream) -> bool {
         let number = self.pieces.fetch_add(1, Ordering::SeqCst);
         let plan = Arc::clone(&self.state().plan);
-        match plan(number) {
+        match plan(number, piece) {
             Fault::None => {}
             Fault::Hold => self.hold(),
             Fault::Delay(time) => thread::sleep(time),

@@ -1,6 +1,7 @@
 //! Waiting for something, for a bounded time, and saying what it was.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -58,5 +59,14 @@ impl Latch {
     pub(crate) fn wait(&self, what: &str) {
         // The byte is left where it is, for the others who wait.
         assert!(readable([self.read.as_fd()], PATIENCE) == [true], "waited in vain until {what}");
+    }
+}
+
+/// Tells threads to end, also if whoever waits for them panics first.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
