@@ -18,6 +18,8 @@ pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 /// Options of a store for which a busy machine is no outage.
 pub(crate) const PATIENT: &str = "timeout=20s&connect_timeout=20s";
 
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
+
 /// A registered cache on a server.
 pub(crate) fn cache_on(server: &Server, options: &str) -> Cache {
     Cache::register(stores::from_url(&server.url(options)).expect("a good URL"))

@@ -8,7 +8,7 @@ use prefork_cache::lifecycle::{self, Refresh};
 use prefork_cache::stores::MemoryStore;
 use prefork_cache::Cache;
 
-use crate::callers::MINUTE;
+use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
 use crate::support::descriptors::resident_kilobytes;
 use crate::support::forks::fork;
@@ -77,7 +77,7 @@ fn cache() -> Cache {
     let cache = Cache::register(MemoryStore::builder().max_entries(CAPACITY).build());
     for number in 0..STEADY {
         let key = format!("steady {number}");
-        cache.blocking().set(&key, &format!("{key} is right"), MINUTE).expect("memory does not fail");
+        cache.blocking().set(&key, &format!("{key} is right"), HOUR).expect("memory does not fail");
     }
     cache
 }
