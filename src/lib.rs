@@ -1,13 +1,48 @@
 //! A cache that survives `fork()`.
+//!
+//! A preforking server (Passenger, Unicorn, Puma, gunicorn, uWSGI, PHP-FPM, nginx, or one written in Rust) loads a program
+//! once and forks its workers from it. Every worker inherits the connection to the cache server, and reads what was meant for
+//! another. Here that cannot happen: a process notices that it was forked, cuts the sockets that it inherited, and dials its
+//! own, whether or not anybody calls a hook.
+//!
+//! ```
+//! use prefork_cache::{Cache, lifecycle, stores};
+//! use std::time::Duration;
+//!
+//! // In the master, before any fork and without any runtime.
+//! let cache = Cache::register(stores::MemoryStore::new());
+//! cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+//!
+//! // In each worker; optional.
+//! println!("{}", lifecycle::after_fork());
+//! assert_eq!(cache.blocking().get::<String>("motd")?.as_deref(), Some("hello"));
+//! # Ok::<(), prefork_cache::Error>(())
+//! ```
+//!
+//! - [`Cache`] is the handle that a program holds: typed values, [`fetch`](Cache::fetch), counters, batches, namespaces.
+//! - [`stores`] has Redis, Memcached and memory, and [`stores::from_url`] to choose one in a configuration.
+//! - [`lifecycle`] is how a process learns that it was forked, useful without any cache:
+//!   [`ProcessLocal`](lifecycle::ProcessLocal) holds a value that each process builds for itself.
+//! - [`CacheStore`] is the contract of a store, for one of your own.
+//!
+//! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is no
+//! runtime, the same operations run inline on the calling thread, and start no thread and no runtime.
+//!
+//! # Features
+//!
+//! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
+//! test suite for a store of your own.
 
+mod cache;
 mod error;
 pub mod lifecycle;
 mod net;
 mod store;
 mod sync;
 
+pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Stats};
 pub use error::{Error, ErrorKind, Result};
-pub use store::{CacheStore, Ttl, When};
+pub use store::{CacheStore, Ttl, When, stores};
 
 #[cfg(feature = "__injection")]
 #[doc(hidden)]

@@ -45,12 +45,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use generation::generation;
 pub use process_local::ProcessLocal;
 pub use refresh::Refresh;
-pub(crate) use refresh::{Registration, register_store};
+pub(crate) use refresh::Registration;
 pub(crate) use registry::Registry;
 pub use report::{FailedHook, Report, StoreReport};
 
 /// The generation in which this crate was first used: not known to be a forked one.
-const FIRST_GENERATION: u64 = 1;
+pub(crate) const FIRST_GENERATION: u64 = 1;
 
 static HOOKS: Registry<Hook> = Registry::new();
 static NEXT_HOOK: AtomicU64 = AtomicU64::new(1);
@@ -134,7 +134,7 @@ pub fn remove_hook(id: HookId) -> bool {
 }
 
 /// A number that this thread has to itself, also in a child: no other thread of the same process has it at the same time.
-fn thread_token() -> usize {
+pub(crate) fn thread_token() -> usize {
     thread_local! {
         static MARK: u8 = const { 0 };
     }

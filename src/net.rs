@@ -7,7 +7,7 @@
 
 mod breaker;
 mod dial;
-pub(crate) mod drive;
+mod drive;
 mod endpoint;
 mod link;
 mod pool;
@@ -16,10 +16,7 @@ mod stream;
 #[cfg(feature = "tokio")]
 mod tokio_socket;
 
-pub(crate) use breaker::Breaker;
-pub(crate) use drive::{Drive, drive};
-pub(crate) use endpoint::{Endpoint, io_error};
+pub(crate) use drive::{Drive, drive, inline, is_inline, lifted};
+pub(crate) use endpoint::{Endpoint, io_error, timed_out};
 pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
 pub(crate) use stream::Stream;
-#[cfg(feature = "tokio")]
-pub(crate) use tokio_socket::TokioSocket;

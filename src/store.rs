@@ -1,6 +1,7 @@
 //! The contract of a store: bytes in, bytes out, `reset` and `reconnect`.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
+use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +11,25 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+#[cfg(feature = "memory")]
+mod memory;
+mod null;
+mod open;
+#[cfg(feature = "redis")]
+mod redis;
+mod tiered;
+mod url;
+
+/// The stores of this crate.
+pub mod stores {
+    #[cfg(feature = "memory")]
+    pub use super::memory::{AtFork, MemoryBuilder, MemoryStore};
+    pub use super::null::NullStore;
+    pub use super::open::from_url;
+    #[cfg(feature = "redis")]
+    pub use super::redis::RedisStore;
+    pub use super::tiered::TieredStore;
+}
 
 /// How long an entry lives in a store.
 ///
@@ -29,14 +49,23 @@ pub enum Ttl {
 }
 
 impl Ttl {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
     /// The duration, unless it is for ever.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidTtl`] for a duration of zero.
+    /// [`ErrorKind::InvalidTtl`] for a duration of zero, or of more than a hundred years.
     pub fn duration(self) -> Result<Option<Duration>> {
         match self {
             Ttl::Never => Ok(None),
+            Ttl::After(duration) if duration > Ttl::LONGEST => Err(Error::new(
+                ErrorKind::InvalidTtl,
+                format!(
+                    "a TTL of {} s is longer than a hundred years: use Ttl::Never for an entry that does not expire",
+                    duration.as_secs()
+                ),
+            )),
             Ttl::After(Duration::ZERO) => Err(Error::new(
                 ErrorKind::InvalidTtl,
                 "a TTL of zero: use Ttl::Never for an entry that does not expire",
@@ -147,7 +176,7 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         for _ in 0..CONFLICT_ATTEMPTS {
             let current = self.get(key).await?;
             let number = current.as_deref().map_or(Ok(0), |text| parse_counter(key, text))?;
-            let sum = number.checked_add(by).ok_or_else(|| counter_overflow(key, number, by))?;
+            let sum = number.checked_add(by).ok_or_else(|| counter_overflow(key, by))?;
             if self.compare_and_set(key, current.as_deref(), Some(sum.to_string().into()), ttl).await? {
                 return Ok(sum);
             }
@@ -196,14 +225,48 @@ pub(crate) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() { Err(Error::new(ErrorKind::InvalidKey, "the key is empty")) } else { Ok(()) }
 }
 
-/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
-pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.trim_end_matches(' ').parse().ok())
-        .ok_or_else(|| Error::new(ErrorKind::NotANumber, format!("the entry {key:?} is not a decimal number")))
+/// Refuses a value that the server would not take.
+pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn Display) -> Result<()> {
+    let size = value.len();
+    if size <= limit {
+        return Ok(());
+    }
+    let context = format!("the value of {key:?} has {size} bytes, and {server} takes at most {limit}");
+    Err(Error::new(ErrorKind::ValueTooLarge, context))
 }
 
-pub(crate) fn counter_overflow(key: &str, number: i64, by: i64) -> Error {
-    Error::new(ErrorKind::NotANumber, format!("the counter {key:?} is at {number}: {by:+} does not fit into 64 bits"))
+/// Has `send` deal with those items of a batch that are in order, all of them in one go. The results stand in the order of
+/// the items; a failure of `send` as a whole is the failure of each that it dealt with.
+pub(crate) async fn batch<I, T, F>(items: Vec<Result<I>>, send: impl FnOnce(Vec<I>) -> F) -> Vec<Result<T>>
+where
+    F: Future<Output = Result<Vec<Result<T>>>>,
+{
+    let mut in_order = Vec::with_capacity(items.len());
+    let checked: Vec<Result<()>> = items.into_iter().map(|item| item.map(|item| in_order.push(item))).collect();
+    let sent = if in_order.is_empty() { Ok(Vec::new()) } else { send(in_order).await };
+    let mut sent = sent.map(Vec::into_iter);
+    let too_few = || Error::new(ErrorKind::Protocol, "a batch was answered with too few results");
+    let answer = |checked: Result<()>| {
+        checked?;
+        sent.as_mut().map_err(|error| error.clone())?.next().unwrap_or_else(|| Err(too_few()))
+    };
+    checked.into_iter().map(answer).collect()
+}
+
+pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
+pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
+    let text = std::str::from_utf8(text).ok();
+    text.and_then(|text| text.trim_end_matches(' ').parse().ok()).ok_or_else(|| not_a_number(key))
+}
+
+pub(crate) fn not_a_number(key: &str) -> Error {
+    Error::new(ErrorKind::NotANumber, format!("the entry {key:?} is not a decimal number of 64 bits"))
+}
+
+pub(crate) fn counter_overflow(key: &str, by: i64) -> Error {
+    Error::new(ErrorKind::NotANumber, format!("the counter {key:?} {by:+} does not fit into 64 bits"))
 }

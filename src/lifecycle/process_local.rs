@@ -55,6 +55,8 @@ pub struct ProcessLocal<T> {
 
 struct Node<T> {
     generation: u64,
+    /// The node that this one took the place of: null, or leaked.
+    inherited: *const Node<T>,
     building: Lock<()>,
     /// The token of the thread that is building, or 0.
     builder: AtomicUsize,
@@ -135,11 +137,24 @@ impl<T: Send + Sync> ProcessLocal<T> {
         if let Some(value) = self.get() {
             return Ok(value);
         }
-        self.build(build)
+        self.build(|_| build())
+    }
+
+    /// As [`get_or_init`](ProcessLocal::get_or_init), for a build that looks at the value that this process inherited, if
+    /// there is one. Whether that one came through the fork whole is for the build to know.
+    #[cfg_attr(not(feature = "memory"), expect(dead_code))]
+    pub(crate) fn get_or_inherit(&self, build: impl FnOnce(Option<&T>) -> T) -> &T {
+        if let Some(value) = self.get() {
+            return value;
+        }
+        match self.build(|inherited| Ok::<T, Infallible>(build(inherited))) {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
     }
 
     #[cold]
-    fn build<E>(&self, build: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    fn build<E>(&self, build: impl FnOnce(Option<&T>) -> Result<T, E>) -> Result<&T, E> {
         let node = self.own_node();
         assert!(
             node.builder.load(Ordering::Relaxed) != thread_token(),
@@ -150,7 +165,7 @@ impl<T: Send + Sync> ProcessLocal<T> {
             return Ok(value);
         }
         let builder = Builder::sign(&node.builder);
-        let value = build()?;
+        let value = build(node.inherited_value())?;
         drop(builder);
         if node.generation != generation() {
             // The build has forked, and this is the child: the node is the parent's.
@@ -180,7 +195,7 @@ impl<T: Send + Sync> ProcessLocal<T> {
                 Some(node) if node.generation == generation => return node,
                 _ => {}
             }
-            let fresh = Box::into_raw(Box::new(Node::new(generation)));
+            let fresh = Box::into_raw(Box::new(Node::new(generation, known)));
             match self.node.compare_exchange(known, fresh, Ordering::AcqRel, Ordering::Acquire) {
                 // SAFETY: as in `get`. The inherited node, if any, is leaked.
                 Ok(_) => return unsafe { &*fresh },
@@ -195,9 +210,10 @@ impl<T: Send + Sync> ProcessLocal<T> {
 }
 
 impl<T> Node<T> {
-    fn new(generation: u64) -> Node<T> {
+    fn new(generation: u64, inherited: *const Node<T>) -> Node<T> {
         Node {
             generation,
+            inherited,
             building: Lock::new("process-local", ()),
             builder: AtomicUsize::new(0),
             built: AtomicBool::new(false),
@@ -211,6 +227,19 @@ impl<T> Node<T> {
         let value = unsafe { (*self.value.get()).write(value) };
         self.built.store(true, Ordering::Release);
         value
+    }
+
+    /// The value of the nearest process on the way up that built one.
+    fn inherited_value(&self) -> Option<&T> {
+        let mut inherited = self.inherited;
+        // SAFETY: a node that another one took the place of is leaked, so it lives for ever.
+        while let Some(node) = unsafe { inherited.as_ref() } {
+            if let Some(value) = node.get() {
+                return Some(value);
+            }
+            inherited = node.inherited;
+        }
+        None
     }
 
     #[inline]

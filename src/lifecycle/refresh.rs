@@ -59,21 +59,33 @@ pub(crate) struct Registration {
     registered: Arc<Registered>,
 }
 
-/// Registers a store by name, with what brings it into a new process.
-pub(crate) fn register_store(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
-    let generation = generation();
-    let registered = Arc::new(Registered {
-        name: name.to_owned(),
-        refresh: Box::new(refresh),
-        ready_in: AtomicU64::new(generation),
-        refreshed: ProcessLocal::new(),
-        registered_in: generation,
-    });
-    STORES.insert(Arc::clone(&registered));
-    Registration { registered }
-}
-
 impl Registration {
+    /// Has [`after_fork`](super::after_fork) call `refresh` and report the outcome, if nobody came before it.
+    pub(crate) fn listed(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
+        let registration = Registration::unlisted(name, refresh);
+        STORES.insert(Arc::clone(&registration.registered));
+        registration
+    }
+
+    /// Has `refresh` called at the store's first use in a new process.
+    pub(crate) fn unlisted(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
+        let generation = generation();
+        Registration {
+            registered: Arc::new(Registered {
+                name: name.to_owned(),
+                refresh: Box::new(refresh),
+                ready_in: AtomicU64::new(generation),
+                refreshed: ProcessLocal::new(),
+                registered_in: generation,
+            }),
+        }
+    }
+
+    /// How the store came into this process, if it came through a fork and has been refreshed here.
+    pub(crate) fn refreshed(&self) -> Option<Refresh> {
+        self.registered.refreshed.get().copied()
+    }
+
     /// Makes sure that the store is this process's own. A load and a compare, once it is.
     ///
     /// # Errors

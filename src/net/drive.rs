@@ -48,6 +48,12 @@ pub(crate) fn drive() -> Result<Drive> {
     Ok(Drive::Inline)
 }
 
+/// Whether this thread is marked by [`inline`].
+#[inline]
+pub(crate) fn is_inline() -> bool {
+    INLINE.get()
+}
+
 /// Has every operation in `work` run inline on this thread.
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
     marked(true, work)

@@ -13,14 +13,12 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use super::drive::Drive;
 use crate::lifecycle::{ProcessLocal, generation};
-use crate::sync::Lock;
+use crate::sync::{Lock, block_until};
 
 #[derive(Debug)]
 pub(super) struct Pool<C> {
@@ -61,7 +59,7 @@ impl<C: Send> Pool<C> {
         let mut turn = Turn { state, ticket: None };
         let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive, self.size)));
         if let Drive::Inline = drive {
-            return block_until(deadline, |cx| leased.as_mut().poll(cx)).ok_or(Exhausted);
+            return block_until(Some(deadline), |cx| leased.as_mut().poll(cx)).ok_or(Exhausted);
         }
         Ok(leased.await)
     }
@@ -232,30 +230,6 @@ impl<C> Drop for Lease<'_, C> {
         } else {
             mem::forget(unfinished);
         }
-    }
-}
-
-/// Polls until it is ready, parking this thread in between; `None` if the deadline passes.
-fn block_until<T>(deadline: Instant, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    if let Poll::Ready(ready) = poll(&mut Context::from_waker(Waker::noop())) {
-        return Some(ready);
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    loop {
-        if let Poll::Ready(ready) = poll(&mut Context::from_waker(&waker)) {
-            return Some(ready);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return None;
-        }
-        thread::park_timeout(left);
     }
 }
 

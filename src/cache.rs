@@ -1,0 +1,413 @@
+//! The handle that people hold.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::lifecycle::{ProcessLocal, Registration, Registry};
+use crate::store::{CacheStore, When};
+use flight::Flights;
+use key::{Key, Prefix};
+use settled::settled;
+use stats::Counters;
+
+pub use blocking::Blocking;
+pub use builder::Builder;
+pub use codec::Codec;
+pub use expiry::Expiry;
+pub use stats::Stats;
+
+mod batch;
+mod blocking;
+mod builder;
+mod codec;
+mod counter;
+mod expiry;
+mod fetch;
+mod flight;
+mod key;
+mod settled;
+mod stats;
+mod update;
+
+/// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
+///
+/// A handle is cheap to clone, and every clone speaks to the same store. Values are encoded as MessagePack unless the
+/// [builder](Cache::builder) says otherwise, inside an envelope that tells them from what other programs write: what does not
+/// decode to the wanted type is a miss.
+///
+/// The methods here are asynchronous inside a tokio runtime (which needs its I/O and time drivers: `enable_all`). Through
+/// [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every wait for a
+/// server is bounded by the store's timeouts.
+///
+/// # Cancel safety
+///
+/// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation is
+/// disturbed.
+///
+/// # Examples
+///
+/// ```
+/// use prefork_cache::{Cache, stores::MemoryStore};
+/// use std::time::Duration;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let cache = Cache::builder(MemoryStore::new()).namespace("shop").build();
+/// let price: u32 = cache.fetch("price:1", Duration::from_secs(60), async || Ok::<_, std::io::Error>(100)).await?;
+/// assert_eq!(price, 100);
+/// assert_eq!(cache.get::<u32>("price:1").await?, Some(100));
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+    prefix: Prefix,
+    version: Option<Arc<str>>,
+}
+
+/// What the clones of a cache have in common.
+struct Shared {
+    store: Arc<dyn CacheStore>,
+    registration: Registration,
+    codec: Codec,
+    fetch_wait: Duration,
+    on_error: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+    local: ProcessLocal<Local>,
+}
+
+/// What belongs to one process.
+#[derive(Default)]
+struct Local {
+    counters: Counters,
+    flights: Flights,
+}
+
+static CACHES: Registry<(String, Cache)> = Registry::new();
+
+impl Cache {
+    /// Registers a store under the name "default", for the life of the process and of its children. No I/O.
+    ///
+    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. Where several are registered under one name,
+    /// [`named`](Cache::named) gives the last, and all are refreshed.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::register(MemoryStore::new());
+    /// assert!(Cache::named("default").is_some());
+    /// ```
+    pub fn register(store: impl CacheStore) -> Cache {
+        Cache::builder(store).register()
+    }
+
+    /// Settings for a cache: name, namespace, codec and more.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).name("words").namespace("v1").codec(Codec::Json).register();
+    /// ```
+    pub fn builder(store: impl CacheStore) -> Builder {
+        Builder::new(Arc::new(store))
+    }
+
+    /// The cache that was registered last under a name, in this process or in one that it was forked from.
+    ///
+    /// ```
+    /// use prefork_cache::Cache;
+    ///
+    /// assert!(Cache::named("never registered").is_none());
+    /// ```
+    pub fn named(name: &str) -> Option<Cache> {
+        let newest_first = CACHES.snapshot().into_iter().rev();
+        newest_first.filter(|registered| registered.0 == name).map(|registered| registered.1.clone()).next()
+    }
+
+    /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let tenant = cache.namespace("tenant").namespace("7");
+    /// tenant.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().exists("tenant:7:motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn namespace(&self, part: &str) -> Cache {
+        Cache { prefix: self.prefix.join(part), ..self.clone() }
+    }
+
+    /// A handle whose values carry a version: what was written under another version, or under none, is a miss.
+    ///
+    /// As in Rails' `cache.fetch(key, version:)`, the key stays the same, so that a new version overwrites the old one.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.version("1").blocking().set("widget", "round", Duration::from_secs(60))?;
+    /// assert_eq!(cache.version("2").blocking().get::<String>("widget")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn version(&self, version: &str) -> Cache {
+        Cache { version: Some(version.into()), ..self.clone() }
+    }
+
+    /// The same verbs, inline on the calling thread, without a runtime; also on a thread of a tokio runtime.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(cache.blocking().get::<String>("nothing")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn blocking(&self) -> Blocking<'_> {
+        Blocking::new(self)
+    }
+
+    /// The value under a key. `None` where there is none, or none of this type.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let found = self.get_raw(key).await?;
+        Ok(found.and_then(|bytes| self.decode(&bytes)))
+    }
+
+    /// The bytes under a key, as whatever program wrote them.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
+        let store = self.store()?;
+        let key = self.key(key)?;
+        let found = self.counted(settled(store.get(&key)).await)?;
+        self.local().counters.looked_up(found.is_some());
+        Ok(found)
+    }
+
+    /// Stores a value.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) where the value cannot be encoded, and the store's.
+    pub fn set<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<()>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::Always, |_| ())
+    }
+
+    /// Stores a value where there is none. Answers whether it was stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Cache::set).
+    pub fn add<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<bool>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::IfAbsent, |stored| stored)
+    }
+
+    /// Stores a value over an existing one. Answers whether it was stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Cache::set).
+    pub fn replace<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<bool>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::IfPresent, |stored| stored)
+    }
+
+    /// Stores bytes as they are, for other programs to read.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub fn set_raw<'a, V, E>(
+        &'a self,
+        key: &'a str,
+        value: V,
+        expiry: E,
+    ) -> impl Future<Output = Result<()>> + Send + use<'a, V, E>
+    where
+        V: Into<Bytes>,
+        E: Into<Expiry>,
+    {
+        self.put(key, Ok(value.into()), expiry.into(), When::Always, |_| ())
+    }
+
+    /// Removes an entry. Answers whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub async fn delete(&self, key: &str) -> Result<bool> {
+        let store = self.store()?;
+        let key = self.key(key)?;
+        self.counted(settled(store.delete(&key)).await)
+    }
+
+    /// Whether there is an entry, of whatever kind.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub async fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.get_raw(key).await?.is_some())
+    }
+
+    /// Gives an entry a new time to live, from now on. Answers whether there is one.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
+        let ttl = expiry.into().ttl();
+        let store = self.store()?;
+        let key = self.key(key)?;
+        self.counted(settled(store.touch(&key, ttl)).await)
+    }
+
+    /// Removes every entry of this handle's namespace; without a namespace, every entry of the store.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the store's.
+    pub async fn clear(&self) -> Result<()> {
+        let store = self.store()?;
+        self.counted(settled(store.clear(self.prefix.as_str())).await)
+    }
+
+    /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
+    pub fn reset(&self) {
+        // What may fail here is the store's own refresh after a fork; the next operation reports it.
+        if let Ok(store) = self.store() {
+            store.reset();
+            self.local().counters.reconnected();
+        }
+    }
+
+    /// Forgets every connection, dials now and proves that the server answers.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) and the store's others.
+    pub async fn reconnect(&self) -> Result<()> {
+        let store = self.store()?;
+        self.local().counters.reconnected();
+        self.counted(settled(store.reconnect()).await)
+    }
+
+    /// What this process has done through this cache so far. Handles of other namespaces count together.
+    pub fn stats(&self) -> Stats {
+        self.local().counters.read(self.shared.registration.refreshed())
+    }
+
+    /// The store, brought into this process.
+    #[inline]
+    fn store(&self) -> Result<&dyn CacheStore> {
+        self.shared.registration.ensure_current()?;
+        Ok(&*self.shared.store)
+    }
+
+    #[inline]
+    fn local(&self) -> &Local {
+        self.shared.local.get_or_init(Local::default)
+    }
+
+    #[inline]
+    fn key<'a>(&self, key: &'a str) -> Result<Key<'a>> {
+        self.prefix.key(key)
+    }
+
+    /// Stores what was encoded before.
+    fn put<'a, R: Send + 'a>(
+        &'a self,
+        key: &'a str,
+        encoded: Result<Bytes>,
+        expiry: Expiry,
+        when: When,
+        answer: impl FnOnce(bool) -> R + Send + 'a,
+    ) -> impl Future<Output = Result<R>> + Send + 'a {
+        async move {
+            let store = self.store()?;
+            let key = self.key(key)?;
+            self.counted(settled(store.set(&key, encoded?, expiry.ttl(), when)).await).map(answer)
+        }
+    }
+
+    fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<Bytes> {
+        codec::encode(self.shared.codec, self.version.as_deref(), key, value)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<T> {
+        let value = codec::decode(self.version.as_deref(), bytes);
+        if value.is_none() {
+            self.local().counters.undecodable();
+        }
+        value
+    }
+
+    /// Counts an operation that failed.
+    #[inline]
+    fn counted<T>(&self, outcome: Result<Result<T>>) -> Result<T> {
+        let outcome = outcome.flatten();
+        if outcome.is_err() {
+            self.local().counters.failed();
+        }
+        outcome
+    }
+
+    /// Tells of a failure that the caller does not hear of.
+    fn report(&self, error: &Error) {
+        if let Some(on_error) = &self.shared.on_error {
+            on_error(error);
+        }
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("store", &self.shared.store)
+            .field("namespace", &self.prefix.as_str())
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}

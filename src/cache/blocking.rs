@@ -1,0 +1,167 @@
+//! The same verbs, inline on the calling thread.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cache, Expiry, Stats};
+use crate::error::Result;
+use crate::net::{inline, lifted};
+
+/// The verbs of a [`Cache`], run inline on the calling thread: no runtime, no other thread. See [`Cache::blocking`].
+///
+/// For a master that warms its caches before it forks, and for any thread that is not asynchronous, a tokio runtime's own
+/// included. Each verb means what the one of [`Cache`] means; its waits block the thread, within the store's timeouts.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocking<'a> {
+    cache: &'a Cache,
+}
+
+/// Runs an operation that does not suspend, since every wait in it blocks.
+fn now<F: Future>(operation: F) -> F::Output {
+    inline(|| match pin!(operation).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("an inline operation has suspended"),
+    })
+}
+
+impl<'a> Blocking<'a> {
+    pub(super) fn new(cache: &'a Cache) -> Blocking<'a> {
+        Blocking { cache }
+    }
+
+    /// As [`Cache::get`].
+    ///
+    /// # Errors
+    ///
+    /// As there; so for all that follow.
+    pub fn get<T: DeserializeOwned>(self, key: &str) -> Result<Option<T>> {
+        now(self.cache.get(key))
+    }
+
+    /// As [`Cache::get_raw`].
+    pub fn get_raw(self, key: &str) -> Result<Option<Bytes>> {
+        now(self.cache.get_raw(key))
+    }
+
+    /// As [`Cache::set`].
+    pub fn set<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<()> {
+        now(self.cache.set(key, value, expiry))
+    }
+
+    /// As [`Cache::set_raw`].
+    pub fn set_raw(self, key: &str, value: impl Into<Bytes>, expiry: impl Into<Expiry>) -> Result<()> {
+        now(self.cache.set_raw(key, value, expiry))
+    }
+
+    /// As [`Cache::add`].
+    pub fn add<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<bool> {
+        now(self.cache.add(key, value, expiry))
+    }
+
+    /// As [`Cache::replace`].
+    pub fn replace<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<bool> {
+        now(self.cache.replace(key, value, expiry))
+    }
+
+    /// As [`Cache::delete`].
+    pub fn delete(self, key: &str) -> Result<bool> {
+        now(self.cache.delete(key))
+    }
+
+    /// As [`Cache::exists`].
+    pub fn exists(self, key: &str) -> Result<bool> {
+        now(self.cache.exists(key))
+    }
+
+    /// As [`Cache::take`].
+    pub fn take<T: DeserializeOwned>(self, key: &str) -> Result<Option<T>> {
+        now(self.cache.take(key))
+    }
+
+    /// As [`Cache::touch`].
+    pub fn touch(self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
+        now(self.cache.touch(key, expiry))
+    }
+
+    /// As [`Cache::update`].
+    pub fn update<T: Serialize + DeserializeOwned>(
+        self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        change: impl FnMut(Option<T>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        now(self.cache.update(key, expiry, change))
+    }
+
+    /// As [`Cache::increment`].
+    pub fn increment(self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
+        now(self.cache.increment(key, by, expiry))
+    }
+
+    /// As [`Cache::decrement`].
+    pub fn decrement(self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
+        now(self.cache.decrement(key, by, expiry))
+    }
+
+    /// As [`Cache::counter`].
+    pub fn counter(self, key: &str) -> Result<Option<i64>> {
+        now(self.cache.counter(key))
+    }
+
+    /// As [`Cache::get_many`].
+    pub fn get_many<T: DeserializeOwned>(self, keys: &[&str]) -> Vec<Result<Option<T>>> {
+        now(self.cache.get_many(keys))
+    }
+
+    /// As [`Cache::get_many_raw`].
+    pub fn get_many_raw(self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        now(self.cache.get_many_raw(keys))
+    }
+
+    /// As [`Cache::set_many`].
+    pub fn set_many<T: Serialize>(self, entries: &[(&str, T)], expiry: impl Into<Expiry>) -> Vec<Result<()>> {
+        now(self.cache.set_many(entries, expiry))
+    }
+
+    /// As [`Cache::delete_many`].
+    pub fn delete_many(self, keys: &[&str]) -> Vec<Result<bool>> {
+        now(self.cache.delete_many(keys))
+    }
+
+    /// As [`Cache::fetch`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's.
+    pub fn fetch<T, E>(self, key: &str, expiry: impl Into<Expiry>, load: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        now(self.cache.fetch(key, expiry, async move || lifted(load)))
+    }
+
+    /// As [`Cache::clear`].
+    pub fn clear(self) -> Result<()> {
+        now(self.cache.clear())
+    }
+
+    /// As [`Cache::reset`].
+    pub fn reset(self) {
+        self.cache.reset();
+    }
+
+    /// As [`Cache::reconnect`].
+    pub fn reconnect(self) -> Result<()> {
+        now(self.cache.reconnect())
+    }
+
+    /// As [`Cache::stats`].
+    pub fn stats(self) -> Stats {
+        self.cache.stats()
+    }
+}

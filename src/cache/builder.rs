@@ -1,0 +1,110 @@
+//! The settings of a cache.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::codec::Codec;
+use super::key::Prefix;
+use super::{CACHES, Cache, Shared};
+use crate::error::Error;
+use crate::lifecycle::{ProcessLocal, Registration};
+use crate::store::CacheStore;
+
+const DEFAULT_NAME: &str = "default";
+const DEFAULT_FETCH_WAIT: Duration = Duration::from_secs(10);
+
+/// Makes a [`Cache`]; see [`Cache::builder`].
+#[must_use]
+pub struct Builder {
+    store: Arc<dyn CacheStore>,
+    name: String,
+    prefix: Prefix,
+    codec: Codec,
+    fetch_wait: Duration,
+    on_error: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+}
+
+impl Builder {
+    pub(super) fn new(store: Arc<dyn CacheStore>) -> Builder {
+        Builder {
+            store,
+            name: DEFAULT_NAME.to_owned(),
+            prefix: Prefix::none(),
+            codec: Codec::default(),
+            fetch_wait: DEFAULT_FETCH_WAIT,
+            on_error: None,
+        }
+    }
+
+    /// What [`Cache::named`] finds it by, and reports call it. Defaults to "default".
+    pub fn name(mut self, name: &str) -> Builder {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace.
+    pub fn namespace(mut self, part: &str) -> Builder {
+        self.prefix = self.prefix.join(part);
+        self
+    }
+
+    /// How values are written. Defaults to [`Codec::MessagePack`].
+    pub fn codec(mut self, codec: Codec) -> Builder {
+        self.codec = codec;
+        self
+    }
+
+    /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
+    /// Defaults to 10 s.
+    pub fn fetch_wait(mut self, wait: Duration) -> Builder {
+        self.fetch_wait = wait;
+        self
+    }
+
+    /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must not
+    /// panic. Defaults to counting them only, see [`Stats::errors`](crate::Stats::errors).
+    pub fn on_error(mut self, observe: impl Fn(&Error) + Send + Sync + 'static) -> Builder {
+        self.on_error = Some(Box::new(observe));
+        self
+    }
+
+    /// The cache, registered for the life of the process: [`Cache::named`] finds it, and
+    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. No I/O.
+    pub fn register(self) -> Cache {
+        let name = self.name.clone();
+        let store = Arc::clone(&self.store);
+        let registration = Registration::listed(&name, move || store.refresh());
+        let cache = self.make(registration);
+        CACHES.insert(Arc::new((name, cache.clone())));
+        cache
+    }
+
+    /// The cache, not registered: it lives as long as its handles, and is brought into a forked process at its first use
+    /// there. No I/O.
+    pub fn build(self) -> Cache {
+        let store = Arc::clone(&self.store);
+        let registration = Registration::unlisted(&self.name, move || store.refresh());
+        self.make(registration)
+    }
+
+    fn make(self, registration: Registration) -> Cache {
+        Cache {
+            shared: Arc::new(Shared {
+                store: self.store,
+                registration,
+                codec: self.codec,
+                fetch_wait: self.fetch_wait,
+                on_error: self.on_error,
+                local: ProcessLocal::new(),
+            }),
+            prefix: self.prefix,
+            version: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("name", &self.name).field("store", &self.store).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,53 @@
+//! Counters: decimal text, apart from typed values, so that other programs read and count them too.
+
+use super::{Cache, Expiry, settled};
+use crate::error::Result;
+use crate::store::{counter_overflow, parse_counter};
+
+impl Cache {
+    /// Adds to a counter and answers the sum. A missing counter starts from 0 and lives for `expiry`; an existing one keeps
+    /// the time it has left.
+    ///
+    /// The same on every store from 0 to [`i64::MAX`]. Below zero Memcached stays at 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) where the entry is no counter or the sum does not fit, and the
+    /// store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(cache.blocking().increment("visits", 2, Duration::from_secs(60))?, 2);
+    /// assert_eq!(cache.blocking().decrement("visits", 1, Duration::from_secs(60))?, 1);
+    /// assert_eq!(cache.blocking().counter("visits")?, Some(1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn increment(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
+        let ttl = expiry.into().ttl();
+        let store = self.store()?;
+        let key = self.key(key)?;
+        self.counted(settled(store.increment(&key, by, ttl)).await)
+    }
+
+    /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
+    ///
+    /// # Errors
+    ///
+    /// As [`increment`](Cache::increment).
+    pub async fn decrement(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
+        let by = by.checked_neg().ok_or_else(|| counter_overflow(key, by))?;
+        self.increment(key, by, expiry).await
+    }
+
+    /// What a counter stands at.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) where the entry is no counter, and the store's.
+    pub async fn counter(&self, key: &str) -> Result<Option<i64>> {
+        self.get_raw(key).await?.map(|text| parse_counter(key, &text)).transpose()
+    }
+}

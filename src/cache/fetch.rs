@@ -1,0 +1,132 @@
+//! Read, or load and store.
+
+use std::future::Future;
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::flight::{Landing, Lead, Part};
+use super::{Cache, Expiry};
+use crate::error::{Error, Result};
+use crate::store::When;
+
+impl Cache {
+    /// The value under a key, or else what `load` returns, which is then stored.
+    ///
+    /// Of all that miss a key at the same time in this process, one runs its loader; the others wait for its value, each at
+    /// most as long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own. Where the one fails
+    /// or is cancelled, another one takes over.
+    ///
+    /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
+    /// cannot be encoded are counted, and told to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
+    /// returned.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, to its own caller; it is not stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the loader's, and hands the loading on to somebody who waits.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let load = || Ok::<_, std::io::Error>("loaded".to_owned());
+    /// let motd: String = cache.blocking().fetch("motd", Duration::from_secs(60), load)?;
+    /// assert_eq!(motd, "loaded");
+    /// assert!(cache.blocking().exists("motd")?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn fetch<T, E>(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl AsyncFnOnce() -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let expiry = expiry.into();
+        let deadline = Instant::now() + self.shared.fetch_wait;
+        let full_key = match self.key(key) {
+            Ok(full_key) => full_key,
+            Err(error) => {
+                self.local().counters.failed();
+                self.report(&error);
+                return self.load(load).await;
+            }
+        };
+        let flights = &self.local().flights;
+        let mut landed = flights.landed();
+        if let Some(value) = self.look(key).await {
+            return Ok(value);
+        }
+        loop {
+            match flights.join(&full_key) {
+                Part::Lead(lead) => {
+                    if flights.landed() != landed
+                        && let Some((value, encoded)) = self.look_again(key).await
+                    {
+                        lead.land(Landing::Loaded(encoded));
+                        return Ok(value);
+                    }
+                    return self.load_and_store(key, expiry, lead, load).await;
+                }
+                Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load(load).await,
+                Part::Wait(flight) => {
+                    landed = flights.landed();
+                    match flight.landing(deadline).await {
+                        Some(Landing::Failed) => {}
+                        Some(Landing::Loaded(encoded)) => match self.decode(&encoded) {
+                            Some(value) => return Ok(value),
+                            None => return self.load(load).await,
+                        },
+                        Some(Landing::NotShareable) | None => return self.load(load).await,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn load_and_store<T: Serialize, E>(
+        &self,
+        key: &str,
+        expiry: Expiry,
+        lead: Lead<'_>,
+        load: impl AsyncFnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let value = self.load(load).await?;
+        let encoded = self.encode(key, &value);
+        let landing = encoded.as_ref().map_or(Landing::NotShareable, |encoded| Landing::Loaded(encoded.clone()));
+        let stored = self.put(key, encoded, expiry, When::Always, |_| ()).await;
+        self.tell(stored);
+        lead.land(landing);
+        Ok(value)
+    }
+
+    fn load<T, E>(&self, load: impl AsyncFnOnce() -> Result<T, E>) -> impl Future<Output = Result<T, E>> {
+        self.local().counters.loaded();
+        load()
+    }
+
+    /// A read whose failure is a miss.
+    async fn look<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        self.look_again(key).await.map(|(value, _)| value)
+    }
+
+    async fn look_again<T: DeserializeOwned>(&self, key: &str) -> Option<(T, Bytes)> {
+        let found = self.get_raw(key).await;
+        let encoded = self.tell(found)??;
+        Some((self.decode(&encoded)?, encoded))
+    }
+
+    /// Reports a failure that is not the caller's.
+    fn tell<T>(&self, outcome: Result<T, Error>) -> Option<T> {
+        outcome.inspect_err(|error| self.report(error)).ok()
+    }
+}

@@ -1,0 +1,157 @@
+//! Single-flight: of those who miss a key at the same time, one loads it and the others wait for it.
+//!
+//! A flight lasts from the moment that somebody takes the *lead* until that one lands it. The lead is a guard: whatever ends
+//! it without a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those
+//! who wait takes the lead of the next.
+//!
+//! Flights belong to a process: a child begins with none, whoever was loading at the fork, and a lead that it inherits lands
+//! nothing.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::lifecycle::{generation, thread_token};
+use crate::net::is_inline;
+use crate::sync::{Lock, block_until};
+
+#[derive(Debug)]
+pub(super) struct Flights {
+    under_way: Lock<HashMap<String, Arc<Flight>>>,
+    /// Goes up with each landing.
+    landed: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// The thread of a leader that does not suspend, or 0.
+    leader_thread: usize,
+    state: Lock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    landing: Option<Landing>,
+    waiting: Vec<Waker>,
+}
+
+/// How a flight has ended.
+#[derive(Clone, Debug)]
+pub(super) enum Landing {
+    /// With a value, as it was encoded for the store.
+    Loaded(Bytes),
+    /// With a value that cannot be shared.
+    NotShareable,
+    /// Without one.
+    Failed,
+}
+
+/// A caller's part in a flight.
+pub(super) enum Part<'a> {
+    Lead(Lead<'a>),
+    Wait(Arc<Flight>),
+}
+
+/// The duty to land a flight.
+pub(super) struct Lead<'a> {
+    flights: &'a Flights,
+    key: String,
+    flight: Arc<Flight>,
+    generation: u64,
+    landing: Landing,
+}
+
+impl Default for Flights {
+    fn default() -> Flights {
+        Flights { under_way: Lock::new("flights", HashMap::new()), landed: AtomicU64::new(0) }
+    }
+}
+
+impl Flights {
+    /// How many flights have landed so far: if it has not changed since a miss, nobody has loaded the key meanwhile.
+    pub(super) fn landed(&self) -> u64 {
+        self.landed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn join(&self, key: &str) -> Part<'_> {
+        let mut under_way = self.under_way.lock();
+        if let Some(flight) = under_way.get(key) {
+            return Part::Wait(Arc::clone(flight));
+        }
+        let flight = Arc::new(Flight {
+            leader_thread: if is_inline() { thread_token() } else { 0 },
+            state: Lock::new("flight", State { landing: None, waiting: Vec::new() }),
+        });
+        under_way.insert(key.to_owned(), Arc::clone(&flight));
+        Part::Lead(Lead {
+            flights: self,
+            key: key.to_owned(),
+            flight,
+            generation: generation(),
+            landing: Landing::Failed,
+        })
+    }
+
+    fn land(&self, key: &str, flight: &Flight, landing: Landing) {
+        self.under_way.lock().remove(key);
+        self.landed.fetch_add(1, Ordering::Release);
+        let waiting = {
+            let mut state = flight.state.lock();
+            state.landing = Some(landing);
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Lead<'_> {
+    pub(super) fn land(mut self, landing: Landing) {
+        self.landing = landing;
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        if self.generation == generation() {
+            let landing = std::mem::replace(&mut self.landing, Landing::Failed);
+            self.flights.land(&self.key, &self.flight, landing);
+        }
+    }
+}
+
+impl Flight {
+    /// Whether waiting for this flight would be waiting for oneself: a loader that fetches what it is loading.
+    pub(super) fn is_led_by_this_thread(&self) -> bool {
+        is_inline() && self.leader_thread == thread_token()
+    }
+
+    /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no
+    /// clock to wake it: it waits until the flight lands.
+    pub(super) async fn landing(&self, deadline: Instant) -> Option<Landing> {
+        if is_inline() {
+            return block_until(Some(deadline), |cx| self.poll(cx));
+        }
+        let landing = poll_fn(|cx| self.poll(cx));
+        #[cfg(feature = "tokio")]
+        if tokio::runtime::Handle::try_current().is_ok() {
+            return tokio::time::timeout_at(deadline.into(), landing).await.ok();
+        }
+        Some(landing.await)
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Landing> {
+        let mut state = self.state.lock();
+        if let Some(landing) = &state.landing {
+            return Poll::Ready(landing.clone());
+        }
+        if !state.waiting.iter().any(|waiting| waiting.will_wake(cx.waker())) {
+            state.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,86 @@
+//! Changing a value that others may be changing too.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cache, Expiry, settled};
+use crate::error::Result;
+use crate::net::lifted;
+use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
+
+impl Cache {
+    /// Changes a value, and answers the new one. `change` gets the current value (`None` where there is none, or none of this
+    /// type) and returns the new one (`None` removes the entry). It is called again whenever another writer came between.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others came between 64 times,
+    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode), and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let add_one = |words: Option<Vec<String>>| {
+    ///     let mut words = words.unwrap_or_default();
+    ///     words.push("widget".to_owned());
+    ///     Some(words)
+    /// };
+    /// assert_eq!(cache.blocking().update("words", Duration::from_secs(60), add_one)?.unwrap().len(), 1);
+    /// assert_eq!(cache.blocking().update("words", Duration::from_secs(60), add_one)?.unwrap().len(), 2);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn update<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        mut change: impl FnMut(Option<T>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let ttl = expiry.into().ttl();
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let held = self.get_raw(key).await?;
+            let current = held.as_ref().and_then(|held| self.decode(held));
+            let new = lifted(|| change(current));
+            let encoded = new.as_ref().map(|new| self.encode(key, new)).transpose()?;
+            if (held.is_none() && encoded.is_none()) || self.swap(key, held.as_deref(), encoded, ttl).await? {
+                return Ok(new);
+            }
+        }
+        Err(conflict("updating", key))
+    }
+
+    /// Removes a value and answers it. Of several callers at once, one gets it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others came between 64 times, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("ticket", &7, Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().take::<u32>("ticket")?, Some(7));
+    /// assert_eq!(cache.blocking().take::<u32>("ticket")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let Some(held) = self.get_raw(key).await? else { return Ok(None) };
+            let Some(value) = self.decode(&held) else { return Ok(None) };
+            if self.swap(key, Some(&held), None, Ttl::Never).await? {
+                return Ok(Some(value));
+            }
+        }
+        Err(conflict("taking", key))
+    }
+
+    async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        let store = self.store()?;
+        let key = self.key(key)?;
+        self.counted(settled(store.compare_and_set(&key, expected, new, ttl)).await)
+    }
+}

@@ -1,0 +1,161 @@
+//! The stand-in for moka in a process that cannot trust moka: a few least-recently-used lists behind locks.
+//!
+//! Plain on purpose: its locks are the standard library's, it has no thread, no queue and no collector of garbage, so it can
+//! be made in any process, whatever was inherited.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use super::Bound;
+use super::backing::{Change, Entry};
+use crate::lifecycle::gate;
+use crate::sync::Lock;
+
+const SHARDS: usize = 16;
+
+/// Shards share one bound. An entry that does not fit makes room in its own shard first, then in the others'.
+#[derive(Debug)]
+pub(super) struct Cold {
+    shards: Vec<Lock<Shard>>,
+    hasher: RandomState,
+    bound: Bound,
+    /// What the entries weigh together, in the unit of the bound.
+    weight: AtomicU64,
+}
+
+type Shard = LruCache<String, Entry>;
+
+impl Cold {
+    pub(super) fn new(bound: Bound) -> Cold {
+        let shards = (0..SHARDS).map(|_| Lock::new("memory", LruCache::unbounded())).collect();
+        Cold { shards, hasher: RandomState::new(), bound, weight: AtomicU64::new(0) }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Bytes> {
+        let mut shard = self.shards[self.shard_of(key)].lock();
+        self.live(&mut shard, key).map(|entry| entry.value.clone())
+    }
+
+    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Entry>) -> (Change, R)) -> R {
+        let own = self.shard_of(key);
+        let mut shard = self.shards[own].lock();
+        let (change, answer) = decide(self.live(&mut shard, key));
+        match change {
+            Change::Keep => {}
+            Change::Remove => self.remove(&mut shard, key),
+            Change::Put(entry) => {
+                self.remove(&mut shard, key);
+                self.weight.fetch_add(self.bound.weigh(key, &entry), Ordering::Relaxed);
+                shard.put(key.to_owned(), entry);
+                drop(shard);
+                self.make_room(own);
+            }
+        }
+        answer
+    }
+
+    pub(super) fn clear(&self, prefix: &str) {
+        for shard in &self.shards {
+            let _pass = gate::enter();
+            let mut shard = shard.lock();
+            let doomed: Vec<String> =
+                shard.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(key, _)| key.clone()).collect();
+            for key in doomed {
+                self.remove(&mut shard, &key);
+            }
+        }
+    }
+
+    fn shard_of(&self, key: &str) -> usize {
+        self.hasher.hash_one(key) as usize % SHARDS
+    }
+
+    /// The entry under `key`, now the most recently used, unless it has expired.
+    fn live<'a>(&self, shard: &'a mut Shard, key: &str) -> Option<&'a Entry> {
+        if shard.peek(key).is_some_and(|entry| !entry.is_live()) {
+            self.remove(shard, key);
+        }
+        shard.get(key)
+    }
+
+    fn remove(&self, shard: &mut Shard, key: &str) {
+        if let Some(entry) = shard.pop(key) {
+            self.weight.fetch_sub(self.bound.weigh(key, &entry), Ordering::Relaxed);
+        }
+    }
+
+    /// Evicts what was used least recently, shard after shard, but not what the shard `newest` has just got.
+    fn make_room(&self, newest: usize) {
+        let mut spared = 0;
+        for index in (newest..).map(|index| index % SHARDS) {
+            if self.weight.load(Ordering::Relaxed) <= self.bound.limit() || spared == SHARDS {
+                return;
+            }
+            let mut shard = self.shards[index].lock();
+            let kept = usize::from(index == newest);
+            if shard.len() <= kept {
+                spared += 1;
+                continue;
+            }
+            spared = 0;
+            if let Some((key, entry)) = shard.pop_lru() {
+                self.weight.fetch_sub(self.bound.weigh(&key, &entry), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Bound {
+    fn limit(self) -> u64 {
+        match self {
+            Bound::Bytes(limit) | Bound::Entries(limit) => limit,
+        }
+    }
+
+    fn weigh(self, key: &str, entry: &Entry) -> u64 {
+        match self {
+            Bound::Bytes(_) => entry.weight(key).into(),
+            Bound::Entries(_) => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::Bound;
+    use super::super::backing::{Change, Entry};
+    use super::Cold;
+
+    fn put(cold: &Cold, key: &str, size: usize) {
+        let value = Bytes::from(vec![b'x'; size]);
+        cold.change(key, |_| (Change::Put(Entry { value, expires_at: None }), ()));
+    }
+
+    #[test]
+    fn the_bound_holds_for_all_shards_together_and_the_newest_entry_stays() {
+        let cold = Cold::new(Bound::Bytes(10_000));
+        for number in 0..1_000 {
+            let key = format!("small:{number}");
+            put(&cold, &key, 100);
+            assert!(cold.get(&key).is_some());
+            assert!(cold.weight.load(std::sync::atomic::Ordering::Relaxed) <= 10_000);
+        }
+        put(&cold, "large", 9_000);
+        assert_eq!(cold.get("large").map(|value| value.len()), Some(9_000));
+    }
+
+    #[test]
+    fn a_bound_in_entries_counts_entries() {
+        let cold = Cold::new(Bound::Entries(10));
+        for number in 0..100 {
+            put(&cold, &number.to_string(), number);
+        }
+        let held = (0..100).filter(|number: &i32| cold.get(&number.to_string()).is_some()).count();
+        assert_eq!(held, 10);
+    }
+}

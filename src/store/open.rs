@@ -1,0 +1,107 @@
+//! Any store, from its URL.
+
+use std::sync::Arc;
+
+use super::CacheStore;
+use super::stores::NullStore;
+use super::url::{StoreUrl, invalid};
+use crate::error::Result;
+
+/// The store that a URL describes, so that a program's configuration can choose it. No I/O.
+///
+/// | URL | store |
+/// | --- | --- |
+/// | `memory://` | [`MemoryStore`](super::stores::MemoryStore), with the options below |
+/// | `redis://[user:password@]host[:port][/database]` | [`RedisStore`](super::stores::RedisStore), with its options |
+/// | `redis+unix:///path` | the same, over a Unix socket |
+/// | `memcached://host[:port][,host[:port]...]` | [`MemcachedStore`](super::stores::MemcachedStore), with its options |
+/// | `memcached+unix:///path` | the same, over a Unix socket |
+/// | `null://` | [`NullStore`] |
+///
+/// Options of `memory://`, at most one of the first two:
+///
+/// | option | meaning | default |
+/// | --- | --- | --- |
+/// | `max_bytes` | holds at most so many bytes | `67108864` |
+/// | `max_entries` | holds at most so many entries | |
+/// | `at_fork` | `inherit` or `fresh`: what becomes of the entries in a forked child | `inherit` |
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an unknown scheme or option and for whatever cannot be
+/// understood, with that part named. A password is never shown.
+///
+/// ```
+/// use prefork_cache::{Cache, stores};
+///
+/// let cache = Cache::builder(stores::from_url("memory://?max_entries=1000")?).build();
+///
+/// let refused = stores::from_url("memory://?max_entires=1000").unwrap_err();
+/// assert_eq!(refused.to_string(), "unknown option \"max_entires\": known are at_fork, max_bytes, max_entries");
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+pub fn from_url(url: &str) -> Result<Arc<dyn CacheStore>> {
+    let parsed = StoreUrl::parse(url)?;
+    match parsed.scheme.as_str() {
+        #[cfg(feature = "memory")]
+        "memory" => memory(parsed),
+        "null" => {
+            expect_nothing_but_options(&parsed)?;
+            parsed.options.finish()?;
+            Ok(Arc::new(NullStore::new()))
+        }
+        #[cfg(feature = "redis")]
+        "redis" | "redis+unix" => Ok(Arc::new(super::stores::RedisStore::new(url)?)),
+        #[cfg(feature = "memcached")]
+        "memcached" | "memcached+unix" => Ok(Arc::new(super::stores::MemcachedStore::new(url)?)),
+        other => Err(invalid(format!("unknown scheme {other:?}: known are {}", SCHEMES.join(", ")))),
+    }
+}
+
+const SCHEMES: &[&str] = &[
+    #[cfg(feature = "memory")]
+    "memory",
+    #[cfg(feature = "redis")]
+    "redis",
+    #[cfg(feature = "redis")]
+    "redis+unix",
+    #[cfg(feature = "memcached")]
+    "memcached",
+    #[cfg(feature = "memcached")]
+    "memcached+unix",
+    "null",
+];
+
+#[cfg(feature = "memory")]
+fn memory(mut url: StoreUrl) -> Result<Arc<dyn CacheStore>> {
+    use super::stores::{AtFork, MemoryStore};
+
+    expect_nothing_but_options(&url)?;
+    let bytes = url.options.take_number("max_bytes")?;
+    let entries = url.options.take_number("max_entries")?;
+    let at_fork = match url.options.take_text("at_fork").as_deref() {
+        None | Some("inherit") => AtFork::Inherit,
+        Some("fresh") => AtFork::Fresh,
+        Some(other) => return Err(invalid(format!("the option at_fork={other:?} is not inherit or fresh"))),
+    };
+    url.options.finish()?;
+    let builder = MemoryStore::builder().at_fork(at_fork);
+    let builder = match (bytes, entries) {
+        (None, None) => builder,
+        (Some(bytes), None) => builder.max_bytes(bytes),
+        (None, Some(entries)) => builder.max_entries(entries),
+        (Some(_), Some(_)) => return Err(invalid("max_bytes and max_entries are given: a memory store has one bound")),
+    };
+    Ok(Arc::new(builder.build()))
+}
+
+fn expect_nothing_but_options(url: &StoreUrl) -> Result<()> {
+    let scheme = &url.scheme;
+    if url.username.is_some() || url.password.is_some() {
+        return Err(invalid(format!("a {scheme} URL has no user name or password")));
+    }
+    if !url.hosts.is_empty() || !matches!(url.path.as_str(), "" | "/") {
+        return Err(invalid(format!("a {scheme} URL names no host and no path: write {scheme}://")));
+    }
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! A store on a Redis server: the redis crate's commands and replies, over sockets of ours.
+//!
+//! A verb is a [`Request`] and what its replies mean. Only the way there differs: inline over pooled blocking connections
+//! ([`blocking`]), inside a tokio runtime over one multiplexed connection per runtime ([`multiplexed`]).
+
+use std::fmt;
+
+use ::redis::{Cmd, Pipeline, Value};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{CacheStore, Ttl, When, check_key};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Drive, Link, Retry, drive};
+use blocking::Resp;
+use commands::{CompareAndSet, Request};
+use config::Config;
+#[cfg(feature = "tokio")]
+use multiplexed::Multiplexed;
+use reply::Reply;
+
+mod blocking;
+mod commands;
+mod config;
+#[cfg(feature = "tokio")]
+mod multiplexed;
+mod reply;
+
+/// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
+///
+/// Speaks RESP3, or RESP2 to a server that does not know the former. Inside a tokio runtime all operations share one
+/// connection per runtime; elsewhere each takes a blocking connection from a pool. A time to live is rounded up to whole
+/// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it never
+/// uses `KEYS` or `FLUSHDB`.
+///
+/// # URLs
+///
+/// `redis://[user:password@]host[:port][/database]` or `redis+unix://[user:password@]/path/of/the/socket`. User and password
+/// are percent-encoded. The port defaults to 6379, the database to 0. Options in the query:
+///
+/// | option | meaning | default |
+/// | --- | --- | --- |
+/// | `timeout` | for a whole exchange, request and reply, with the wait for a free connection | `1s` |
+/// | `connect_timeout` | for making a connection | `1s` |
+/// | `pool_size` | how many blocking connections there are at most, in a process | `16` |
+/// | `failures` | after how many failures in a row the server counts as down | `2` |
+/// | `retry_after` | how long a server that is down is not tried again | `1s` |
+/// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |
+/// | `database` | the database, for a Unix socket | `0` |
+///
+/// A duration is a whole number with a unit: `250ms`, `2s` (or `2`), `1m`.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::RedisStore};
+///
+/// // No I/O yet.
+/// let cache = Cache::register(RedisStore::new("redis://127.0.0.1:6379/2?timeout=250ms")?);
+///
+/// let refused = RedisStore::new("redis://me:secret@127.0.0.1:6379/two").unwrap_err();
+/// assert_eq!(refused.to_string(), "the database \"two\" of a redis URL is not a number");
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+pub struct RedisStore {
+    link: Link<Resp>,
+    #[cfg(feature = "tokio")]
+    multiplexed: Multiplexed,
+    compare_and_set: CompareAndSet,
+    max_value: usize,
+}
+
+impl RedisStore {
+    /// A store on the server of a URL. No I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidUrl`], with the part that was refused. It never shows the password.
+    pub fn new(url: &str) -> Result<RedisStore> {
+        let config = Config::parse(url)?;
+        let login = config.login;
+        Ok(RedisStore {
+            #[cfg(feature = "tokio")]
+            multiplexed: Multiplexed::new(login.clone()),
+            link: Link::new(Resp::new(config.endpoint.clone(), login), config.endpoint, config.settings),
+            compare_and_set: CompareAndSet::new(),
+            max_value: config.max_value,
+        })
+    }
+
+    async fn call(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
+        let replies = match drive()? {
+            Drive::Inline => self.link.call(request, retry).await?,
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, request, retry).await?,
+        };
+        if replies.len() == request.len() {
+            return Ok(replies);
+        }
+        let context =
+            format!("{} answered {} requests with {} replies", self.link.endpoint(), request.len(), replies.len());
+        Err(Error::new(ErrorKind::Protocol, context))
+    }
+
+    /// One command, one reply.
+    async fn command(&self, command: Cmd, retry: Retry) -> Result<Reply<'_>> {
+        let replies = self.call(&Request::Command(command), retry).await?;
+        let reply = replies.into_iter().next().expect("as many replies as requests");
+        self.reply(reply)
+    }
+
+    /// Several commands in one round trip.
+    async fn pipeline(&self, pipeline: Pipeline, retry: Retry) -> Result<Vec<Result<Reply<'_>>>> {
+        let replies = self.call(&Request::Pipeline(pipeline), retry).await?;
+        Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
+    }
+
+    /// Several commands as one transaction; the reply to the last of them.
+    async fn transaction(&self, commands: impl IntoIterator<Item = Cmd>, retry: Retry) -> Result<Reply<'_>> {
+        let replies = self.pipeline(commands::transaction(commands), retry).await?;
+        let executed = replies.into_iter().next_back().expect("as many replies as requests")?;
+        let last = executed.array()?.into_iter().next_back().unwrap_or(Value::Nil);
+        self.reply(last)
+    }
+
+    fn reply(&self, value: Value) -> Result<Reply<'_>> {
+        Reply::new(value, self.link.endpoint())
+    }
+
+    fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
+        super::check_value(key, value, self.max_value, self.link.endpoint())
+    }
+}
+
+#[async_trait]
+impl CacheStore for RedisStore {
+    fn name(&self) -> &str {
+        "redis"
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        check_key(key)?;
+        self.command(commands::get(key), Retry::Idempotent).await?.bytes()
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
+        check_key(key)?;
+        self.check_value(key, &value)?;
+        let retry = if when == When::Always { Retry::Idempotent } else { Retry::Never };
+        self.command(commands::set(key, &value, ttl, when)?, retry).await?.stored()
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool> {
+        check_key(key)?;
+        self.command(commands::unlink(&[key]), Retry::Never).await?.flag()
+    }
+
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        check_key(key)?;
+        if let Some(value) = &new {
+            self.check_value(key, value)?;
+        }
+        let script = &self.compare_and_set;
+        let by_hash = self.command(script.by_hash(key, expected, new.as_deref(), ttl)?, Retry::Never).await;
+        match by_hash {
+            Err(error) if reply::is_unknown_script(&error) => {
+                self.command(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?.flag()
+            }
+            answered => answered?.flag(),
+        }
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<()> {
+        let pattern = commands::keys_that_start_with(prefix);
+        let mut cursor = 0;
+        loop {
+            let (next, keys) = self.command(commands::scan(cursor, &pattern), Retry::Idempotent).await?.scanned()?;
+            if !keys.is_empty() {
+                self.command(commands::unlink(&keys), Retry::Idempotent).await?.number()?;
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    fn reset(&self) {
+        self.link.reset();
+        #[cfg(feature = "tokio")]
+        self.multiplexed.reset();
+    }
+
+    async fn reconnect(&self) -> Result<()> {
+        self.reset();
+        let ping = Request::Command(commands::ping());
+        let replies = match drive()? {
+            Drive::Inline => self.link.reconnect(&ping).await?,
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, &ping, Retry::Never).await?,
+        };
+        replies.into_iter().try_for_each(|reply| self.reply(reply).map(|_| ()))
+    }
+
+    async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        check_key(key)?;
+        match ttl.duration()? {
+            Some(duration) => self.command(commands::expire(key, duration), Retry::Idempotent).await?.flag(),
+            None => self.transaction(commands::persist(key), Retry::Idempotent).await?.flag(),
+        }
+    }
+
+    async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
+        check_key(key)?;
+        let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
+        counted.map_err(|error| reply::counting(key, by, error))?.number()
+    }
+
+    async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        super::batch(checked(keys), |keys: Vec<&str>| async move {
+            let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
+            Ok(replies.into_iter().map(|reply| self.reply(reply)?.bytes()).collect())
+        })
+        .await
+    }
+
+    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
+        let checked = entries.iter().map(|(key, value)| {
+            check_key(key)?;
+            self.check_value(key, value)?;
+            Ok((*key, value.clone()))
+        });
+        super::batch(checked.collect(), |entries: Vec<(&str, Bytes)>| async move {
+            let replies = self.pipeline(commands::set_many(&entries, ttl)?, Retry::Idempotent).await?;
+            Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
+        })
+        .await
+    }
+
+    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
+        super::batch(checked(keys), |keys: Vec<&str>| async move {
+            let replies = self.pipeline(commands::delete_many(&keys), Retry::Never).await?;
+            Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
+        })
+        .await
+    }
+}
+
+fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
+    keys.iter().map(|key| check_key(key).map(|()| *key)).collect()
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("link", &self.link).finish_non_exhaustive()
+    }
+}

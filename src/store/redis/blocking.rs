@@ -1,0 +1,158 @@
+//! The way of a request over a blocking connection: packed by the redis crate, sent and received by us, parsed by the crate.
+
+use std::io::{self, Read};
+
+use redis::{Cmd, Parser, Value, cmd};
+
+use super::commands::Request;
+use super::config::Login;
+use super::reply::server_error;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Endpoint, Protocol, Stream, io_error};
+
+/// Redis's serialization protocol, over blocking streams.
+#[derive(Debug)]
+pub(super) struct Resp {
+    endpoint: Endpoint,
+    login: Login,
+}
+
+pub(super) struct Connection {
+    stream: Stream,
+    parser: Parser,
+    /// What is sent, kept for its memory.
+    outgoing: Vec<u8>,
+}
+
+/// What a kept buffer may take.
+const KEPT: usize = 64 << 10;
+
+impl Resp {
+    pub(super) fn new(endpoint: Endpoint, login: Login) -> Resp {
+        Resp { endpoint, login }
+    }
+
+    async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
+        connection.outgoing.clear();
+        connection.outgoing.shrink_to(KEPT);
+        request.write(&mut connection.outgoing);
+        let sent = connection.stream.write_all(&connection.outgoing).await;
+        sent.map_err(|error| io_error("writing to", &self.endpoint, error))
+    }
+
+    fn receive(&self, connection: &mut Connection) -> Result<Value> {
+        loop {
+            let mut source = Source { stream: &mut connection.stream, failure: None };
+            match connection.parser.parse_value(&mut source) {
+                // Not a reply: something that the server says unasked.
+                Ok(Value::Push { .. }) => {}
+                Ok(value) => return Ok(value),
+                Err(error) => return Err(self.reading(source.failure, error)),
+            }
+        }
+    }
+
+    fn reading(&self, failure: Option<io::Error>, error: redis::RedisError) -> Error {
+        match failure {
+            Some(failure) => io_error("reading from", &self.endpoint, failure),
+            None => Error::with_source(ErrorKind::Protocol, format!("{} sent what is no reply", self.endpoint), error),
+        }
+    }
+
+    /// An answer that can be done without, or the connection cannot.
+    async fn ask(&self, connection: &mut Connection, command: Cmd) -> Result<Result<Value, redis::ServerError>> {
+        self.send(connection, &Request::Command(command)).await?;
+        Ok(match self.receive(connection)? {
+            Value::ServerError(error) => Err(error),
+            value => Ok(value),
+        })
+    }
+
+    async fn require(&self, connection: &mut Connection, command: Cmd) -> Result<()> {
+        match self.ask(connection, command).await? {
+            Ok(_) => Ok(()),
+            Err(error) => Err(server_error(&self.endpoint, error)),
+        }
+    }
+
+    /// RESP3 where the server knows it, with user and password.
+    async fn greet(&self, connection: &mut Connection) -> Result<()> {
+        let mut hello = cmd("HELLO");
+        hello.arg(3);
+        if let Some(password) = &self.login.password {
+            hello.arg("AUTH").arg(self.login.username.as_deref().unwrap_or("default")).arg(password);
+        }
+        match self.ask(connection, hello).await? {
+            Ok(_) => return Ok(()),
+            Err(error) if knows_only_resp2(error.code(), error.details()) => {}
+            Err(error) => return Err(server_error(&self.endpoint, error)),
+        }
+        let Some(password) = &self.login.password else { return Ok(()) };
+        let mut auth = cmd("AUTH");
+        if let Some(username) = &self.login.username {
+            auth.arg(username);
+        }
+        auth.arg(password);
+        self.require(connection, auth).await
+    }
+}
+
+/// Whether this is how a server refuses the HELLO of RESP3.
+pub(super) fn knows_only_resp2(code: &str, details: Option<&str>) -> bool {
+    let details = details.unwrap_or_default().to_ascii_lowercase();
+    code == "NOPROTO" || details.contains("unknown command") || details.contains("unsupported protocol")
+}
+
+impl Protocol for Resp {
+    type Connection = Connection;
+    type Request = Request;
+    type Reply = Vec<Value>;
+
+    async fn open(&self, stream: Stream) -> Result<Connection> {
+        let mut connection = Connection { stream, parser: Parser::new(), outgoing: Vec::new() };
+        self.greet(&mut connection).await?;
+        if self.login.database != 0 {
+            let mut select = cmd("SELECT");
+            select.arg(self.login.database);
+            self.require(&mut connection, select).await?;
+        }
+        Ok(connection)
+    }
+
+    async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Vec<Value>> {
+        self.send(connection, request).await?;
+        let mut replies = Vec::with_capacity(request.len());
+        for _ in 0..request.len() {
+            replies.push(self.receive(connection)?);
+        }
+        Ok(replies)
+    }
+
+    fn stream(connection: &mut Connection) -> &mut Stream {
+        &mut connection.stream
+    }
+}
+
+/// Reads for the crate's parser, and keeps what went wrong: the parser's own error has only a copy of it.
+struct Source<'a> {
+    stream: &'a mut Stream,
+    failure: Option<io::Error>,
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match Read::read(self.stream, buffer) {
+            Ok(0) if !buffer.is_empty() => Err(self.fail(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) => Err(self.fail(error)),
+            received => received,
+        }
+    }
+}
+
+impl Source<'_> {
+    fn fail(&mut self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        self.failure = Some(error);
+        kind.into()
+    }
+}

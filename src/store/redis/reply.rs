@@ -1,0 +1,129 @@
+//! What a reply means.
+
+use bytes::Bytes;
+use redis::{ServerError, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Endpoint;
+use crate::store::{counter_overflow, not_a_number};
+
+/// A reply that is not an error.
+pub(super) struct Reply<'a> {
+    value: Value,
+    endpoint: &'a Endpoint,
+}
+
+impl<'a> Reply<'a> {
+    pub(super) fn new(value: Value, endpoint: &'a Endpoint) -> Result<Reply<'a>> {
+        match value {
+            Value::ServerError(error) => Err(server_error(endpoint, error)),
+            Value::Attribute { data, .. } => Reply::new(*data, endpoint),
+            value => Ok(Reply { value, endpoint }),
+        }
+    }
+
+    pub(super) fn bytes(self) -> Result<Option<Bytes>> {
+        match self.value {
+            Value::Nil => Ok(None),
+            Value::BulkString(bytes) => Ok(Some(bytes.into())),
+            _ => Err(self.unexpected("a value")),
+        }
+    }
+
+    /// Whether a SET has stored.
+    pub(super) fn stored(self) -> Result<bool> {
+        match self.value {
+            Value::Okay => Ok(true),
+            Value::Nil => Ok(false),
+            _ => Err(self.unexpected("OK")),
+        }
+    }
+
+    pub(super) fn number(self) -> Result<i64> {
+        match self.value {
+            Value::Int(number) => Ok(number),
+            _ => Err(self.unexpected("a number")),
+        }
+    }
+
+    pub(super) fn flag(self) -> Result<bool> {
+        self.number().map(|number| number != 0)
+    }
+
+    pub(super) fn array(self) -> Result<Vec<Value>> {
+        match self.value {
+            Value::Array(values) => Ok(values),
+            _ => Err(self.unexpected("an array")),
+        }
+    }
+
+    /// A step of a SCAN: where to go on, and the keys.
+    pub(super) fn scanned(self) -> Result<(u64, Vec<Vec<u8>>)> {
+        let endpoint = self.endpoint;
+        let unexpected = || unexpected(endpoint, "a cursor and keys");
+        let [Value::BulkString(cursor), Value::Array(keys)] =
+            <[Value; 2]>::try_from(self.array()?).map_err(|_| unexpected())?
+        else {
+            return Err(unexpected());
+        };
+        let cursor = std::str::from_utf8(&cursor).ok().and_then(|cursor| cursor.parse().ok()).ok_or_else(unexpected)?;
+        let keys = keys.into_iter().map(|key| match key {
+            Value::BulkString(key) => Ok(key),
+            _ => Err(unexpected()),
+        });
+        Ok((cursor, keys.collect::<Result<_>>()?))
+    }
+
+    fn unexpected(&self, wanted: &str) -> Error {
+        unexpected(self.endpoint, wanted)
+    }
+}
+
+fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
+}
+
+pub(super) fn server_error(endpoint: &Endpoint, error: ServerError) -> Error {
+    let kind = match error.code() {
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
+        _ if error.details().is_some_and(|details| details.starts_with("AUTH ")) => ErrorKind::Auth,
+        _ => ErrorKind::Server,
+    };
+    let context = format!("{endpoint} answered {} {}", error.code(), error.details().unwrap_or_default());
+    Error::with_source(kind, context.trim_end().to_owned(), ServerSaid { code: error.code().to_owned() })
+}
+
+/// The code of an error that a server answered with, kept as the error's source.
+#[derive(Debug)]
+struct ServerSaid {
+    code: String,
+}
+
+impl std::fmt::Display for ServerSaid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the server's error code is {}", self.code)
+    }
+}
+
+impl std::error::Error for ServerSaid {}
+
+fn has_code(error: &Error, code: &str) -> bool {
+    let source = std::error::Error::source(error);
+    source.and_then(|source| source.downcast_ref::<ServerSaid>()).is_some_and(|said| said.code == code)
+}
+
+pub(super) fn is_unknown_script(error: &Error) -> bool {
+    has_code(error, "NOSCRIPT")
+}
+
+/// What the server says of a counter, in this crate's terms.
+pub(super) fn counting(key: &str, by: i64, error: Error) -> Error {
+    let text = error.to_string();
+    if text.contains("not an integer") {
+        not_a_number(key)
+    } else if text.contains("overflow") {
+        counter_overflow(key, by)
+    } else {
+        error
+    }
+}

@@ -1,0 +1,187 @@
+//! A near store in front of an authoritative one.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{CacheStore, Ttl, When};
+use crate::error::Result;
+use crate::lifecycle::Refresh;
+
+/// How long the near store may answer by default before the far one is asked again.
+const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
+
+/// Reads from a near store first, and keeps the truth in a far one.
+///
+/// - A read asks the near store, then the far one, and fills the near one for at most
+///   [`near_ttl`](TieredStore::near_ttl).
+/// - `set` writes to the far store; then the near one is refreshed, or, where that fails, dropped.
+/// - Conditional writes, counters, compare-and-set and `touch` go to the far store alone, and the near entry is dropped.
+/// - `delete` and `clear` go to both.
+///
+/// The near store's failures are nobody's problem: it is passed by. What another process writes shows here once the near
+/// entry has expired: the near time to live is how stale a read may be.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::{MemoryStore, RedisStore, TieredStore}};
+/// use std::time::Duration;
+///
+/// let far = RedisStore::new("redis://127.0.0.1:6379")?;
+/// let store = TieredStore::new(MemoryStore::new(), far).near_ttl(Duration::from_secs(1));
+/// let cache = Cache::builder(store).build();
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TieredStore<N, F> {
+    near: N,
+    far: F,
+    near_ttl: Duration,
+}
+
+impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
+    /// `near` in front of `far`.
+    pub fn new(near: N, far: F) -> TieredStore<N, F> {
+        TieredStore { near, far, near_ttl: DEFAULT_NEAR_TTL }
+    }
+
+    /// How long the near store may answer before the far one is asked again. At least a millisecond. Defaults to 5 s.
+    #[must_use]
+    pub fn near_ttl(mut self, ttl: Duration) -> TieredStore<N, F> {
+        self.near_ttl = ttl.max(Duration::from_millis(1));
+        self
+    }
+
+    /// The time to live of a near entry, given that of the far one.
+    fn bounded(&self, ttl: Ttl) -> Ttl {
+        match ttl {
+            Ttl::Never => Ttl::After(self.near_ttl),
+            Ttl::After(duration) => Ttl::After(duration.min(self.near_ttl)),
+        }
+    }
+
+    async fn near_get(&self, key: &str) -> Option<Bytes> {
+        self.near.get(key).await.unwrap_or(None)
+    }
+
+    async fn fill(&self, key: &str, value: Bytes) {
+        // Only where there is none: a write that came meanwhile knows better than this read.
+        let _ = self.near.set(key, value, Ttl::After(self.near_ttl), When::IfAbsent).await;
+    }
+
+    async fn drop_near(&self, key: &str) {
+        let _ = self.near.delete(key).await;
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
+    fn name(&self) -> &str {
+        "tiered"
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        if let Some(value) = self.near_get(key).await {
+            return Ok(Some(value));
+        }
+        let value = self.far.get(key).await?;
+        if let Some(value) = &value {
+            self.fill(key, value.clone()).await;
+        }
+        Ok(value)
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
+        let written = self.far.set(key, value.clone(), ttl, when).await;
+        let refreshed = when == When::Always
+            && written.is_ok()
+            && self.near.set(key, value, self.bounded(ttl), When::Always).await.is_ok();
+        if !refreshed {
+            self.drop_near(key).await;
+        }
+        written
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool> {
+        let deleted = self.far.delete(key).await;
+        self.drop_near(key).await;
+        deleted
+    }
+
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        let swapped = self.far.compare_and_set(key, expected, new, ttl).await;
+        self.drop_near(key).await;
+        swapped
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<()> {
+        let far = self.far.clear(prefix).await;
+        let near = self.near.clear(prefix).await;
+        far.and(near)
+    }
+
+    fn reset(&self) {
+        self.near.reset();
+        self.far.reset();
+    }
+
+    async fn reconnect(&self) -> Result<()> {
+        let near = self.near.reconnect().await;
+        self.far.reconnect().await.and(near)
+    }
+
+    fn refresh(&self) -> Refresh {
+        let far = self.far.refresh();
+        match self.near.refresh() {
+            Refresh::Reset => far,
+            near => near,
+        }
+    }
+
+    async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        let touched = self.far.touch(key, ttl).await;
+        self.drop_near(key).await;
+        touched
+    }
+
+    async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
+        let counted = self.far.increment(key, by, ttl).await;
+        self.drop_near(key).await;
+        counted
+    }
+
+    async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        let mut results = self.near.get_many(keys).await;
+        let missing: Vec<usize> = (0..keys.len()).filter(|&index| !matches!(results[index], Ok(Some(_)))).collect();
+        if missing.is_empty() {
+            return results;
+        }
+        let asked: Vec<&str> = missing.iter().map(|&index| keys[index]).collect();
+        for (&index, found) in missing.iter().zip(self.far.get_many(&asked).await) {
+            if let Ok(Some(value)) = &found {
+                self.fill(keys[index], value.clone()).await;
+            }
+            results[index] = found;
+        }
+        results
+    }
+
+    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
+        let written = self.far.set_many(entries, ttl).await;
+        let (stored, failed): (Vec<_>, Vec<_>) = entries.iter().zip(&written).partition(|(_, written)| written.is_ok());
+        let stored: Vec<(&str, Bytes)> = stored.into_iter().map(|(entry, _)| entry.clone()).collect();
+        let refreshed = self.near.set_many(&stored, self.bounded(ttl)).await;
+        let unrefreshed = stored.iter().zip(&refreshed).filter(|(_, refreshed)| refreshed.is_err());
+        let stale: Vec<&str> =
+            failed.iter().map(|(entry, _)| entry.0).chain(unrefreshed.map(|(entry, _)| entry.0)).collect();
+        let _ = self.near.delete_many(&stale).await;
+        written
+    }
+
+    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
+        let deleted = self.far.delete_many(keys).await;
+        let _ = self.near.delete_many(keys).await;
+        deleted
+    }
+}
