@@ -11,7 +11,7 @@ use prefork_cache::Cache;
 use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
 use crate::support::descriptors::resident_kilobytes;
-use crate::support::forks::fork;
+use crate::support::forks::{CHILD_TIME, Way, fork, try_fork_by};
 use crate::support::wait::{Latch, SetOnDrop};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -86,11 +86,11 @@ fn cache() -> Cache {
 fn fork_often(cache: &Cache, forks: usize) -> usize {
     let mut warm = 0;
     for number in 0..forks {
-        let child = fork(|| look(cache, number % 100 == 99));
+        let child = try_fork_by(Way::Fork, CHILD_TIME * 3, || look(cache, number % 200 == 199)).expect("a child");
         let (is_warm, grown) = child.join();
         warm += usize::from(is_warm);
         if let Some(kilobytes) = grown {
-            assert!(kilobytes < 32 * 1024, "a child (warm: {is_warm}) grew by {kilobytes} kB over a full store");
+            assert!(kilobytes < 16 * 1024, "a child (warm: {is_warm}) grew by {kilobytes} kB over a full store");
         }
     }
     warm
@@ -123,9 +123,9 @@ fn growth(cache: &Cache) -> u64 {
             cache.blocking().set(&format!("filler {number}"), &"x".repeat(200), MINUTE).expect("memory does not fail");
         }
     };
-    write(0, 20_000);
+    write(0, 6_000);
     let before = resident_kilobytes();
-    write(20_000, 60_000);
+    write(6_000, 26_000);
     resident_kilobytes().saturating_sub(before)
 }
 
