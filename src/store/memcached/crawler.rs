@@ -1,8 +1,8 @@
 //! What a server holds, as its LRU crawler lists it.
 //!
 //! It goes by the hash table (`metadump hash`): a listing by the LRU queues (`all`) leaves out entries that were read a
-//! moment ago and wait for their place in a queue. A listing may take longer than an ordinary exchange, so it goes over a link
-//! of its own.
+//! moment ago and wait for their place in a queue. A listing may take longer than an ordinary exchange, so it goes over
+//! a link of its own.
 
 use std::borrow::Cow;
 use std::time::Duration;
