@@ -66,6 +66,7 @@ impl<C: Send> Pool<C> {
         let state = self.state.get_or_init(|| Lock::new("pool", State::new()));
         let mut turn = Turn { state, generation, ticket: None };
         let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive, self.size)));
+        #[cfg_attr(not(feature = "tokio"), expect(irrefutable_let_patterns))]
         if let Drive::Inline = drive {
             return block_until(deadline, |cx| leased.as_mut().poll(cx)).unwrap_or(Err(NoLease::Exhausted));
         }
