@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::drive::Drive;
-use super::endpoint::{Endpoint, timed_out};
+use super::endpoint::{Endpoint, is_stale, timed_out};
 use super::socket::{Connecting, Socket};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +37,8 @@ fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::TimedOut {
         return timed_out("connecting to", endpoint);
     }
-    Error::with_source(ErrorKind::Connect, format!("connecting to {endpoint}"), error)
+    let kind = if is_stale(&error) { ErrorKind::Forked } else { ErrorKind::Connect };
+    Error::with_source(kind, format!("connecting to {endpoint}"), error)
 }
 
 fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
