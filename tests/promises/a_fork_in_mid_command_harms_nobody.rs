@@ -3,6 +3,7 @@
 //! The parent's exchange goes on as if nothing had been. The child's copy of it ends at once, with an error or (of what may be
 //! repeated) with an answer of the child's own; a write that it reports as done is done.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Mutex;
@@ -11,14 +12,14 @@ use std::thread;
 
 use prefork_cache::{Cache, Error, ErrorKind, Result, lifecycle};
 
-use crate::callers::{Caller, MINUTE, PATIENT, cache_at, current_thread_runtime, until_held};
+use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on, current_thread_runtime, until_held};
 use crate::harness::{Mode, Scenario, with_each_server};
-use crate::support::descriptors::inodes_connected_to;
-use crate::support::forks::{CHILD_TIME, Side, Way, fork_by, split};
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server};
-use crate::support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
-use crate::support::wait::until;
+use support::descriptors::inodes_connected_to;
+use support::forks::{CHILD_TIME, Side, Way, fork_by, split};
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+use support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
+use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
@@ -33,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         polled_again_in_the_child(kind, Verb::Increment);
     }));
     all.extend(with_each_server("a_future_that_waits_for_a_connection", waits_for_a_connection));
+    all.extend(with_each_server("a_fetch_that_waits_for_another_ones_loader", waits_for_a_loader));
     all.extend(with_each_server("connections_that_other_threads_had_leased_are_cut", leased_by_other_threads));
     all
 }
@@ -51,8 +53,6 @@ enum Verb {
 }
 
 impl Verb {
-    const BOTH: [Verb; 2] = [Verb::Get, Verb::Increment];
-
     async fn perform(self, cache: &Cache) -> Result<()> {
         match self {
             Verb::Get => check(cache.get_raw("key").await?),
@@ -201,21 +201,63 @@ fn waits_for_a_connection(kind: Kind) {
         for way in Way::COMMON {
             proxy.hold_replies_with(HELD);
             let mut first = pin!(cache.get_raw("key"));
-            let mut queued = pin!(cache.get_raw("key"));
+            let mut queued = Some(Box::pin(cache.get_raw("key")));
             until_held(&proxy, 1, first.as_mut()).await;
-            let queued_up = std::future::poll_fn(|cx| Poll::Ready(queued.as_mut().poll(cx).is_pending())).await;
-            assert!(queued_up, "the future stands in the queue");
+            assert_pending(queued.as_mut().expect("made above").as_mut()).await;
             let child = fork_by(way, || {
-                let ended = poll_in_vain(queued.as_mut());
+                let mut stale = queued.take().expect("made above");
+                let ended = poll_in_vain(stale.as_mut());
+                drop(stale);
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
             });
             let ended = child.join();
             assert!(ended.starts_with("Err"), "the child's copy of the queued future, after {way:?}: {ended}");
             proxy.release();
-            for awaited in [first, queued] {
-                check(awaited.await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
+            for answer in [first.await, queued.expect("made above").await] {
+                check(answer.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
             }
+        }
+    });
+}
+
+/// Polls a future once, which has to wait.
+async fn assert_pending(mut waiting: Pin<&mut impl Future>) {
+    let pending = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+    assert!(pending, "the future has to wait");
+}
+
+/// One task loads and another waits for what it loads when the process forks. In the child nobody will load it: whoever polls
+/// the waiting one there loads for itself.
+fn waits_for_a_loader(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let runtime = current_thread_runtime();
+    runtime.block_on(async {
+        for way in Way::COMMON {
+            let (go_on, released) = tokio::sync::oneshot::channel::<()>();
+            let key = format!("loaded across a {way:?}");
+            let begun = std::cell::Cell::new(false);
+            let mut loading = pin!(cache.fetch(&key, MINUTE, async || {
+                begun.set(true);
+                released.await.expect("it is told to go on");
+                Ok::<_, Infallible>("the loader's".to_owned())
+            }));
+            while !begun.get() {
+                assert_pending(loading.as_mut()).await;
+                tokio::task::yield_now().await;
+            }
+            let mut waiting = pin!(cache.fetch(&key, MINUTE, async || Ok::<_, Infallible>("its own".to_owned())));
+            assert_pending(waiting.as_mut()).await;
+            let child = fork_by(way, || {
+                let ended = poll_in_vain(waiting.as_mut());
+                in_a_thread_with_a_new_runtime(&cache);
+                ended
+            });
+            assert_eq!(child.join(), r#"Ok("its own")"#, "the child's copy of the waiting future, after {way:?}");
+            go_on.send(()).expect("the loader waits");
+            assert_eq!(loading.await.expect("never fails"), "the loader's");
+            assert_eq!(waiting.await.expect("never fails"), "the loader's");
         }
     });
 }
