@@ -227,6 +227,14 @@ async fn assert_pending(mut waiting: Pin<&mut impl Future>) {
     assert!(pending, "the future has to wait");
 }
 
+/// Polls a future, which has to wait all the while, until it has come as far as `condition` says.
+async fn pend_until(mut waiting: Pin<&mut impl Future>, condition: impl Fn() -> bool) {
+    while !condition() {
+        assert_pending(waiting.as_mut()).await;
+        tokio::task::yield_now().await;
+    }
+}
+
 /// One task loads and another waits for what it loads when the process forks. In the child nobody will load it: whoever polls
 /// the waiting one there loads for itself.
 fn waits_for_a_loader(kind: Kind) {
@@ -237,18 +245,14 @@ fn waits_for_a_loader(kind: Kind) {
         for way in Way::COMMON {
             let (go_on, released) = tokio::sync::oneshot::channel::<()>();
             let key = format!("loaded across a {way:?}");
-            let begun = std::cell::Cell::new(false);
+            let misses = cache.stats().misses;
             let mut loading = pin!(cache.fetch(&key, MINUTE, async || {
-                begun.set(true);
                 released.await.expect("it is told to go on");
                 Ok::<_, Infallible>("the loader's".to_owned())
             }));
-            while !begun.get() {
-                assert_pending(loading.as_mut()).await;
-                tokio::task::yield_now().await;
-            }
+            pend_until(loading.as_mut(), || cache.stats().misses == misses + 1).await;
             let mut waiting = pin!(cache.fetch(&key, MINUTE, async || Ok::<_, Infallible>("its own".to_owned())));
-            assert_pending(waiting.as_mut()).await;
+            pend_until(waiting.as_mut(), || cache.stats().misses == misses + 2).await;
             let child = fork_by(way, || {
                 let ended = poll_in_vain(waiting.as_mut());
                 in_a_thread_with_a_new_runtime(&cache);
