@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("warm_under_1_busy_thread", || under_busy_threads(1)),
         scenario("warm_under_4_busy_threads", || under_busy_threads(4)),
         scenario("warm_under_16_busy_threads", || under_busy_threads(16)),
+        scenario("warm_when_several_threads_fork_at_once", several_threads_fork_at_once),
         scenario("right_and_without_a_leak_beside_a_foreign_pin", beside_a_foreign_pin),
         scenario("cold_in_a_child_if_that_is_wanted", cold_if_wanted),
     ]
@@ -42,6 +43,26 @@ fn under_busy_threads(threads: usize) {
     println!("{threads} busy threads: of {forks} children these were cold: {cold:?}");
     let cold: usize = cold.values().sum();
     assert!(cold * 100 <= forks, "{cold} of {forks} children were cold");
+}
+
+/// One thread's fork is over while another's is not: its handler must not let anybody in too early.
+fn several_threads_fork_at_once() {
+    const FORKERS: usize = 4;
+    let cache = cache();
+    let forks = count(60, 2_000);
+    let cold: usize = while_busy(&cache, 2, |busy| {
+        thread::scope(|scope| {
+            busy.start();
+            let fork_often = |_| {
+                let look = || try_fork_by(Way::Fork, CHILD_TIME, || look(&cache, false)).expect("a child").join();
+                (0..forks).filter(|_| look().0.is_some()).count()
+            };
+            let forkers: Vec<_> = (0..FORKERS).map(|forker| scope.spawn(move || fork_often(forker))).collect();
+            forkers.into_iter().map(|forker| forker.join().expect("no panic")).sum()
+        })
+    });
+    println!("{FORKERS} threads forking at once: of {} children {cold} were cold", FORKERS * forks);
+    assert!(cold * 100 <= FORKERS * forks, "{cold} of {} children were cold", FORKERS * forks);
 }
 
 /// Another user of moka's collector is pinned at the fork: the inherited collector will never run again.

@@ -42,6 +42,12 @@ pub struct Latch {
     write: OwnedFd,
 }
 
+impl Default for Latch {
+    fn default() -> Latch {
+        Latch::new()
+    }
+}
+
 impl Latch {
     pub fn new() -> Latch {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
