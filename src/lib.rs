@@ -34,6 +34,8 @@
 //! test suite for a store of your own.
 
 mod cache;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 pub mod lifecycle;
 mod net;

@@ -16,6 +16,8 @@ mod stream;
 #[cfg(feature = "tokio")]
 mod tokio_socket;
 
+#[cfg(feature = "conformance")]
+pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, drive, inline, is_inline, lifted};
 pub(crate) use endpoint::{Endpoint, io_error, timed_out};
 pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};

@@ -11,6 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+#[cfg(feature = "memcached")]
+mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
 mod null;
@@ -22,6 +24,8 @@ mod url;
 
 /// The stores of this crate.
 pub mod stores {
+    #[cfg(feature = "memcached")]
+    pub use super::memcached::MemcachedStore;
     #[cfg(feature = "memory")]
     pub use super::memory::{AtFork, MemoryBuilder, MemoryStore};
     pub use super::null::NullStore;

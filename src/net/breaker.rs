@@ -42,12 +42,6 @@ impl Breaker {
         if won { Ok(()) } else { Err(self.delay) }
     }
 
-    /// Whether calls go ahead, without being the one that tries.
-    pub(crate) fn is_closed(&self) -> bool {
-        let retry_at = self.retry_at.load(Ordering::Relaxed);
-        retry_at == 0 || milliseconds() >= retry_at
-    }
-
     #[inline]
     pub(crate) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) != 0 {
@@ -92,7 +86,6 @@ mod tests {
         assert!(breaker.admit().is_ok());
         breaker.failed();
         assert!(breaker.admit().is_err());
-        assert!(!breaker.is_closed());
         breaker.succeeded();
         assert!(breaker.admit().is_ok());
     }
@@ -102,7 +95,6 @@ mod tests {
         let breaker = Breaker::new(1, Duration::from_secs(3600));
         breaker.failed();
         breaker.retry_at.store(1, std::sync::atomic::Ordering::Relaxed);
-        assert!(breaker.is_closed());
         assert!(breaker.admit().is_ok());
         assert!(breaker.admit().is_err());
     }

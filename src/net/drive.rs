@@ -54,6 +54,12 @@ pub(crate) fn is_inline() -> bool {
     INLINE.get()
 }
 
+/// Whether an operation that is polled here and now may suspend.
+#[cfg(feature = "conformance")]
+pub(crate) fn suspends() -> bool {
+    !matches!(drive(), Ok(Drive::Inline))
+}
+
 /// Has every operation in `work` run inline on this thread.
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
     marked(true, work)

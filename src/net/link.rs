@@ -93,10 +93,6 @@ impl<P: Protocol> Link<P> {
         }
     }
 
-    pub(crate) fn protocol(&self) -> &P {
-        &self.protocol
-    }
-
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -107,11 +103,6 @@ impl<P: Protocol> Link<P> {
 
     pub(crate) fn breaker(&self) -> &Breaker {
         &self.breaker
-    }
-
-    /// Whether the server is believed to be up, or due to be tried.
-    pub(crate) fn is_available(&self) -> bool {
-        self.breaker.is_closed()
     }
 
     /// One exchange, over a pooled connection or a new one.

@@ -120,11 +120,13 @@ impl Socket {
 
     /// How long a blocking receive waits.
     pub(crate) fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.number()?;
         Ok(socket::setsockopt(&*self.descriptor, sockopt::ReceiveTimeout, &time_value(timeout))?)
     }
 
     /// How long a blocking send waits.
     pub(crate) fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.number()?;
         Ok(socket::setsockopt(&*self.descriptor, sockopt::SendTimeout, &time_value(timeout))?)
     }
 

@@ -66,7 +66,6 @@ impl Multiplexed {
         request: &Request,
         retry: Retry,
     ) -> Result<Vec<Value>> {
-        link.admit()?;
         let (slot, reused) = self.connected(link, runtime).await?;
         let outcome = match self.exchange(link, &slot, request).await {
             Err(failure) if failure.dead && reused && retry == Retry::Idempotent => {
@@ -122,6 +121,8 @@ impl Multiplexed {
         }
     }
 
+    /// The one place where the breaker is asked: whoever it lets through to try must not be asked again on the way, and who
+    /// waited while others failed must be.
     async fn dial(&self, link: &Link<Resp>) -> Result<Connection> {
         link.admit()?;
         match self.open(link, ProtocolVersion::RESP3).await {

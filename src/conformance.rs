@@ -1,0 +1,121 @@
+//! What every store promises, as checks to run on a store of one's own.
+//!
+//! A check is an asynchronous function that panics where the promise is broken, with a text that says what was expected. The
+//! promises are those of [`CacheStore`]'s contract; [`CHECKS`] lists them. Each check uses keys of its own under
+//! `conformance:`, so that a server may be shared, and leaves nothing behind that does not expire.
+//!
+//! Some of them wait for an entry to expire, which takes a few seconds.
+//!
+//! ```
+//! use prefork_cache::{conformance, stores::MemoryStore};
+//!
+//! conformance::check_all(&MemoryStore::new());
+//! ```
+//!
+//! Inside a tokio runtime, where a store's waits are asynchronous:
+//!
+//! ```
+//! use prefork_cache::{conformance, stores::MemoryStore};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let store = MemoryStore::new();
+//! for check in conformance::CHECKS {
+//!     check.run(&store).await;
+//! }
+//! # });
+//! ```
+//!
+//! # Exceptions
+//!
+//! - `clear_removes_what_starts_with_the_prefix` accepts a store whose server cannot list its keys
+//!   ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)).
+//! - `an_increment_keeps_the_time_that_is_left` fails for a store that leaves [`CacheStore::increment`] as it is provided.
+//! - [`NullStore`](crate::stores::NullStore) passes almost none of them, by design.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::net::inline;
+use crate::store::CacheStore;
+use crate::sync::block_on;
+
+pub use batches::*;
+pub use concurrency::*;
+pub use counters::*;
+pub use expiry::*;
+pub use values::*;
+pub use whole_store::*;
+
+mod batches;
+mod concurrency;
+mod counters;
+mod expiry;
+mod keys;
+mod values;
+mod whole_store;
+
+type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// One promise, and how it is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    name: &'static str,
+    run: for<'a> fn(&'a dyn CacheStore) -> Running<'a>,
+}
+
+impl Check {
+    /// The promise: the name of the function that checks it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Checks it.
+    ///
+    /// # Panics
+    ///
+    /// When the future is polled, if the promise is broken.
+    pub async fn run(&self, store: &dyn CacheStore) {
+        (self.run)(store).await;
+    }
+}
+
+macro_rules! checks {
+    ($($name:ident,)+) => {
+        &[$(Check { name: stringify!($name), run: |store| Box::pin($name(store)) },)+]
+    };
+}
+
+/// Every check.
+pub const CHECKS: &[Check] = checks![
+    what_was_set_is_what_is_read,
+    empty_binary_and_large_values_come_back_as_they_were,
+    two_keys_are_two_entries_whatever_characters_they_hold,
+    an_empty_key_is_refused,
+    conditional_writes_look_first,
+    a_delete_says_whether_there_was_an_entry,
+    compare_and_set_compares,
+    counters_count,
+    what_is_no_counter_is_refused_and_kept,
+    entries_expire,
+    an_increment_keeps_the_time_that_is_left,
+    a_ttl_that_makes_no_sense_is_refused,
+    batches_answer_in_the_order_of_their_keys,
+    one_bad_key_spoils_no_batch,
+    no_increment_is_lost,
+    one_of_many_compare_and_sets_wins,
+    one_of_many_adds_wins,
+    a_dropped_future_disturbs_no_other,
+    clear_removes_what_starts_with_the_prefix,
+    reset_and_reconnect_leave_the_store_usable,
+];
+
+/// Runs every check, one after the other, inline on this thread. A store that suspends all the same is waited for.
+///
+/// # Panics
+///
+/// If a promise is broken.
+pub fn check_all(store: &dyn CacheStore) {
+    for check in CHECKS {
+        inline(|| block_on(&mut (check.run)(store)));
+    }
+}

@@ -1,0 +1,102 @@
+use std::time::{Duration, Instant};
+
+use super::keys::{LONG, fresh};
+use crate::error::ErrorKind;
+use crate::store::{CacheStore, Ttl, When};
+
+const SHORT: Duration = Duration::from_secs(2);
+
+/// How much earlier than asked an entry may be gone: the clock of a server may tick in seconds.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long an entry may outlive its time on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until every key is gone, and answers when the first one went.
+async fn wait_until_gone(store: &dyn CacheStore, keys: &[&str]) -> Instant {
+    let deadline = Instant::now() + SHORT + PATIENCE;
+    let mut first = None;
+    loop {
+        let found = store.get_many(keys).await;
+        let left: Vec<&&str> =
+            keys.iter().zip(&found).filter(|(_, found)| !matches!(found, Ok(None))).map(|(key, _)| key).collect();
+        if left.len() < keys.len() {
+            first.get_or_insert_with(Instant::now);
+        }
+        if left.is_empty() {
+            return first.expect("there are keys");
+        }
+        assert!(Instant::now() < deadline, "waited {} s for these to expire: {left:?}", PATIENCE.as_secs());
+        std::thread::yield_now();
+    }
+}
+
+/// An entry is gone after its time to live, however it got it, and not a tick earlier; others stay.
+pub async fn entries_expire(store: &dyn CacheStore) {
+    let short = Ttl::After(SHORT);
+    let names = ["set", "added", "replaced", "swapped", "touched", "counted", "batched"];
+    let keys = names.map(fresh);
+    let [set, added, replaced, swapped, touched, counted, batched] = &keys;
+    let [kept, kept_by_set, kept_by_touch] = ["kept", "kept-by-set", "kept-by-touch"].map(fresh);
+
+    let started = Instant::now();
+    for key in [&kept, replaced, swapped, touched] {
+        store.set(key, "x".into(), Ttl::Never, When::Always).await.unwrap();
+    }
+    for key in [set, &kept_by_set, &kept_by_touch] {
+        store.set(key, "x".into(), short, When::Always).await.unwrap();
+    }
+    assert!(store.set(added, "x".into(), short, When::IfAbsent).await.unwrap());
+    assert!(store.set(replaced, "x".into(), short, When::IfPresent).await.unwrap());
+    assert!(store.compare_and_set(swapped, Some(b"x"), Some("y".into()), short).await.unwrap());
+    assert!(store.touch(touched, short).await.unwrap(), "there is an entry to touch");
+    assert_eq!(store.increment(counted, 1, short).await.unwrap(), 1);
+    store.set_many(&[(batched, "x".into())], short).await.into_iter().for_each(Result::unwrap);
+    store.set(&kept_by_set, "y".into(), LONG, When::Always).await.unwrap();
+    assert!(store.touch(&kept_by_touch, Ttl::Never).await.unwrap(), "there is an entry to touch");
+
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let first_gone = wait_until_gone(store, &names).await;
+    let lived = first_gone - started;
+    assert!(lived + TICK >= SHORT, "an entry for {SHORT:?} was gone after {lived:?}");
+    for key in [&kept, &kept_by_set, &kept_by_touch] {
+        assert!(store.get(key).await.unwrap().is_some(), "{key} has no reason to be gone");
+        assert!(store.delete(key).await.unwrap());
+    }
+    assert!(!store.touch(set, LONG).await.unwrap(), "what has expired cannot be touched");
+    assert!(store.set(set, "x".into(), LONG, When::IfAbsent).await.unwrap(), "what has expired is absent");
+    store.delete(set).await.unwrap();
+}
+
+/// [`increment`](CacheStore::increment) gives a time to live to a counter that it creates, and to no other.
+pub async fn an_increment_keeps_the_time_that_is_left(store: &dyn CacheStore) {
+    let [short_lived, long_lived] = ["short-lived", "long-lived"].map(fresh);
+    assert_eq!(store.increment(&short_lived, 1, Ttl::After(SHORT)).await.unwrap(), 1);
+    let extended = store.increment(&short_lived, 1, LONG).await.unwrap();
+    store.set(&long_lived, "1".into(), LONG, When::Always).await.unwrap();
+    assert_eq!(store.increment(&long_lived, 1, Ttl::After(SHORT)).await.unwrap(), 2);
+    // On a machine that stood still in between, the counter was a new one.
+    if extended == 2 {
+        wait_until_gone(store, &[&short_lived]).await;
+    }
+    assert!(store.get(&long_lived).await.unwrap().is_some(), "the time that was left was cut");
+    store.delete(&long_lived).await.unwrap();
+}
+
+/// Zero is refused with [`ErrorKind::InvalidTtl`], and so is what is longer than a century; the shortest time is no error.
+pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
+    let key = fresh("ttl");
+    for ttl in [Duration::ZERO, Duration::MAX] {
+        let refusals = [
+            ("set", store.set(&key, "1".into(), Ttl::After(ttl), When::Always).await.err()),
+            ("compare_and_set", store.compare_and_set(&key, None, Some("1".into()), Ttl::After(ttl)).await.err()),
+            ("touch", store.touch(&key, Ttl::After(ttl)).await.err()),
+            ("increment", store.increment(&key, 1, Ttl::After(ttl)).await.err()),
+        ];
+        for (verb, refusal) in refusals {
+            assert_eq!(refusal.map(|error| error.kind()), Some(ErrorKind::InvalidTtl), "{verb} with a TTL of {ttl:?}");
+        }
+    }
+    assert_eq!(store.get(&key).await.unwrap(), None, "what was refused has no effect");
+    assert!(store.set(&key, "x".into(), Ttl::After(Duration::from_nanos(1)), When::Always).await.unwrap());
+}

@@ -1,0 +1,239 @@
+//! Memcached, over the meta protocol.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::config::Config;
+use self::expiry::expiry;
+use self::key::Key;
+use self::meta::{Answer, Command, Condition, Request};
+use self::servers::{Entry, Servers};
+use super::{CacheStore, Ttl, When};
+use crate::error::Result;
+use crate::net::Retry;
+
+mod atomic;
+mod clear;
+mod config;
+mod connection;
+mod crawler;
+mod expiry;
+mod key;
+mod meta;
+mod ring;
+mod servers;
+
+/// A store on one Memcached server, or on several.
+///
+/// ```no_run
+/// use prefork_cache::{CacheStore, Ttl, When, stores::MemcachedStore};
+///
+/// # async fn example() -> prefork_cache::Result<()> {
+/// let store = MemcachedStore::new("memcached://10.0.0.1,10.0.0.2?timeout=200ms")?;
+/// store.set("motd", "hello".into(), Ttl::Never, When::Always).await?;
+/// assert_eq!(store.get("motd").await?.as_deref(), Some(&b"hello"[..]));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It needs Memcached 1.6, for the meta protocol, and says so ([`ErrorKind::Unsupported`]) to anything else.
+///
+/// # URL
+///
+/// `memcached://host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in brackets, or
+/// `memcached+unix:///path[,/path...]`. Characters with a meaning in a URL are percent-encoded. Options follow in the query:
+///
+/// | option | default | |
+/// | --- | --- | --- |
+/// | `timeout` | `1s` | for a whole exchange: the wait for a free connection, the request and the reply, each |
+/// | `connect_timeout` | `1s` | for making a connection |
+/// | `pool_size` | `16` | connections to each server, at most, in each process |
+/// | `failures` | `2` | after how many failures in a row a server counts as down |
+/// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
+/// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
+/// | `weights` | all equal | a positive whole number for each server, `10,5,1` |
+/// | `max_value` | `1048576` | the largest value in bytes; the server's own limit (`-I`) counts as well |
+///
+/// A duration is written `500ms`, `2s` or `1m`; a plain number is in seconds.
+///
+/// # Several servers
+///
+/// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either find
+/// the same entries. A server counts as down after `failures` failures in a row; then, or where it cannot be dialled, its
+/// keys go to the ring's next server, with `failover`. A failure in the middle of an exchange is the error of that call,
+/// since the server may have done what it was asked. When the server is back it may still hold what it held before: entries
+/// that must never be outdated need `failover=false`. [`reconnect`](CacheStore::reconnect) and
+/// [`clear`](CacheStore::clear) try every server and fail if one of them does.
+///
+/// # Keys
+///
+/// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and stored
+/// as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole. [`clear`](CacheStore::clear)
+/// finds such an entry by the beginning, up to 212 bytes of it (146 if there are other characters among them), and leaves it
+/// alone when given a longer prefix.
+///
+/// # What is particular to Memcached
+///
+/// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends in
+///   January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`].
+/// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX` is
+///   [`ErrorKind::NotANumber`] and is taken back by a second command, so others may see it for a moment. The entry of a counter may
+///   end in spaces after a decrement.
+/// - [`clear`](CacheStore::clear) has the server's LRU crawler list every key, which takes up to a minute, and deletes those
+///   that match. It never flushes. It is [`ErrorKind::Unsupported`] with `-o no_lru_crawler`, and entries that others store
+///   meanwhile may stay.
+/// - The batch verbs send one request to each server, or several of 64 KiB, one server after the other.
+/// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
+pub struct MemcachedStore {
+    servers: Servers,
+    max_value: usize,
+}
+
+impl MemcachedStore {
+    /// No I/O yet: the first use dials.
+    ///
+    /// ```
+    /// use prefork_cache::stores::MemcachedStore;
+    ///
+    /// assert!(MemcachedStore::new("memcached://localhost").is_ok());
+    /// assert!(MemcachedStore::new("memcached://localhost?timeuot=1s").is_err());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidUrl`] for a scheme, host, port, path or option that is not understood, and for a login, which is
+    /// not supported. The text names the part, and shows nothing of a login.
+    pub fn new(url: &str) -> Result<MemcachedStore> {
+        let config = Config::parse(url)?;
+        Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value })
+    }
+
+    fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
+        super::check_value(key, value, self.max_value, &self.name())
+    }
+
+    fn storing<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
+        self.check_value(key, &value)?;
+        Ok(Entry { key: Key::new(key)?, command: Command::Set { value, expiry: expiry(ttl)?, condition } })
+    }
+}
+
+#[async_trait]
+impl CacheStore for MemcachedStore {
+    fn name(&self) -> &str {
+        "memcached"
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        let (_, answer) = self.servers.call(&reading(key)?, Retry::Idempotent).await?;
+        Ok(value(answer))
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
+        let (condition, retry) = match when {
+            When::Always => (Condition::Always, Retry::Idempotent),
+            When::IfAbsent => (Condition::IfAbsent, Retry::Never),
+            When::IfPresent => (Condition::IfPresent, Retry::Never),
+        };
+        let (_, answer) = self.servers.call(&self.storing(key, value, ttl, condition)?, retry).await?;
+        Ok(answer == Answer::Done)
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool> {
+        let (_, answer) = self.servers.call(&deleting(key)?, Retry::Never).await?;
+        Ok(answer == Answer::Done)
+    }
+
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        let new = match new {
+            Some(value) => {
+                self.check_value(key, &value)?;
+                Some((value, expiry(ttl)?))
+            }
+            None => None,
+        };
+        self.servers.compare_and_set(key, expected, new).await
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<()> {
+        self.servers.clear(prefix).await
+    }
+
+    fn reset(&self) {
+        for server in self.servers.iter() {
+            server.link.reset();
+            server.crawler.reset();
+        }
+    }
+
+    async fn reconnect(&self) -> Result<()> {
+        self.reset();
+        let probe = Request::probe()?;
+        let mut outcome = Ok(());
+        for server in self.servers.iter() {
+            outcome = outcome.and(server.link.reconnect(&probe).await.map(|_| ()));
+        }
+        outcome
+    }
+
+    async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        let entry = Entry { key: Key::new(key)?, command: Command::Touch { expiry: expiry(ttl)? } };
+        let (_, answer) = self.servers.call(&entry, Retry::Idempotent).await?;
+        Ok(answer == Answer::Done)
+    }
+
+    async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
+        self.servers.increment(key, by, ttl).await
+    }
+
+    async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        let entries: Vec<_> = keys.iter().map(|key| reading(key)).collect();
+        let answers = self.servers.batch(&entries, Retry::Idempotent).await;
+        let mut values: Vec<_> = answers.into_iter().map(|answer| answer.map(value)).collect();
+        for (key, value) in keys.iter().zip(&mut values) {
+            // A plain reply does not tell an empty value from one that is about to be stored.
+            if matches!(value, Ok(Some(bytes)) if bytes.is_empty()) {
+                *value = self.get(key).await;
+            }
+        }
+        values
+    }
+
+    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
+        let storing = |key, value: &Bytes| self.storing(key, value.clone(), ttl, Condition::Always);
+        let entries: Vec<_> = entries.iter().map(|(key, value)| storing(key, value)).collect();
+        let answers = self.servers.batch(&entries, Retry::Idempotent).await;
+        answers.into_iter().map(|answer| answer.map(|_| ())).collect()
+    }
+
+    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
+        let entries: Vec<_> = keys.iter().map(|key| deleting(key)).collect();
+        let answers = self.servers.batch(&entries, Retry::Never).await;
+        answers.into_iter().map(|answer| answer.map(|answer| answer == Answer::Done)).collect()
+    }
+}
+
+fn reading(key: &str) -> Result<Entry<'_>> {
+    Ok(Entry { key: Key::new(key)?, command: Command::Get })
+}
+
+fn deleting(key: &str) -> Result<Entry<'_>> {
+    Ok(Entry { key: Key::new(key)?, command: Command::Delete { cas: None } })
+}
+
+fn value(answer: Answer) -> Option<Bytes> {
+    match answer {
+        Answer::Value { value, .. } => Some(value),
+        _ => None,
+    }
+}
+
+/// The servers alone: there are no secrets, and pools are no reading.
+impl fmt::Debug for MemcachedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<_> = self.servers.endpoints().map(ToString::to_string).collect();
+        f.debug_struct("MemcachedStore").field("servers", &servers).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+//! Removing every entry under a prefix: list, and delete what was listed.
+
+use std::time::Duration;
+
+use super::crawler::Listing;
+use super::key::Key;
+use super::meta::Command;
+use super::servers::{Entry, Server, Servers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Drive, Retry, drive};
+
+/// An entry that the server moves between its lists while it reads them may be missed, so one listing is not enough.
+const LISTINGS: usize = 3;
+/// How often a server whose crawler is busy is asked again, and after what time.
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Servers {
+    /// Clears every server, also those after one that fails.
+    pub(super) async fn clear(&self, prefix: &str) -> Result<()> {
+        let mut outcome = Ok(());
+        for server in self.iter() {
+            outcome = outcome.and(self.clear_one(server, prefix).await);
+        }
+        outcome
+    }
+
+    async fn clear_one(&self, server: &Server, prefix: &str) -> Result<()> {
+        for _ in 0..LISTINGS {
+            let keys = list(server, prefix).await?;
+            if keys.is_empty() {
+                break;
+            }
+            let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
+            let entries: Vec<_> = keys.into_iter().map(delete).collect();
+            let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent).await;
+            deletions.into_iter().try_for_each(|deletion| deletion.map(|_| ()))?;
+        }
+        Ok(())
+    }
+}
+
+async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
+    let endpoint = server.link.endpoint();
+    for _ in 0..ATTEMPTS {
+        match server.crawler.call(prefix.as_bytes(), Retry::Idempotent).await? {
+            Listing::Keys(keys) => {
+                // A listing is rare: no connection is kept for the next.
+                server.crawler.reset();
+                return Ok(keys);
+            }
+            Listing::Busy => pause().await?,
+            Listing::Refused(text) => {
+                let context = format!("{endpoint} does not list its keys: {text}");
+                return Err(Error::new(ErrorKind::Unsupported, context));
+            }
+        }
+    }
+    let waited = PAUSE * u32::try_from(ATTEMPTS).unwrap_or(u32::MAX);
+    Err(Error::new(ErrorKind::Timeout, format!("listing the keys of {endpoint}: its crawler was busy for {waited:?}")))
+}
+
+async fn pause() -> Result<()> {
+    match drive()? {
+        Drive::Inline => std::thread::sleep(PAUSE),
+        #[cfg(feature = "tokio")]
+        Drive::Tokio(_) => tokio::time::sleep(PAUSE).await,
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! How a key is written on the wire and stored by the server, as Dalli does it.
+//!
+//! Plain keys (ASCII, no whitespace, no control characters) of up to 250 bytes go as they are. Others go as base64, and the
+//! server stores what that stands for. What is too long for either is digested: as much of the key as there is room for,
+//! `:md5:`, and the MD5 of the whole.
+//!
+//! A key that looks like a digest is digested itself, so that nobody can name another key's entry.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use md5::{Digest, Md5};
+
+use crate::error::Result;
+use crate::store::check_key;
+
+/// What the server accepts, on the wire.
+const LONGEST: usize = 250;
+/// What fits into that as base64.
+const LONGEST_ENCODED: usize = LONGEST / 4 * 3;
+const SEPARATOR: &str = ":md5:";
+const DIGEST: usize = SEPARATOR.len() + 32;
+/// How much of a long key stays readable, where that much of it is plain. Dalli's number, in which one byte is wasted.
+const PLAIN_PREFIX: usize = LONGEST - 1 - DIGEST;
+/// How much of any other long key stays readable, but for what a character in the way takes off.
+const ENCODED_PREFIX: usize = LONGEST_ENCODED - DIGEST;
+const SHORTEST_PREFIX: usize = ENCODED_PREFIX - 3;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key<'a> {
+    stored: Cow<'a, [u8]>,
+    base64: Option<Vec<u8>>,
+}
+
+impl Key<'_> {
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for the empty key.
+    pub(super) fn new(key: &str) -> Result<Key<'_>> {
+        check_key(key)?;
+        let bytes = key.as_bytes();
+        let longest = if is_plain(bytes) { LONGEST } else { LONGEST_ENCODED };
+        let stored = if bytes.len() > longest || split_digest(bytes).is_some() {
+            Cow::Owned(digested(key).into_bytes())
+        } else {
+            Cow::Borrowed(bytes)
+        };
+        let base64 = (!is_plain(&stored)).then(|| base64(&stored));
+        Ok(Key { stored, base64 })
+    }
+
+    /// A key as the server listed it. Another program may have written it, so it may be anything that a server accepts.
+    pub(super) fn listed(stored: Vec<u8>) -> Key<'static> {
+        let breaks_the_line = stored.iter().any(|byte| *byte <= b' ' || *byte == 0x7f);
+        let base64 = breaks_the_line.then(|| base64(&stored));
+        Key { stored: Cow::Owned(stored), base64 }
+    }
+
+    /// What the server knows the entry by, and what the ring hashes.
+    pub(super) fn stored(&self) -> &[u8] {
+        &self.stored
+    }
+
+    /// What goes into a command.
+    pub(super) fn wire(&self) -> &[u8] {
+        self.base64.as_deref().unwrap_or(&self.stored)
+    }
+
+    /// Whether the command has to say that the key is base64.
+    pub(super) fn is_base64(&self) -> bool {
+        self.base64.is_some()
+    }
+}
+
+/// Quoted, for errors.
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.stored))
+    }
+}
+
+/// Whether a key that is stored like this starts with `prefix`. Of a digested key only the readable part counts: what
+/// followed it, nobody knows.
+pub(super) fn starts_with(stored: &[u8], prefix: &[u8]) -> bool {
+    split_digest(stored).unwrap_or(stored).starts_with(prefix)
+}
+
+fn is_plain(key: &[u8]) -> bool {
+    key.iter().all(u8::is_ascii_graphic)
+}
+
+fn digested(key: &str) -> String {
+    let plain = key.get(..PLAIN_PREFIX).filter(|prefix| is_plain(prefix.as_bytes()));
+    let prefix = plain.unwrap_or_else(|| {
+        let end = (SHORTEST_PREFIX..=ENCODED_PREFIX).rev().find(|end| key.is_char_boundary(*end));
+        &key[..end.unwrap_or(0)]
+    });
+    format!("{prefix}{SEPARATOR}{:x}", Md5::digest(key))
+}
+
+/// The readable part of what has the form of a digested key.
+fn split_digest(stored: &[u8]) -> Option<&[u8]> {
+    let (prefix, digest) = stored.split_at_checked(stored.len().checked_sub(DIGEST)?)?;
+    let hex = digest.strip_prefix(SEPARATOR.as_bytes())?;
+    let is_digest = hex.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_cut = prefix.len() == PLAIN_PREFIX || (SHORTEST_PREFIX..=ENCODED_PREFIX).contains(&prefix.len());
+    (is_digest && is_cut).then_some(prefix)
+}
+
+fn base64(bytes: &[u8]) -> Vec<u8> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |index| u32::from(chunk.get(index).copied().unwrap_or(0));
+        let group = byte(0) << 16 | byte(1) << 8 | byte(2);
+        let digit = |index: usize| ALPHABET[(group >> (18 - 6 * index)) as usize & 63];
+        encoded.extend((0..4).map(|index| if index <= chunk.len() { digit(index) } else { b'=' }));
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Key, LONGEST, base64, split_digest, starts_with};
+
+    fn stored(key: &str) -> String {
+        String::from_utf8(Key::new(key).unwrap().stored().to_vec()).unwrap()
+    }
+
+    fn wire(key: &str) -> String {
+        String::from_utf8(Key::new(key).unwrap().wire().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn base64_pads() {
+        let vectors = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+            ("\u{ff}?~", "w78/fg=="),
+        ];
+        for (text, expected) in vectors {
+            assert_eq!(String::from_utf8(base64(text.as_bytes())).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_plain_key_goes_as_it_is() {
+        for key in ["a", "user:42", &"a".repeat(250)] {
+            assert_eq!((wire(key).as_str(), Key::new(key).unwrap().is_base64()), (key, false));
+        }
+    }
+
+    #[test]
+    fn an_odd_key_goes_as_base64_and_is_stored_as_it_is() {
+        assert_eq!(wire("a key"), "YSBrZXk=");
+        for key in ["a key", "a\r\nflush_all", "\0", "\x7f", "clé", &" ".repeat(186)] {
+            assert_eq!((stored(key).as_str(), Key::new(key).unwrap().is_base64()), (key, true));
+        }
+    }
+
+    #[test]
+    fn a_long_key_is_digested_as_dalli_does() {
+        let expected = format!("{}:md5:4e5475d125a33c6190718e75adc1b704", "a".repeat(212));
+        assert_eq!(stored(&"a".repeat(300)), expected);
+        assert_eq!(expected.len(), 249);
+    }
+
+    #[test]
+    fn whatever_the_key_the_server_takes_it() {
+        let parts = ["a".repeat(400), " ".repeat(400), "é".repeat(200), "日".repeat(200), "a😀".repeat(100)];
+        for head in 0..400 {
+            for part in &parts {
+                let key: String = "k".repeat(head) + part;
+                let key = Key::new(&key).unwrap();
+                assert!(key.wire().len() <= LONGEST && key.wire().iter().all(u8::is_ascii_graphic), "{key}");
+                assert!(std::str::from_utf8(key.stored()).is_ok());
+                assert!(split_digest(key.stored()).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_names_the_entry_of_a_digested_key() {
+        for long in ["a".repeat(300), " ".repeat(300), format!("{}é{}", "a".repeat(147), "b".repeat(200))] {
+            let digested = stored(&long);
+            let of_that = stored(&digested);
+            assert_ne!(of_that, digested);
+            assert_ne!(stored(&of_that), of_that);
+        }
+    }
+
+    #[test]
+    fn a_prefix_reaches_the_readable_part_of_a_digested_key() {
+        let long = stored(&"a".repeat(300));
+        assert!(starts_with(long.as_bytes(), "a".repeat(212).as_bytes()));
+        assert!(!starts_with(long.as_bytes(), "a".repeat(213).as_bytes()));
+        assert!(!starts_with(long.as_bytes(), &long.as_bytes()[..215]));
+        assert!(starts_with(b"file:md5:1", b"file:md5:"));
+        assert!(starts_with(b"anything", b""));
+    }
+
+    #[test]
+    fn a_listed_key_goes_back_as_it_came() {
+        assert_eq!(Key::listed(b"\xff".repeat(240)).wire(), b"\xff".repeat(240));
+        assert_eq!(Key::listed(b"a key".to_vec()).wire(), b"YSBrZXk=");
+    }
+}

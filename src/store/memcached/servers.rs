@@ -1,0 +1,194 @@
+//! The servers, and which of them is asked for a key.
+//!
+//! A key is its owner's as long as that one is up. Where the owner is known to be down, or cannot be dialled, the ring's next
+//! server is asked, in the same call; where it fails in the middle of an exchange, the call fails, since nobody knows
+//! whether it took effect.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::config::Config;
+use super::crawler::{Crawler, crawl_settings};
+use super::key::Key;
+use super::meta::{Answer, Command, Meta, Request};
+use super::ring::Ring;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Endpoint, Link, Retry};
+
+/// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
+/// sending replies that we do not read yet. A larger command goes alone.
+const EXCHANGE: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Servers {
+    servers: Vec<Server>,
+    ring: Ring,
+    failover: bool,
+    next_token: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) link: Link<Meta>,
+    pub(super) crawler: Link<Crawler>,
+}
+
+/// A command on a key.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    pub(super) key: Key<'a>,
+    pub(super) command: Command,
+}
+
+impl Servers {
+    pub(super) fn new(config: &Config) -> Servers {
+        let names: Vec<_> = config.servers.iter().map(|(endpoint, weight)| (ring_name(endpoint), *weight)).collect();
+        let open = |endpoint: &Endpoint| Server {
+            link: Link::new(Meta::new(endpoint.clone()), endpoint.clone(), config.settings),
+            crawler: Link::new(Crawler::new(endpoint.clone()), endpoint.clone(), crawl_settings(config.settings)),
+        };
+        Servers {
+            servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
+            ring: Ring::new(&names),
+            failover: config.failover,
+            next_token: AtomicU64::new(1),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter()
+    }
+
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.iter().map(|server| server.link.endpoint())
+    }
+
+    /// Asks whoever has the key now. Says which server that is, for whatever has to follow on the same one.
+    pub(super) async fn call(&self, entry: &Entry<'_>, retry: Retry) -> Result<(&Server, Answer)> {
+        let mut index = self.ring.owner(entry.key.stored());
+        let mut down = Vec::new();
+        loop {
+            let server = &self.servers[index];
+            match self.call_on(server, entry, retry).await {
+                Err(error) if self.leads_on(&error) => {
+                    down.push(index);
+                    index = self.route(&entry.key, &down).ok_or(error)?;
+                }
+                outcome => return outcome.map(|answer| (server, answer)),
+            }
+        }
+    }
+
+    pub(super) async fn call_on(&self, server: &Server, entry: &Entry<'_>, retry: Retry) -> Result<Answer> {
+        let mut answers = self.exchange(server, &[entry], retry).await?;
+        answers.pop().expect("an exchange answers every command")
+    }
+
+    /// An answer for each entry, in their order. Those of one server go together, one server after the other.
+    pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
+        let placeholder = |entry: &Result<Entry<'_>>| entry.as_ref().map(|_| Answer::Absent).map_err(Error::clone);
+        let mut answers: Vec<_> = entries.iter().map(placeholder).collect();
+        let mut down = Vec::new();
+        let mut pending: Vec<_> =
+            entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?))).collect();
+        while !pending.is_empty() {
+            let mut turned_away = Vec::new();
+            for (index, share) in self.shares(&pending, &down) {
+                let asked: Vec<_> = share.iter().map(|(_, entry)| *entry).collect();
+                for ((place, entry), answer) in
+                    share.into_iter().zip(self.ask(&self.servers[index], &asked, retry).await)
+                {
+                    if answer.as_ref().is_err_and(|error| self.leads_on(error)) {
+                        turned_away.push((place, entry));
+                        down.push(index);
+                    }
+                    answers[place] = answer;
+                }
+            }
+            pending = turned_away;
+        }
+        answers
+    }
+
+    /// An answer for each entry from one server. Once it fails it is not asked for the rest.
+    pub(super) async fn ask(&self, server: &Server, entries: &[&Entry<'_>], retry: Retry) -> Vec<Result<Answer>> {
+        let mut answers = Vec::with_capacity(entries.len());
+        while answers.len() < entries.len() {
+            let rest = &entries[answers.len()..];
+            match self.exchange(server, &rest[..fitting(rest)], retry).await {
+                Ok(answered) => answers.extend(answered),
+                Err(error) => answers.extend(rest.iter().map(|_| Err(error.clone()))),
+            }
+        }
+        answers
+    }
+
+    async fn exchange(&self, server: &Server, entries: &[&Entry<'_>], retry: Retry) -> Result<Vec<Result<Answer>>> {
+        let mut request = Request::default();
+        for entry in entries {
+            request.push(&entry.key, &entry.command, self.next_token.fetch_add(1, Ordering::Relaxed))?;
+        }
+        let answers = server.link.call(&request, retry).await?;
+        let explained =
+            entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refusal(server, entry, &text)));
+        Ok(explained.collect())
+    }
+
+    /// The entries by the server that has them now; without those for which nobody is left to ask.
+    fn shares<'e>(
+        &self,
+        entries: &[(usize, &'e Entry<'e>)],
+        down: &[usize],
+    ) -> BTreeMap<usize, Vec<(usize, &'e Entry<'e>)>> {
+        let mut shares = BTreeMap::<_, Vec<_>>::new();
+        for (place, entry) in entries {
+            if let Some(server) = self.route(&entry.key, down) {
+                shares.entry(server).or_default().push((*place, *entry));
+            }
+        }
+        shares
+    }
+
+    fn route(&self, key: &Key<'_>, down: &[usize]) -> Option<usize> {
+        self.ring.candidates(key.stored()).find(|server| !down.contains(server))
+    }
+
+    /// Whether the ring's next server is to be asked after this.
+    fn leads_on(&self, error: &Error) -> bool {
+        self.failover && matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable)
+    }
+}
+
+/// What a server is called on the ring.
+fn ring_name(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp { host, port } => format!("{host}:{port}"),
+        Endpoint::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// How many of these go in one exchange: at least one.
+fn fitting(entries: &[&Entry<'_>]) -> usize {
+    let mut size = 0;
+    let fits = |entry: &&&Entry<'_>| {
+        size += entry.key.wire().len() + entry.command.size();
+        size <= EXCHANGE
+    };
+    entries.iter().take_while(fits).count().max(1)
+}
+
+/// What an error reply means.
+fn refusal(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
+    let key = &entry.key;
+    match &entry.command {
+        Command::Set { value, .. } if text.contains("too large") => {
+            let context =
+                format!("the value of {} bytes for {key} is too large for {}", value.len(), server.link.endpoint());
+            Error::new(ErrorKind::ValueTooLarge, context)
+        }
+        Command::Count { .. } if text.contains("non-numeric") => {
+            Error::new(ErrorKind::NotANumber, format!("the entry {key} is not a decimal number"))
+        }
+        _ => Error::new(ErrorKind::Server, format!("{} answered for {key}: {text}", server.link.endpoint())),
+    }
+}

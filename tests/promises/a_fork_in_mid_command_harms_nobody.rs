@@ -1,0 +1,252 @@
+//! Promises 1 and 2 where they are hardest to keep: the command is written, its reply is not read, and the process forks.
+//!
+//! The parent's exchange goes on as if nothing had been. The child's copy of it ends at once, with an error or (of what may be
+//! repeated) with an answer of the child's own; a write that it reports as done is done.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use prefork_cache::{Cache, Error, ErrorKind, Result, lifecycle};
+
+use crate::callers::{Caller, MINUTE, PATIENT, cache_at, current_thread_runtime, until_held};
+use crate::harness::{Mode, Scenario, with_each_server};
+use crate::support::descriptors::inodes_connected_to;
+use crate::support::forks::{CHILD_TIME, Side, Way, fork_by, split};
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Kind, Server};
+use crate::support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
+use crate::support::wait::until;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    all.extend(with_each_server("a_get_that_a_signal_handler_forks_in", |kind| in_a_handler(kind, Verb::Get)));
+    all.extend(with_each_server("an_increment_that_a_signal_handler_forks_in", |kind| {
+        in_a_handler(kind, Verb::Increment);
+    }));
+    all.extend(with_each_server("a_get_that_is_polled_again_in_the_child", |kind| {
+        polled_again_in_the_child(kind, Verb::Get);
+    }));
+    all.extend(with_each_server("an_increment_that_is_polled_again_in_the_child", |kind| {
+        polled_again_in_the_child(kind, Verb::Increment);
+    }));
+    all.extend(with_each_server("a_future_that_waits_for_a_connection", waits_for_a_connection));
+    all.extend(with_each_server("connections_that_other_threads_had_leased_are_cut", leased_by_other_threads));
+    all
+}
+
+/// In every reply that the proxy holds.
+const HELD: &str = "10000";
+const ROSES: &str = "10000 roses";
+const COUNTED: i64 = 1_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    /// May be repeated.
+    Get,
+    /// Must not be.
+    Increment,
+}
+
+impl Verb {
+    const BOTH: [Verb; 2] = [Verb::Get, Verb::Increment];
+
+    async fn perform(self, cache: &Cache) -> Result<()> {
+        match self {
+            Verb::Get => check(cache.get_raw("key").await?),
+            Verb::Increment => drop(cache.increment("counter", 1, MINUTE).await?),
+        }
+        Ok(())
+    }
+
+    fn perform_blocking(self, cache: &Cache) -> Result<()> {
+        match self {
+            Verb::Get => check(cache.blocking().get_raw("key")?),
+            Verb::Increment => drop(cache.blocking().increment("counter", 1, MINUTE)?),
+        }
+        Ok(())
+    }
+}
+
+fn check(value: Option<bytes::Bytes>) {
+    assert_eq!(value.as_deref(), Some(ROSES.as_bytes()));
+}
+
+/// What the verbs work on, in a process that is connected.
+fn prepare(cache: &Cache) {
+    cache.blocking().set_raw("key", ROSES, MINUTE).expect("the server is there");
+    cache.blocking().increment("counter", COUNTED, MINUTE).expect("the server is there");
+}
+
+/// Where the handler puts what it made. The interrupted code waits for a reply and holds no lock.
+static SIDE: Mutex<Option<Side<bool>>> = Mutex::new(None);
+
+fn in_a_handler(kind: Kind, verb: Verb) {
+    restore_sigpipe();
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), PATIENT);
+    prepare(&cache);
+    let mut done = 0;
+    for way in Way::COMMON {
+        let before = inodes_connected_to(proxy.port());
+        on_interrupt(move || *SIDE.lock().expect("no panic") = Some(split(way, CHILD_TIME).expect("a child")));
+        proxy.hold_replies_with(HELD);
+        let interrupted = this_thread();
+        let child = thread::scope(|scope| {
+            scope.spawn(|| {
+                let forked = || SIDE.try_lock().is_ok_and(|side| side.is_some());
+                proxy.wait_until_held(1);
+                interrupt(interrupted);
+                until("the handler has forked", forked);
+                proxy.release();
+            });
+            let outcome = verb.perform_blocking(&cache);
+            match SIDE.lock().expect("no panic").take().expect("the handler has forked") {
+                Side::Parent(child) => {
+                    outcome.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
+                    child
+                }
+                // The scope is never left in the child: its other thread is not there.
+                Side::Child(reporter) => reporter.run_and_exit(|| {
+                    let error = outcome.as_ref().err().map(Error::kind);
+                    assert!(matches!(error, None | Some(ErrorKind::Forked)), "after {way:?}: {outcome:?}");
+                    assert_none_of(&before, proxy.port(), way);
+                    Caller::new(Mode::Blocking, &cache).converse("child", 20);
+                    outcome.is_ok()
+                }),
+            }
+        });
+        done += 1 + i64::from(child.join());
+        Caller::new(Mode::Blocking, &cache).converse("parent", 20);
+        assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connection after {way:?}");
+    }
+    println!("of {verb:?}, {done} are reported as done");
+    assert_counted(&cache, if verb == Verb::Increment { done } else { 0 });
+}
+
+/// What was reported as done was done, and nothing twice.
+fn assert_counted(cache: &Cache, done: i64) {
+    assert_eq!(cache.blocking().counter("counter").expect("the server is there"), Some(COUNTED + done));
+}
+
+/// In a child: it holds none of its parent's sockets.
+fn assert_none_of(parents: &[u64], port: u16, way: Way) {
+    let held = inodes_connected_to(port);
+    assert!(held.iter().all(|inode| !parents.contains(inode)), "a socket of the parent's, after {way:?}");
+}
+
+/// In the context of the inherited runtime: that is where an inherited future is.
+fn polled_again_in_the_child(kind: Kind, verb: Verb) {
+    restore_sigpipe();
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), PATIENT);
+    prepare(&cache);
+    let runtime = current_thread_runtime();
+    for way in Way::COMMON {
+        runtime.block_on(async {
+            verb.perform(&cache).await.expect("the server is there");
+            let before = inodes_connected_to(proxy.port());
+            proxy.hold_replies_with(HELD);
+            let mut exchange = pin!(verb.perform(&cache));
+            until_held(&proxy, 1, exchange.as_mut()).await;
+            let child = fork_by(way, || {
+                let ended = poll_in_vain(exchange.as_mut());
+                lifecycle::generation();
+                assert_none_of(&before, proxy.port(), way);
+                in_a_thread_with_a_new_runtime(&cache);
+                ended
+            });
+            let ended = child.join();
+            assert!(ended.starts_with("Err"), "the child's copy of the future, after {way:?}: {ended}");
+            proxy.release();
+            exchange.await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
+            assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connection after {way:?}");
+        });
+    }
+    let ways = i64::try_from(Way::COMMON.len()).expect("a few");
+    assert_counted(&cache, if verb == Verb::Increment { 2 * ways } else { 0 });
+}
+
+/// Polls a stale future twice: it must not wait for what will never come.
+fn poll_in_vain<T: std::fmt::Debug>(mut stale: Pin<&mut impl Future<Output = T>>) -> String {
+    for _ in 0..2 {
+        if let Poll::Ready(ended) = stale.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return format!("{ended:?}");
+        }
+    }
+    "still pending".to_owned()
+}
+
+/// This thread is in the middle of the inherited runtime, where no other can be started.
+fn in_a_thread_with_a_new_runtime(cache: &Cache) {
+    Caller::new(Mode::Blocking, cache).converse("child, blocking", 20);
+    let tokio = thread::scope(|scope| {
+        scope.spawn(|| Caller::new(Mode::Tokio, cache).converse("child, on tokio", 20)).join()
+    });
+    tokio.expect("no panic");
+}
+
+/// The whole pool is leased, and a future stands in the queue when the process forks.
+fn waits_for_a_connection(kind: Kind) {
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), &format!("{PATIENT}&pool_size=1"));
+    prepare(&cache);
+    let runtime = current_thread_runtime();
+    runtime.block_on(async {
+        for way in Way::COMMON {
+            proxy.hold_replies_with(HELD);
+            let mut first = pin!(cache.get_raw("key"));
+            let mut queued = pin!(cache.get_raw("key"));
+            until_held(&proxy, 1, first.as_mut()).await;
+            let queued_up = std::future::poll_fn(|cx| Poll::Ready(queued.as_mut().poll(cx).is_pending())).await;
+            assert!(queued_up, "the future stands in the queue");
+            let child = fork_by(way, || {
+                let ended = poll_in_vain(queued.as_mut());
+                in_a_thread_with_a_new_runtime(&cache);
+                ended
+            });
+            let ended = child.join();
+            assert!(ended.starts_with("Err"), "the child's copy of the queued future, after {way:?}: {ended}");
+            proxy.release();
+            for awaited in [first, queued] {
+                check(awaited.await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
+            }
+        }
+    });
+}
+
+/// The threads do not exist in the child, and nobody there could give their connections back.
+fn leased_by_other_threads(kind: Kind) {
+    const THREADS: usize = 4;
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), PATIENT);
+    prepare(&cache);
+    for way in Way::COMMON {
+        proxy.hold_replies_with(HELD);
+        thread::scope(|scope| {
+            let asking: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| cache.blocking().get_raw("key"))).collect();
+            proxy.wait_until_held(THREADS);
+            let before = inodes_connected_to(proxy.port());
+            assert_eq!(before.len(), THREADS, "a connection for each thread");
+            let child = fork_by(way, || {
+                let report = lifecycle::after_fork();
+                assert_eq!(report.sockets_cut(), THREADS, "{report}");
+                let held = inodes_connected_to(proxy.port());
+                assert!(held.is_empty(), "after {way:?} the child is still connected: {held:?}, parent {before:?}");
+                Caller::new(Mode::Blocking, &cache).converse("child", 20);
+            });
+            child.join();
+            proxy.release();
+            for asked in asking {
+                check(asked.join().expect("no panic").expect("the parent's exchange goes on"));
+            }
+            assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connections");
+        });
+    }
+}

@@ -1,0 +1,180 @@
+//! Promise 2: a reply answers its own request, or nobody's.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use prefork_cache::{Cache, Result};
+
+use crate::callers::{MINUTE, cache_at, current_thread_runtime};
+use crate::harness::{Mode, Scenario, count, with_each_server_and_mode};
+use crate::support::forks::fork;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::servers::{Kind, Server};
+use crate::support::wait::until;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    with_each_server_and_mode("however_exchanges_end", however_exchanges_end)
+}
+
+const KEYS: usize = 100;
+const CALLERS: usize = 3;
+
+/// Less than what the proxy delays by.
+const OPTIONS: &str = "timeout=15ms&connect_timeout=5s&failures=1000000&retry_after=1ms";
+const LATE: Duration = Duration::from_millis(20);
+
+/// What came of the gets.
+#[derive(Debug, Default)]
+struct Tally {
+    right: AtomicUsize,
+    missed: AtomicUsize,
+    failed: AtomicUsize,
+    cancelled: AtomicUsize,
+    wrong: Mutex<Vec<String>>,
+}
+
+/// Several callers at once; replies that are late, lost, cut and garbled; on tokio, futures that are dropped as well.
+fn however_exchanges_end(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), OPTIONS);
+    for number in 0..KEYS {
+        let key = key(number);
+        until("every key is set", || cache.blocking().set(&key, &value(&key), MINUTE).is_ok());
+    }
+    proxy.plan(|number, piece| fault(number, piece.len()));
+    let operations = count(2_500, 50_000);
+    let tally = ask_at_once(mode, &cache, operations);
+    println!("{operations} operations: {tally:?}");
+    assert_none_wrong(&tally, operations);
+
+    // The same once more in a child, which is born while the faults go on.
+    fork(|| assert_none_wrong(&ask_at_once(mode, &cache, operations / 5), operations / 5)).join();
+
+    proxy.release();
+    until("the cache works without faults", || {
+        matches!(cache.blocking().get::<String>(&key(1)), Ok(Some(found)) if found == value(&key(1)))
+    });
+}
+
+fn assert_none_wrong(tally: &Tally, operations: usize) {
+    assert_eq!(*tally.wrong.lock().expect("no panic"), Vec::<String>::new());
+    let right = tally.right.load(Ordering::SeqCst);
+    assert!(right > operations / 20, "hardly anything was answered: {tally:?}");
+}
+
+/// One reply in six meets with something.
+fn fault(number: usize, length: usize) -> Fault {
+    match random(number) % 36 {
+        0 => Fault::Cut(0),
+        1 => Fault::Cut(length / 2),
+        2 => Fault::Garble(0),
+        3 | 4 => Fault::Delay(LATE),
+        5 => Fault::Swallow,
+        _ => Fault::None,
+    }
+}
+
+fn ask_at_once(mode: Mode, cache: &Cache, operations: usize) -> Tally {
+    let tally = std::sync::Arc::new(Tally::default());
+    let numbers = move |caller: usize| (0..operations).skip(caller).step_by(CALLERS);
+    match mode {
+        Mode::Blocking => thread::scope(|scope| {
+            for caller in 0..CALLERS {
+                let tally = &tally;
+                scope.spawn(move || numbers(caller).for_each(|number| ask(cache, number, tally)));
+            }
+        }),
+        Mode::Tokio => current_thread_runtime().block_on(async {
+            let ask_all = |caller| {
+                let (cache, tally) = (cache.clone(), tally.clone());
+                async move {
+                    for number in numbers(caller) {
+                        ask_and_perhaps_cancel(&cache, number, &tally).await;
+                    }
+                }
+            };
+            let tasks: Vec<_> = (0..CALLERS).map(|caller| tokio::spawn(ask_all(caller))).collect();
+            for task in tasks {
+                task.await.expect("no panic");
+            }
+        }),
+    }
+    std::sync::Arc::into_inner(tally).expect("every caller is done")
+}
+
+/// A verb or another, inline.
+fn ask(cache: &Cache, number: usize, tally: &Tally) {
+    let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
+    match number % 5 {
+        0 => tally.count_set(cache.blocking().set(&keys[0], &value(&keys[0]), MINUTE)),
+        1 => {
+            let asked = keys.each_ref().map(String::as_str);
+            keys.iter().zip(cache.blocking().get_many(&asked)).for_each(|(key, got)| tally.count_get(key, got));
+        }
+        2 => tally.count_set(cache.blocking().increment("counter", 1, MINUTE).map(|_| ())),
+        _ => tally.count_get(&keys[0], cache.blocking().get(&keys[0])),
+    }
+}
+
+/// A verb or another; one future in four is dropped early, wherever it is then.
+async fn ask_and_perhaps_cancel(cache: &Cache, number: usize, tally: &Tally) {
+    let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
+    let ask = async {
+        match number % 5 {
+            0 => tally.count_set(cache.set(&keys[0], &value(&keys[0]), MINUTE).await),
+            1 => {
+                let asked = keys.each_ref().map(String::as_str);
+                let got = cache.get_many(&asked).await;
+                keys.iter().zip(got).for_each(|(key, got)| tally.count_get(key, got));
+            }
+            2 => tally.count_set(cache.increment("counter", 1, MINUTE).await.map(|_| ())),
+            _ => tally.count_get(&keys[0], cache.get(&keys[0]).await),
+        }
+    };
+    let patience = match random(number) % 4 {
+        0 => Duration::from_micros((random(number + 1) % 1_000) as u64),
+        _ => MINUTE,
+    };
+    if tokio::time::timeout(patience, ask).await.is_err() {
+        tally.cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Tally {
+    fn count_get(&self, key: &str, got: Result<Option<String>>) {
+        let counter = match got {
+            Ok(Some(found)) if found == value(key) => &self.right,
+            Ok(Some(other)) => {
+                self.wrong.lock().expect("no panic").push(format!("asked for {key}, got {other}"));
+                return;
+            }
+            Ok(None) => &self.missed,
+            Err(_) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn count_set(&self, done: Result<()>) {
+        if done.is_err() {
+            self.failed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn key(number: usize) -> String {
+    format!("key {}", number % KEYS)
+}
+
+/// The one value that a key ever has.
+fn value(key: &str) -> String {
+    format!("the value of {key}")
+}
+
+/// The same numbers in every run.
+fn random(number: usize) -> usize {
+    let mixed = (number as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) as usize
+}

@@ -1,0 +1,135 @@
+//! Promise 6: a cache outage is not an application outage. Every wait has a bound, and a server that is down is left alone.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use prefork_cache::{Cache, ErrorKind};
+
+use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on};
+use crate::harness::{Mode, Scenario, with_each_server, with_each_server_and_mode};
+use crate::support::forks::{Way, fork, fork_by};
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Kind, Server, until_nobody_listens};
+use crate::support::signals::{caught, interrupt_every, on_interrupt};
+use crate::support::wait::until;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    all.extend(with_each_server_and_mode("fetch_gives_the_loaders_value_while_the_server_is_down", while_it_is_down));
+    all.extend(with_each_server_and_mode("a_server_that_is_down_is_not_dialled_on_every_call", not_dialled_on_every_call));
+    all.extend(with_each_server_and_mode("a_server_that_hangs_is_waited_for_for_a_bounded_time", bounded_time));
+    all.extend(with_each_server("a_signal_is_not_an_error", a_signal_is_not_an_error));
+    all
+}
+
+/// Loads in this process and in a child, with the server running, killed and running again.
+fn while_it_is_down(kind: Kind, mode: Mode) {
+    let mut server = Server::start(kind);
+    let cache = cache_on(&server, "timeout=20s&connect_timeout=20s&retry_after=50ms");
+    let caller = Caller::new(mode, &cache);
+    assert_eq!(caller.fetch("key", "first"), "first");
+    assert_eq!(caller.fetch("key", "unused"), "first", "it is cached");
+
+    server.kill();
+    until_nobody_listens(server.port());
+    for round in 0..200 {
+        let fresh = format!("loaded in round {round}");
+        assert_eq!(caller.fetch("key", &fresh), fresh, "the server is down");
+    }
+    for way in Way::COMMON {
+        fork_by(way, || assert_eq!(Caller::new(mode, &cache).fetch("key", "the child's"), "the child's")).join();
+    }
+
+    server.restart();
+    works_again(&caller);
+    fork(|| works_again(&Caller::new(mode, &cache))).join();
+}
+
+fn works_again(caller: &Caller<'_>) {
+    until("the server is used again", || caller.set("again", "yes").is_ok());
+    assert_eq!(caller.get("again").expect("the server is back"), Some("yes".to_owned()));
+}
+
+/// Connections are counted by a proxy that has no server behind it. The delay is an hour: no machine is slow enough to
+/// dial twice.
+fn not_dialled_on_every_call(kind: Kind, mode: Mode) {
+    let mut server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(kind, proxy.port(), "timeout=20s&connect_timeout=20s&failures=2&retry_after=3600s");
+    let caller = Caller::new(mode, &cache);
+    caller.set("key", "value").expect("the server is there");
+    server.kill();
+    until_nobody_listens(server.port());
+
+    let before = proxy.connects();
+    let failed = (0..300).filter(|_| caller.get("key").is_err()).count();
+    let dialled = proxy.connects() - before;
+    assert_eq!(failed, 300, "the server is down");
+    assert!((1..=4).contains(&dialled), "{dialled} connections for 300 calls");
+    assert_eq!(caller.get("key").map_err(|error| error.kind()), Err(ErrorKind::Unavailable));
+    println!("{dialled} connections for 300 calls to a server that is down");
+
+    // A child knows what its parent knew, or finds out once more.
+    fork(|| {
+        let caller = Caller::new(mode, &cache);
+        for _ in 0..300 {
+            assert!(caller.get("key").is_err(), "the server is down");
+        }
+    })
+    .join();
+    let dialled = proxy.connects() - before;
+    assert!(dialled <= 8, "{dialled} connections, with those of a child");
+
+    server.restart();
+    cache.reset();
+    caller.converse("after the reset", 4);
+}
+
+/// The kernel accepts connections for a process that is stopped, and nothing answers. Were a wait without a bound, the
+/// watchdog would end it.
+fn bounded_time(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, "timeout=100ms&connect_timeout=100ms&failures=3&retry_after=100ms");
+    let caller = Caller::new(mode, &cache);
+    until("the server is used", || caller.set("key", "value").is_ok());
+    server.pause();
+    let kinds: Vec<_> = (0..6).map(|_| caller.get("key").expect_err("nobody answers").kind()).collect();
+    assert_eq!(kinds[0], ErrorKind::Timeout);
+    assert_eq!(caller.fetch("key", "loaded"), "loaded");
+    fork(|| {
+        let caller = Caller::new(mode, &cache);
+        caller.get("key").expect_err("nobody answers");
+        assert_eq!(caller.fetch("key", "loaded"), "loaded");
+    })
+    .join();
+    server.resume();
+    works_again(&caller);
+    println!("a server that hangs: {kinds:?}");
+}
+
+/// A timer interrupts the exchanges, and its handler is not one after which system calls go on by themselves.
+fn a_signal_is_not_an_error(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    on_interrupt(|| {});
+    let timer = interrupt_every(Duration::from_millis(1));
+    Caller::new(Mode::Blocking, &cache).converse("under signals", 2_000);
+    let enough = caught();
+    while caught() < enough + 100 {
+        dial_anew(&cache);
+    }
+    drop(timer);
+    println!("2,000 operations, and dials, under {} signals", caught());
+    fork(|| {
+        let _timer = interrupt_every(Duration::from_millis(1));
+        Caller::new(Mode::Blocking, &cache).converse("a child under signals", 2_000);
+    })
+    .join();
+}
+
+fn dial_anew(cache: &Cache) {
+    cache.reset();
+    let loaded = cache.blocking().fetch("dialled", MINUTE, || Ok::<_, Infallible>(1)).expect("never fails");
+    assert_eq!(loaded, 1);
+    cache.blocking().set("dialled", &1, MINUTE).expect("a signal is not an error");
+}

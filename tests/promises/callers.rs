@@ -1,0 +1,116 @@
+//! The two ways to call a cache, as one.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::time::Duration;
+
+use prefork_cache::{Cache, Result, stores};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::harness::Mode;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{Kind, Server, url_of};
+use crate::support::wait::PATIENCE;
+
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+/// Options of a store for which a busy machine is no outage.
+pub(crate) const PATIENT: &str = "timeout=20s&connect_timeout=20s";
+
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A registered cache on a server.
+pub(crate) fn cache_on(server: &Server, options: &str) -> Cache {
+    Cache::register(stores::from_url(&server.url(options)).expect("a good URL"))
+}
+
+/// A registered cache on whatever listens on `port`.
+pub(crate) fn cache_at(kind: Kind, port: u16, options: &str) -> Cache {
+    Cache::register(stores::from_url(&url_of(kind, port, options)).expect("a good URL"))
+}
+
+/// Uses a cache in one mode, in one process.
+pub(crate) struct Caller<'a> {
+    cache: &'a Cache,
+    /// A current-thread runtime, in tokio's mode.
+    runtime: Option<Runtime>,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(mode: Mode, cache: &'a Cache) -> Caller<'a> {
+        let runtime = (mode == Mode::Tokio).then(current_thread_runtime);
+        Caller { cache, runtime }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<Option<String>> {
+        match &self.runtime {
+            None => self.cache.blocking().get(key),
+            Some(runtime) => runtime.block_on(self.cache.get(key)),
+        }
+    }
+
+    pub(crate) fn set(&self, key: &str, value: &str) -> Result<()> {
+        match &self.runtime {
+            None => self.cache.blocking().set(key, &value, MINUTE),
+            Some(runtime) => runtime.block_on(self.cache.set(key, &value, MINUTE)),
+        }
+    }
+
+    /// Fetches with a loader that gives this value.
+    pub(crate) fn fetch(&self, key: &str, loaded: &str) -> String {
+        let fetched = match &self.runtime {
+            None => self.cache.blocking().fetch(key, MINUTE, || Ok::<_, Infallible>(loaded.to_owned())),
+            Some(runtime) => {
+                runtime.block_on(self.cache.fetch(key, MINUTE, async || Ok::<_, Infallible>(loaded.to_owned())))
+            }
+        };
+        match fetched {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
+    pub(crate) fn increment(&self, key: &str) -> Result<i64> {
+        match &self.runtime {
+            None => self.cache.blocking().increment(key, 1, MINUTE),
+            Some(runtime) => runtime.block_on(self.cache.increment(key, 1, MINUTE)),
+        }
+    }
+
+    pub(crate) fn reconnect(&self) -> Result<()> {
+        match &self.runtime {
+            None => self.cache.blocking().reconnect(),
+            Some(runtime) => runtime.block_on(self.cache.reconnect()),
+        }
+    }
+
+    /// Makes this many operations, in pairs of a set and a get. Each value names its key and its side, so that a reply that
+    /// was meant for somebody else is seen.
+    pub(crate) fn converse(&self, side: &str, operations: usize) {
+        for round in 0..operations / 2 {
+            let key = format!("{side}:{}", round % 64);
+            let value = format!("{key} in round {round}");
+            self.set(&key, &value).unwrap_or_else(|error| panic!("{side}, set {key}: {error:?}"));
+            let answer = self.get(&key).unwrap_or_else(|error| panic!("{side}, get {key}: {error:?}"));
+            assert_eq!(answer.as_deref(), Some(&*value), "{side} asked for {key}");
+        }
+    }
+}
+
+pub(crate) fn current_thread_runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Drives a future until the proxy holds this many replies, one of which the future waits for.
+pub(crate) async fn until_held<F: Future<Output: Debug>>(proxy: &Proxy, count: usize, awaited: Pin<&mut F>) {
+    let held = async {
+        while proxy.held() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        held = tokio::time::timeout(PATIENCE, held) => held.expect("waited in vain until the proxy holds the reply"),
+        early = awaited => panic!("answered without a reply: {early:?}"),
+    }
+}

@@ -1,0 +1,169 @@
+//! Runs each scenario in a process of its own.
+//!
+//! The test binary runs itself again with [`FLAG`] and the scenario's name. That process has an alarm as its watchdog and a
+//! directory for its files; what it prints is shown if it fails, and under `STRESS=1`.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::unistd::alarm;
+
+use crate::support::forks::exit_now;
+use crate::support::servers::Kind;
+use crate::support::wait::readable;
+
+/// Comes before a scenario's name.
+const FLAG: &str = "--scenario";
+
+/// The exit status of a scenario that cannot run here.
+const SKIPPED: i32 = 77;
+
+/// How many scenarios run at once, unless the command line says otherwise.
+const AT_ONCE: usize = 4;
+
+/// How long a scenario may take.
+const TIME: Duration = Duration::from_secs(120);
+const STRESS_TIME: Duration = Duration::from_secs(1800);
+
+/// How a cache is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Blocking,
+    Tokio,
+}
+
+impl Mode {
+    pub(crate) const BOTH: [Mode; 2] = [Mode::Blocking, Mode::Tokio];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Mode::Blocking => "blocking",
+            Mode::Tokio => "tokio",
+        }
+    }
+}
+
+pub(crate) struct Scenario {
+    name: String,
+    run: Box<dyn Fn() + Send>,
+}
+
+/// The scenarios of one promise, under its name.
+pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Item = Scenario> {
+    scenarios.into_iter().map(move |scenario| Scenario { name: format!("{name}::{}", scenario.name), ..scenario })
+}
+
+pub(crate) fn scenario(name: &str, run: fn()) -> Scenario {
+    Scenario { name: name.to_owned(), run: Box::new(run) }
+}
+
+pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
+    let one = |kind: Kind| Scenario { name: format!("{name}::{}", kind.name()), run: Box::new(move || run(kind)) };
+    Kind::BOTH.map(one).into()
+}
+
+pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<Scenario> {
+    let one = |kind: Kind, mode: Mode| {
+        let name = format!("{name}::{}::{}", kind.name(), mode.name());
+        Scenario { name, run: Box::new(move || run(kind, mode)) }
+    };
+    Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
+}
+
+/// Whether the long versions are asked for.
+pub(crate) fn is_stress() -> bool {
+    std::env::var_os("STRESS").is_some_and(|value| value == "1")
+}
+
+/// One number for every day, and one for `STRESS=1`.
+pub(crate) fn count(usual: usize, stress: usize) -> usize {
+    if is_stress() { stress } else { usual }
+}
+
+/// Ends the scenario: it cannot run here. Said aloud by the harness.
+pub(crate) fn skip(why: &str) -> ! {
+    println!("skipped: {why}");
+    exit_now(SKIPPED)
+}
+
+pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(FLAG) {
+        let name = arguments.next().expect("the name of a scenario");
+        let scenario = scenarios.into_iter().find(|scenario| scenario.name == name).expect("a known scenario");
+        alarm::set(u32::try_from(time().as_secs()).expect("a short time"));
+        (scenario.run)();
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let trial = |scenario: Scenario| {
+        let name = scenario.name;
+        Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name))
+    };
+    libtest_mimic::run(&arguments, scenarios.into_iter().map(trial).collect()).exit_code()
+}
+
+fn time() -> Duration {
+    if is_stress() { STRESS_TIME } else { TIME }
+}
+
+fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {
+    let directory = Directory::make(name)?;
+    let (status, output) = run(name, &directory)?;
+    match status.code() {
+        Some(0) if is_stress() => eprintln!("{name}:\n{output}"),
+        Some(0) => {}
+        Some(SKIPPED) => eprintln!("{name}: {}", output.trim()),
+        _ => return Err(format!("{name}: {status}\n{output}").into()),
+    }
+    Ok(())
+}
+
+/// Runs the scenario, for a little longer than its own watchdog lets it.
+fn run(name: &str, directory: &Directory) -> Result<(ExitStatus, String), Failed> {
+    let (output, theirs) = std::io::pipe()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([FLAG, name]).env("TMPDIR", &directory.0).env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
+    let mut process = command.spawn()?;
+    // Its own ends of the pipe would keep it from ending.
+    drop(command);
+    let mut text = Vec::new();
+    let patience = time() + Duration::from_secs(10);
+    let mut output = output;
+    while readable([output.as_fd()], patience) == [true] {
+        let mut piece = [0; 4096];
+        match output.read(&mut piece)? {
+            0 => return Ok((process.wait()?, String::from_utf8_lossy(&text).into_owned())),
+            length => text.extend_from_slice(&piece[..length]),
+        }
+    }
+    process.kill()?;
+    process.wait()?;
+    Err(format!("{name}: still running after {patience:?}\n{}", String::from_utf8_lossy(&text)).into())
+}
+
+/// For a scenario's files, also if it is killed.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn make(name: &str) -> std::io::Result<Directory> {
+        // Short: the path of a Unix socket has some hundred characters.
+        let number = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let path = std::env::temp_dir().join(format!("promise-{}-{number:x}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Directory(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What is left is a few empty files, in the system's place for such.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

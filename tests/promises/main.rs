@@ -1,0 +1,38 @@
+//! The promises, each with forked processes and real servers.
+//!
+//! A file here is a promise. A test is a *scenario*: it runs in a fresh process, which starts with one thread and with
+//! nothing used yet, see [`harness`]. `STRESS=1` runs the long versions and shows what each scenario measured.
+
+#![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod callers;
+mod harness;
+
+macro_rules! promises {
+    ($($promise:ident),* $(,)?) => {
+        $(mod $promise;)*
+
+        fn main() -> std::process::ExitCode {
+            let mut all = Vec::new();
+            $(all.extend(harness::promise(stringify!($promise), $promise::scenarios()));)*
+            harness::main(all)
+        }
+    };
+}
+
+promises! {
+    one_process_one_socket,
+    a_hosts_descriptors_stay_its_own,
+    a_reply_answers_its_own_request,
+    a_fork_in_mid_command_harms_nobody,
+    no_vanished_thread_blocks_a_child,
+    process_locals_belong_to_a_process,
+    memory_comes_along,
+    the_parent_never_notices,
+    nobody_has_to_remember,
+    an_outage_is_not_an_outage,
+    the_master_needs_no_runtime,
+}

@@ -1,0 +1,176 @@
+//! A proxy between a cache and its server that does to replies what networks do.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::wait::until;
+
+/// What becomes of a piece of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// It waits until [`Proxy::release`].
+    Hold,
+    Delay(Duration),
+    /// This many bytes of it come through, and then the connection is cut.
+    Cut(usize),
+    /// The byte at this place becomes another: a damaged frame.
+    Garble(usize),
+    /// It never comes.
+    Swallow,
+}
+
+/// Decides by the running number of a piece and by what is in it.
+type Plan = dyn Fn(usize, &[u8]) -> Fault + Send + Sync;
+
+/// Listens on a port of its own until the process ends.
+pub(crate) struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: SocketAddr,
+    connects: AtomicUsize,
+    pieces: AtomicUsize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    plan: Arc<Plan>,
+    held: usize,
+    releases: usize,
+}
+
+impl Proxy {
+    /// Before a server on `port`, which need not be there.
+    pub(crate) fn before(port: u16) -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let own_port = listener.local_addr().expect("a bound socket has an address").port();
+        let shared = Arc::new(Shared {
+            server: (Ipv4Addr::LOCALHOST, port).into(),
+            connects: AtomicUsize::new(0),
+            pieces: AtomicUsize::new(0),
+            state: Mutex::new(State { plan: Arc::new(|_, _| Fault::None), held: 0, releases: 0 }),
+            changed: Condvar::new(),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                accepting.connects.fetch_add(1, Ordering::SeqCst);
+                accepting.serve(client.expect("a client"));
+            }
+        });
+        Proxy { port: own_port, shared }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How often it was connected to.
+    pub(crate) fn connects(&self) -> usize {
+        self.shared.connects.load(Ordering::SeqCst)
+    }
+
+    /// Holds every reply in which this text is found, from now on.
+    pub(crate) fn hold_replies_with(&self, text: &'static str) {
+        let found = |piece: &[u8]| piece.windows(text.len()).any(|window| window == text.as_bytes());
+        self.plan(move |_, piece| if found(piece) { Fault::Hold } else { Fault::None });
+    }
+
+    /// Does to each piece of a reply what `plan` says of its running number and its bytes, from now on.
+    pub(crate) fn plan(&self, plan: impl Fn(usize, &[u8]) -> Fault + Send + Sync + 'static) {
+        self.shared.state().plan = Arc::new(plan);
+    }
+
+    /// Waits until this many replies are held.
+    pub(crate) fn wait_until_held(&self, count: usize) {
+        until(&format!("the proxy holds {count} replies"), || self.held() >= count);
+    }
+
+    /// How many replies are held.
+    pub(crate) fn held(&self) -> usize {
+        self.shared.state().held
+    }
+
+    /// Lets through what is held and what comes.
+    pub(crate) fn release(&self) {
+        let mut state = self.shared.state();
+        state.plan = Arc::new(|_, _| Fault::None);
+        state.releases += 1;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Shared>, client: TcpStream) {
+        let Ok(server) = TcpStream::connect(self.server) else {
+            // Without a server there is nothing behind this door.
+            let _ = client.shutdown(Shutdown::Both);
+            return;
+        };
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).expect("a TCP socket");
+        }
+        let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
+        thread::spawn(move || forward(&client, &server, |piece, to| to.write_all(piece).is_ok()));
+        let shared = Arc::clone(self);
+        thread::spawn(move || forward(&server_too, &client_too, |piece, to| shared.reply(piece, to)));
+    }
+
+    /// Sends a piece of a reply on, in the way of the plan. Answers whether the connection lives on.
+    fn reply(&self, piece: &mut [u8], mut client: &TcpStream) -> bool {
+        let number = self.pieces.fetch_add(1, Ordering::SeqCst);
+        let plan = Arc::clone(&self.state().plan);
+        match plan(number, piece) {
+            Fault::None => {}
+            Fault::Hold => self.hold(),
+            Fault::Delay(time) => thread::sleep(time),
+            Fault::Cut(length) => {
+                // The connection ends either way.
+                let _ = client.write_all(&piece[..length.min(piece.len())]);
+                return false;
+            }
+            Fault::Garble(place) => {
+                let place = place.min(piece.len() - 1);
+                piece[place] ^= 0x15;
+            }
+            Fault::Swallow => return true,
+        }
+        client.write_all(piece).is_ok()
+    }
+
+    fn hold(&self) {
+        let mut state = self.state();
+        state.held += 1;
+        let releases = state.releases;
+        while state.releases == releases {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.held -= 1;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes pieces on until one side ends or `pass` says so; then ends both, also for a child that has copies of the sockets.
+fn forward(mut from: &TcpStream, to: &TcpStream, mut pass: impl FnMut(&mut [u8], &mut &TcpStream) -> bool) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length) = from.read(&mut buffer) {
+        if length == 0 || !pass(&mut buffer[..length], &mut &*to) {
+            break;
+        }
+    }
+    for stream in [from, to] {
+        // It may have ended already.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,275 @@
+//! Private servers: on a free port or a Unix socket of their own, on the loopback, and never left behind.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::wait::{PATIENCE, until};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Redis,
+    Memcached,
+}
+
+impl Kind {
+    pub(crate) const BOTH: [Kind; 2] = [Kind::Redis, Kind::Memcached];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Redis => "redis",
+            Kind::Memcached => "memcached",
+        }
+    }
+}
+
+/// A running server. Its drop stops it.
+#[derive(Debug)]
+pub(crate) struct Server {
+    kind: Kind,
+    place: Place,
+    extra: Vec<String>,
+    directory: Directory,
+    running: Option<Child>,
+    /// A forked child that unwinds must not stop its parent's server.
+    owner: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Port(u16),
+    Socket(PathBuf),
+}
+
+/// How often another port is tried, if somebody was quicker to take the one that was free.
+const PORTS_TRIED: usize = 20;
+
+impl Server {
+    /// On a free port.
+    pub(crate) fn start(kind: Kind) -> Server {
+        Server::with(kind, &[])
+    }
+
+    /// On a free port, with extra arguments.
+    pub(crate) fn with(kind: Kind, extra: &[&str]) -> Server {
+        for _ in 0..PORTS_TRIED {
+            let mut server = Server::new(kind, Place::Port(free_port()), extra, Directory::make());
+            if server.run() {
+                return server;
+            }
+        }
+        panic!("{} did not start on any of {PORTS_TRIED} free ports", kind.name());
+    }
+
+    /// On a Unix socket.
+    pub(crate) fn on_socket(kind: Kind) -> Server {
+        let directory = Directory::make();
+        let socket = directory.0.join("server.sock");
+        let mut server = Server::new(kind, Place::Socket(socket), &[], directory);
+        assert!(server.run(), "{} did not start on a socket", kind.name());
+        server
+    }
+
+    fn new(kind: Kind, place: Place, extra: &[&str], directory: Directory) -> Server {
+        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        Server { kind, place, extra, directory, running: None, owner: std::process::id() }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        match &self.place {
+            Place::Port(port) => *port,
+            Place::Socket(path) => panic!("{} listens on {}, on no port", self.kind.name(), path.display()),
+        }
+    }
+
+    /// The URL of a store. `options` as in a query: `timeout=5s&pool_size=2`, or nothing.
+    pub(crate) fn url(&self, options: &str) -> String {
+        match &self.place {
+            Place::Port(port) => url_of(self.kind, *port, options),
+            Place::Socket(path) => format!("{}+unix://{}?{options}", self.kind.name(), path.display()),
+        }
+    }
+
+    /// Ends it at once, as a crash would.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.kill().expect("a child of ours can be killed");
+            running.wait().expect("a child of ours can be waited for");
+        }
+    }
+
+    /// Starts it again at the same place.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        assert!(self.run(), "{} did not start again at {:?}", self.kind.name(), self.place);
+    }
+
+    /// Stops its process: connections are accepted by the kernel, and nothing answers.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let running = self.running.as_ref().expect("a running server");
+        kill(pid(running), signal).expect("a child of ours takes signals");
+    }
+
+    /// Sends one command, over a connection of its own, and answers the whole reply as text.
+    pub(crate) fn ask(&self, command: &str) -> String {
+        self.try_ask(command).unwrap_or_else(|error| panic!("asking {} for {command:?}: {error}", self.kind.name()))
+    }
+
+    fn try_ask(&self, command: &str) -> std::io::Result<String> {
+        match &self.place {
+            Place::Port(port) => {
+                let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                converse(stream, self.kind, command)
+            }
+            Place::Socket(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                converse(stream, self.kind, command)
+            }
+        }
+    }
+
+    /// Whether it came up. It did not if its port is somebody else's.
+    fn run(&mut self) -> bool {
+        let mut child = self.command().spawn().unwrap_or_else(|error| panic!("{}: {error}", self.kind.name()));
+        let deadline = Instant::now() + PATIENCE;
+        let up = loop {
+            if self.is_answered_by(pid(&child)) {
+                break true;
+            }
+            if child.try_wait().expect("a child of ours can be waited for").is_some() {
+                break false;
+            }
+            assert!(Instant::now() < deadline, "waited in vain for {} at {:?} to answer", self.kind.name(), self.place);
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if up {
+            self.running = Some(child);
+        }
+        up
+    }
+
+    fn is_answered_by(&self, process: Pid) -> bool {
+        let (question, own) = match self.kind {
+            Kind::Redis => ("INFO server", format!("process_id:{process}\r\n")),
+            Kind::Memcached => ("stats", format!("STAT pid {process}\r\n")),
+        };
+        self.try_ask(question).is_ok_and(|answer| answer.contains(&own) || answer.starts_with("-NOAUTH"))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match self.kind {
+            Kind::Redis => {
+                let mut command = Command::new("redis-server");
+                command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir"]);
+                command.arg(&self.directory.0);
+                match &self.place {
+                    Place::Port(port) => command.args(["--port", &port.to_string()]),
+                    Place::Socket(path) => command.args(["--port", "0", "--unixsocket"]).arg(path),
+                };
+                command
+            }
+            Kind::Memcached => {
+                let mut command = Command::new("memcached");
+                command.args(["-U", "0", "-m", "64", "-t", "2"]);
+                if nix::unistd::Uid::current().is_root() {
+                    command.args(["-u", "root"]);
+                }
+                match &self.place {
+                    Place::Port(port) => command.args(["-l", "127.0.0.1", "-p", &port.to_string()]),
+                    Place::Socket(path) => command.arg("-s").arg(path),
+                };
+                command
+            }
+        };
+        command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // SAFETY: one system call, which is async-signal-safe.
+        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        command
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::process::id() == self.owner {
+            self.kill();
+        }
+    }
+}
+
+/// The URL of a store for a server (or a proxy before it) on `port`.
+pub(crate) fn url_of(kind: Kind, port: u16, options: &str) -> String {
+    format!("{}://127.0.0.1:{port}?{options}", kind.name())
+}
+
+/// A port that nobody listens on at the moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Sends a command and says goodbye, so that the reply ends with the connection.
+fn converse(mut stream: impl Read + Write, kind: Kind, command: &str) -> std::io::Result<String> {
+    let goodbye = match kind {
+        Kind::Redis => "QUIT",
+        Kind::Memcached => "quit",
+    };
+    stream.write_all(format!("{command}\r\n{goodbye}\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().expect("a process id"))
+}
+
+/// A directory of its own, removed with all that is in it.
+#[derive(Debug)]
+struct Directory(PathBuf, u32);
+
+impl Directory {
+    fn make() -> Directory {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let process = std::process::id();
+        let name = format!("prefork-cache-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap_or_else(|error| panic!("making {}: {error}", path.display()));
+        Directory(path, process)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if std::process::id() == self.1 {
+            // What is left is a few empty files, in the system's place for such.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// Waits until nothing answers at `port` any more.
+pub(crate) fn until_nobody_listens(port: u16) {
+    until("nobody listens", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
+}
