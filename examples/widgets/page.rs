@@ -109,31 +109,27 @@ fn form(page: &Page<'_>, key: &str, default: &str) -> String {
 
 fn answered(page: &Page<'_>) -> String {
     let (language, stats) = (page.language, page.stats);
-    let none = String::new;
-    let rows = [
-        (t!("ui.worker", locale = language), page.worker.to_string(), none()),
-        (t!("ui.generation", locale = language), page.generation.to_string(), none()),
-        (t!("ui.store", locale = language), page.place.to_owned(), none()),
-        (t!("ui.hits", locale = language), stats.hits.to_string(), t!("ui.hits_help", locale = language).into()),
-        (
-            t!("ui.misses", locale = language),
-            stats.misses.to_string(),
-            t!("ui.misses_help", locale = language, customer = page.customer).into(),
-        ),
-        (t!("ui.loads", locale = language), stats.loads.to_string(), t!("ui.loads_help", locale = language).into()),
-        (
-            t!("ui.reconnects", locale = language),
-            stats.reconnects.to_string(),
-            t!("ui.reconnects_help", locale = language).into(),
-        ),
-        (t!("ui.errors", locale = language), stats.errors.to_string(), t!("ui.errors_help", locale = language).into()),
+    let say = |key: &str| t!(key, locale = language, customer = page.customer);
+    let who = [
+        ("ui.worker", page.worker.to_string()),
+        ("ui.generation", page.generation.to_string()),
+        ("ui.store", page.place.to_owned()),
     ];
-    let rows = list(&rows, |(name, value, help)| {
-        format!("<tr><th scope=row>{}<td>{}<td>{}</tr>\n", Text(name), Text(value), Text(help))
+    let who = list(who, |(name, value)| {
+        format!("<tr><th scope=row>{}</th><td colspan=2>{}</td></tr>\n", Text(say(name)), Text(value))
     });
-    let title = Text(t!("ui.answered", locale = language));
-    let counted = Text(t!("ui.counted", locale = language));
-    format!("<h2>{title}</h2>\n<table>\n{rows}</table>\n<p>{counted}</p>\n")
+    let counts = [
+        ("ui.hits", stats.hits, "ui.hits_help"),
+        ("ui.misses", stats.misses, "ui.misses_help"),
+        ("ui.loads", stats.loads, "ui.loads_help"),
+        ("ui.reconnects", stats.reconnects, "ui.reconnects_help"),
+        ("ui.errors", stats.errors, "ui.errors_help"),
+    ];
+    let counts = list(counts, |(name, count, help)| {
+        format!("<tr><th scope=row>{}</th><td>{count}</td><td>{}</td></tr>\n", Text(say(name)), Text(say(help)))
+    });
+    let (title, counted) = (Text(say("ui.answered")), Text(say("ui.counted")));
+    format!("<h2>{title}</h2>\n<table>\n{who}{counts}</table>\n<p>{counted}</p>\n")
 }
 
 fn list<T>(items: impl IntoIterator<Item = T>, item: impl FnMut(T) -> String) -> String {
