@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::rejection::{FormRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Form, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
-use axum::{Router, http::HeaderName};
 use prefork_cache::{Cache, Error, Result, lifecycle};
 use rust_i18n::t;
 use serde::Deserialize;
@@ -87,7 +88,11 @@ impl Shop {
     }
 
     pub(crate) fn router(self: Arc<Shop>) -> Router {
-        Router::new().route("/", get(show).post(edit)).layer(DefaultBodyLimit::max(LARGEST_BODY)).with_state(self)
+        Router::new()
+            .route("/", get(show).post(edit))
+            .layer(DefaultBodyLimit::max(LARGEST_BODY))
+            .layer(map_response(async |answer: Response| (HEADERS, answer)))
+            .with_state(self)
     }
 
     async fn answer(
@@ -112,7 +117,7 @@ impl Shop {
             generation: lifecycle::generation(),
             stats: self.cache.stats(),
         };
-        (status, HEADERS, Html(page::render(&page))).into_response()
+        (status, Html(page::render(&page))).into_response()
     }
 }
 
@@ -147,7 +152,7 @@ async fn edit(State(shop): State<Arc<Shop>>, form: Result<Form<Edit>, FormReject
             Ok(()) => {
                 let worker = std::process::id();
                 let page = format!("/?lang={language}&saved={}&by={worker}", edit.key);
-                return (HEADERS, Redirect::to(&page)).into_response();
+                return Redirect::to(&page).into_response();
             }
             Err(error) => {
                 let reason = t!("ui.not_saved", locale = language, error = described(&error));
