@@ -11,6 +11,8 @@ use super::endpoint::{Endpoint, timed_out};
 use super::pool::{Lease, Pool};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "tokio")]
+use crate::lifecycle::OwnFuture;
 
 /// What a protocol offers, so that a [`Link`] can pool, bound and retry for it. Written once, as asynchronous code; over a
 /// blocking stream each future is ready at its first poll.
@@ -107,7 +109,14 @@ impl<P: Protocol> Link<P> {
 
     /// One exchange, over a pooled connection or a new one.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry) -> Result<P::Reply> {
-        let drive = drive()?;
+        match drive()? {
+            Drive::Inline => self.call_on(Drive::Inline, request, retry).await,
+            #[cfg(feature = "tokio")]
+            tokio => OwnFuture::new(self.call_on(tokio, request, retry)).await,
+        }
+    }
+
+    async fn call_on(&self, drive: Drive, request: &P::Request, retry: Retry) -> Result<P::Reply> {
         self.admit()?;
         let mut lease = self.lease(drive).await?;
         if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
@@ -135,7 +144,14 @@ impl<P: Protocol> Link<P> {
 
     /// Resets, dials now, and has the server answer `probe`.
     pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
-        let drive = drive()?;
+        match drive()? {
+            Drive::Inline => self.reconnect_on(Drive::Inline, probe).await,
+            #[cfg(feature = "tokio")]
+            tokio => OwnFuture::new(self.reconnect_on(tokio, probe)).await,
+        }
+    }
+
+    async fn reconnect_on(&self, drive: Drive, probe: &P::Request) -> Result<P::Reply> {
         self.reset();
         let lease = self.lease(drive).await?;
         self.last_attempt(drive, lease, probe).await

@@ -13,12 +13,12 @@ use prefork_cache::{Cache, Error, ErrorKind, Result, lifecycle};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at, current_thread_runtime, until_held};
 use crate::harness::{Mode, Scenario, with_each_server};
-use crate::support::descriptors::inodes_connected_to;
-use crate::support::forks::{CHILD_TIME, Side, Way, fork_by, split};
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server};
-use crate::support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
-use crate::support::wait::until;
+use support::descriptors::inodes_connected_to;
+use support::forks::{CHILD_TIME, Side, Way, fork_by, split};
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+use support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
+use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();

@@ -16,10 +16,10 @@ use prefork_cache::{Cache, lifecycle};
 
 use crate::callers::{MINUTE, PATIENT, cache_on};
 use crate::harness::{Scenario, count, with_each_server};
-use crate::support::descriptors::inode;
-use crate::support::forks::{End, Side, Way, exit_now, fork, split};
-use crate::support::servers::{Kind, Server};
-use crate::support::wait::{SetOnDrop, until};
+use support::descriptors::inode;
+use support::forks::{End, Side, Way, exit_now, fork, split};
+use support::servers::{Kind, Server};
+use support::wait::{SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = with_each_server("while_connections_come_and_go", while_connections_come_and_go);

@@ -9,10 +9,10 @@ use prefork_cache::{Cache, Result};
 
 use crate::callers::{MINUTE, cache_at, current_thread_runtime};
 use crate::harness::{Mode, Scenario, count, with_each_server_and_mode};
-use crate::support::forks::fork;
-use crate::support::proxy::{Fault, Proxy};
-use crate::support::servers::{Kind, Server};
-use crate::support::wait::until;
+use support::forks::fork;
+use support::proxy::{Fault, Proxy};
+use support::servers::{Kind, Server};
+use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     with_each_server_and_mode("however_exchanges_end", however_exchanges_end)

@@ -7,11 +7,11 @@ use prefork_cache::{Cache, ErrorKind};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on};
 use crate::harness::{Mode, Scenario, with_each_server, with_each_server_and_mode};
-use crate::support::forks::{Way, fork, fork_by};
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server, until_nobody_listens};
-use crate::support::signals::{caught, interrupt_every, on_interrupt};
-use crate::support::wait::until;
+use support::forks::{Way, fork, fork_by};
+use support::proxy::Proxy;
+use support::servers::{Kind, Server, until_nobody_listens};
+use support::signals::{caught, interrupt_every, on_interrupt};
+use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();

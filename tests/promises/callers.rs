@@ -9,9 +9,9 @@ use prefork_cache::{Cache, Result, stores};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::harness::Mode;
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server, url_of};
-use crate::support::wait::PATIENCE;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server, url_of};
+use support::wait::PATIENCE;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 

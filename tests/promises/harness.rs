@@ -12,9 +12,9 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::unistd::alarm;
 
-use crate::support::forks::exit_now;
-use crate::support::servers::Kind;
-use crate::support::wait::readable;
+use support::forks::exit_now;
+use support::servers::Kind;
+use support::wait::readable;
 
 /// Comes before a scenario's name.
 const FLAG: &str = "--scenario";

@@ -5,9 +5,6 @@
 
 #![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod callers;
 mod harness;
 

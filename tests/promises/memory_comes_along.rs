@@ -10,9 +10,9 @@ use prefork_cache::Cache;
 
 use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
-use crate::support::descriptors::resident_kilobytes;
-use crate::support::forks::{CHILD_TIME, Way, fork, try_fork_by};
-use crate::support::wait::{Latch, SetOnDrop};
+use support::descriptors::resident_kilobytes;
+use support::forks::{CHILD_TIME, Way, fork, try_fork_by};
+use support::wait::{Latch, SetOnDrop};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![

@@ -13,10 +13,10 @@ use prefork_cache::{Cache, injection};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on};
 use crate::harness::{Mode, Scenario, scenario, with_each_server, with_each_server_and_mode};
-use crate::support::forks::{CHILD_TIME, Side, Way, fork_by, split};
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server};
-use crate::support::wait::{Latch, until};
+use support::forks::{CHILD_TIME, Side, Way, fork_by, split};
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+use support::wait::{Latch, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();

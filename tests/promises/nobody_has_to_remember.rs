@@ -10,11 +10,11 @@ use prefork_cache::{Cache, CacheStore, Result, Ttl, When, lifecycle};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at};
 use crate::harness::{Mode, Scenario, scenario, skip, with_each_server_and_mode};
-use crate::support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
-use crate::support::descriptors::connected_to;
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server};
-use crate::support::wait::Latch;
+use support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
+use support::descriptors::connected_to;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+use support::wait::Latch;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = vec![
@@ -92,7 +92,7 @@ fn a_daemon_that_forks_twice_is_counted() {
         let middle = getpid();
         // Not waited for: whoever adopts it reaps it.
         let _daemon = fork::<()>(|| {
-            crate::support::wait::until("the daemon is adopted", || getppid() != middle);
+            support::wait::until("the daemon is adopted", || getppid() != middle);
             adopted.raise();
             nix::unistd::write(&theirs, &lifecycle::generation().to_ne_bytes()).expect("room in a pipe");
             reported.raise();

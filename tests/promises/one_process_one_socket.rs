@@ -7,10 +7,10 @@ use tokio::runtime::Builder;
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
 use crate::harness::{Mode, Scenario, skip, with_each_server, with_each_server_and_mode};
-use crate::support::forks::{CHILD_TIME, Child, End, Way, exit_now, fork_by, try_fork_by};
-use crate::support::identity::{Identity, own_connections};
-use crate::support::servers::{Kind, Server};
-use crate::support::wait::Latch;
+use support::forks::{CHILD_TIME, Child, End, Way, exit_now, fork_by, try_fork_by};
+use support::identity::{Identity, own_connections};
+use support::servers::{Kind, Server};
+use support::wait::Latch;
 
 const OPERATIONS: usize = 2_000;
 const FEWER: usize = 200;

@@ -6,8 +6,8 @@ use std::thread;
 use prefork_cache::lifecycle::ProcessLocal;
 
 use crate::harness::{Scenario, scenario};
-use crate::support::forks::{Way, fork_by};
-use crate::support::wait::Latch;
+use support::forks::{Way, fork_by};
+use support::wait::Latch;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![

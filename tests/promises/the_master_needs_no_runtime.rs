@@ -5,9 +5,9 @@ use prefork_cache::ErrorKind;
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_on, current_thread_runtime};
 use crate::harness::{Mode, Scenario, scenario, with_each_server};
-use crate::support::descriptors::threads;
-use crate::support::forks::{Way, fork, fork_by};
-use crate::support::servers::{Kind, Server};
+use support::descriptors::threads;
+use support::forks::{Way, fork, fork_by};
+use support::servers::{Kind, Server};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();

@@ -6,10 +6,10 @@ use prefork_cache::{Cache, lifecycle};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on, current_thread_runtime, until_held};
 use crate::harness::{Mode, Scenario, with_each_server, with_each_server_and_mode};
-use crate::support::forks::{Child, End, Way, exit_now, fork, fork_by};
-use crate::support::identity::own_connections;
-use crate::support::proxy::Proxy;
-use crate::support::servers::{Kind, Server};
+use support::forks::{Child, End, Way, exit_now, fork, fork_by};
+use support::identity::own_connections;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();

@@ -8,14 +8,14 @@ use nix::sys::stat::fstat;
 
 /// A TCP socket of this process that is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Connected {
-    pub(crate) descriptor: RawFd,
-    pub(crate) inode: u64,
-    pub(crate) local_port: u16,
+pub struct Connected {
+    pub descriptor: RawFd,
+    pub inode: u64,
+    pub local_port: u16,
 }
 
 /// This process's sockets that are connected to `port`, whoever opened them.
-pub(crate) fn connected_to(port: u16) -> Vec<Connected> {
+pub fn connected_to(port: u16) -> Vec<Connected> {
     let connected = |descriptor| {
         let peer: SocketAddrV4 = getpeername::<SockaddrIn>(descriptor).ok()?.into();
         let own: SocketAddrV4 = getsockname::<SockaddrIn>(descriptor).ok()?.into();
@@ -26,7 +26,7 @@ pub(crate) fn connected_to(port: u16) -> Vec<Connected> {
 }
 
 /// The inodes of [`connected_to`], in order.
-pub(crate) fn inodes_connected_to(port: u16) -> Vec<u64> {
+pub fn inodes_connected_to(port: u16) -> Vec<u64> {
     let mut inodes: Vec<u64> = connected_to(port).iter().map(|connected| connected.inode).collect();
     inodes.sort_unstable();
     inodes
@@ -34,25 +34,25 @@ pub(crate) fn inodes_connected_to(port: u16) -> Vec<u64> {
 
 /// What a descriptor stands for; `None` if it is not open.
 /// Async-signal-safe.
-pub(crate) fn inode(descriptor: RawFd) -> Option<u64> {
+pub fn inode(descriptor: RawFd) -> Option<u64> {
     // SAFETY: asks about a number, which need not be open, and keeps nothing.
     let asked = unsafe { BorrowedFd::borrow_raw(descriptor) };
     fstat(asked).ok().map(|status| status.st_ino)
 }
 
 /// Every descriptor of this process.
-pub(crate) fn open() -> Vec<RawFd> {
+pub fn open() -> Vec<RawFd> {
     let listed = std::fs::read_dir("/proc/self/fd").expect("/proc is mounted");
     listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// How many threads this process has.
-pub(crate) fn threads() -> usize {
+pub fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
 }
 
 /// The memory that this process has touched, in kilobytes.
-pub(crate) fn resident_kilobytes() -> u64 {
+pub fn resident_kilobytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line VmRSS");
     line.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes")

@@ -21,14 +21,14 @@ use serde::{Deserialize, Serialize};
 use super::wait::readable;
 
 /// How long a child may take, unless it is told otherwise.
-pub(crate) const CHILD_TIME: Duration = Duration::from_secs(30);
+pub const CHILD_TIME: Duration = Duration::from_secs(30);
 
 /// How much longer than its alarm a child is waited for.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How a child is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// `fork()`: the handlers of `pthread_atfork` run.
     Fork,
     /// `_Fork()`: they do not.
@@ -41,7 +41,7 @@ pub(crate) enum Way {
 
 impl Way {
     /// The ways that need no permission.
-    pub(crate) const COMMON: [Way; 3] = [Way::Fork, Way::UnderscoreFork, Way::RawClone];
+    pub const COMMON: [Way; 3] = [Way::Fork, Way::UnderscoreFork, Way::RawClone];
 
     /// 0 in the child, which has the forking thread alone: it must do nothing but what such a child may.
     fn go(self) -> nix::Result<libc::pid_t> {
@@ -76,7 +76,7 @@ unsafe fn clone(flags: libc::c_int) -> libc::pid_t {
 /// A child that is running, or was.
 #[derive(Debug)]
 #[must_use = "a child has to be reaped"]
-pub(crate) struct Child<T> {
+pub struct Child<T> {
     process: Pid,
     watch: OwnedFd,
     results: OwnedFd,
@@ -86,7 +86,7 @@ pub(crate) struct Child<T> {
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum End<T> {
+pub enum End<T> {
     /// With a result.
     Returned(T),
     /// With a panic of this text.
@@ -106,17 +106,17 @@ enum Message<T> {
 }
 
 /// Forks, and runs `work` in the child.
-pub(crate) fn fork<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> T) -> Child<T> {
+pub fn fork<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> T) -> Child<T> {
     fork_by(Way::Fork, work)
 }
 
 /// Forks in this way, and runs `work` in the child.
-pub(crate) fn fork_by<T: Serialize + DeserializeOwned>(way: Way, work: impl FnOnce() -> T) -> Child<T> {
+pub fn fork_by<T: Serialize + DeserializeOwned>(way: Way, work: impl FnOnce() -> T) -> Child<T> {
     try_fork_by(way, CHILD_TIME, work).unwrap_or_else(|error| panic!("{way:?}: {error}"))
 }
 
 /// Forks in this way, if it is permitted, and runs `work` in the child for at most `time`.
-pub(crate) fn try_fork_by<T: Serialize + DeserializeOwned>(
+pub fn try_fork_by<T: Serialize + DeserializeOwned>(
     way: Way,
     time: Duration,
     work: impl FnOnce() -> T,
@@ -129,21 +129,21 @@ pub(crate) fn try_fork_by<T: Serialize + DeserializeOwned>(
 
 /// Which process this is, after [`split`].
 #[derive(Debug)]
-pub(crate) enum Side<T> {
+pub enum Side<T> {
     Parent(Child<T>),
     Child(Reporter<T>),
 }
 
 /// Where a child puts its result.
 #[derive(Debug)]
-pub(crate) struct Reporter<T> {
+pub struct Reporter<T> {
     pipe: OwnedFd,
     result: PhantomData<T>,
 }
 
 /// Forks in this way and returns in both processes, in the child for at most `time`: for code in whose middle a fork
 /// happens. A child has to end in [`Reporter::run_and_exit`].
-pub(crate) fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
+pub fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
     let (results, pipe) = pipe()?;
     match way.go()? {
         0 => {
@@ -159,7 +159,7 @@ pub(crate) fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
 
 impl<T: Serialize> Reporter<T> {
     /// Runs `work`, sends its result and ends this process.
-    pub(crate) fn run_and_exit(self, work: impl FnOnce() -> T) -> ! {
+    pub fn run_and_exit(self, work: impl FnOnce() -> T) -> ! {
         let message = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(result) => Message::Returned(result),
             Err(panic) => Message::Panicked(panic_text(&*panic)),
@@ -174,18 +174,18 @@ impl<T: Serialize> Reporter<T> {
 }
 
 /// Ends this process without running anything that its parent has registered for its end.
-pub(crate) fn exit_now(status: i32) -> ! {
+pub fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(status) }
 }
 
 impl<T: Serialize + DeserializeOwned> Child<T> {
-    pub(crate) fn process(&self) -> Pid {
+    pub fn process(&self) -> Pid {
         self.process
     }
 
     /// Waits for the child and answers its result. Panics if it ended in any other way.
-    pub(crate) fn join(self) -> T
+    pub fn join(self) -> T
     where
         T: Debug,
     {
@@ -198,7 +198,7 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
     }
 
     /// Waits for the child, however it ends, and reaps it.
-    pub(crate) fn end(self) -> End<T> {
+    pub fn end(self) -> End<T> {
         let patience = self.time + GRACE;
         // A sibling may have inherited the pipe's other end: its closing is no sign of the child's end, hence the second one.
         let [heard, ended] = readable([self.results.as_fd(), self.watch.as_fd()], patience);
@@ -252,7 +252,7 @@ fn watch(process: libc::pid_t) -> OwnedFd {
 }
 
 /// What a panic says.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
 }

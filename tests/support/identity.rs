@@ -9,14 +9,14 @@ use super::servers::{Kind, Server};
 
 /// A connection as both ends know it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub(crate) local_port: u16,
+pub struct Identity {
+    pub local_port: u16,
     /// Redis: the client id. Memcached: its descriptor.
-    pub(crate) server_side: String,
+    pub server_side: String,
 }
 
 /// The server's side of every connection that this process holds to it.
-pub(crate) fn own_connections(server: &Server) -> BTreeSet<Identity> {
+pub fn own_connections(server: &Server) -> BTreeSet<Identity> {
     let own: Vec<u16> = connected_to(server.port()).iter().map(|connected| connected.local_port).collect();
     let known = clients(server);
     let identity = |local_port: u16| {

@@ -11,7 +11,7 @@ use super::wait::until;
 
 /// What becomes of a piece of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     None,
     /// It waits until [`Proxy::release`].
     Hold,
@@ -28,7 +28,7 @@ pub(crate) enum Fault {
 type Plan = dyn Fn(usize, &[u8]) -> Fault + Send + Sync;
 
 /// Listens on a port of its own until the process ends.
-pub(crate) struct Proxy {
+pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
 }
@@ -49,7 +49,7 @@ struct State {
 
 impl Proxy {
     /// Before a server on `port`, which need not be there.
-    pub(crate) fn before(port: u16) -> Proxy {
+    pub fn before(port: u16) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own_port = listener.local_addr().expect("a bound socket has an address").port();
         let shared = Arc::new(Shared {
@@ -69,38 +69,38 @@ impl Proxy {
         Proxy { port: own_port, shared }
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// How often it was connected to.
-    pub(crate) fn connects(&self) -> usize {
+    pub fn connects(&self) -> usize {
         self.shared.connects.load(Ordering::SeqCst)
     }
 
     /// Holds every reply in which this text is found, from now on.
-    pub(crate) fn hold_replies_with(&self, text: &'static str) {
+    pub fn hold_replies_with(&self, text: &'static str) {
         let found = |piece: &[u8]| piece.windows(text.len()).any(|window| window == text.as_bytes());
         self.plan(move |_, piece| if found(piece) { Fault::Hold } else { Fault::None });
     }
 
     /// Does to each piece of a reply what `plan` says of its running number and its bytes, from now on.
-    pub(crate) fn plan(&self, plan: impl Fn(usize, &[u8]) -> Fault + Send + Sync + 'static) {
+    pub fn plan(&self, plan: impl Fn(usize, &[u8]) -> Fault + Send + Sync + 'static) {
         self.shared.state().plan = Arc::new(plan);
     }
 
     /// Waits until this many replies are held.
-    pub(crate) fn wait_until_held(&self, count: usize) {
+    pub fn wait_until_held(&self, count: usize) {
         until(&format!("the proxy holds {count} replies"), || self.held() >= count);
     }
 
     /// How many replies are held.
-    pub(crate) fn held(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.shared.state().held
     }
 
     /// Lets through what is held and what comes.
-    pub(crate) fn release(&self) {
+    pub fn release(&self) {
         let mut state = self.shared.state();
         state.plan = Arc::new(|_, _| Fault::None);
         state.releases += 1;

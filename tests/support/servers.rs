@@ -15,15 +15,15 @@ use nix::unistd::Pid;
 use super::wait::{PATIENCE, until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Redis,
     Memcached,
 }
 
 impl Kind {
-    pub(crate) const BOTH: [Kind; 2] = [Kind::Redis, Kind::Memcached];
+    pub const BOTH: [Kind; 2] = [Kind::Redis, Kind::Memcached];
 
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Redis => "redis",
             Kind::Memcached => "memcached",
@@ -33,7 +33,7 @@ impl Kind {
 
 /// A running server. Its drop stops it.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     kind: Kind,
     place: Place,
     extra: Vec<String>,
@@ -54,12 +54,12 @@ const PORTS_TRIED: usize = 20;
 
 impl Server {
     /// On a free port.
-    pub(crate) fn start(kind: Kind) -> Server {
+    pub fn start(kind: Kind) -> Server {
         Server::with(kind, &[])
     }
 
     /// On a free port, with extra arguments.
-    pub(crate) fn with(kind: Kind, extra: &[&str]) -> Server {
+    pub fn with(kind: Kind, extra: &[&str]) -> Server {
         for _ in 0..PORTS_TRIED {
             let mut server = Server::new(kind, Place::Port(free_port()), extra, Directory::make());
             if server.run() {
@@ -70,7 +70,7 @@ impl Server {
     }
 
     /// On a Unix socket.
-    pub(crate) fn on_socket(kind: Kind) -> Server {
+    pub fn on_socket(kind: Kind) -> Server {
         let directory = Directory::make();
         let socket = directory.0.join("server.sock");
         let mut server = Server::new(kind, Place::Socket(socket), &[], directory);
@@ -83,11 +83,11 @@ impl Server {
         Server { kind, place, extra, directory, running: None, owner: std::process::id() }
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         match &self.place {
             Place::Port(port) => *port,
             Place::Socket(path) => panic!("{} listens on {}, on no port", self.kind.name(), path.display()),
@@ -95,7 +95,7 @@ impl Server {
     }
 
     /// The URL of a store. `options` as in a query: `timeout=5s&pool_size=2`, or nothing.
-    pub(crate) fn url(&self, options: &str) -> String {
+    pub fn url(&self, options: &str) -> String {
         match &self.place {
             Place::Port(port) => url_of(self.kind, *port, options),
             Place::Socket(path) => format!("{}+unix://{}?{options}", self.kind.name(), path.display()),
@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// Ends it at once, as a crash would.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             running.kill().expect("a child of ours can be killed");
             running.wait().expect("a child of ours can be waited for");
@@ -111,17 +111,17 @@ impl Server {
     }
 
     /// Starts it again at the same place.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         assert!(self.run(), "{} did not start again at {:?}", self.kind.name(), self.place);
     }
 
     /// Stops its process: connections are accepted by the kernel, and nothing answers.
-    pub(crate) fn pause(&self) {
+    pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    pub(crate) fn resume(&self) {
+    pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
@@ -131,7 +131,7 @@ impl Server {
     }
 
     /// Sends one command, over a connection of its own, and answers the whole reply as text.
-    pub(crate) fn ask(&self, command: &str) -> String {
+    pub fn ask(&self, command: &str) -> String {
         self.try_ask(command).unwrap_or_else(|error| panic!("asking {} for {command:?}: {error}", self.kind.name()))
     }
 
@@ -219,12 +219,12 @@ impl Drop for Server {
 }
 
 /// The URL of a store for a server (or a proxy before it) on `port`.
-pub(crate) fn url_of(kind: Kind, port: u16, options: &str) -> String {
+pub fn url_of(kind: Kind, port: u16, options: &str) -> String {
     format!("{}://127.0.0.1:{port}?{options}", kind.name())
 }
 
 /// A port that nobody listens on at the moment.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }
@@ -270,6 +270,6 @@ impl Drop for Directory {
 }
 
 /// Waits until nothing answers at `port` any more.
-pub(crate) fn until_nobody_listens(port: u16) {
+pub fn until_nobody_listens(port: u16) {
     until("nobody listens", || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
 }

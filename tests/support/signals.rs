@@ -18,7 +18,7 @@ static CAUGHT: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `action` in the handler of [`interrupt`] and [`interrupt_every`], which interrupts system calls (no `SA_RESTART`).
 /// What the handler may do depends on what it interrupts: that is the caller's business.
-pub(crate) fn on_interrupt(action: impl Fn() + Sync + 'static) {
+pub fn on_interrupt(action: impl Fn() + Sync + 'static) {
     let action: Box<Box<dyn Fn() + Sync>> = Box::new(Box::new(action));
     // Lives as long as the process: a signal may be under way at any time.
     ACTION.store(Box::into_raw(action), Ordering::Release);
@@ -33,22 +33,22 @@ extern "C" fn handler(_: libc::c_int) {
 }
 
 /// How often the handler has run.
-pub(crate) fn caught() -> usize {
+pub fn caught() -> usize {
     CAUGHT.load(Ordering::SeqCst)
 }
 
 /// Interrupts one thread, once.
-pub(crate) fn interrupt(thread: Pthread) {
+pub fn interrupt(thread: Pthread) {
     pthread_kill(thread, SIGNAL).expect("a running thread");
 }
 
 /// The calling thread, for [`interrupt`].
-pub(crate) fn this_thread() -> Pthread {
+pub fn this_thread() -> Pthread {
     pthread_self()
 }
 
 /// Interrupts the process again and again, until the timer is dropped. Not by `setitimer`, which the watchdog's alarm uses.
-pub(crate) fn interrupt_every(time: Duration) -> Timer {
+pub fn interrupt_every(time: Duration) -> Timer {
     let event = SigEvent::new(SigevNotify::SigevSignal { signal: SIGNAL, si_value: 0 });
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event).expect("a timer");
     let every = Expiration::Interval(TimeSpec::from_duration(time));
@@ -57,7 +57,7 @@ pub(crate) fn interrupt_every(time: Duration) -> Timer {
 }
 
 /// Lets a write to a closed socket or pipe kill the process, as it does outside of Rust.
-pub(crate) fn restore_sigpipe() {
+pub fn restore_sigpipe() {
     install(Signal::SIGPIPE, SigHandler::SigDfl);
 }
 

@@ -9,10 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe, write};
 
 /// Generous: a machine that is this busy is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Waits until `condition` holds. Panics, saying `what` it was waiting for, if that takes too long.
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -21,7 +21,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Waits until one of `descriptors` is readable or closed at the other end, and answers which are. None, after `patience`.
-pub(crate) fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], patience: Duration) -> [bool; N] {
+pub fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], patience: Duration) -> [bool; N] {
     let deadline = Instant::now() + patience;
     loop {
         let mut looked_at = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
@@ -36,34 +36,34 @@ pub(crate) fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], patienc
 
 /// Once raised it stays raised, for every thread and every process that was forked from its maker.
 #[derive(Debug)]
-pub(crate) struct Latch {
+pub struct Latch {
     read: OwnedFd,
     write: OwnedFd,
 }
 
 impl Latch {
-    pub(crate) fn new() -> Latch {
+    pub fn new() -> Latch {
         let (read, write) = pipe().expect("a pipe");
         Latch { read, write }
     }
 
-    pub(crate) fn raise(&self) {
+    pub fn raise(&self) {
         write(&self.write, &[1]).expect("room in a pipe");
     }
 
-    pub(crate) fn is_raised(&self) -> bool {
+    pub fn is_raised(&self) -> bool {
         readable([self.read.as_fd()], Duration::ZERO) == [true]
     }
 
     /// Waits until it is raised. Panics, saying `what` it was waiting for, if that takes too long.
-    pub(crate) fn wait(&self, what: &str) {
+    pub fn wait(&self, what: &str) {
         // The byte is left where it is, for the others who wait.
         assert!(readable([self.read.as_fd()], PATIENCE) == [true], "waited in vain until {what}");
     }
 }
 
 /// Tells threads to end, also if whoever waits for them panics first.
-pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {

@@ -187,7 +187,7 @@ fn refusal(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
             Error::new(ErrorKind::ValueTooLarge, context)
         }
         Command::Count { .. } if text.contains("non-numeric") => {
-            Error::new(ErrorKind::NotANumber, format!("the entry {key} is not a decimal number"))
+            Error::new(ErrorKind::NotANumber, format!("the entry {key} is not a decimal number of 64 bits"))
         }
         _ => Error::new(ErrorKind::Server, format!("{} answered for {key}: {text}", server.link.endpoint())),
     }

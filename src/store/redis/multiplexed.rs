@@ -20,7 +20,7 @@ use super::config::Login;
 use super::reply::server_error;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::runtime::RuntimeId;
-use crate::lifecycle::{ProcessLocal, generation};
+use crate::lifecycle::{OwnFuture, ProcessLocal, generation};
 use crate::net::{Endpoint, Link, Retry, timed_out};
 use crate::sync::Lock;
 
@@ -60,6 +60,16 @@ impl Multiplexed {
 
     /// One exchange, over this runtime's connection.
     pub(super) async fn call(
+        &self,
+        link: &Link<Resp>,
+        runtime: RuntimeId,
+        request: &Request,
+        retry: Retry,
+    ) -> Result<Vec<Value>> {
+        OwnFuture::new(self.call_here(link, runtime, request, retry)).await
+    }
+
+    async fn call_here(
         &self,
         link: &Link<Resp>,
         runtime: RuntimeId,

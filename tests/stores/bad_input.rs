@@ -1,0 +1,203 @@
+//! Bad input gets an error that names the offending part. The texts are pinned: people search for them.
+
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, from_url};
+use prefork_cache::{Cache, Error, ErrorKind, Expiry};
+
+use support::servers::{Kind, Server, free_port};
+
+const TTL: Duration = Duration::from_secs(60);
+
+fn refused(outcome: Result<impl Sized, Error>, kind: ErrorKind, text: &str) {
+    let error = outcome.err().unwrap_or_else(|| panic!("expected: {text}"));
+    assert_eq!((error.kind(), error.to_string().as_str()), (kind, text));
+}
+
+#[test]
+fn urls() {
+    let refusals = [
+        ("localhost", "the URL does not begin with scheme://"),
+        (
+            "gopher://localhost",
+            "unknown scheme \"gopher\": known are memory, redis, redis+unix, memcached, memcached+unix, null",
+        ),
+        ("redis://", "a host of the URL is empty"),
+        ("redis://ho st", "\"ho st\" is not the name or address of a host"),
+        ("redis://localhost:0", "the port 0 of the host \"localhost\" is not between 1 and 65535"),
+        ("redis://localhost:65536", "the port 65536 of the host \"localhost\" is not between 1 and 65535"),
+        ("redis://localhost:http", "the port of the host \"localhost\" is not a number"),
+        ("redis://[::1", "\"[::1\" has no ']'"),
+        ("redis://::1", "write the IPv6 address \"::1\" in brackets"),
+        ("redis://localhost/two", "the database \"two\" of a redis URL is not a number"),
+        ("redis://localhost/-1", "the database \"-1\" of a redis URL is not a number"),
+        ("redis://a,b", "a redis URL names one server, without a comma"),
+        ("redis://me@localhost", "a redis URL has a user name without a password: write user:password@, or :password@"),
+        (
+            "redis://localhost?timeuot=1s",
+            "unknown option \"timeuot\": known are connect_timeout, failures, max_value, pool_size, retry_after, timeout",
+        ),
+        (
+            "redis://localhost?timeout=soon",
+            "the option timeout=\"soon\" is not a duration above zero and up to a day, such as 500ms, 2s, 1m or 2 (seconds)",
+        ),
+        ("redis://localhost?pool_size=0", "the option pool_size=\"0\" is not a number in the allowed range"),
+        ("redis://localhost?timeout=1s&timeout=2s", "the option \"timeout\" is given twice"),
+        ("redis+unix://localhost/run", "a redis+unix URL has no host: write redis+unix:///path, with three slashes"),
+        ("memcached://a,a", "the server a:11211 is listed twice"),
+        ("memcached://a/0", "memcached has no databases: remove the path \"/0\""),
+        ("memcached://a,b?weights=1", "weights=\"1\" is not one positive whole number for each server"),
+        ("memcached://me:secret@a", "a login is not supported with memcached: remove what stands before the '@'"),
+        ("memory://somewhere", "a memory URL names no host and no path: write memory://"),
+        ("memory://?max_bytes=much", "the option max_bytes=\"much\" is not a number in the allowed range"),
+        ("memory://?max_bytes=1&max_entries=1", "max_bytes and max_entries are given: a memory store has one bound"),
+        ("memory://?at_fork=never", "the option at_fork=\"never\" is not inherit or fresh"),
+        ("null://?a=1", "unknown option \"a\": known are "),
+    ];
+    for (url, text) in refusals {
+        refused(from_url(url), ErrorKind::InvalidUrl, text);
+    }
+}
+
+/// Whatever is wrong with it, and wherever the password stands.
+#[test]
+fn a_password_is_never_shown() {
+    let port = free_port();
+    let urls = [
+        "redis://me:hunter2@localhost:http".to_owned(),
+        "redis://me:hunter2@/".to_owned(),
+        "redis://me:hunter2@localhost/x".to_owned(),
+        "redis://me:hunter2@localhost?nonsense=1".to_owned(),
+        "redis://me:hunter2/@localhost".to_owned(),
+        "redis://me:hunter2?@localhost".to_owned(),
+        "redis://me:hunter2%zz@localhost".to_owned(),
+        "memory://me:hunter2@".to_owned(),
+        "gopher://me:hunter2@localhost".to_owned(),
+        format!("redis://me:hunter2@127.0.0.1:{port}"),
+    ];
+    for url in urls {
+        let shown = match from_url(&url) {
+            Err(error) => format!("{error} {error:?}"),
+            Ok(store) => {
+                let cache = Cache::builder(store).build();
+                let error = cache.blocking().exists("k").expect_err("nobody listens there");
+                format!("{error} {error:?} {cache:?}")
+            }
+        };
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
+
+#[test]
+fn keys_and_times_to_live() {
+    let cache = Cache::builder(MemoryStore::new()).namespace("n").build();
+    let cache = cache.blocking();
+    refused(cache.get::<u8>(""), ErrorKind::InvalidKey, "the key is empty");
+    refused(cache.set("", &1, TTL), ErrorKind::InvalidKey, "the key is empty");
+    let zero = "a TTL of zero: use Ttl::Never for an entry that does not expire";
+    refused(cache.set("k", &1, Duration::ZERO), ErrorKind::InvalidTtl, zero);
+    refused(cache.touch("k", Duration::ZERO), ErrorKind::InvalidTtl, zero);
+    refused(
+        cache.set("k", &1, Duration::MAX),
+        ErrorKind::InvalidTtl,
+        "a TTL of 18446744073709551615 s is longer than a hundred years: use Ttl::Never for an entry that does not expire",
+    );
+}
+
+#[test]
+fn counters() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        counters_on(&Cache::builder(from_url(&server.url("")).unwrap()).build());
+    }
+    counters_on(&Cache::builder(MemoryStore::new()).build());
+}
+
+fn counters_on(cache: &Cache) {
+    let cache = cache.blocking();
+    cache.set_raw("words", "twelve", TTL).unwrap();
+    let text = "the entry \"words\" is not a decimal number of 64 bits";
+    refused(cache.increment("words", 1, TTL), ErrorKind::NotANumber, text);
+    refused(cache.counter("words"), ErrorKind::NotANumber, text);
+    cache.set_raw("full", i64::MAX.to_string(), TTL).unwrap();
+    let text = "the counter \"full\" +1 does not fit into 64 bits";
+    refused(cache.increment("full", 1, TTL), ErrorKind::NotANumber, text);
+    refused(
+        cache.decrement("full", i64::MIN, TTL),
+        ErrorKind::NotANumber,
+        "the counter \"full\" -9223372036854775808 does not fit into 64 bits",
+    );
+}
+
+/// The value is refused by name and size, and the connection lives on.
+#[test]
+fn values_that_are_too_large() {
+    let memory = Cache::builder(MemoryStore::builder().max_bytes(100).build()).build();
+    refused(
+        memory.blocking().set_raw("k", vec![0; 200], TTL),
+        ErrorKind::ValueTooLarge,
+        "the value of \"k\" has 200 bytes, and the memory store holds 100 in all",
+    );
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let cache = Cache::builder(from_url(&server.url("max_value=1000")).unwrap()).build();
+        let cache = cache.blocking();
+        let taker = if kind == Kind::Redis { format!("127.0.0.1:{}", server.port()) } else { "memcached".to_owned() };
+        let text = format!("the value of \"k\" has 1001 bytes, and {taker} takes at most 1000");
+        refused(cache.set_raw("k", vec![0; 1001], TTL), ErrorKind::ValueTooLarge, &text);
+        cache.set_raw("k", vec![0; 1000], TTL).unwrap();
+        assert_eq!(cache.get_raw("k").unwrap().map(|value| value.len()), Some(1000));
+    }
+}
+
+/// This side may have been told of a higher limit than the server's own.
+#[test]
+fn values_that_the_server_finds_too_large() {
+    let server = Server::start(Kind::Memcached);
+    let port = server.port();
+    let cache = Cache::builder(from_url(&server.url("max_value=3000000&pool_size=1")).unwrap()).build();
+    let cache = cache.blocking();
+    cache.set_raw("k", "small", TTL).unwrap();
+    let connections = || server.ask("stats").lines().find(|line| line.contains("total_connections")).map(str::to_owned);
+    let before = connections();
+    let error = cache.set_raw("k", vec![0; 2_000_000], TTL).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ValueTooLarge, "{error}");
+    assert_eq!(error.to_string(), format!("the value of 2000000 bytes for \"k\" is too large for 127.0.0.1:{port}"));
+    cache.set_raw("k", "small", TTL).unwrap();
+    let count = |line: Option<String>| line.and_then(|line| line.trim().rsplit(' ').next()?.parse::<u32>().ok());
+    assert_eq!(count(connections()), count(before).map(|before| before + 1), "the one that asks; the cache's lives on");
+}
+
+/// A fetch is not stopped by what the cache refuses.
+#[test]
+fn a_fetch_gives_the_loaders_value_whatever_the_cache_refuses() {
+    let reported = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = std::sync::Arc::clone(&reported);
+    let cache = Cache::builder(MemoryStore::new()).on_error(move |error| log.lock().unwrap().push(error.to_string()));
+    let cache = cache.build();
+    let cache = cache.blocking();
+    let load = || Ok::<u8, std::convert::Infallible>(7);
+    assert_eq!(cache.fetch("", TTL, load), Ok(7));
+    assert_eq!(cache.fetch("k", Expiry::after(Duration::ZERO), load), Ok(7));
+    let zero = "a TTL of zero: use Ttl::Never for an entry that does not expire";
+    assert_eq!(*reported.lock().unwrap(), ["the key is empty", zero]);
+    assert!(!cache.exists("k").unwrap());
+    assert_eq!(cache.stats().errors, 2);
+}
+
+#[test]
+fn a_server_that_is_not_there() {
+    let port = free_port();
+    for scheme in ["redis", "memcached"] {
+        let cache =
+            Cache::builder(from_url(&format!("{scheme}://127.0.0.1:{port}?failures=1&retry_after=1m")).unwrap());
+        let cache = cache.build();
+        let text = format!("connecting to 127.0.0.1:{port}");
+        refused(cache.blocking().exists("k"), ErrorKind::Connect, &text);
+        let error = cache.blocking().exists("k").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("127.0.0.1:{port} failed a moment ago: not tried again for ")), "{text}");
+        assert!(error.is_transient());
+    }
+}

@@ -1,0 +1,199 @@
+//! Fetch: one loader per key, whatever becomes of it.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::time::Duration;
+
+use prefork_cache::Cache;
+use prefork_cache::stores::{MemoryStore, NullStore, from_url};
+use tokio::sync::oneshot;
+
+use crate::conformance::{current_thread, multi_thread};
+use support::servers::{Kind, Server, free_port};
+
+const TTL: Duration = Duration::from_secs(600);
+const CALLERS: usize = 16;
+
+fn memory() -> Cache {
+    Cache::builder(MemoryStore::new()).build()
+}
+
+#[test]
+fn threads_that_miss_together_load_once() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let cache = Cache::builder(from_url(&server.url("")).unwrap()).build();
+        for round in 0..20 {
+            let loads = AtomicUsize::new(0);
+            let barrier = Barrier::new(CALLERS);
+            std::thread::scope(|scope| {
+                for _ in 0..CALLERS {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        let load = || Ok::<_, Infallible>(loads.fetch_add(1, Ordering::SeqCst));
+                        assert_eq!(cache.blocking().fetch(&format!("k{round}"), TTL, load), Ok(0));
+                    });
+                }
+            });
+            assert_eq!(loads.into_inner(), 1, "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn tasks_that_miss_together_load_once() {
+    for runtime in [current_thread(), multi_thread()] {
+        let cache = memory();
+        let loads = Arc::new(AtomicUsize::new(0));
+        runtime.block_on(async {
+            let tasks: Vec<_> = (0..CALLERS)
+                .map(|_| {
+                    let (cache, loads) = (cache.clone(), Arc::clone(&loads));
+                    tokio::spawn(async move {
+                        let load = async || {
+                            tokio::task::yield_now().await;
+                            Ok::<_, Infallible>(loads.fetch_add(1, Ordering::SeqCst))
+                        };
+                        cache.fetch("k", TTL, load).await
+                    })
+                })
+                .collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap(), Ok(0));
+            }
+        });
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// Those who wait get the value even if no store keeps it.
+#[test]
+fn a_value_is_shared_although_nothing_is_stored() {
+    let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
+    for cache in [Cache::builder(NullStore::new()).build(), Cache::builder(dead).build()] {
+        let loads = AtomicUsize::new(0);
+        let (started, waiting) = (Barrier::new(2), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let load = || {
+                    started.wait();
+                    support::wait::until("another caller has missed", || waiting.load(Ordering::SeqCst) == 1);
+                    Ok::<_, Infallible>(loads.fetch_add(1, Ordering::SeqCst))
+                };
+                assert_eq!(cache.blocking().fetch("k", TTL, load), Ok(0));
+            });
+            started.wait();
+            waiting.store(1, Ordering::SeqCst);
+            let second = cache.blocking().fetch("k", TTL, || Ok::<_, Infallible>(loads.fetch_add(1, Ordering::SeqCst)));
+            // It either waited for the first, or came when that one had landed.
+            assert!(second.is_ok());
+        });
+    }
+}
+
+#[test]
+fn a_failure_is_its_own_callers_and_is_not_cached() {
+    let cache = memory();
+    let cache = cache.blocking();
+    assert_eq!(cache.fetch("k", TTL, || Err::<u8, _>("no")), Err("no"));
+    assert!(!cache.exists("k").unwrap());
+    assert_eq!(cache.fetch("k", TTL, || Ok::<u8, &str>(1)), Ok(1));
+    assert_eq!(cache.fetch("k", TTL, || Err::<u8, _>("not asked")), Ok(1));
+}
+
+#[test]
+fn a_panic_poisons_nobody() {
+    let cache = memory();
+    let load = || -> Result<u8, Infallible> { panic!("as planned") };
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cache.blocking().fetch("k", TTL, load)));
+    assert!(panicked.is_err());
+    assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
+}
+
+#[test]
+fn when_a_leader_fails_one_who_waits_takes_over() {
+    let cache = memory();
+    let (begun, begun_here) = mpsc::channel();
+    let (fail, fail_there) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let leader = scope.spawn(|| {
+            let (begun, fail_there) = (begun, fail_there);
+            let load = || {
+                begun.send(()).unwrap();
+                fail_there.recv().unwrap();
+                Err::<u8, _>("the leader's")
+            };
+            cache.blocking().fetch("k", TTL, load)
+        });
+        begun_here.recv().unwrap();
+        let waiter = scope.spawn(|| cache.blocking().fetch("k", TTL, || Ok::<u8, &str>(2)));
+        fail.send(()).unwrap();
+        assert_eq!(leader.join().unwrap(), Err("the leader's"));
+        assert_eq!(waiter.join().unwrap(), Ok(2));
+    });
+    assert_eq!(cache.blocking().get("k").unwrap(), Some(2));
+}
+
+#[test]
+fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
+    let cache = memory();
+    current_thread().block_on(async {
+        let (begun, begun_here) = oneshot::channel();
+        let leading = cache.clone();
+        let leader = tokio::spawn(async move {
+            let load = async || {
+                begun.send(()).unwrap();
+                std::future::pending::<Result<u8, Infallible>>().await
+            };
+            leading.fetch("k", TTL, load).await
+        });
+        begun_here.await.unwrap();
+        let waiting = cache.clone();
+        let waiter = tokio::spawn(async move { waiting.fetch("k", TTL, async || Ok::<u8, Infallible>(2)).await });
+        tokio::task::yield_now().await;
+        leader.abort();
+        assert!(leader.await.unwrap_err().is_cancelled());
+        assert_eq!(waiter.await.unwrap(), Ok(2));
+    });
+}
+
+/// The wait has a bound: then everybody loads for themselves, asynchronous callers too.
+#[test]
+fn nobody_waits_for_ever() {
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(50)).build();
+    let (begun, begun_here) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let leader = scope.spawn(|| {
+            let (begun, released) = (begun, released);
+            let load = || {
+                begun.send(()).unwrap();
+                released.recv().unwrap();
+                Ok::<u8, Infallible>(1)
+            };
+            cache.blocking().fetch("k", TTL, load)
+        });
+        begun_here.recv().unwrap();
+        assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(2)), Ok(2));
+        assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(3))), Ok(3));
+        release.send(()).unwrap();
+        assert_eq!(leader.join().unwrap(), Ok(1));
+    });
+}
+
+#[test]
+fn a_loader_that_fetches_what_it_loads_does_not_wait_for_itself() {
+    let cache = memory();
+    let inner = || cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1));
+    assert_eq!(cache.blocking().fetch("k", TTL, || inner().map(|value| value + 1)), Ok(2));
+}
+
+/// Inside a loader of the blocking API, code runs as it would outside of it.
+#[test]
+fn a_blocking_loader_may_use_a_runtime() {
+    let cache = memory();
+    let load = || current_thread().block_on(cache.fetch("inner", TTL, async || Ok::<u8, Infallible>(7)));
+    assert_eq!(cache.blocking().fetch("outer", TTL, load), Ok(7));
+    assert_eq!(cache.blocking().get("inner").unwrap(), Some(7));
+}

@@ -1,0 +1,102 @@
+//! A store of somebody else's that suspends, under the blocking API.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prefork_cache::stores::MemoryStore;
+use prefork_cache::{Cache, CacheStore, ErrorKind, Result, Ttl, When};
+use tokio::sync::oneshot;
+
+use crate::conformance::{current_thread, multi_thread};
+
+const TTL: Duration = Duration::from_secs(600);
+
+/// Memory whose every answer comes from another thread.
+#[derive(Debug)]
+struct Elsewhere(MemoryStore);
+
+async fn suspend() {
+    let (done, waiting) = oneshot::channel();
+    std::thread::spawn(move || done.send(()));
+    waiting.await.expect("the thread answers");
+}
+
+#[async_trait]
+impl CacheStore for Elsewhere {
+    fn name(&self) -> &str {
+        "elsewhere"
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        suspend().await;
+        self.0.get(key).await
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
+        suspend().await;
+        self.0.set(key, value, ttl, when).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool> {
+        self.0.delete(key).await
+    }
+
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        self.0.compare_and_set(key, expected, new, ttl).await
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<()> {
+        self.0.clear(prefix).await
+    }
+
+    fn reset(&self) {}
+
+    async fn reconnect(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn cache() -> Cache {
+    Cache::builder(Elsewhere(MemoryStore::new())).build()
+}
+
+#[test]
+fn outside_of_a_runtime_it_is_waited_for() {
+    let cache = cache();
+    cache.blocking().set("k", &1, TTL).unwrap();
+    assert_eq!(cache.blocking().get("k").unwrap(), Some(1));
+}
+
+#[test]
+fn on_a_multi_thread_runtime_it_is_waited_for() {
+    multi_thread().block_on(async {
+        let task = tokio::spawn(async {
+            let cache = cache();
+            cache.blocking().set("k", &1, TTL).unwrap();
+            cache.blocking().get("k").unwrap()
+        });
+        assert_eq!(task.await.unwrap(), Some(1));
+    });
+}
+
+#[test]
+fn on_the_thread_of_a_current_thread_runtime_it_is_an_error() {
+    let cache = cache();
+    let error = current_thread().block_on(async { cache.blocking().get::<u8>("k").unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::WouldDeadlock);
+    assert_eq!(
+        error.to_string(),
+        "the store suspends, and waiting for it would block the only thread of this tokio runtime: \
+         use the asynchronous method, or a thread outside of the runtime"
+    );
+}
+
+#[test]
+fn asynchronously_it_is_awaited() {
+    let cache = cache();
+    current_thread().block_on(async {
+        cache.set("k", &1, TTL).await.unwrap();
+        assert_eq!(cache.fetch("k", TTL, async || Ok::<u8, std::convert::Infallible>(2)).await, Ok(1));
+    });
+}

@@ -1,0 +1,10 @@
+//! The stores on real servers, and the cache on top of them.
+
+mod bad_input;
+mod cache;
+mod conformance;
+mod fetch;
+mod foreign_store;
+mod memcached;
+mod redis;
+mod tiered;

@@ -1,0 +1,115 @@
+//! What is particular to Redis: logging in, databases, what a server says unasked, and a server that restarts.
+
+use std::time::Duration;
+
+use prefork_cache::stores::RedisStore;
+use prefork_cache::{Cache, ErrorKind};
+
+use crate::conformance::current_thread;
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(600);
+const ONLY_RESP2: [&str; 3] = ["--rename-command", "HELLO", ""];
+
+fn cache(url: &str) -> Cache {
+    Cache::builder(RedisStore::new(url).unwrap()).build()
+}
+
+/// The same in both ways to call.
+fn logs_in(cache: &Cache) {
+    cache.blocking().set("k", "v", TTL).unwrap();
+    let read = current_thread().block_on(cache.get::<String>("k")).unwrap();
+    assert_eq!(read.as_deref(), Some("v"));
+}
+
+fn is_refused(cache: &Cache, text: &str) {
+    let blocking = cache.blocking().get::<String>("k").unwrap_err();
+    let asynchronous = current_thread().block_on(cache.get::<String>("k")).unwrap_err();
+    for error in [blocking, asynchronous] {
+        assert_eq!(error.kind(), ErrorKind::Auth, "{error:?}");
+        assert!(error.to_string().contains(text), "{error} does not say {text:?}");
+    }
+}
+
+#[test]
+fn a_password_for_everybody() {
+    for extra in [&[][..], &ONLY_RESP2] {
+        let server = Server::with(Kind::Redis, &[&["--requirepass", "geheim/?#"], extra].concat());
+        let port = server.port();
+        logs_in(&cache(&format!("redis://:geheim%2F%3F%23@127.0.0.1:{port}")));
+        logs_in(&cache(&format!("redis://default:geheim%2F%3F%23@127.0.0.1:{port}/3")));
+        is_refused(&cache(&format!("redis://:wrong@127.0.0.1:{port}")), "");
+        is_refused(&cache(&format!("redis://127.0.0.1:{port}")), "NOAUTH");
+    }
+}
+
+#[test]
+fn a_user_with_rights_of_its_own() {
+    for extra in [&[][..], &ONLY_RESP2] {
+        let user = ["--user", "worker", "on", ">pass", "~shop:*", "+@all", "--user", "default", "off"];
+        let server = Server::with(Kind::Redis, &[&user[..], extra].concat());
+        let cache = cache(&format!("redis://worker:pass@127.0.0.1:{}", server.port()));
+        logs_in(&cache.namespace("shop"));
+        is_refused(&cache, "NOPERM");
+    }
+}
+
+#[test]
+fn a_database_of_its_own() {
+    let server = Server::start(Kind::Redis);
+    let in_database = |number: u8| cache(&format!("redis://127.0.0.1:{}/{number}", server.port()));
+    let [zero, seven] = [0, 7].map(in_database);
+    for cache in [&zero, &seven] {
+        cache.blocking().set("k", &format!("{cache:?}"), TTL).unwrap();
+    }
+    zero.blocking().clear().unwrap();
+    assert!(!zero.blocking().exists("k").unwrap());
+    assert!(seven.blocking().exists("k").unwrap());
+    assert!(current_thread().block_on(seven.exists("k")).unwrap());
+    let error = in_database(99).blocking().exists("k").unwrap_err();
+    assert!(error.to_string().ends_with("answered ERR DB index is out of range"), "{error}");
+}
+
+#[test]
+fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
+    let mut server = Server::start(Kind::Redis);
+    let cache = cache(&server.url("retry_after=1ms"));
+    let runtime = current_thread();
+    let both = |value: u32| {
+        cache.blocking().set("blocking", &value, TTL).unwrap();
+        assert_eq!(cache.blocking().get("blocking").unwrap(), Some(value));
+        runtime.block_on(async {
+            cache.set("asynchronous", &value, TTL).await.unwrap();
+            assert_eq!(cache.get("asynchronous").await.unwrap(), Some(value));
+        });
+    };
+    for value in 0..3 {
+        both(value);
+        server.restart();
+    }
+    both(3);
+}
+
+/// A RESP3 server sends what nobody asked for: here, that a key which was read has changed.
+#[test]
+fn what_the_server_says_unasked_is_no_reply() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url("pool_size=1"));
+    cache.blocking().set_raw("watched", "1", TTL).unwrap();
+    let port = server.port();
+    let id = server.ask("CLIENT LIST");
+    assert!(id.contains("resp=3"), "{id} of {port}");
+    let mut other = ::redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap().get_connection().unwrap();
+    let number: i64 = id.lines().find(|line| line.contains("resp=3")).and_then(client_id).expect("a client's number");
+    let mut tracking = ::redis::cmd("CLIENT");
+    tracking.arg("TRACKING").arg("ON").arg("REDIRECT").arg(number).arg("BCAST").exec(&mut other).unwrap();
+    for value in 0..100 {
+        ::redis::cmd("SET").arg("watched").arg(value).exec(&mut other).unwrap();
+        let read = cache.blocking().get_raw("watched").unwrap();
+        assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()));
+    }
+}
+
+fn client_id(line: &str) -> Option<i64> {
+    line.split(' ').find_map(|field| field.strip_prefix("id="))?.parse().ok()
+}

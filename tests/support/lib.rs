@@ -1,0 +1,9 @@
+//! What tests with real servers and real forks are made of.
+
+pub mod descriptors;
+pub mod forks;
+pub mod identity;
+pub mod proxy;
+pub mod servers;
+pub mod signals;
+pub mod wait;
