@@ -6,7 +6,7 @@ use prefork_cache::Stats;
 use rust_i18n::t;
 
 use crate::catalogue::Widget;
-use crate::shop::Kept;
+use crate::shop::Audience;
 use crate::words::{KEYS, LANGUAGES, Words};
 
 const STYLE: &str = include_str!("page.css");
@@ -19,7 +19,7 @@ pub(crate) struct Page<'a> {
     pub(crate) words: &'a Words,
     /// What was refused, for its author to correct.
     pub(crate) draft: Option<Draft>,
-    pub(crate) kept: Kept,
+    pub(crate) audience: Audience,
     pub(crate) place: &'a str,
     pub(crate) worker: u32,
     pub(crate) generation: u64,
@@ -62,10 +62,10 @@ pub(crate) fn render(page: &Page<'_>) -> String {
         let widgets = list(&page.widgets, |widget| card(language, widget));
         let words_title = Text(t!("ui.words", locale = language, customer = page.customer));
         let words_help = Text(t!("ui.words_help", locale = language));
-        let kept = Text(match page.kept {
-            Kept::ForEveryWorker => t!("ui.kept_shared", locale = language),
-            Kept::ForOneWorker => t!("ui.kept_per_worker", locale = language),
-            Kept::ForNobody => t!("ui.kept_nowhere", locale = language),
+        let kept = Text(match page.audience {
+            Audience::EveryWorker => t!("ui.kept_shared", locale = language),
+            Audience::OneWorker => t!("ui.kept_per_worker", locale = language),
+            Audience::Nobody => t!("ui.kept_nowhere", locale = language),
         });
         let forms = list(KEYS.iter().zip(&defaults), |(key, default)| form(page, key, default));
         let answered = answered(page);

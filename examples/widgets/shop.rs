@@ -39,15 +39,15 @@ pub(crate) struct Shop {
     /// The customer's own words.
     own: Cache,
     place: String,
-    kept: Kept,
+    audience: Audience,
 }
 
 /// Who sees a word that a worker has kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kept {
-    ForEveryWorker,
-    ForOneWorker,
-    ForNobody,
+pub(crate) enum Audience {
+    EveryWorker,
+    OneWorker,
+    Nobody,
 }
 
 #[derive(Default, Deserialize)]
@@ -69,15 +69,15 @@ struct Edit {
 impl Shop {
     /// No I/O yet.
     pub(crate) fn open(options: &Options) -> Shop {
-        let kept = match options.store.name() {
-            "memory" => Kept::ForOneWorker,
-            "null" => Kept::ForNobody,
-            _ => Kept::ForEveryWorker,
+        let audience = match options.store.name() {
+            "memory" => Audience::OneWorker,
+            "null" => Audience::Nobody,
+            _ => Audience::EveryWorker,
         };
         let all = Cache::builder(Arc::clone(&options.store)).name("widgets").namespace("widgets-example").register();
         let cache = all.namespace(&options.customer);
         let own = cache.namespace("words");
-        Shop { customer: options.customer.clone(), cache, own, place: options.place.clone(), kept }
+        Shop { customer: options.customer.clone(), cache, own, place: options.place.clone(), audience }
     }
 
     /// In the master, before it forks.
@@ -111,7 +111,7 @@ impl Shop {
             widgets: catalogue::widgets(&self.cache).await,
             words: &words,
             draft,
-            kept: self.kept,
+            audience: self.audience,
             place: &self.place,
             worker: std::process::id(),
             generation: lifecycle::generation(),
@@ -127,7 +127,7 @@ async fn show(State(shop): State<Arc<Shop>>, asked: Result<Query<Asked>, QueryRe
     let notice = asked.saved.filter(|key| KEYS.contains(&key.as_str())).zip(asked.by).map(|(key, by)| {
         let saved = t!("ui.saved", locale = language, key = key, worker = by);
         let worker = std::process::id();
-        if shop.kept == Kept::ForOneWorker && by != worker {
+        if shop.audience == Audience::OneWorker && by != worker {
             return Notice::bad(format!("{saved} {}", t!("ui.not_here", locale = language, worker = worker)));
         }
         Notice::good(saved)

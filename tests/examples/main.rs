@@ -2,10 +2,6 @@
 
 #![expect(unsafe_code, reason = "a child process is told to end with its parent")]
 
-#[allow(dead_code, reason = "what is here for the tests of promises")]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod load;
 mod run;
 mod shop;

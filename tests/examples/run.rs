@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::support::wait::until;
+use support::wait::until;
 
 /// How an example has ended.
 #[derive(Debug)]

@@ -9,9 +9,10 @@ use std::process::{Child, ChildStdout};
 use nix::errno::Errno;
 use nix::sys::signal::{self, Signal, killpg};
 use nix::unistd::Pid;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::run::{command, end, spawn};
-use crate::support::wait::{PATIENCE, until};
+use support::wait::{PATIENCE, until};
 
 pub(crate) struct Shop {
     /// The master, in a process group of its own. `None` once it was waited for.
@@ -76,7 +77,9 @@ impl Shop {
 
     /// A form, of which a worker has the head and waits for the body.
     pub(crate) fn begin_post(&self, form: &[(&str, &str)]) -> Post {
-        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let fields: Vec<_> = form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        let body = fields.join("&");
         let mut stream = self.connect();
         write!(
             stream,
