@@ -140,9 +140,10 @@ impl Drop for Shop {
     }
 }
 
-/// The master reaps its workers, so one that has ended is soon unknown.
+/// A process that has ended and is not reaped yet is not running.
 pub(crate) fn is_running(worker: u32) -> bool {
-    signal::kill(Pid::from_raw(worker.try_into().expect("a process id")), None).is_ok()
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
 }
 
 pub(crate) fn kill(worker: u32) {
