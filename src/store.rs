@@ -158,6 +158,7 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
     /// writers interfere.
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        ttl.duration()?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(value) = self.get(key).await? else { return Ok(false) };
             if self.compare_and_set(key, Some(&value), Some(value.clone()), ttl).await? {

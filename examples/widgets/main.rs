@@ -1,0 +1,64 @@
+//! A preforking web shop whose words each customer may change: `cargo run --example widgets -- --help`.
+//!
+//! The master warms the cache, without a runtime, and forks its workers. Each of them answers on a tokio runtime of its own,
+//! with words and widgets from the cache. No worker calls a hook for its cache to work.
+
+mod catalogue;
+mod options;
+mod page;
+mod server;
+mod shop;
+mod words;
+
+use std::error::Error;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use options::Options;
+use shop::Shop;
+
+rust_i18n::i18n!("examples/widgets/locales", fallback = "en", backend = words::OwnWords);
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args_os().skip(1)) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{}", options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Err(refused) => {
+            eprintln!("widgets: {refused}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("widgets: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let listener = listen(options.port)?;
+    let address = listener.local_addr()?;
+    let shop = Arc::new(Shop::open(options));
+    if let Err(error) = shop.warm() {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        eprintln!("widgets: the store cannot be reached ({error}{cause}); serving the default words");
+    }
+    println!("http://{address}/  (customer {}, store {})", options.customer, options.place);
+    server::serve(listener, options.workers, move || Arc::clone(&shop).router())
+}
+
+fn listen(port: u16) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => format!("port {port} is taken: choose another with --port, or 0 for any that is free"),
+        _ => format!("listening on port {port}: {error}"),
+    })?;
+    listener.set_nonblocking(true).map_err(|error| format!("preparing port {port}: {error}"))?;
+    Ok(listener)
+}

@@ -1,0 +1,218 @@
+//! The example `widgets` while it runs, and its pages.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout};
+
+use nix::errno::Errno;
+use nix::sys::signal::{self, Signal, killpg};
+use nix::unistd::Pid;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::run::{command, end, spawn};
+use support::wait::{PATIENCE, until};
+
+pub(crate) struct Shop {
+    /// The master, in a process group of its own. `None` once it was waited for.
+    master: Option<Child>,
+    /// Open, so that the workers can print.
+    _stdout: BufReader<ChildStdout>,
+    port: u16,
+    workers: HashSet<u32>,
+    printed: String,
+}
+
+impl Shop {
+    /// On a free port, with all its workers forked.
+    pub(crate) fn start(arguments: &[&str]) -> Shop {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--port", "0"]).collect();
+        let mut master = spawn(command("widgets", &arguments).process_group(0));
+        let mut stdout = BufReader::new(master.stdout.take().expect("a pipe"));
+        let (mut port, mut workers, mut printed) = (None, None, String::new());
+        while port.is_none() || workers.is_none() {
+            let begin = printed.len();
+            assert_ne!(stdout.read_line(&mut printed).expect("text"), 0, "widgets has ended early: {printed}");
+            let line = &printed[begin..];
+            if line.starts_with("http://") {
+                port = between(line, "http://127.0.0.1:", "/").parse().ok();
+            }
+            if line.starts_with("master ") {
+                let pids = line.trim().split_once(", workers ").expect("a list of workers").1;
+                workers = Some(pids.split(' ').map(|pid| pid.parse().expect("a process id")).collect());
+            }
+        }
+        let (port, workers) = (port.expect("a port"), workers.expect("a list of workers"));
+        Shop { master: Some(master), _stdout: stdout, port, workers, printed }
+    }
+
+    /// Those that it began with.
+    pub(crate) fn workers(&self) -> HashSet<u32> {
+        self.workers.clone()
+    }
+
+    /// What it said when it began.
+    pub(crate) fn printed(&self) -> &str {
+        &self.printed
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        let mut stream = self.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").expect("a request is taken");
+        Answer::read(stream)
+    }
+
+    pub(crate) fn post(&self, form: &[(&str, &str)]) -> Answer {
+        self.begin_post(form).finish()
+    }
+
+    /// Changes a word, and answers which worker took it.
+    pub(crate) fn save(&self, language: &str, key: &str, word: &str) -> u32 {
+        let answer = self.post(&[("lang", language), ("key", key), ("word", word)]);
+        assert_eq!(answer.status, 303, "{}", answer.body);
+        let location = between(&answer.head, "location: ", "\r\n");
+        location.rsplit_once("&by=").expect("the author").1.parse().expect("a process id")
+    }
+
+    /// A form, of which a worker has the head and waits for the body.
+    pub(crate) fn begin_post(&self, form: &[(&str, &str)]) -> Post {
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        let fields: Vec<_> = form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        let body = fields.join("&");
+        let mut stream = self.connect();
+        write!(
+            stream,
+            "POST / HTTP/1.1\r\nHost: shop\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+             Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+            body.len()
+        )
+        .expect("a head is taken");
+        let mut answered = vec![0; CONTINUE.len()];
+        stream.read_exact(&mut answered).expect("an interim answer");
+        Post { stream, body, is_awaited: answered == CONTINUE, answered }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("widgets listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        signal::kill(self.pid(), signal).expect("a child of ours takes signals");
+    }
+
+    /// Sends a signal to the master, and answers what it wrote to stderr until it ended.
+    pub(crate) fn stop(self, signal: Signal) -> String {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Sends a signal to the master and to all workers.
+    pub(crate) fn stop_group(self, signal: Signal) {
+        killpg(self.pid(), signal).expect("children of ours take signals");
+        self.wait();
+    }
+
+    /// Waits for an orderly end, after which no process is left.
+    pub(crate) fn wait(mut self) -> String {
+        let group = self.pid();
+        let ended = end(self.master.take().expect("a master"));
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert_eq!(killpg(group, None), Err(Errno::ESRCH), "a process was left behind");
+        ended.stderr
+    }
+
+    fn pid(&self) -> Pid {
+        let master = self.master.as_ref().expect("a master");
+        Pid::from_raw(master.id().try_into().expect("a process id"))
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        if let Some(mut master) = self.master.take() {
+            // It may have ended; its workers end with it.
+            let _ = master.kill();
+            master.wait().expect("a child of ours can be waited for");
+        }
+    }
+}
+
+/// A process that has ended and is not reaped yet is not running.
+pub(crate) fn is_running(worker: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+pub(crate) fn kill(worker: u32) {
+    signal::kill(Pid::from_raw(worker.try_into().expect("a process id")), Signal::SIGKILL).expect("a running worker");
+    until("the worker has ended", || !is_running(worker));
+}
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+pub(crate) struct Post {
+    stream: TcpStream,
+    body: String,
+    /// Whether the worker wants the body; else it has begun to answer.
+    is_awaited: bool,
+    answered: Vec<u8>,
+}
+
+impl Post {
+    pub(crate) fn finish(mut self) -> Answer {
+        if self.is_awaited {
+            // A body that is too large is refused before its end.
+            let _ = self.stream.write_all(self.body.as_bytes());
+            self.answered.clear();
+        }
+        Answer::read(self.answered.chain(self.stream))
+    }
+}
+
+/// An answer of a worker.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// Reads to the end of a connection: there is one for each answer.
+    fn read(mut stream: impl Read) -> Answer {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer, but {answer:?}"));
+        let status = between(head, "HTTP/1.1 ", " ").parse().expect("a status");
+        Answer { status, head: head.to_owned() + "\r\n", body: body.to_owned() }
+    }
+
+    pub(crate) fn worker(&self) -> u32 {
+        between(&self.body, "<td colspan=2>", "<").parse().expect("a process id")
+    }
+
+    pub(crate) fn title(&self) -> String {
+        unescaped(between(&self.body, "<h1>", "</h1>"))
+    }
+
+    /// The customer's own word, as its form has it.
+    pub(crate) fn word(&self, key: &str) -> String {
+        unescaped(between(&self.body, &format!("<input id=\"{key}\" name=word value=\""), "\""))
+    }
+
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        between(&self.body, &format!("<th scope=row>{name}</th><td>"), "<").parse().expect("a number")
+    }
+}
+
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
+    let found = text.split_once(begin).and_then(|(_, rest)| rest.split_once(end));
+    found.unwrap_or_else(|| panic!("nothing between {begin:?} and {end:?} in {text}")).0
+}
+
+fn unescaped(html: &str) -> String {
+    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")];
+    entities.iter().fold(html.to_owned(), |text, (entity, char)| text.replace(entity, char))
+}
