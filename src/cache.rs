@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::lifecycle::{ProcessLocal, Registration, Registry};
 use crate::store::{CacheStore, When};
 use flight::Flights;
-use key::{Key, Prefix};
+use key::{KeyBuffer, Prefix};
 use settled::settled;
 use stats::Counters;
 
@@ -173,6 +173,7 @@ impl Cache {
     /// assert_eq!(cache.blocking().get::<String>("nothing")?, None);
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
+    #[inline]
     pub fn blocking(&self) -> Blocking<'_> {
         Blocking::new(self)
     }
@@ -194,8 +195,9 @@ impl Cache {
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
-        let key = self.key(key)?;
-        let found = self.counted(settled(store.get(&key)).await)?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        let found = self.counted(settled(store.get(key)).await)?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
@@ -279,8 +281,9 @@ impl Cache {
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let store = self.store()?;
-        let key = self.key(key)?;
-        self.counted(settled(store.delete(&key)).await)
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        self.counted(settled(store.delete(key)).await)
     }
 
     /// Whether there is an entry, of whatever kind.
@@ -300,8 +303,9 @@ impl Cache {
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
-        let key = self.key(key)?;
-        self.counted(settled(store.touch(&key, ttl)).await)
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        self.counted(settled(store.touch(key, ttl)).await)
     }
 
     /// Removes every entry of this handle's namespace; without a namespace, every entry of the store.
@@ -351,11 +355,6 @@ impl Cache {
         self.shared.local.get_or_init(Local::default)
     }
 
-    #[inline]
-    fn key<'a>(&self, key: &'a str) -> Result<Key<'a>> {
-        self.prefix.key(key)
-    }
-
     /// Stores what was encoded before.
     fn put<'a, R: Send + 'a>(
         &'a self,
@@ -367,8 +366,9 @@ impl Cache {
     ) -> impl Future<Output = Result<R>> + Send + 'a {
         async move {
             let store = self.store()?;
-            let key = self.key(key)?;
-            self.counted(settled(store.set(&key, encoded?, expiry.ttl(), when)).await).map(answer)
+            let mut buffer = KeyBuffer::default();
+            let key = self.prefix.key(key, &mut buffer)?;
+            self.counted(settled(store.set(key, encoded?, expiry.ttl(), when)).await).map(answer)
         }
     }
 

@@ -1,8 +1,9 @@
 //! The one lock of this crate, and the one way to wait without a runtime.
 //!
-//! The lock is a `std::sync::Mutex` that shrugs off poisoning (what it guards is valid between any two statements) and that a test can
-//! hold at a chosen moment. It lives only in values that belong to a generation, see
-//! [`ProcessLocal`](crate::lifecycle::ProcessLocal): a child never meets one that a vanished thread has locked.
+//! The lock is a `std::sync::Mutex` that shrugs off poisoning (what it guards is valid between any two statements) and that
+//! a test can hold at a chosen moment. It lives only in values that belong to a generation, see
+//! [`ProcessLocal`](crate::lifecycle::ProcessLocal): a child never meets one that a vanished thread has locked. One fork can
+//! not be helped: by a signal handler that interrupts the wait for a lock, and then returns to it in the child.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::key::Key;
 use super::{Cache, Expiry, settled};
 use crate::error::Result;
 use crate::store::batch;
@@ -33,9 +32,9 @@ impl Cache {
 
     /// [`get_raw`](Cache::get_raw) for many keys, in their order.
     pub async fn get_many_raw(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.key(key)).collect();
-        let found = batch(prepared, |keys: Vec<Key<'_>>| async move {
-            let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
+        let found = batch(prepared, |keys: Vec<String>| async move {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             settled(self.store()?.get_many(&keys)).await
         });
         let found = self.counted_each(found.await);
@@ -56,11 +55,12 @@ impl Cache {
         E: Into<Expiry>,
     {
         let ttl = expiry.into().ttl();
-        let prepare = |(key, value): &(&'a str, T)| Ok((self.key(key)?, self.encode(key, value)?));
-        let prepared: Vec<Result<(Key<'a>, Bytes)>> = entries.iter().map(prepare).collect();
+        let prepare = |(key, value): &(&'a str, T)| Ok((self.prefix.owned_key(key)?, self.encode(key, value)?));
+        let prepared: Vec<Result<(String, Bytes)>> = entries.iter().map(prepare).collect();
         async move {
-            let stored = batch(prepared, |entries: Vec<(Key<'_>, Bytes)>| async move {
-                let entries: Vec<(&str, Bytes)> = entries.iter().map(|(key, value)| (&**key, value.clone())).collect();
+            let stored = batch(prepared, |entries: Vec<(String, Bytes)>| async move {
+                let entries: Vec<(&str, Bytes)> =
+                    entries.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
                 settled(self.store()?.set_many(&entries, ttl)).await
             });
             self.counted_each(stored.await)
@@ -69,9 +69,9 @@ impl Cache {
 
     /// [`delete`](Cache::delete) for many keys, in their order. A key that is given twice is deleted once.
     pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.key(key)).collect();
-        let deleted = batch(prepared, |keys: Vec<Key<'_>>| async move {
-            let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
+        let deleted = batch(prepared, |keys: Vec<String>| async move {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             settled(self.store()?.delete_many(&keys)).await
         });
         self.counted_each(deleted.await)

@@ -22,6 +22,7 @@ pub struct Blocking<'a> {
 }
 
 /// Runs an operation that does not suspend, since every wait in it blocks.
+#[inline]
 fn now<F: Future>(operation: F) -> F::Output {
     inline(|| match pin!(operation).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
@@ -30,6 +31,7 @@ fn now<F: Future>(operation: F) -> F::Output {
 }
 
 impl<'a> Blocking<'a> {
+    #[inline]
     pub(super) fn new(cache: &'a Cache) -> Blocking<'a> {
         Blocking { cache }
     }
@@ -44,6 +46,7 @@ impl<'a> Blocking<'a> {
     }
 
     /// As [`Cache::get_raw`].
+    #[inline]
     pub fn get_raw(self, key: &str) -> Result<Option<Bytes>> {
         now(self.cache.get_raw(key))
     }

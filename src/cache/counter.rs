@@ -1,6 +1,6 @@
 //! Counters: decimal text, apart from typed values, so that other programs read and count them too.
 
-use super::{Cache, Expiry, settled};
+use super::{Cache, Expiry, KeyBuffer, settled};
 use crate::error::Result;
 use crate::store::{counter_overflow, parse_counter};
 
@@ -28,8 +28,9 @@ impl Cache {
     pub async fn increment(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
-        let key = self.key(key)?;
-        self.counted(settled(store.increment(&key, by, ttl)).await)
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        self.counted(settled(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).

@@ -53,7 +53,7 @@ impl Cache {
     {
         let expiry = expiry.into();
         let deadline = Instant::now() + self.shared.fetch_wait;
-        let full_key = match self.key(key) {
+        let full_key = match self.prefix.owned_key(key) {
             Ok(full_key) => full_key,
             Err(error) => {
                 self.local().counters.failed();
@@ -61,12 +61,13 @@ impl Cache {
                 return self.load(load).await;
             }
         };
-        let flights = &self.local().flights;
-        let mut landed = flights.landed();
+        let mut landed = self.local().flights.landed();
         if let Some(value) = self.look(key).await {
             return Ok(value);
         }
         loop {
+            // Anew after each wait: the process may have forked meanwhile, and this may be the child.
+            let flights = &self.local().flights;
             match flights.join(&full_key) {
                 Part::Lead(lead) => {
                     if flights.landed() != landed

@@ -29,6 +29,7 @@ pub(super) struct Flights {
 
 #[derive(Debug)]
 pub(super) struct Flight {
+    generation: u64,
     /// The thread of a leader that does not suspend, or 0.
     leader_thread: usize,
     state: Lock<State>,
@@ -84,6 +85,7 @@ impl Flights {
             return Part::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight {
+            generation: generation(),
             leader_thread: if is_inline() { thread_token() } else { 0 },
             state: Lock::new("flight", State { landing: None, waiting: Vec::new() }),
         });
@@ -145,6 +147,10 @@ impl Flight {
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Landing> {
+        if self.generation != generation() {
+            // Who leads it does so in the parent, and its lock is the parent's.
+            return Poll::Ready(Landing::Failed);
+        }
         let mut state = self.state.lock();
         if let Some(landing) = &state.landing {
             return Poll::Ready(landing.clone());

@@ -1,6 +1,5 @@
 //! A key as the store sees it: the handle's namespace in front of the caller's key.
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use arrayvec::ArrayString;
@@ -15,10 +14,11 @@ const SHORT: usize = 120;
 #[derive(Clone, Debug)]
 pub(super) struct Prefix(Option<Arc<str>>);
 
-pub(super) enum Key<'a> {
-    Plain(&'a str),
-    Short(ArrayString<SHORT>),
-    Long(String),
+/// Where a full key is put together.
+#[derive(Default)]
+pub(super) struct KeyBuffer {
+    short: ArrayString<SHORT>,
+    long: String,
 }
 
 impl Prefix {
@@ -34,56 +34,66 @@ impl Prefix {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// The full key.
+    /// The full key. Without a namespace it is the caller's.
     ///
     /// # Errors
     ///
     /// For an empty key, which a namespace would hide from the store.
     #[inline]
-    pub(super) fn key<'a>(&self, key: &'a str) -> Result<Key<'a>> {
+    pub(super) fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
         check_key(key)?;
-        let Some(prefix) = &self.0 else { return Ok(Key::Plain(key)) };
-        let mut short = ArrayString::new();
-        if short.try_push_str(prefix).is_ok() && short.try_push_str(key).is_ok() {
-            return Ok(Key::Short(short));
+        match &self.0 {
+            None => Ok(key),
+            Some(prefix) => Ok(buffer.join(prefix, key)),
         }
-        Ok(Key::Long(format!("{prefix}{key}")))
+    }
+
+    /// The full key, to keep.
+    pub(super) fn owned_key(&self, key: &str) -> Result<String> {
+        check_key(key)?;
+        Ok(format!("{}{key}", self.as_str()))
     }
 }
 
-impl Deref for Key<'_> {
-    type Target = str;
-
-    #[inline]
-    fn deref(&self) -> &str {
-        match self {
-            Key::Plain(key) => key,
-            Key::Short(key) => key,
-            Key::Long(key) => key,
+impl KeyBuffer {
+    fn join(&mut self, prefix: &str, key: &str) -> &str {
+        if prefix.len() + key.len() <= SHORT {
+            self.short.push_str(prefix);
+            self.short.push_str(key);
+            &self.short
+        } else {
+            self.long = format!("{prefix}{key}");
+            &self.long
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Prefix;
+    use super::{KeyBuffer, Prefix, SHORT};
 
     #[test]
     fn parts_are_joined_with_colons() {
         let prefix = Prefix::none().join("a").join("b");
-        assert_eq!(&*prefix.key("c").unwrap(), "a:b:c");
-        assert_eq!(&*Prefix::none().key("c").unwrap(), "c");
+        assert_eq!(prefix.key("c", &mut KeyBuffer::default()).unwrap(), "a:b:c");
+        assert_eq!(Prefix::none().key("c", &mut KeyBuffer::default()).unwrap(), "c");
     }
 
     #[test]
-    fn long_keys_are_joined_alike() {
-        let key = "k".repeat(super::SHORT);
-        assert_eq!(&*Prefix::none().join("a").key(&key).unwrap(), format!("a:{key}"));
+    fn keys_of_every_length_are_joined_alike() {
+        let prefix = Prefix::none().join("a");
+        for length in 1..2 * SHORT {
+            let key = "k".repeat(length);
+            assert_eq!(prefix.key(&key, &mut KeyBuffer::default()).unwrap(), format!("a:{key}"));
+            assert_eq!(prefix.owned_key(&key).unwrap(), format!("a:{key}"));
+        }
     }
 
     #[test]
     fn an_empty_key_is_refused_in_a_namespace_too() {
-        let error = Prefix::none().join("a").key("").err().unwrap();
+        let prefix = Prefix::none().join("a");
+        let error = prefix.key("", &mut KeyBuffer::default()).unwrap_err();
         assert_eq!(error.to_string(), "the key is empty");
+        assert!(prefix.owned_key("").is_err());
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, settled};
+use super::{Cache, Expiry, KeyBuffer, settled};
 use crate::error::Result;
 use crate::net::lifted;
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
@@ -80,7 +80,8 @@ impl Cache {
 
     async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
         let store = self.store()?;
-        let key = self.key(key)?;
-        self.counted(settled(store.compare_and_set(&key, expected, new, ttl)).await)
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        self.counted(settled(store.compare_and_set(key, expected, new, ttl)).await)
     }
 }

@@ -8,7 +8,7 @@ use nix::libc;
 
 use super::{gate, generation};
 
-/// Registers the handlers, once: the caller is whoever published the wiped page.
+/// Registers the handlers. Threads that race for the first use may register them twice: pairs of them nest.
 pub(super) fn register() {
     // SAFETY: the three functions live as long as the program (the C library forgets them when a shared object that holds
     // them is unloaded). A failure (out of memory) leaves the process with the wiped page alone, which misses nothing.
@@ -16,15 +16,22 @@ pub(super) fn register() {
 }
 
 extern "C" fn prepare() {
+    if !generation::is_set_up() {
+        return;
+    }
     #[cfg(feature = "tokio")]
     super::runtime::stamp_current();
     gate::close();
 }
 
 extern "C" fn in_parent() {
-    gate::open();
+    if generation::is_set_up() {
+        gate::open();
+    }
 }
 
 extern "C" fn in_child() {
-    generation::generation();
+    if generation::is_set_up() {
+        generation::notice_fork();
+    }
 }

@@ -13,66 +13,153 @@
 //!
 //! Closers are *counted*: the C library overlaps the handlers of forks on several threads, and with a plain flag a child was
 //! born after another thread's fork had reopened the gate. No lock is held through a fork. The counters are on the wiped
-//! page: a child starts with an open, empty gate even if nobody told it.
+//! page: a child starts with an open, empty gate even if nobody told it. Each counter says which generation it counts for: a
+//! signal handler may fork between any two instructions here, and what goes on in its child must not count in or out there.
 //!
 //! A thread that is inside may enter again (a signal handler, a store within a store). If the forking thread itself is
 //! inside, the section is half done in the child: the child is told so.
+//!
+//! # Who does not wait
+//!
+//! The host's own *prepare* handlers mostly run after ours, on a closed gate (they were registered first). They may enter
+//! it, and they may wait for a lock whose holder wants to enter it. So the forking thread enters at once, and every other
+//! thread waits for a bounded time only. Both enter as *intruders*, counted in memory that a child inherits: it is the
+//! fork that finds one inside which pays, with a cold child.
 //!
 //! # What the child is told
 //!
 //! *Prepare* leaves its outcome with the forking thread, the only one that exists in the child. [`reopen`] turns it into the
 //! number of the last generation that was born with something half done; whatever was built before that is not to be
 //! trusted ([`intact_since`]). After a fork that went round the handlers nobody waited: memory is trusted only if a single
-//! thread ever entered the gate, and it is this one, outside.
+//! thread of that process ever entered the gate, and it is this one, outside.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::generation::{generation, page};
-use super::thread_token;
+use super::{FIRST_GENERATION, thread_token};
 
 /// How long a fork waits for sections to end.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long a section waits for forks to end: longer than the kernel needs to copy a large process.
+const LONG_FORK: Duration = Duration::from_millis(500);
 
 const STRIPES: usize = 32;
 
 /// The part of the gate that lives on the wiped page.
 pub(super) struct Counters {
-    closers: Line,
-    stripes: [Line; STRIPES],
+    closers: Counter,
+    stripes: [Counter; STRIPES],
 }
-
-/// A counter on a cache line (a pair of them, as they are fetched) of its own.
-#[repr(align(128))]
-struct Line(AtomicU32);
 
 impl Counters {
     pub(super) const fn new() -> Counters {
-        Counters { closers: Line(AtomicU32::new(0)), stripes: [const { Line(AtomicU32::new(0)) }; STRIPES] }
+        Counters { closers: Counter::new(), stripes: [const { Counter::new() }; STRIPES] }
+    }
+
+    /// Open and empty, for `generation`.
+    pub(super) fn start_over(&self, generation: u64) {
+        self.closers.start_over(generation);
+        for stripe in &self.stripes {
+            stripe.start_over(generation);
+        }
     }
 
     fn inside(&self) -> u32 {
-        self.stripes.iter().map(|stripe| stripe.0.load(Ordering::SeqCst)).sum()
+        self.stripes.iter().map(Counter::count).fold(0, u32::wrapping_add)
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Outcome {
-    /// No *prepare* handler ran on this thread.
-    Unknown,
-    Quiet,
-    Interrupted,
+/// Counts for one generation: its low half above; below the count, on top of [`NOBODY`]. On a cache line (a pair of them, as
+/// they are fetched) of its own.
+#[repr(align(128))]
+struct Counter(AtomicU64);
+
+/// In the middle of the range: a count that is taken back a moment later never reaches the upper half.
+const NOBODY: u64 = 1 << 31;
+
+impl Counter {
+    const fn new() -> Counter {
+        Counter(AtomicU64::new(Counter::nobody_in(FIRST_GENERATION)))
+    }
+
+    const fn nobody_in(generation: u64) -> u64 {
+        generation << 32 | NOBODY
+    }
+
+    fn start_over(&self, generation: u64) {
+        self.0.store(Counter::nobody_in(generation), Ordering::SeqCst);
+    }
+
+    /// Answers whether this counter counts for `generation`; if not, nothing is counted.
+    #[inline]
+    fn count_in(&self, generation: u64) -> bool {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        let counted = is_of(before, generation);
+        if !counted {
+            self.take_back(before, |word| word - 1);
+        }
+        counted
+    }
+
+    /// Does nothing if the count was for another generation.
+    #[inline]
+    fn count_out(&self, generation: u64) {
+        let before = self.0.fetch_sub(1, Ordering::SeqCst);
+        if !is_of(before, generation) {
+            self.take_back(before, |word| word + 1);
+        }
+    }
+
+    /// In a child that a signal handler made a moment ago. A counter that has started over since needs no correction.
+    #[cold]
+    fn take_back(&self, before: u64, correct: impl Fn(u64) -> u64) {
+        let same = |word: u64| word >> 32 == before >> 32;
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |word| same(word).then(|| correct(word)));
+    }
+
+    fn count(&self) -> u32 {
+        let word = self.0.load(Ordering::SeqCst);
+        // A wiped one counts nobody.
+        if word == 0 { 0 } else { (word as u32).wrapping_sub(NOBODY as u32) }
+    }
 }
+
+fn is_of(word: u64, generation: u64) -> bool {
+    word >> 32 == generation & u64::from(u32::MAX)
+}
+
+/// The forks that a thread has prepared and not ended.
+#[derive(Clone, Copy)]
+struct Closing {
+    generation: u64,
+    /// More than one if a signal handler, or a handler of the host's, forks in the middle of a fork.
+    forks: u32,
+    /// Whether everybody was outside.
+    quiet: bool,
+}
+
+const NOT_CLOSING: Closing = Closing { generation: 0, forks: 0, quiet: false };
 
 thread_local! {
     /// How often this thread is inside, and in which generation it entered.
     static INSIDE: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    /// Whether it did not wait for a fork.
+    static INTRUDING: Cell<bool> = const { Cell::new(false) };
     /// What *prepare* found, on its way to the child.
-    static OUTCOME: Cell<Outcome> = const { Cell::new(Outcome::Unknown) };
+    static CLOSING: Cell<Closing> = const { Cell::new(NOT_CLOSING) };
 }
 
-/// The only thread that ever entered, by its token; 0 for none, [`SEVERAL`] for more than one.
+/// Those inside who did not wait for a fork. Not on the wiped page: a child is to see them.
+static INTRUDERS: Counter = Counter::new();
+
+/// Whether somebody has waited for [`LONG_FORK`]: until the gate opens nobody else need.
+static OVERDUE: AtomicBool = AtomicBool::new(false);
+
+/// The only thread that ever entered in this generation, by its token; 0 for none, [`SEVERAL`] for more than one.
 static SOLE: AtomicUsize = AtomicUsize::new(0);
 const SEVERAL: usize = usize::MAX;
 
@@ -85,34 +172,58 @@ const REASONS: [&str; 2] = [
     "the fork went round the fork handlers of a process with threads",
 ];
 
-/// Leave to be inside, until it is dropped.
+/// Leave to be inside, until it is dropped. It stays with its thread.
 #[must_use]
 pub(crate) struct Pass {
     generation: u64,
+    stays: PhantomData<*const ()>,
 }
 
 /// Enters, after waiting for a fork that is under way.
 #[inline]
 pub(crate) fn enter() -> Pass {
-    let generation = generation();
-    let (entered_in, depth) = INSIDE.get();
-    if depth > 0 && entered_in == generation {
-        INSIDE.set((generation, depth + 1));
-        return Pass { generation };
+    loop {
+        let generation = generation();
+        let (entered_in, depth) = INSIDE.get();
+        if depth > 0 && entered_in == generation {
+            INSIDE.set((generation, depth + 1));
+            return Pass { generation, stays: PhantomData };
+        }
+        remember_thread();
+        let gate = &page().gate;
+        let stripe = own_stripe(gate);
+        if !stripe.count_in(generation) {
+            // A signal handler has just forked, and this is the child.
+            continue;
+        }
+        let intruding = gate.closers.count() != 0;
+        if intruding && !intrude(gate, stripe, generation) {
+            continue;
+        }
+        INTRUDING.set(intruding);
+        INSIDE.set((generation, 1));
+        #[cfg(feature = "__injection")]
+        crate::injection::reach("gate");
+        return Pass { generation, stays: PhantomData };
     }
-    let gate = &page().gate;
-    let stripe = own_stripe(gate);
-    stripe.fetch_add(1, Ordering::SeqCst);
-    while gate.closers.0.load(Ordering::SeqCst) != 0 {
-        stripe.fetch_sub(1, Ordering::SeqCst);
-        wait_until_open(gate);
-        stripe.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Waits outside of a closed gate. Once that has taken too long, counts this thread as an intruder, inside.
+#[cold]
+fn intrude(gate: &Counters, stripe: &Counter, generation: u64) -> bool {
+    let closing = CLOSING.get();
+    let forking = closing.forks > 0 && closing.generation == generation;
+    if !forking {
+        stripe.count_out(generation);
+        if is_open_in_time(gate) || !stripe.count_in(generation) {
+            return false;
+        }
     }
-    INSIDE.set((generation, 1));
-    remember_thread();
-    #[cfg(feature = "__injection")]
-    crate::injection::reach("gate");
-    Pass { generation }
+    let counted = INTRUDERS.count_in(generation);
+    if !counted {
+        stripe.count_out(generation);
+    }
+    counted
 }
 
 impl Drop for Pass {
@@ -123,9 +234,11 @@ impl Drop for Pass {
             return;
         }
         INSIDE.set((entered_in, depth - 1));
-        // In a child, the stripes were wiped: there is nothing to count out of.
-        if depth == 1 && self.generation == generation() {
-            own_stripe(&page().gate).fetch_sub(1, Ordering::SeqCst);
+        if depth == 1 {
+            own_stripe(&page().gate).count_out(self.generation);
+            if INTRUDING.get() {
+                INTRUDERS.count_out(self.generation);
+            }
         }
     }
 }
@@ -142,14 +255,21 @@ pub(crate) fn intact_since(built_in: u64) -> Result<(), &'static str> {
 
 /// *Prepare*: closes the gate and waits for who is inside, for at most [`PATIENCE`].
 pub(super) fn close() {
-    let generation = generation();
     let gate = &page().gate;
-    gate.closers.0.fetch_add(1, Ordering::SeqCst);
+    let generation = loop {
+        let generation = generation();
+        if gate.closers.count_in(generation) {
+            break generation;
+        }
+    };
+    let before = CLOSING.get();
+    let forks = if before.generation == generation { before.forks + 1 } else { 1 };
+    CLOSING.set(Closing { generation, forks, quiet: false });
     let (entered_in, depth) = INSIDE.get();
     let this_thread = u32::from(depth > 0 && entered_in == generation);
     let started = Instant::now();
     let mut looks = 0_u32;
-    let quiet = loop {
+    let empty = loop {
         if gate.inside() == this_thread {
             break true;
         }
@@ -158,42 +278,57 @@ pub(super) fn close() {
         }
         pause(&mut looks);
     };
-    OUTCOME.set(if quiet && this_thread == 0 { Outcome::Quiet } else { Outcome::Interrupted });
+    CLOSING.set(Closing { generation, forks, quiet: empty && this_thread == 0 });
 }
 
-/// In the parent, after the fork.
+/// In the parent, after the fork. In a child that a signal handler made meanwhile there is nothing to open.
 pub(super) fn open() {
-    OUTCOME.set(Outcome::Unknown);
-    page().gate.closers.0.fetch_sub(1, Ordering::SeqCst);
+    let closing = CLOSING.get();
+    if closing.forks > 0 && closing.generation == generation() {
+        CLOSING.set(Closing { forks: closing.forks - 1, ..closing });
+        let closers = &page().gate.closers;
+        closers.count_out(closing.generation);
+        if closers.count() == 0 {
+            OVERDUE.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether this thread has prepared a fork in `generation` that has not ended: in a child, one that nobody has noticed yet.
+pub(super) fn is_closed_by_this_thread(generation: u64) -> bool {
+    let closing = CLOSING.get();
+    closing.forks > 0 && closing.generation == generation
 }
 
 /// In the child: an open and empty gate (the page is not wiped everywhere), and the verdict on what it guarded.
-/// Async-signal-safe.
+/// Async-signal-safe. If another fork interrupts it, the verdict stands before what it was reached from is forgotten.
 pub(super) fn reopen(gate: &Counters, generation: u64) {
-    gate.closers.0.store(0, Ordering::SeqCst);
-    for stripe in &gate.stripes {
-        stripe.0.store(0, Ordering::SeqCst);
-    }
-    let interrupted_by = match OUTCOME.replace(Outcome::Unknown) {
-        Outcome::Quiet => None,
-        Outcome::Interrupted => Some(0),
-        Outcome::Unknown => {
-            let sole = SOLE.load(Ordering::Relaxed);
-            let outside = INSIDE.get().1 == 0;
-            (!(sole == 0 || (sole == thread_token() && outside))).then_some(1)
-        }
+    gate.start_over(generation);
+    let intruders = INTRUDERS.count() > 0;
+    let closing = CLOSING.replace(NOT_CLOSING);
+    let interrupted_by = if intruders {
+        Some(0)
+    } else if closing.forks > 0 && closing.generation + 1 == generation {
+        (!closing.quiet).then_some(0)
+    } else {
+        let sole = SOLE.load(Ordering::Relaxed);
+        let outside = INSIDE.get().1 == 0;
+        (sole != 0 && !(sole == thread_token() && outside)).then_some(1)
     };
     if let Some(reason) = interrupted_by {
         INTERRUPTED_BY.store(reason, Ordering::Relaxed);
         INTERRUPTED_IN.store(generation, Ordering::Relaxed);
     }
+    INTRUDERS.start_over(generation);
+    OVERDUE.store(false, Ordering::Relaxed);
+    SOLE.store(0, Ordering::Release);
 }
 
 #[inline]
-fn own_stripe(gate: &Counters) -> &AtomicU32 {
+fn own_stripe(gate: &Counters) -> &Counter {
     // Thread-local storage is laid out at large powers of two: mix before reducing.
     let mixed = (thread_token() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    &gate.stripes[(mixed >> 59) as usize % STRIPES].0
+    &gate.stripes[(mixed >> 59) as usize % STRIPES]
 }
 
 #[inline]
@@ -208,12 +343,17 @@ fn remember_thread() {
     }
 }
 
-#[cold]
-fn wait_until_open(gate: &Counters) {
+fn is_open_in_time(gate: &Counters) -> bool {
+    let started = Instant::now();
     let mut looks = 0;
-    while gate.closers.0.load(Ordering::SeqCst) != 0 {
+    while gate.closers.count() != 0 {
+        if OVERDUE.load(Ordering::Relaxed) || started.elapsed() > LONG_FORK {
+            OVERDUE.store(true, Ordering::Relaxed);
+            return false;
+        }
         pause(&mut looks);
     }
+    true
 }
 
 /// Gives way: a few spins, then the processor, then short naps.
@@ -223,5 +363,40 @@ fn pause(looks: &mut u32) {
         0..64 => std::hint::spin_loop(),
         64..256 => std::thread::yield_now(),
         _ => std::thread::sleep(Duration::from_micros(50)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counter, FIRST_GENERATION, INTRUDERS, close, enter, open};
+
+    #[test]
+    fn a_counter_counts_for_its_own_generation_only() {
+        let counter = Counter::new();
+        assert!(counter.count_in(FIRST_GENERATION));
+        assert!(!counter.count_in(FIRST_GENERATION + 1));
+        counter.count_out(FIRST_GENERATION + 1);
+        assert_eq!(counter.count(), 1);
+        counter.start_over(FIRST_GENERATION + 1);
+        counter.count_out(FIRST_GENERATION);
+        assert_eq!(counter.count(), 0);
+        counter.0.store(0, super::Ordering::SeqCst);
+        assert_eq!(counter.count(), 0, "a wiped counter");
+        assert!(!counter.count_in(FIRST_GENERATION));
+        assert_eq!(counter.count(), 0);
+    }
+
+    #[test]
+    fn a_closed_gate_keeps_nobody_out_for_ever() {
+        close();
+        drop(enter());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _pass = enter();
+                assert!(INTRUDERS.count() > 0, "a child has to know");
+            });
+        });
+        open();
+        drop(enter());
     }
 }

@@ -20,8 +20,9 @@
 //! # Without the advice
 //!
 //! Where the kernel does not know it (before Linux 4.14), or claims to know every advice (some emulators: a nonsense value
-//! is tried first), the copy stays zero for ever, so that every look takes the slow way, which compares process ids. That
-//! misses a child that got its parent's own id in a nested pid namespace.
+//! is tried first), the copy stays zero for ever, so that every look takes the slow way, which compares process ids. A child
+//! that got its parent's own id in a nested pid namespace is noticed by the child handler alone: the forking thread has
+//! prepared a fork that nobody has taken notice of ([`notice_fork`]).
 //!
 //! # What may run here
 //!
@@ -29,11 +30,11 @@
 //! ever. No allocation, no formatting, no lock. The one exception is the set-up, at the first call of anything here.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
 
 use nix::libc;
 
-use super::{atfork, gate, ledger};
+use super::{FIRST_GENERATION, atfork, gate, ledger};
 
 /// The copy's value while one thread is bringing the process up to date.
 const BUSY: u64 = u64::MAX;
@@ -53,14 +54,11 @@ impl Page {
 /// Null until the first look.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
-/// Takes the page's place where no memory could be mapped.
+/// Takes the page's place where there is none that is wiped. Process ids are compared then.
 static UNWIPED: Page = Page::new();
 
 /// The generation as a child inherits it.
-static COUNTER: AtomicU64 = AtomicU64::new(1);
-
-/// Whether process ids are compared, for want of a page that is wiped.
-static BY_PROCESS_ID: AtomicBool = AtomicBool::new(false);
+static COUNTER: AtomicU64 = AtomicU64::new(FIRST_GENERATION);
 
 /// The process id that the counter was last brought up to date for, doubled; odd while that is going on.
 static KNOWN_PROCESS: AtomicI64 = AtomicI64::new(0);
@@ -106,7 +104,7 @@ pub(super) fn page() -> &'static Page {
 #[cold]
 pub(super) fn current() -> u64 {
     let page = page();
-    if BY_PROCESS_ID.load(Ordering::Acquire) {
+    if is_unwiped(page) {
         return current_by_process_id(page);
     }
     match with_signals_blocked(|| {
@@ -129,6 +127,30 @@ pub(super) fn current() -> u64 {
         },
         Err(known) => known,
     }
+}
+
+/// In the child handler.
+pub(super) fn notice_fork() {
+    let known = generation();
+    let page = page();
+    if is_unwiped(page) && gate::is_closed_by_this_thread(known) {
+        // The process id was no news.
+        let done = i64::from(std::process::id()) * 2;
+        with_signals_blocked(|| {
+            KNOWN_PROCESS.store(done + 1, Ordering::Relaxed);
+            advance(page);
+            KNOWN_PROCESS.store(done, Ordering::Release);
+        });
+    }
+}
+
+/// Whether anything here was ever used: if not, a fork needs no care.
+pub(super) fn is_set_up() -> bool {
+    !PAGE.load(Ordering::Relaxed).is_null()
+}
+
+fn is_unwiped(page: &Page) -> bool {
+    ptr::eq(page, &UNWIPED)
 }
 
 fn current_by_process_id(page: &Page) -> u64 {
@@ -165,7 +187,8 @@ fn advance(page: &Page) -> u64 {
     next
 }
 
-fn with_signals_blocked<R>(work: impl FnOnce() -> R) -> R {
+/// Runs `work` where no signal handler can fork in the middle of it.
+pub(super) fn with_signals_blocked<R>(work: impl FnOnce() -> R) -> R {
     let mut old = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: both sets are valid for the calls, the calls are async-signal-safe, and the old mask is only restored where
     // the first call wrote it.
@@ -181,24 +204,24 @@ fn with_signals_blocked<R>(work: impl FnOnce() -> R) -> R {
     }
 }
 
+/// Publishes a page last, once everything that a look or a fork relies on is in place. Threads may race here, and a fork may
+/// come at any point: then a handler is registered twice, which it takes well, or a tombstone is opened later.
 #[cold]
 fn set_up() -> &'static Page {
     let mapped = map_wiped_page();
-    let ours = mapped.unwrap_or(&UNWIPED);
-    if mapped.is_some() {
-        ours.generation.store(COUNTER.load(Ordering::Relaxed), Ordering::Relaxed);
+    match mapped {
+        Some(page) => {
+            page.gate.start_over(FIRST_GENERATION);
+            page.generation.store(FIRST_GENERATION, Ordering::Relaxed);
+        }
+        None => KNOWN_PROCESS.store(i64::from(std::process::id()) * 2, Ordering::Relaxed),
     }
+    ledger::prepare_tombstone();
+    atfork::register();
+    let ours = mapped.unwrap_or(&UNWIPED);
     let fresh = ptr::from_ref(ours).cast_mut();
     match PAGE.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => {
-            if mapped.is_none() {
-                KNOWN_PROCESS.store(i64::from(std::process::id()) * 2, Ordering::Relaxed);
-                BY_PROCESS_ID.store(true, Ordering::Release);
-            }
-            ledger::prepare_tombstone();
-            atfork::register();
-            ours
-        }
+        Ok(_) => ours,
         Err(winner) => {
             if mapped.is_some() {
                 // SAFETY: mapped above with this length, and never published.

@@ -10,17 +10,22 @@
 //! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed *before*
 //! its socket is made, and remembers descriptor and inode also *after* the socket was closed, until it is claimed again: a
 //! fork between the close and its note, or before the close, finds the socket either way. Making and noting, and forgetting
-//! and closing, are sections of the [gate](super::gate), so that a fork does not fall between them; only a raw `clone` can,
-//! and then the child holds a socket that it does not know and never uses.
+//! and closing, are sections of the [gate](super::gate), with signals blocked, so that neither another thread's fork nor one
+//! in a signal handler falls between them; only a raw `clone` of another thread's can, and then the child holds a socket that
+//! it does not know and never uses.
 //!
-//! Before anything is cut the inode is compared: a number that meanwhile belongs to somebody else is never touched.
+//! Before anything is cut the inode is compared: a number that meanwhile belongs to somebody else is not touched. The kernel
+//! cannot compare and replace in one step. In the fork handler nobody is there to come between. After a fork that went round
+//! the handlers the first look may come late, and then a thread of the child that closes numbers which it did not open, just
+//! now, and reuses them, can lose one of them. A child that shares the table of descriptors with its parent
+//! (`clone(CLONE_FILES)` without `CLONE_VM`) is not supported: its cuts are the parent's.
 //!
 //! # The tombstone
 //!
 //! An `O_PATH` descriptor of `/dev/null`: of nothing that a worker in a jail must not see, opened in advance, since the jail
 //! may have no `/dev`. A host that closes all descriptors takes it too, and its number may be the host's log by then, so it
 //! is looked at before each use, and reopened. Where that fails an epoll instance serves: it refuses reads and writes
-//! alike. Where nothing can be had, the socket is closed; every use is checked against the generation anyway.
+//! alike. Where no tombstone can be had or put, the socket is closed; every use is checked against the generation anyway.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -30,7 +35,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use nix::libc;
 
 use super::gate;
-use super::generation::generation;
+use super::generation::{generation, with_signals_blocked};
 
 const CHUNK: usize = 64;
 const NO_DESCRIPTOR: RawFd = -1;
@@ -64,7 +69,10 @@ static FIRST: Chunk = Chunk::new();
 static CUT: AtomicUsize = AtomicUsize::new(0);
 
 static TOMBSTONE: AtomicI32 = AtomicI32::new(NO_DESCRIPTOR);
-static TOMBSTONE_INODE: AtomicU64 = AtomicU64::new(0);
+
+/// The device that `/dev/null` is, on every Linux.
+const NULL_MAJOR: u32 = 1;
+const NULL_MINOR: u32 = 3;
 
 /// A socket's place in the ledger.
 #[derive(Debug)]
@@ -82,21 +90,23 @@ impl std::fmt::Debug for Slot {
 impl Entry {
     /// Makes a socket and enters it. `make` must only make it, never connect it.
     pub(crate) fn open(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
-        let _pass = gate::enter();
-        let generation = generation();
-        let slot = claim(generation);
-        let made = make().and_then(|socket| Ok((socket_inode(socket.as_raw_fd())?, socket)));
-        match made {
-            Ok((inode, socket)) => {
-                slot.inode.store(inode, Ordering::Relaxed);
-                slot.descriptor.store(socket.as_raw_fd(), Ordering::Release);
-                Ok((socket, Entry { slot, generation }))
+        with_signals_blocked(|| {
+            let _pass = gate::enter();
+            let generation = generation();
+            let slot = claim(generation);
+            let made = make().and_then(|socket| Ok((socket_inode(socket.as_raw_fd())?, socket)));
+            match made {
+                Ok((inode, socket)) => {
+                    slot.inode.store(inode, Ordering::Relaxed);
+                    slot.descriptor.store(socket.as_raw_fd(), Ordering::Release);
+                    Ok((socket, Entry { slot, generation }))
+                }
+                Err(error) => {
+                    slot.owner.store(0, Ordering::Release);
+                    Err(error)
+                }
             }
-            Err(error) => {
-                slot.owner.store(0, Ordering::Release);
-                Err(error)
-            }
-        }
+        })
     }
 
     /// Whether the socket belongs to this process.
@@ -107,13 +117,15 @@ impl Entry {
 
     /// Leaves the ledger and closes the socket; in a process that inherited it, neither.
     pub(crate) fn close(&self, socket: OwnedFd) {
-        let _pass = gate::enter();
-        if self.is_current() {
-            drop(socket);
-            self.slot.owner.store(0, Ordering::Release);
-        } else {
-            std::mem::forget(socket);
-        }
+        with_signals_blocked(|| {
+            let _pass = gate::enter();
+            if self.is_current() {
+                drop(socket);
+                self.slot.owner.store(0, Ordering::Release);
+            } else {
+                std::mem::forget(socket);
+            }
+        });
     }
 }
 
@@ -163,10 +175,14 @@ pub(super) fn cut_inherited() {
     while let Some(current) = unsafe { chunk.as_ref() } {
         for slot in &current.slots {
             let descriptor = slot.descriptor.load(Ordering::Acquire);
-            let remembered = slot.inode.load(Ordering::Relaxed);
-            if descriptor >= 0 && socket_inode(descriptor).is_ok_and(|inode| inode == remembered) {
-                replace(descriptor, tombstone.get_or_insert_with(Tombstone::raise));
-                cut += 1;
+            if descriptor >= 0 {
+                // Raised before the look, so that nothing comes between the look and the cut.
+                let tombstone = tombstone.get_or_insert_with(Tombstone::raise);
+                let remembered = slot.inode.load(Ordering::Relaxed);
+                if socket_inode(descriptor).is_ok_and(|inode| inode == remembered) {
+                    tombstone.put_over(descriptor);
+                    cut += 1;
+                }
             }
             slot.descriptor.store(NO_DESCRIPTOR, Ordering::Relaxed);
             slot.owner.store(0, Ordering::Release);
@@ -179,28 +195,13 @@ pub(super) fn cut_inherited() {
     }
 }
 
-fn replace(descriptor: RawFd, tombstone: &Tombstone) {
-    loop {
-        // SAFETY: plain system calls on a descriptor whose inode was just found to be that of a socket of ours.
-        let replaced = unsafe {
-            match tombstone.descriptor {
-                NO_DESCRIPTOR => libc::close(descriptor),
-                stone => libc::dup3(stone, descriptor, libc::O_CLOEXEC),
-            }
-        };
-        let interrupted = replaced < 0 && matches!(last_error(), libc::EINTR | libc::EBUSY);
-        if !interrupted || tombstone.descriptor == NO_DESCRIPTOR {
-            return;
-        }
-    }
-}
-
 /// Opens the tombstone in advance.
 pub(super) fn prepare_tombstone() {
     let descriptor = open_null();
-    if let Ok(status) = status(descriptor) {
-        TOMBSTONE_INODE.store(status.st_ino, Ordering::Relaxed);
-        TOMBSTONE.store(descriptor, Ordering::Release);
+    let taken = TOMBSTONE.compare_exchange(NO_DESCRIPTOR, descriptor, Ordering::Release, Ordering::Relaxed);
+    if taken.is_err() && descriptor >= 0 {
+        // SAFETY: opened above, and used by nobody else: another thread was first.
+        unsafe { libc::close(descriptor) };
     }
 }
 
@@ -220,7 +221,23 @@ impl Tombstone {
             // SAFETY: makes a descriptor, or does not.
             descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         }
-        Tombstone { descriptor: descriptor.max(NO_DESCRIPTOR), borrowed: false }
+        Tombstone { descriptor, borrowed: false }
+    }
+
+    fn put_over(&self, descriptor: RawFd) {
+        loop {
+            // SAFETY: plain system calls on a descriptor that was just found to be a socket of ours.
+            let replaced = unsafe { libc::dup3(self.descriptor, descriptor, libc::O_CLOEXEC) };
+            match last_error() {
+                _ if replaced >= 0 => return,
+                libc::EINTR => {}
+                // Another thread is opening something under this number: the socket is gone from it.
+                libc::EBUSY => return,
+                _ => break,
+            }
+        }
+        // SAFETY: as above.
+        unsafe { libc::close(descriptor) };
     }
 
     fn lower(self) {
@@ -249,9 +266,10 @@ fn open_null() -> RawFd {
 fn is_tombstone(descriptor: RawFd) -> bool {
     // SAFETY: asks about a descriptor that may not exist, and then gets an error.
     let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
-    flags >= 0
-        && flags & libc::O_PATH != 0
-        && status(descriptor).is_ok_and(|status| status.st_ino == TOMBSTONE_INODE.load(Ordering::Relaxed))
+    let is_null = |status: libc::stat| {
+        status.st_mode & libc::S_IFMT == libc::S_IFCHR && status.st_rdev == libc::makedev(NULL_MAJOR, NULL_MINOR)
+    };
+    flags >= 0 && flags & libc::O_PATH != 0 && status(descriptor).is_ok_and(is_null)
 }
 
 /// The inode behind a descriptor that is a socket: the numbers of sockets and of files are given out apart.
@@ -276,4 +294,52 @@ fn status(descriptor: RawFd) -> io::Result<libc::stat> {
 fn last_error() -> i32 {
     // SAFETY: the address of this thread's own error number.
     unsafe { *libc::__errno_location() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::{Read, Write};
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::{NO_DESCRIPTOR, Tombstone, is_tombstone, libc, prepare_tombstone};
+
+    #[test]
+    fn a_cut_socket_is_gone_for_its_peer_and_refuses_everything() {
+        let (mut cut, mut peer) = UnixStream::pair().unwrap();
+        let tombstone = Tombstone::raise();
+        tombstone.put_over(cut.as_raw_fd());
+        tombstone.lower();
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
+        assert_eq!(cut.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(cut.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn a_socket_is_closed_where_no_tombstone_can_be_put() {
+        let (cut, mut peer) = UnixStream::pair().unwrap();
+        Tombstone { descriptor: NO_DESCRIPTOR, borrowed: false }.put_over(cut.into_raw_fd());
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
+    }
+
+    #[test]
+    fn only_a_path_to_the_null_device_is_a_tombstone() {
+        let path_to = |path: &str| OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap();
+        assert!(is_tombstone(path_to("/dev/null").as_raw_fd()));
+        assert!(!is_tombstone(path_to("/").as_raw_fd()), "a way out of a jail");
+        assert!(!is_tombstone(path_to("/dev/zero").as_raw_fd()));
+        assert!(!is_tombstone(File::open("/dev/null").unwrap().as_raw_fd()), "the host's own");
+        assert!(!is_tombstone(NO_DESCRIPTOR));
+    }
+
+    #[test]
+    fn the_first_tombstone_is_kept() {
+        prepare_tombstone();
+        let kept = super::TOMBSTONE.load(super::Ordering::Acquire);
+        prepare_tombstone();
+        assert_eq!(super::TOMBSTONE.load(super::Ordering::Acquire), kept);
+        assert!(is_tombstone(kept));
+    }
 }

@@ -109,13 +109,15 @@ impl Drop for Registration {
 impl Registered {
     #[cold]
     fn refresh_once(&self) -> Result<Refresh> {
+        // Read before the refresh: a signal handler that forks after it makes a child that has not been refreshed.
+        let generation = generation();
         let refreshed = self.refreshed.get_or_try_init(|| {
             catch_unwind(AssertUnwindSafe(|| (self.refresh)())).map_err(|panic| {
                 let message = panic_message(&*panic);
                 Error::new(ErrorKind::Other, format!("refreshing the store {:?} after a fork: {message}", self.name))
             })
         })?;
-        self.ready_in.store(generation(), Ordering::Release);
+        self.ready_in.store(generation, Ordering::Release);
         Ok(*refreshed)
     }
 }

@@ -7,7 +7,7 @@
 //! runtimes have others.
 //!
 //! The stamps are in a fixed table of atomics, the oldest overwritten first, and each thread remembers the last id that it
-//! found in order. A runtime that was never used here, nor current at the fork, cannot be told from a new one.
+//! found in order, and when: a forking thread's own runtime is known even if its stamp was overwritten. A runtime that was never used here, nor current at the fork, cannot be told from a new one.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -52,12 +52,19 @@ impl RuntimeId {
 pub(crate) fn current() -> Result<Option<RuntimeId>, Inherited> {
     let Ok(handle) = Handle::try_current() else { return Ok(None) };
     let runtime = RuntimeId::of(&handle);
-    let generation = generation();
-    if LAST.get() != (runtime.0, generation) {
-        stamp(runtime, generation)?;
-        LAST.set((runtime.0, generation));
-    }
+    check(runtime, generation())?;
     Ok(Some(runtime))
+}
+
+#[inline]
+fn check(runtime: RuntimeId, generation: u64) -> Result<(), Inherited> {
+    let (last, seen_in) = LAST.get();
+    if last == runtime.0 {
+        return if seen_in == generation { Ok(()) } else { Err(Inherited) };
+    }
+    stamp(runtime, generation)?;
+    LAST.set((runtime.0, generation));
+    Ok(())
 }
 
 /// The runtime belongs to a parent process.
@@ -100,5 +107,22 @@ impl Hasher for Number {
 
     fn write_u64(&mut self, number: u64) {
         self.0 = number;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RuntimeId, STAMPS, check, stamp};
+
+    #[test]
+    fn a_runtime_is_known_as_inherited_also_after_many_others() {
+        let first = RuntimeId(1 << 40);
+        assert!(check(first, 1).is_ok());
+        for other in 1..=STAMPS as u64 {
+            assert!(stamp(RuntimeId((1 << 40) + other), 1).is_ok());
+        }
+        assert!(check(first, 2).is_err(), "the thread remembers it");
+        assert!(check(RuntimeId((1 << 40) + STAMPS as u64), 2).is_err(), "the table does");
+        assert!(check(RuntimeId(1 << 41), 2).is_ok(), "a new one");
     }
 }

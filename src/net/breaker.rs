@@ -44,7 +44,8 @@ impl Breaker {
 
     #[inline]
     pub(crate) fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
+        // Both: a failure that opens the breaker may be counted before, and noted after, another caller's success.
+        if self.failures.load(Ordering::Relaxed) != 0 || self.retry_at.load(Ordering::Relaxed) != 0 {
             self.reset();
         }
     }
@@ -86,6 +87,15 @@ mod tests {
         assert!(breaker.admit().is_ok());
         breaker.failed();
         assert!(breaker.admit().is_err());
+        breaker.succeeded();
+        assert!(breaker.admit().is_ok());
+    }
+
+    #[test]
+    fn a_success_closes_it_also_if_a_late_failure_has_opened_it_again() {
+        let breaker = Breaker::new(1, Duration::from_secs(3600));
+        breaker.failed();
+        breaker.failures.store(0, std::sync::atomic::Ordering::Relaxed);
         breaker.succeeded();
         assert!(breaker.admit().is_ok());
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::drive::Drive;
-use super::endpoint::{Endpoint, timed_out};
+use super::endpoint::{Endpoint, is_stale, timed_out};
 use super::socket::{Connecting, Socket};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,10 +26,12 @@ pub(super) async fn dial(drive: Drive, endpoint: &Endpoint, deadline: Instant, t
             connected.map_err(|error| dial_error(endpoint, error))
         }
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => match tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint)).await {
-            Ok(connected) => connected.map(Stream::tokio).map_err(|error| dial_error(endpoint, error)),
-            Err(_) => Err(dial_error(endpoint, io::ErrorKind::TimedOut.into())),
-        },
+        Drive::Tokio(_) => {
+            match tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint, deadline)).await {
+                Ok(connected) => connected.map(Stream::tokio).map_err(|error| dial_error(endpoint, error)),
+                Err(_) => Err(dial_error(endpoint, io::ErrorKind::TimedOut.into())),
+            }
+        }
     }
 }
 
@@ -37,7 +39,8 @@ fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::TimedOut {
         return timed_out("connecting to", endpoint);
     }
-    Error::with_source(ErrorKind::Connect, format!("connecting to {endpoint}"), error)
+    let kind = if is_stale(&error) { ErrorKind::Forked } else { ErrorKind::Connect };
+    Error::with_source(kind, format!("connecting to {endpoint}"), error)
 }
 
 fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
@@ -48,7 +51,14 @@ fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
                 Some(address) => vec![address],
                 None => (host.as_str(), *port).to_socket_addrs()?.collect(),
             };
-            first_that_connects(addresses, |address| connect_tcp(&address, deadline))
+            let mut outcome = Err(no_address());
+            for (index, address) in addresses.iter().enumerate() {
+                outcome = connect_tcp(address, share_of(deadline, addresses.len() - index));
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome
         }
     }
 }
@@ -77,18 +87,10 @@ fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
     host.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port))
 }
 
-fn first_that_connects<S>(
-    addresses: Vec<SocketAddr>,
-    mut connect: impl FnMut(SocketAddr) -> io::Result<S>,
-) -> io::Result<S> {
-    let mut last = no_address();
-    for address in addresses {
-        match connect(address) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+/// The time for the first of so many addresses: one that does not answer leaves something for the others.
+fn share_of(deadline: Instant, addresses: usize) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / u32::try_from(addresses).unwrap_or(u32::MAX).max(1)
 }
 
 fn no_address() -> io::Error {
@@ -97,24 +99,30 @@ fn no_address() -> io::Error {
 
 #[cfg(feature = "tokio")]
 mod on_tokio {
-    use super::{Connecting, Endpoint, Path, QUEUE_PAUSE, Socket, SocketAddr, io, no_address, numeric};
+    use super::{
+        Connecting, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, io, no_address, numeric, share_of,
+    };
     use crate::net::tokio_socket::TokioSocket;
 
-    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<TokioSocket> {
+    pub(super) async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<TokioSocket> {
         match endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
             Endpoint::Tcp { host, port } => {
                 if let Some(address) = numeric(host, *port) {
                     return connect_tcp(&address).await;
                 }
-                let mut last = no_address();
-                for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
-                    match connect_tcp(&address).await {
-                        Ok(socket) => return Ok(socket),
-                        Err(error) => last = error,
+                let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
+                let mut outcome = Err(no_address());
+                for (index, address) in addresses.iter().enumerate() {
+                    let share = share_of(deadline, addresses.len() - index);
+                    let timed_out = |_| Err(io::ErrorKind::TimedOut.into());
+                    outcome =
+                        tokio::time::timeout_at(share.into(), connect_tcp(address)).await.unwrap_or_else(timed_out);
+                    if outcome.is_ok() {
+                        break;
                     }
                 }
-                Err(last)
+                outcome
             }
         }
     }

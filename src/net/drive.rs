@@ -61,6 +61,7 @@ pub(crate) fn suspends() -> bool {
 }
 
 /// Has every operation in `work` run inline on this thread.
+#[inline]
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
     marked(true, work)
 }
@@ -70,6 +71,7 @@ pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
     marked(false, work)
 }
 
+#[inline]
 fn marked<R>(inline: bool, work: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {

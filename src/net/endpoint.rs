@@ -27,13 +27,18 @@ impl fmt::Display for Endpoint {
 
 /// An I/O error while `doing` something at `endpoint`.
 pub(crate) fn io_error(doing: &str, endpoint: &Endpoint, error: io::Error) -> Error {
-    if error.get_ref().is_some_and(|source| source.is::<StaleSocket>()) {
+    if is_stale(&error) {
         return Error::with_source(ErrorKind::Forked, format!("{doing} {endpoint}"), error);
     }
     match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => timed_out(doing, endpoint),
         _ => Error::with_source(ErrorKind::Io, format!("{doing} {endpoint}"), error),
     }
+}
+
+/// Whether the socket is a parent process's.
+pub(super) fn is_stale(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|source| source.is::<StaleSocket>())
 }
 
 pub(crate) fn timed_out(doing: &str, endpoint: &Endpoint) -> Error {

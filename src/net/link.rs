@@ -8,7 +8,7 @@ use super::breaker::Breaker;
 use super::dial::dial;
 use super::drive::{Drive, drive};
 use super::endpoint::{Endpoint, timed_out};
-use super::pool::{Lease, Pool};
+use super::pool::{Lease, NoLease, Pool};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "tokio")]
@@ -38,7 +38,8 @@ pub(crate) trait Protocol: Debug + Send + Sync + 'static {
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// Once more, if a reused connection turns out to be dead before a byte of the reply.
+    /// Once more, if a reused connection turns out to be dead before a byte of the reply. A server that does not answer in
+    /// time is not asked again.
     Idempotent,
     /// Never. A reused connection is looked at before it is used.
     Never,
@@ -48,7 +49,7 @@ pub(crate) enum Retry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timeouts {
     pub(crate) connect: Duration,
-    /// For a whole exchange: the wait for a free connection, the request and the reply.
+    /// For the wait for a free connection, for a greeting, and for a request with its reply: each.
     pub(crate) exchange: Duration,
 }
 
@@ -128,7 +129,7 @@ impl<P: Protocol> Link<P> {
                 self.breaker.succeeded();
                 Ok(reply)
             }
-            Err(_) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease) => {
+            Err(error) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease, &error) => {
                 lease.discard();
                 self.last_attempt(drive, lease, request).await
             }
@@ -195,14 +196,14 @@ impl<P: Protocol> Link<P> {
 
     async fn lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
         let deadline = Instant::now() + self.timeouts.exchange;
-        let exhausted = || {
-            let context = format!("talking to {}: every connection of the pool is in use", self.endpoint);
-            Error::new(ErrorKind::Timeout, context)
-        };
-        self.within(drive, deadline, self.pool.lease(drive, deadline))
-            .await
-            .unwrap_or(Err(super::pool::Exhausted))
-            .map_err(|_| exhausted())
+        let leased = self.within(drive, deadline, self.pool.lease(drive, deadline)).await;
+        leased.unwrap_or(Err(NoLease::Exhausted)).map_err(|why| {
+            let (kind, why) = match why {
+                NoLease::Exhausted => (ErrorKind::Timeout, "every connection of the pool is in use"),
+                NoLease::Forked => (ErrorKind::Forked, "the operation began in a parent process"),
+            };
+            Error::new(kind, format!("talking to {}: {why}", self.endpoint))
+        })
     }
 
     async fn attempt(
@@ -241,8 +242,9 @@ impl<P: Protocol> Link<P> {
 }
 
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
-fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, P::Connection>) -> bool {
-    lease.is_reused() && lease.connection().is_some_and(|connection| !P::stream(connection).answered())
+fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, P::Connection>, error: &Error) -> bool {
+    let broke = error.kind() == ErrorKind::Io;
+    broke && lease.is_reused() && lease.connection().is_some_and(|connection| !P::stream(connection).answered())
 }
 
 impl<P: Protocol> Debug for Link<P> {
@@ -252,5 +254,108 @@ impl<P: Protocol> Debug for Link<P> {
             .field("protocol", &self.protocol)
             .field("breaker", &self.breaker)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::io::{BufRead, BufReader, ErrorKind as Kind, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::pin::pin;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::task::{Context, Poll, Waker};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::{Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Stream, Timeouts};
+    use crate::net::drive::inline;
+    use crate::net::io_error;
+
+    /// Lines there, lines back.
+    #[derive(Debug)]
+    struct Lines;
+
+    impl Protocol for Lines {
+        type Connection = Stream;
+        type Request = str;
+        type Reply = String;
+
+        async fn open(&self, stream: Stream) -> Result<Stream> {
+            Ok(stream)
+        }
+
+        async fn exchange(&self, stream: &mut Stream, request: &str) -> Result<String> {
+            let failed = |error| io_error("talking to", &Endpoint::Unix("lines".into()), error);
+            stream.write_all(request.as_bytes()).await.map_err(failed)?;
+            let mut reply = Vec::new();
+            while !reply.ends_with(b"\n") {
+                let mut some = [0; 64];
+                match stream.read(&mut some).await.map_err(failed)? {
+                    0 => return Err(failed(Kind::UnexpectedEof.into())),
+                    received => reply.extend_from_slice(&some[..received]),
+                }
+            }
+            String::from_utf8(reply).map_err(|error| Error::with_source(ErrorKind::Protocol, "reading", error))
+        }
+
+        fn stream(stream: &mut Stream) -> &mut Stream {
+            stream
+        }
+    }
+
+    /// A link to a server that handles each request as told, and what the server was asked.
+    fn link(serve: impl Fn(&str, &mut TcpStream) -> bool + Send + 'static) -> (Link<Lines>, Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+        let (asked, requests) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let reader = BufReader::new(stream.try_clone().unwrap());
+                for request in reader.lines().map_while(std::io::Result::ok) {
+                    let goes_on = serve(&request, &mut stream);
+                    if asked.send(request).is_err() || !goes_on {
+                        break;
+                    }
+                }
+            }
+        });
+        let timeouts = Timeouts { connect: Duration::from_secs(60), exchange: Duration::from_millis(200) };
+        (Link::new(Lines, endpoint, Settings { timeouts, ..Settings::default() }), requests)
+    }
+
+    fn call(link: &Link<Lines>, request: &str, retry: Retry) -> Result<String> {
+        inline(|| match pin!(link.call(request, retry)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(replied) => replied,
+            Poll::Pending => panic!("an inline call suspended"),
+        })
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_in_time_is_not_asked_again() {
+        let (link, requests) = link(|request, stream| request == "slow" || stream.write_all(b"reply\n").is_ok());
+        call(&link, "warm\n", Retry::Idempotent).unwrap();
+        assert_eq!(call(&link, "slow\n", Retry::Idempotent).unwrap_err().kind(), ErrorKind::Timeout);
+        call(&link, "after\n", Retry::Idempotent).unwrap();
+        let asked: Vec<String> = requests.iter().take(3).collect();
+        assert_eq!(asked, ["warm", "slow", "after"]);
+    }
+
+    #[test]
+    fn a_reused_connection_that_died_is_replaced_once() {
+        let (close, closed) = channel();
+        let (link, requests) = link(move |_, stream| {
+            stream.write_all(b"reply\n").unwrap();
+            stream.shutdown(Shutdown::Both).unwrap();
+            close.send(()).unwrap();
+            false
+        });
+        for retry in [Retry::Idempotent, Retry::Idempotent, Retry::Never] {
+            let replied = call(&link, "once\n", retry);
+            assert_eq!(replied.unwrap(), "reply\n");
+            assert_eq!(requests.recv().unwrap(), "once");
+            closed.recv().unwrap();
+        }
     }
 }

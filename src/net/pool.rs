@@ -5,7 +5,7 @@
 //! that is still under way never meets the next caller.
 //!
 //! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other threads
-//! had leased at the fork. Leases carry their generation; the drop of an inherited one does nothing.
+//! had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
 //!
 //! Waiters stand in a queue of wakers, threads and tasks alike. A waiter that was woken and then gave up passes the turn on.
 
@@ -42,9 +42,14 @@ struct Idle<C> {
     connection: C,
 }
 
-/// No place became free in time.
-#[derive(Debug)]
-pub(super) struct Exhausted;
+/// Why there is no lease.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoLease {
+    /// No place became free in time.
+    Exhausted,
+    /// The wait began in a parent process.
+    Forked,
+}
 
 impl<C: Send> Pool<C> {
     /// At most `size` connections at a time.
@@ -54,14 +59,16 @@ impl<C: Send> Pool<C> {
 
     /// A lease, with an idle connection of the same drive if there is one. Inline, the wait blocks until `deadline`; in a
     /// runtime the caller's timer bounds it.
-    pub(super) async fn lease(&self, drive: Drive, deadline: Instant) -> Result<Lease<'_, C>, Exhausted> {
+    pub(super) async fn lease(&self, drive: Drive, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
+        let generation = generation();
         let state = self.state.get_or_init(|| Lock::new("pool", State::new()));
-        let mut turn = Turn { state, ticket: None };
+        let mut turn = Turn { state, generation, ticket: None };
         let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive, self.size)));
+        #[cfg_attr(not(feature = "tokio"), expect(irrefutable_let_patterns))]
         if let Drive::Inline = drive {
-            return block_until(Some(deadline), |cx| leased.as_mut().poll(cx)).ok_or(Exhausted);
+            return block_until(Some(deadline), |cx| leased.as_mut().poll(cx)).unwrap_or(Err(NoLease::Exhausted));
         }
-        Ok(leased.await)
+        leased.await
     }
 
     /// Forgets every connection: the idle ones now, the leased ones when they come back.
@@ -91,11 +98,15 @@ impl<C> State<C> {
 /// A caller's turn to lease, from the first attempt to the lease.
 struct Turn<'a, C> {
     state: &'a Lock<State<C>>,
+    generation: u64,
     ticket: Option<u64>,
 }
 
 impl<'a, C> Turn<'a, C> {
-    fn poll(&mut self, cx: &mut Context<'_>, drive: Drive, size: usize) -> Poll<Lease<'a, C>> {
+    fn poll(&mut self, cx: &mut Context<'_>, drive: Drive, size: usize) -> Poll<Result<Lease<'a, C>, NoLease>> {
+        if self.generation != generation() {
+            return Poll::Ready(Err(NoLease::Forked));
+        }
         let mut state = self.state.lock();
         if state.leased == size {
             self.wait(&mut state, cx.waker());
@@ -111,7 +122,7 @@ impl<'a, C> Turn<'a, C> {
         let evicted = surplus.then(|| state.idle.remove(0));
         let lease = Lease {
             state: self.state,
-            generation: generation(),
+            generation: self.generation,
             epoch: state.epoch,
             drive,
             reused: connection.is_some(),
@@ -119,7 +130,7 @@ impl<'a, C> Turn<'a, C> {
         };
         drop(state);
         drop(evicted);
-        Poll::Ready(lease)
+        Poll::Ready(Ok(lease))
     }
 
     /// Queues, at the place it had before if it was woken in vain.
@@ -142,6 +153,10 @@ impl<'a, C> Turn<'a, C> {
 impl<C> Drop for Turn<'_, C> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
+        // An inherited queue's lock may be held for ever.
+        if self.generation != generation() {
+            return;
+        }
         let next = {
             let mut state = self.state.lock();
             let queued = state.waiting.len();
@@ -240,9 +255,10 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
-    use super::{Drive, Exhausted, Lease, Pool};
+    use super::{Drive, Lease, NoLease, Pool, Turn};
+    use crate::lifecycle::generation;
 
-    fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, Exhausted> {
+    fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, NoLease> {
         let future = pin!(pool.lease(Drive::Inline, Instant::now() + patience));
         match future.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(leased) => leased,
@@ -284,7 +300,7 @@ mod tests {
     fn a_full_pool_is_waited_for_and_the_wait_is_bounded() {
         let pool = Pool::new(2);
         let held = [lease(&pool, GENEROUS).unwrap(), lease(&pool, GENEROUS).unwrap()];
-        assert!(lease(&pool, Duration::from_millis(1)).is_err());
+        assert!(matches!(lease(&pool, Duration::from_millis(1)), Err(NoLease::Exhausted)));
         std::thread::scope(|scope| {
             let waiters: Vec<_> = (0..8)
                 .map(|number| {
@@ -310,8 +326,8 @@ mod tests {
         let held = lease(&pool, GENEROUS).unwrap();
         let state = pool.state.get().unwrap();
         let mut context = Context::from_waker(Waker::noop());
-        let mut first = super::Turn { state, ticket: None };
-        let mut second = super::Turn { state, ticket: None };
+        let mut first = Turn { state, generation: generation(), ticket: None };
+        let mut second = Turn { state, generation: generation(), ticket: None };
         assert!(first.poll(&mut context, Drive::Inline, 1).is_pending());
         assert!(second.poll(&mut context, Drive::Inline, 1).is_pending());
         drop(held);
@@ -319,5 +335,17 @@ mod tests {
         drop(first);
         assert_eq!(state.lock().waiting.len(), 0, "and so is the other");
         assert!(second.poll(&mut context, Drive::Inline, 1).is_ready());
+    }
+
+    #[test]
+    fn an_inherited_wait_touches_no_lock() {
+        let pool = Pool::<()>::new(1);
+        drop(lease(&pool, GENEROUS));
+        let state = pool.state.get().unwrap();
+        let _held_by_a_vanished_thread = state.lock();
+        let mut inherited = Turn { state, generation: generation() - 1, ticket: Some(0) };
+        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()), Drive::Inline, 1);
+        assert!(matches!(polled, Poll::Ready(Err(NoLease::Forked))));
+        drop(inherited);
     }
 }

@@ -90,7 +90,7 @@ impl Socket {
 
     /// What became of a connection attempt that was under way.
     pub(crate) fn connected(&self) -> io::Result<()> {
-        match socket::getsockopt(&*self.descriptor, sockopt::SocketError)? {
+        match socket::getsockopt(&self.own()?, sockopt::SocketError)? {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),
         }
@@ -102,7 +102,7 @@ impl Socket {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up: a wait of zero milliseconds would spin.
             let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)], left) {
+            match poll(&mut [PollFd::new(self.own()?, PollFlags::POLLOUT)], left) {
                 Ok(0) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
@@ -111,28 +111,23 @@ impl Socket {
         }
     }
 
-    /// Makes operations wait, from now on.
+    /// Makes receiving wait, from now on.
     pub(crate) fn set_blocking(&self) -> io::Result<()> {
-        let flags = OFlag::from_bits_retain(fcntl(&*self.descriptor, FcntlArg::F_GETFL)?);
-        fcntl(&*self.descriptor, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
+        let flags = OFlag::from_bits_retain(fcntl(self.own()?, FcntlArg::F_GETFL)?);
+        fcntl(self.own()?, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
         Ok(())
     }
 
     /// How long a blocking receive waits.
     pub(crate) fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
-        self.number()?;
-        Ok(socket::setsockopt(&*self.descriptor, sockopt::ReceiveTimeout, &time_value(timeout))?)
+        Ok(socket::setsockopt(&self.own()?, sockopt::ReceiveTimeout, &time_value(timeout))?)
     }
 
-    /// How long a blocking send waits.
-    pub(crate) fn set_send_timeout(&self, timeout: Duration) -> io::Result<()> {
-        self.number()?;
-        Ok(socket::setsockopt(&*self.descriptor, sockopt::SendTimeout, &time_value(timeout))?)
-    }
-
+    /// Sends what fits, without waiting. (The kernel's timeout would not do: on a Unix socket it starts over with each
+    /// piece that the peer makes room for.)
     #[inline]
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(socket::send(self.number()?, bytes, MsgFlags::MSG_NOSIGNAL)?)
+        Ok(socket::send(self.number()?, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?)
     }
 
     #[inline]
@@ -161,10 +156,15 @@ impl Socket {
         Ok(unsafe { AsyncFd::register(self) }?)
     }
 
-    /// The descriptor, for an operation by the process that opened it.
     #[inline]
     fn number(&self) -> io::Result<RawFd> {
-        if self.is_current() { Ok(self.descriptor.as_raw_fd()) } else { Err(io::Error::other(StaleSocket)) }
+        Ok(self.own()?.as_raw_fd())
+    }
+
+    /// The descriptor, for an operation by the process that opened it.
+    #[inline]
+    fn own(&self) -> io::Result<BorrowedFd<'_>> {
+        if self.is_current() { Ok(self.descriptor.as_fd()) } else { Err(io::Error::other(StaleSocket)) }
     }
 }
 

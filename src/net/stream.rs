@@ -4,10 +4,10 @@
 //!
 //! # Deadlines
 //!
-//! A blocking exchange has one deadline. The kernel's timeouts are set when the stream is made; before each wait the time
-//! that is left is compared with what is set, and set anew only where they differ by more than [`SLACK`]: after a slow
-//! write, a reply in pieces, or a signal. So a normal exchange is two system calls. Over tokio, the caller's timer is the
-//! deadline.
+//! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each wait
+//! the time that is left is compared with what is set, and set anew only where they differ by more than [`SLACK`]: after a
+//! slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a normal exchange is two
+//! system calls. Over tokio, the caller's timer is the deadline.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -37,9 +37,8 @@ enum Transport {
 struct Blocking {
     socket: Socket,
     deadline: Instant,
-    /// What the kernel's timeouts are set to.
+    /// What the kernel's timeout is set to.
     receive_timeout: Duration,
-    send_timeout: Duration,
 }
 
 impl Stream {
@@ -47,9 +46,8 @@ impl Stream {
     pub(crate) fn blocking(socket: Socket, timeout: Duration) -> io::Result<Stream> {
         socket.set_blocking()?;
         socket.set_receive_timeout(timeout)?;
-        socket.set_send_timeout(timeout)?;
         let deadline = Instant::now() + timeout;
-        let blocking = Blocking { socket, deadline, receive_timeout: timeout, send_timeout: timeout };
+        let blocking = Blocking { socket, deadline, receive_timeout: timeout };
         Ok(Stream { transport: Transport::Blocking(blocking), answered: false })
     }
 
@@ -134,13 +132,10 @@ impl io::Read for Stream {
 impl Blocking {
     fn send_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let left = time_left(self.deadline)?;
-            if differ(self.send_timeout, left) {
-                self.socket.set_send_timeout(left)?;
-                self.send_timeout = left;
-            }
+            time_left(self.deadline)?;
             match self.socket.send(bytes) {
                 Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.wait_writable(self.deadline)?,
                 Err(error) => tolerate_interruption(error)?,
             }
         }
@@ -200,4 +195,86 @@ async fn tokio_receive(socket: &mut TokioSocket, buffer: &mut [u8]) -> io::Resul
     let mut space = ReadBuf::new(buffer);
     std::future::poll_fn(|cx| Pin::new(&mut *socket).poll_read(cx, &mut space)).await?;
     Ok(space.filled().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::{Socket, Stream};
+
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    /// A slow machine, not a wait that starts over: a peer here would keep one going for tens of seconds.
+    const MUCH_TOO_LONG: Duration = Duration::from_secs(5);
+
+    /// A stream, and its peer in a thread of its own, until the stream is dropped.
+    fn stream(peer: impl FnOnce(UnixStream) + Send + 'static) -> Stream {
+        let path =
+            std::env::temp_dir().join(format!("prefork-cache-stream-{}-{:p}", std::process::id(), &raw const peer));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let socket = Socket::unix().unwrap();
+        let _ = socket.start_connecting_unix(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        thread::spawn(move || peer(listener.accept().unwrap().0));
+        Stream::blocking(socket, TIMEOUT).unwrap()
+    }
+
+    fn ready<T>(future: impl Future<Output = T>) -> T {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ready) => ready,
+            Poll::Pending => panic!("a blocking stream suspended"),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_reads_slowly_does_not_prolong_a_write() {
+        let mut stream = stream(|mut peer| {
+            let mut some = vec![0; 64 * 1024];
+            while peer.read(&mut some).is_ok_and(|received| received > 0) {
+                thread::sleep(TIMEOUT / 2);
+            }
+        });
+        let started = Instant::now();
+        stream.begin(started + TIMEOUT);
+        let written = ready(stream.write_all(&vec![0; 32 << 20]));
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        assert!(started.elapsed() < MUCH_TOO_LONG, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_peer_that_answers_byte_by_byte_does_not_prolong_a_read() {
+        let mut stream = stream(|mut peer| {
+            while peer.write_all(b"x").is_ok() {
+                thread::sleep(TIMEOUT / 20);
+            }
+        });
+        let started = Instant::now();
+        stream.begin(started + TIMEOUT);
+        let failed = loop {
+            if let Err(error) = ready(stream.read(&mut [0; 16])) {
+                break error;
+            }
+        };
+        assert_eq!(failed.kind(), std::io::ErrorKind::TimedOut);
+        assert!(started.elapsed() < MUCH_TOO_LONG, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_timeout_that_was_shortened_is_set_anew() {
+        let mut stream = stream(|mut peer| {
+            thread::sleep(TIMEOUT / 2);
+            peer.write_all(b"late").unwrap();
+            let _ = peer.read(&mut [0]);
+        });
+        stream.begin(Instant::now() + TIMEOUT / 4);
+        assert!(ready(stream.read(&mut [0; 16])).is_err());
+        stream.begin(Instant::now() + 60 * TIMEOUT);
+        assert_eq!(ready(stream.read(&mut [0; 16])).unwrap(), 4);
+    }
 }

@@ -97,3 +97,63 @@ impl Drop for TokioSocket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::thread;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::{Socket, TokioSocket};
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn pair(name: &str, runtime: &Runtime) -> (TokioSocket, UnixStream) {
+        let path = std::env::temp_dir().join(format!("prefork-cache-{name}-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let socket = Socket::unix().unwrap();
+        let _ = socket.start_connecting_unix(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _inside = runtime.enter();
+        (TokioSocket::new(socket).unwrap(), listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn the_end_is_seen_after_a_read_that_left_room() {
+        let runtime = runtime();
+        let (mut socket, mut peer) = pair("end-at-once", &runtime);
+        peer.write_all(b"ab").unwrap();
+        drop(peer);
+        runtime.block_on(async {
+            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 2);
+            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 0);
+        });
+        let (mut socket, mut peer) = pair("end-later", &runtime);
+        peer.write_all(b"ab").unwrap();
+        runtime.block_on(async {
+            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 2);
+            drop(peer);
+            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn a_socket_outlives_its_runtime_and_closes_anywhere() {
+        let gone = runtime();
+        let (here, mut peer_of_here) = pair("dropped-here", &gone);
+        let (there, mut peer_of_there) = pair("dropped-there", &gone);
+        let (inside, mut peer_of_inside) = pair("dropped-inside", &gone);
+        drop(gone);
+        drop(here);
+        thread::spawn(move || drop(there)).join().unwrap();
+        runtime().block_on(async { drop(inside) });
+        for peer in [&mut peer_of_here, &mut peer_of_there, &mut peer_of_inside] {
+            assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
+        }
+    }
+}

@@ -43,11 +43,12 @@ mod servers;
 /// # URL
 ///
 /// `memcached://host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in brackets, or
-/// `memcached+unix:///path[,/path...]`. Characters with a meaning in a URL are percent-encoded. Options follow in the query:
+/// `memcached+unix:///path[,/path...]`. Characters with a meaning in a URL are percent-encoded. Options follow in the
+/// query:
 ///
 /// | option | default | |
 /// | --- | --- | --- |
-/// | `timeout` | `1s` | for a whole exchange: the wait for a free connection, the request and the reply, each |
+/// | `timeout` | `1s` | for a request and its reply, and as long again for a free connection before |
 /// | `connect_timeout` | `1s` | for making a connection |
 /// | `pool_size` | `16` | connections to each server, at most, in each process |
 /// | `failures` | `2` | after how many failures in a row a server counts as down |
@@ -60,29 +61,29 @@ mod servers;
 ///
 /// # Several servers
 ///
-/// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either find
-/// the same entries. A server counts as down after `failures` failures in a row; then, or where it cannot be dialled, its
-/// keys go to the ring's next server, with `failover`. A failure in the middle of an exchange is the error of that call,
-/// since the server may have done what it was asked. When the server is back it may still hold what it held before: entries
-/// that must never be outdated need `failover=false`. [`reconnect`](CacheStore::reconnect) and
+/// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either
+/// find the same entries. A server counts as down after `failures` failures in a row; then, or where it refuses the
+/// connection, its keys go to the ring's next server, with `failover`. Any other failure, a timeout too, is the error
+/// of that call, since the server may have done what it was asked. When the server is back it may still hold what it
+/// held before: entries that must never be outdated need `failover=false`. [`reconnect`](CacheStore::reconnect) and
 /// [`clear`](CacheStore::clear) try every server and fail if one of them does.
 ///
 /// # Keys
 ///
-/// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and stored
-/// as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole. [`clear`](CacheStore::clear)
-/// finds such an entry by the beginning, up to 212 bytes of it (146 if there are other characters among them), and leaves it
-/// alone when given a longer prefix.
+/// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and
+/// stored as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole.
+/// [`clear`](CacheStore::clear) finds such an entry by the beginning, up to 212 bytes of it (146 if there are other
+/// characters among them), and leaves it alone when given a longer prefix.
 ///
 /// # What is particular to Memcached
 ///
-/// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends in
-///   January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`].
-/// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX` is
-///   [`ErrorKind::NotANumber`] and is taken back by a second command, so others may see it for a moment. The entry of a counter may
-///   end in spaces after a decrement.
-/// - [`clear`](CacheStore::clear) has the server's LRU crawler list every key, which takes up to a minute, and deletes those
-///   that match. It never flushes. It is [`ErrorKind::Unsupported`] with `-o no_lru_crawler`, and entries that others store
+/// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends
+///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`].
+/// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
+///   is [`ErrorKind::NotANumber`] and is taken back by a second command, so others may see it for a moment. The entry of a
+///   counter may end in spaces after a decrement.
+/// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
+///   match. It never flushes. It is [`ErrorKind::Unsupported`] with `-o no_lru_crawler`, and entries that others store
 ///   meanwhile may stay.
 /// - The batch verbs send one request to each server, or several of 64 KiB, one server after the other.
 /// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
@@ -103,8 +104,8 @@ impl MemcachedStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`] for a scheme, host, port, path or option that is not understood, and for a login, which is
-    /// not supported. The text names the part, and shows nothing of a login.
+    /// [`ErrorKind::InvalidUrl`] for a scheme, host, port, path or option that is not understood, and for a login,
+    /// which is not supported. The text names the part, and shows nothing of a login.
     pub fn new(url: &str) -> Result<MemcachedStore> {
         let config = Config::parse(url)?;
         Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value })

@@ -1,7 +1,7 @@
 //! The URL of a store, taken apart.
 //!
-//! `scheme://[user[:password]@]host[:port][,host[:port]...][/path][?option=value&...]`. A store takes the options that it
-//! knows by name and refuses whatever is left. No error and no `Debug` output shows anything from before the `@`; where
+//! `scheme://[user[:password]@]host[:port][,host[:port]...][/path][?option=value&...]`. A store takes the options that
+//! it knows by name and refuses whatever is left. No error and no `Debug` output shows anything from before the `@`; where
 //! that might be in an unexpected place (a password with a bare `/`, say), nothing of the URL is shown at all.
 
 use std::collections::BTreeSet;
@@ -135,7 +135,8 @@ impl Options {
         self.take(name, "a duration above zero and up to a day, such as 500ms, 2s, 1m or 2 (seconds)", parse_duration)
     }
 
-    /// What every store with connections can be told: `timeout`, `connect_timeout`, `pool_size`, `failures`, `retry_after`.
+    /// What every store with connections can be told: `timeout`, `connect_timeout`, `pool_size`, `failures`,
+    /// `retry_after`.
     pub(crate) fn take_settings(&mut self) -> Result<Settings> {
         let default = Settings::default();
         Ok(Settings {

@@ -3,6 +3,7 @@
 //! The parent's exchange goes on as if nothing had been. The child's copy of it ends at once, with an error or (of what may be
 //! repeated) with an answer of the child's own; a write that it reports as done is done.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Mutex;
@@ -11,7 +12,7 @@ use std::thread;
 
 use prefork_cache::{Cache, Error, ErrorKind, Result, lifecycle};
 
-use crate::callers::{Caller, MINUTE, PATIENT, cache_at, current_thread_runtime, until_held};
+use crate::callers::{Caller, MINUTE, PATIENT, cache_at, cache_on, current_thread_runtime, until_held};
 use crate::harness::{Mode, Scenario, with_each_server};
 use support::descriptors::inodes_connected_to;
 use support::forks::{CHILD_TIME, Side, Way, fork_by, split};
@@ -33,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         polled_again_in_the_child(kind, Verb::Increment);
     }));
     all.extend(with_each_server("a_future_that_waits_for_a_connection", waits_for_a_connection));
+    all.extend(with_each_server("a_fetch_that_waits_for_another_ones_loader", waits_for_a_loader));
     all.extend(with_each_server("connections_that_other_threads_had_leased_are_cut", leased_by_other_threads));
     all
 }
@@ -51,8 +53,6 @@ enum Verb {
 }
 
 impl Verb {
-    const BOTH: [Verb; 2] = [Verb::Get, Verb::Increment];
-
     async fn perform(self, cache: &Cache) -> Result<()> {
         match self {
             Verb::Get => check(cache.get_raw("key").await?),
@@ -151,11 +151,13 @@ fn polled_again_in_the_child(kind: Kind, verb: Verb) {
             verb.perform(&cache).await.expect("the server is there");
             let before = inodes_connected_to(proxy.port());
             proxy.hold_replies_with(HELD);
-            let mut exchange = pin!(verb.perform(&cache));
-            until_held(&proxy, 1, exchange.as_mut()).await;
+            let mut exchange = Some(Box::pin(verb.perform(&cache)));
+            until_held(&proxy, 1, exchange.as_mut().expect("made above").as_mut()).await;
             let child = fork_by(way, || {
-                let ended = poll_in_vain(exchange.as_mut());
-                lifecycle::generation();
+                let mut stale = exchange.take().expect("made above");
+                let ended = poll_in_vain(stale.as_mut());
+                // In the child alone: this takes nothing from the parent, which waits for its reply.
+                drop(stale);
                 assert_none_of(&before, proxy.port(), way);
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
@@ -163,7 +165,7 @@ fn polled_again_in_the_child(kind: Kind, verb: Verb) {
             let ended = child.join();
             assert!(ended.starts_with("Err"), "the child's copy of the future, after {way:?}: {ended}");
             proxy.release();
-            exchange.await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
+            exchange.expect("made above").await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
             assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connection after {way:?}");
         });
     }
@@ -201,21 +203,67 @@ fn waits_for_a_connection(kind: Kind) {
         for way in Way::COMMON {
             proxy.hold_replies_with(HELD);
             let mut first = pin!(cache.get_raw("key"));
-            let mut queued = pin!(cache.get_raw("key"));
+            let mut queued = Some(Box::pin(cache.get_raw("key")));
             until_held(&proxy, 1, first.as_mut()).await;
-            let queued_up = std::future::poll_fn(|cx| Poll::Ready(queued.as_mut().poll(cx).is_pending())).await;
-            assert!(queued_up, "the future stands in the queue");
+            assert_pending(queued.as_mut().expect("made above").as_mut()).await;
             let child = fork_by(way, || {
-                let ended = poll_in_vain(queued.as_mut());
+                let mut stale = queued.take().expect("made above");
+                let ended = poll_in_vain(stale.as_mut());
+                drop(stale);
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
             });
             let ended = child.join();
             assert!(ended.starts_with("Err"), "the child's copy of the queued future, after {way:?}: {ended}");
             proxy.release();
-            for awaited in [first, queued] {
-                check(awaited.await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
+            for answer in [first.await, queued.expect("made above").await] {
+                check(answer.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
             }
+        }
+    });
+}
+
+/// Polls a future once, which has to wait.
+async fn assert_pending(mut waiting: Pin<&mut impl Future>) {
+    let pending = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+    assert!(pending, "the future has to wait");
+}
+
+/// Polls a future, which has to wait all the while, until it has come as far as `condition` says.
+async fn pend_until(mut waiting: Pin<&mut impl Future>, condition: impl Fn() -> bool) {
+    while !condition() {
+        assert_pending(waiting.as_mut()).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+/// One task loads and another waits for what it loads when the process forks. In the child nobody will load it: whoever polls
+/// the waiting one there loads for itself.
+fn waits_for_a_loader(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let runtime = current_thread_runtime();
+    runtime.block_on(async {
+        for way in Way::COMMON {
+            let (go_on, released) = tokio::sync::oneshot::channel::<()>();
+            let key = format!("loaded across a {way:?}");
+            let misses = cache.stats().misses;
+            let mut loading = pin!(cache.fetch(&key, MINUTE, async || {
+                released.await.expect("it is told to go on");
+                Ok::<_, Infallible>("the loader's".to_owned())
+            }));
+            pend_until(loading.as_mut(), || cache.stats().misses == misses + 1).await;
+            let mut waiting = pin!(cache.fetch(&key, MINUTE, async || Ok::<_, Infallible>("its own".to_owned())));
+            pend_until(waiting.as_mut(), || cache.stats().misses == misses + 2).await;
+            let child = fork_by(way, || {
+                let ended = poll_in_vain(waiting.as_mut());
+                in_a_thread_with_a_new_runtime(&cache);
+                ended
+            });
+            assert_eq!(child.join(), r#"Ok("its own")"#, "the child's copy of the waiting future, after {way:?}");
+            go_on.send(()).expect("the loader waits");
+            assert_eq!(loading.await.expect("never fails"), "the loader's");
+            assert_eq!(waiting.await.expect("never fails"), "the loader's");
         }
     });
 }

@@ -3,27 +3,32 @@
 //! While threads open and close cache connections and descriptors that have nothing to do with them, so that numbers go back
 //! and forth between the two, the process forks. A table says which number stands for what.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::PipeReader;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use prefork_cache::{Cache, lifecycle};
 
-use crate::callers::{MINUTE, PATIENT, cache_on};
-use crate::harness::{Scenario, count, with_each_server};
-use support::descriptors::inode;
-use support::forks::{End, Side, Way, exit_now, fork, split};
+use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
+use crate::harness::{Mode, Scenario, count, with_each_server};
+use support::descriptors::{connected_to, inode, open};
+use support::forks::{End, Side, Way, exit_now, fork, fork_by, split};
 use support::servers::{Kind, Server};
 use support::wait::{SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = with_each_server("while_connections_come_and_go", while_connections_come_and_go);
     all.extend(with_each_server("after_forks_that_nobody_was_told_of", after_forks_that_nobody_was_told_of));
+    all.extend(with_each_server("in_a_daemon_that_closes_everything", a_host_that_closes_everything));
+    all.extend(with_each_server("in_a_program_that_is_started", a_program_that_is_started_inherits_nothing));
     all
 }
 
@@ -178,4 +183,80 @@ fn while_busy<R>(cache: &Cache, work: impl FnOnce(&[Slot]) -> R) -> R {
         until("the threads are busy", || dials.load(Ordering::Relaxed) > 20);
         work(&table)
     })
+}
+
+/// The classic daemon closes everything and opens its own files, which then have the numbers that connections (and the
+/// tombstone, which is put in their place) had. Then it works, and forks.
+fn a_host_that_closes_everything(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let caller = Caller::new(Mode::Blocking, &cache);
+    caller.converse("parent", 20);
+    for way in Way::COMMON {
+        let child = fork_by(way, || {
+            let ours: Vec<RawFd> = open().into_iter().filter(|&number| is_to_be_closed(number, &server)).collect();
+            for &number in &ours {
+                nix::unistd::close(number).expect("it is open");
+            }
+            let files: Vec<File> = ours.iter().map(|_| File::open("/proc/self/stat").expect("a free number")).collect();
+            let noted: Vec<(RawFd, Option<u64>)> =
+                files.iter().map(|file| (file.as_raw_fd(), inode(file.as_raw_fd()))).collect();
+            let assert_unchanged = |when: &str| {
+                for &(descriptor, known) in &noted {
+                    assert_eq!(inode(descriptor), known, "descriptor {descriptor} was changed {when}");
+                }
+            };
+            let numbers: BTreeSet<RawFd> = noted.iter().map(|&(descriptor, _)| descriptor).collect();
+            assert!(ours.iter().all(|number| numbers.contains(number)), "the files have the numbers that were closed");
+            Caller::new(Mode::Blocking, &cache).converse("child", 20);
+            assert_unchanged("by the use of the cache");
+            fork_by(way, || {
+                Caller::new(Mode::Blocking, &cache).converse("grandchild", 20);
+                assert_unchanged("in a grandchild");
+                cache.reset();
+                assert_unchanged("by a reset in a grandchild");
+            })
+            .join();
+            cache.reset();
+            assert_unchanged("by a reset");
+            ours.len()
+        });
+        assert!(child.join() >= 2, "a connection and a tombstone are closed, after {way:?}");
+    }
+    caller.converse("parent", 20);
+}
+
+/// Cut or not: connections to the server, and what is a mere path ([`O_PATH`](nix::fcntl::OFlag::O_PATH)).
+fn is_to_be_closed(number: RawFd, server: &Server) -> bool {
+    // SAFETY: asks about a number, which need not be open, and keeps nothing.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = fcntl(descriptor, FcntlArg::F_GETFL).unwrap_or_default();
+    let is_path = OFlag::from_bits_retain(flags).contains(OFlag::O_PATH);
+    is_path || connected_to(server.port()).iter().any(|connected| connected.descriptor == number)
+}
+
+/// Neither connections nor what stands in their place: a program that is started, by the parent or by a child, has the
+/// descriptors that it would have without this crate.
+fn a_program_that_is_started_inherits_nothing(kind: Kind) {
+    let server = Server::start(kind);
+    let without = inherited_by_a_program();
+    let cache = cache_on(&server, PATIENT);
+    let caller = Caller::new(Mode::Blocking, &cache);
+    caller.converse("parent", 20);
+    assert_eq!(inherited_by_a_program(), without, "a program that the parent starts");
+    for way in Way::COMMON {
+        let by_child = fork_by(way, || {
+            lifecycle::generation();
+            let before_use = inherited_by_a_program();
+            Caller::new(Mode::Blocking, &cache).converse("child", 20);
+            [before_use, inherited_by_a_program()]
+        });
+        assert_eq!(by_child.join(), [without.clone(), without.clone()], "programs that a child by {way:?} starts");
+    }
+}
+
+/// What a program finds open.
+fn inherited_by_a_program() -> String {
+    let listed = Command::new("ls").arg("/proc/self/fd").output().expect("ls is there");
+    String::from_utf8(listed.stdout).expect("numbers")
 }

@@ -45,7 +45,7 @@ fn however_exchanges_end(kind: Kind, mode: Mode) {
         until("every key is set", || cache.blocking().set(&key, &value(&key), MINUTE).is_ok());
     }
     proxy.plan(|number, piece| fault(number, piece.len()));
-    let operations = count(2_500, 50_000);
+    let operations = count(10_000, 100_000);
     let tally = ask_at_once(mode, &cache, operations);
     println!("{operations} operations: {tally:?}");
     assert_none_wrong(&tally, operations);

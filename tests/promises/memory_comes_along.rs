@@ -1,8 +1,10 @@
 //! Memory: a child inherits it warm where that is safe, and starts cold where it is not. It never hangs, never leaks, and no
 //! inherited value is wrong.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use prefork_cache::lifecycle::{self, Refresh};
 use prefork_cache::stores::MemoryStore;
@@ -12,13 +14,14 @@ use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
 use support::descriptors::resident_kilobytes;
 use support::forks::{CHILD_TIME, Way, fork, try_fork_by};
-use support::wait::{Latch, SetOnDrop};
+use support::wait::{Latch, SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario("warm_under_1_busy_thread", || under_busy_threads(1)),
         scenario("warm_under_4_busy_threads", || under_busy_threads(4)),
         scenario("warm_under_16_busy_threads", || under_busy_threads(16)),
+        scenario("warm_when_several_threads_fork_at_once", several_threads_fork_at_once),
         scenario("right_and_without_a_leak_beside_a_foreign_pin", beside_a_foreign_pin),
         scenario("cold_in_a_child_if_that_is_wanted", cold_if_wanted),
     ]
@@ -30,32 +33,55 @@ const STEADY: usize = 100;
 /// What the busy threads write and delete: together with the steady ones they fit.
 const BUSY: usize = 2_000;
 
-/// What a child found.
-type Found = (bool, Option<u64>);
+/// What a child found: why it is cold, unless it is warm; and by how many kilobytes a lot of writing made it grow.
+type Found = (Option<String>, Option<u64>);
 
 fn under_busy_threads(threads: usize) {
     let cache = cache();
     let forks = count(500, 10_000);
-    let warm = while_busy(&cache, threads, || fork_often(&cache, forks));
-    println!("{threads} busy threads: {warm} of {forks} children warm");
-    assert!(warm * 100 >= forks * 99, "only {warm} of {forks} children were warm");
+    let cold = while_busy(&cache, threads, |busy| fork_often(&cache, busy, forks));
+    println!("{threads} busy threads: of {forks} children these were cold: {cold:?}");
+    let cold: usize = cold.values().sum();
+    assert!(cold * 100 <= forks, "{cold} of {forks} children were cold");
+}
+
+/// One thread's fork is over while another's is not: its handler must not let anybody in too early.
+fn several_threads_fork_at_once() {
+    const FORKERS: usize = 4;
+    let cache = cache();
+    let forks = count(60, 2_000);
+    let cold: usize = while_busy(&cache, 2, |busy| {
+        thread::scope(|scope| {
+            busy.start();
+            let fork_often = |_| {
+                let look = || try_fork_by(Way::Fork, CHILD_TIME, || look(&cache, false)).expect("a child").join();
+                (0..forks).filter(|_| look().0.is_some()).count()
+            };
+            let forkers: Vec<_> = (0..FORKERS).map(|forker| scope.spawn(move || fork_often(forker))).collect();
+            forkers.into_iter().map(|forker| forker.join().expect("no panic")).sum()
+        })
+    });
+    println!("{FORKERS} threads forking at once: of {} children {cold} were cold", FORKERS * forks);
+    assert!(cold * 100 <= FORKERS * forks, "{cold} of {} children were cold", FORKERS * forks);
 }
 
 /// Another user of moka's collector is pinned at the fork: the inherited collector will never run again.
 fn beside_a_foreign_pin() {
     let cache = cache();
-    let (pinned, done) = (Latch::new(), Latch::new());
+    let (pinned, done) = (Latch::new(), AtomicBool::new(false));
     let forks = count(200, 2_000);
     thread::scope(|scope| {
         scope.spawn(|| {
             let _guard = crossbeam_epoch::pin();
             pinned.raise();
-            done.wait("the forks are done");
+            while !done.load(Ordering::Relaxed) {
+                thread::park_timeout(Duration::from_millis(1));
+            }
         });
+        let _done = SetOnDrop(&done);
         pinned.wait("the other thread is pinned");
-        let warm = while_busy(&cache, 2, || fork_often(&cache, forks));
-        println!("beside a foreign pin: {warm} of {forks} children warm");
-        done.raise();
+        let cold = while_busy(&cache, 2, |busy| fork_often(&cache, busy, forks));
+        println!("beside a foreign pin: of {forks} children these were cold: {cold:?}");
     });
 }
 
@@ -66,9 +92,9 @@ fn cold_if_wanted() {
     let in_child = fork(|| {
         let inherited: Option<String> = cache.blocking().get("key").expect("memory does not fail");
         cache.blocking().set("key", &"the child's", MINUTE).expect("memory does not fail");
-        (inherited, cache.blocking().get::<String>("key").expect("memory does not fail"), is_warm())
+        (inherited, cache.blocking().get::<String>("key").expect("memory does not fail"), why_cold().is_some())
     });
-    assert_eq!(in_child.join(), (None, Some("the child's".to_owned()), false));
+    assert_eq!(in_child.join(), (None, Some("the child's".to_owned()), true));
     let kept: Option<String> = cache.blocking().get("key").expect("memory does not fail");
     assert_eq!(kept.as_deref(), Some("the parent's"));
 }
@@ -82,23 +108,28 @@ fn cache() -> Cache {
     cache
 }
 
-/// Forks this often, and answers how many children were warm.
-fn fork_often(cache: &Cache, forks: usize) -> usize {
-    let mut warm = 0;
+/// Forks this often, each time in the middle of what the busy threads do, and counts the reasons of cold children.
+fn fork_often(cache: &Cache, busy: &Busy, forks: usize) -> BTreeMap<String, usize> {
+    let mut cold = BTreeMap::new();
     for number in 0..forks {
-        let child = try_fork_by(Way::Fork, CHILD_TIME * 3, || look(cache, number % 200 == 199)).expect("a child");
-        let (is_warm, grown) = child.join();
-        warm += usize::from(is_warm);
+        busy.start();
+        let child = try_fork_by(Way::Fork, CHILD_TIME * 3, || look(cache, number % 100 == 99)).expect("a child");
+        busy.pause();
+        let (reason, grown) = child.join();
         if let Some(kilobytes) = grown {
-            assert!(kilobytes < 16 * 1024, "a child (warm: {is_warm}) grew by {kilobytes} kB over a full store");
+            assert!(kilobytes < 16 * 1024, "a child ({reason:?}) grew by {kilobytes} kB over a full store");
+        }
+        if let Some(reason) = reason {
+            *cold.entry(reason).or_default() += 1;
         }
     }
-    warm
+    cold
 }
 
-/// In the child: whether it is warm; and if asked, how many kilobytes a lot of writing made it grow by.
+/// In the child.
 fn look(cache: &Cache, write_a_lot: bool) -> Found {
-    let warm = is_warm();
+    let cold = why_cold();
+    let warm = cold.is_none();
     let blocking = cache.blocking();
     for number in 0..STEADY {
         let key = format!("steady {number}");
@@ -113,7 +144,7 @@ fn look(cache: &Cache, write_a_lot: bool) -> Found {
     }
     blocking.set("own", &"the child's", MINUTE).expect("memory does not fail");
     assert_eq!(blocking.get::<String>("own").expect("memory does not fail").as_deref(), Some("the child's"));
-    (warm, write_a_lot.then(|| growth(cache)))
+    (cold, write_a_lot.then(|| growth(cache)))
 }
 
 /// The first writes fill the store, the others replace what is in it.
@@ -129,34 +160,54 @@ fn growth(cache: &Cache) -> u64 {
     resident_kilobytes().saturating_sub(before)
 }
 
-fn is_warm() -> bool {
+fn why_cold() -> Option<String> {
     let report = lifecycle::after_fork();
-    let outcome = report.stores()[0].outcome().expect("memory does not fail");
-    assert!(matches!(outcome, Refresh::Warm | Refresh::Cold { .. }), "{report}");
-    outcome == Refresh::Warm
+    match report.stores()[0].outcome().expect("memory does not fail") {
+        Refresh::Warm => None,
+        Refresh::Cold { reason } => Some(reason.to_owned()),
+        other => panic!("memory came as {other}"),
+    }
 }
 
-/// Does `work` while threads read, write and delete.
-fn while_busy<R>(cache: &Cache, threads: usize, work: impl FnOnce() -> R) -> R {
-    let (begun, done) = (Latch::new(), &AtomicBool::new(false));
+/// Threads that read, write and delete. They are paused while a child looks, which would not get far beside them.
+#[derive(Default)]
+struct Busy {
+    is_paused: AtomicBool,
+    rounds: AtomicUsize,
+}
+
+impl Busy {
+    /// Waits until they are in the middle of it.
+    fn start(&self) {
+        self.is_paused.store(false, Ordering::SeqCst);
+        let before = self.rounds.load(Ordering::SeqCst);
+        until("the threads are busy", || self.rounds.load(Ordering::SeqCst) > before + 50);
+    }
+
+    fn pause(&self) {
+        self.is_paused.store(true, Ordering::SeqCst);
+    }
+}
+
+fn while_busy<R>(cache: &Cache, threads: usize, work: impl FnOnce(&Busy) -> R) -> R {
+    let (busy, done) = (Busy::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         for thread in 0..threads {
-            let begun = &begun;
+            let (busy, done) = (&busy, &done);
             scope.spawn(move || {
-                for round in (thread..).step_by(threads) {
-                    churn(cache, round);
-                    if round == 1_000 {
-                        begun.raise();
+                let mut rounds = (thread..).step_by(threads);
+                while !done.load(Ordering::Relaxed) {
+                    if busy.is_paused.load(Ordering::Relaxed) {
+                        thread::park_timeout(Duration::from_millis(1));
+                        continue;
                     }
-                    if done.load(Ordering::Relaxed) {
-                        break;
-                    }
+                    churn(cache, rounds.next().expect("there is no last number"));
+                    busy.rounds.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        let _done = SetOnDrop(done);
-        begun.wait("the threads are busy");
-        work()
+        let _done = SetOnDrop(&done);
+        work(&busy)
     })
 }
 

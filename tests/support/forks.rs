@@ -11,10 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, alarm, pipe};
+use nix::unistd::{Pid, alarm, pipe2};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +145,7 @@ pub struct Reporter<T> {
 /// Forks in this way and returns in both processes, in the child for at most `time`: for code in whose middle a fork
 /// happens. A child has to end in [`Reporter::run_and_exit`].
 pub fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
-    let (results, pipe) = pipe()?;
+    let (results, pipe) = pipe2(OFlag::O_CLOEXEC)?;
     match way.go()? {
         0 => {
             alarm::set(u32::try_from(time.as_secs()).expect("a short time").max(1));

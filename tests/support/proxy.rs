@@ -20,7 +20,7 @@ pub enum Fault {
     Cut(usize),
     /// The byte at this place becomes another: a damaged frame.
     Garble(usize),
-    /// It never comes.
+    /// Neither it nor anything after it ever comes: a stream may end anywhere, but it has no holes.
     Swallow,
 }
 
@@ -121,11 +121,17 @@ impl Shared {
         let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
         thread::spawn(move || forward(&client, &server, |piece, to| to.write_all(piece).is_ok()));
         let shared = Arc::clone(self);
-        thread::spawn(move || forward(&server_too, &client_too, |piece, to| shared.reply(piece, to)));
+        let mut is_swallowing = false;
+        thread::spawn(move || {
+            forward(&server_too, &client_too, |piece, to| shared.reply(piece, to, &mut is_swallowing));
+        });
     }
 
     /// Sends a piece of a reply on, in the way of the plan. Answers whether the connection lives on.
-    fn reply(&self, piece: &mut [u8], mut client: &TcpStream) -> bool {
+    fn reply(&self, piece: &mut [u8], mut client: &TcpStream, is_swallowing: &mut bool) -> bool {
+        if *is_swallowing {
+            return true;
+        }
         let number = self.pieces.fetch_add(1, Ordering::SeqCst);
         let plan = Arc::clone(&self.state().plan);
         match plan(number, piece) {
@@ -141,7 +147,10 @@ impl Shared {
                 let place = place.min(piece.len() - 1);
                 piece[place] ^= 0x15;
             }
-            Fault::Swallow => return true,
+            Fault::Swallow => {
+                *is_swallowing = true;
+                return true;
+            }
         }
         client.write_all(piece).is_ok()
     }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{pipe, write};
+use nix::unistd::{pipe2, write};
 
 /// Generous: a machine that is this busy is broken.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -41,9 +42,15 @@ pub struct Latch {
     write: OwnedFd,
 }
 
+impl Default for Latch {
+    fn default() -> Latch {
+        Latch::new()
+    }
+}
+
 impl Latch {
     pub fn new() -> Latch {
-        let (read, write) = pipe().expect("a pipe");
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         Latch { read, write }
     }
 

@@ -11,8 +11,8 @@ use crate::net::Retry;
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict, counter_overflow};
 
 impl Servers {
-    /// Read, compared here, and written if the server's version number is still the one that was read. All on one server:
-    /// another one's version numbers mean something else.
+    /// Read, compared here, and written if the server's version number is still the one that was read. All on one
+    /// server: another one's version numbers mean something else.
     pub(super) async fn compare_and_set(
         &self,
         key: &str,

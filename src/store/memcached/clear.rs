@@ -9,8 +9,6 @@ use super::servers::{Entry, Server, Servers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Drive, Retry, drive};
 
-/// An entry that the server moves between its lists while it reads them may be missed, so one listing is not enough.
-const LISTINGS: usize = 3;
 /// How often a server whose crawler is busy is asked again, and after what time.
 const ATTEMPTS: usize = 100;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,17 +24,10 @@ impl Servers {
     }
 
     async fn clear_one(&self, server: &Server, prefix: &str) -> Result<()> {
-        for _ in 0..LISTINGS {
-            let keys = list(server, prefix).await?;
-            if keys.is_empty() {
-                break;
-            }
-            let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
-            let entries: Vec<_> = keys.into_iter().map(delete).collect();
-            let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent).await;
-            deletions.into_iter().try_for_each(|deletion| deletion.map(|_| ()))?;
-        }
-        Ok(())
+        let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
+        let entries: Vec<_> = list(server, prefix).await?.into_iter().map(delete).collect();
+        let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent).await;
+        deletions.into_iter().try_for_each(|deletion| deletion.map(|_| ()))
     }
 }
 

@@ -65,23 +65,19 @@ impl Connection {
     /// A data block, and the line end behind it. Room is made as the data arrives: a garbled length costs nothing.
     pub(super) async fn data(&mut self, length: usize) -> Result<Bytes, Failure> {
         let whole = length + LINE_END.len();
-        let mut data = Vec::with_capacity(whole.min(self.buffer.len()));
+        while whole <= self.buffer.len() && self.end - self.start < whole {
+            self.fill().await?;
+        }
+        let received = &self.buffer[self.start..self.end.min(self.start + whole)];
+        self.start += received.len();
+        if received.len() == whole {
+            return Ok(Bytes::copy_from_slice(without_line_end(received)?));
+        }
+        let mut data = received.to_vec();
         while data.len() < whole {
-            let missing = whole - data.len();
-            if self.start < self.end {
-                let taken = missing.min(self.end - self.start);
-                data.extend_from_slice(&self.buffer[self.start..self.start + taken]);
-                self.start += taken;
-            } else if missing < self.buffer.len() {
-                self.fill().await?;
-            } else {
-                self.receive_into(&mut data, missing).await?;
-            }
+            self.receive_into(&mut data, whole).await?;
         }
-        if &data[length..] != LINE_END {
-            return Err(malformed("a data block that does not end where it should"));
-        }
-        data.truncate(length);
+        data.truncate(without_line_end(&data)?.len());
         Ok(data.into())
     }
 
@@ -98,10 +94,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Past the buffer, in steps that double.
-    async fn receive_into(&mut self, data: &mut Vec<u8>, missing: usize) -> Result<(), Failure> {
+    /// Past the buffer, up to a length of `whole`, in steps that double.
+    async fn receive_into(&mut self, data: &mut Vec<u8>, whole: usize) -> Result<(), Failure> {
         let filled = data.len();
-        data.resize(filled + missing.min(filled.max(self.buffer.len())), 0);
+        data.resize(whole.min(filled + filled.max(self.buffer.len())), 0);
         let received = at_least_one(self.stream.read(&mut data[filled..]).await?)?;
         data.truncate(filled + received);
         Ok(())
@@ -126,6 +122,10 @@ impl From<io::Error> for Failure {
 
 pub(super) fn malformed(what: impl Into<String>) -> Failure {
     Failure::Malformed(what.into())
+}
+
+fn without_line_end(block: &[u8]) -> Result<&[u8], Failure> {
+    block.strip_suffix(LINE_END).ok_or_else(|| malformed("a data block that does not end where it should"))
 }
 
 fn at_least_one(received: usize) -> io::Result<usize> {

@@ -1,6 +1,8 @@
 //! What a server holds, as its LRU crawler lists it.
 //!
-//! A listing may take longer than an ordinary exchange, so it goes over a link of its own.
+//! It goes by the hash table (`metadump hash`): a listing by the LRU queues (`all`) leaves out entries that were read a
+//! moment ago and wait for their place in a queue. A listing may take longer than an ordinary exchange, so it goes over
+//! a link of its own.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -61,7 +63,7 @@ impl Protocol for Crawler {
 }
 
 async fn list(connection: &mut Connection, prefix: &[u8]) -> Result<Listing, Failure> {
-    connection.send(b"lru_crawler metadump all\r\n").await?;
+    connection.send(b"lru_crawler metadump hash\r\n").await?;
     let mut keys = Vec::new();
     let listing = loop {
         let line = connection.line().await?;
@@ -90,7 +92,7 @@ fn listed_key(line: &[u8]) -> Option<Cow<'_, [u8]>> {
 }
 
 fn is_error(line: &[u8]) -> bool {
-    [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"].iter().any(|error| line.starts_with(error))
+    [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR", b"BADCLASS"].iter().any(|error| line.starts_with(error))
 }
 
 #[cfg(test)]

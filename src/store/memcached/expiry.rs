@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
 
-/// The longest time that counts from now, in seconds: 30 days. What is larger is a point in time, in seconds since 1970.
+/// The longest time that counts from now, in seconds: 30 days. What is larger is a point in time, in seconds since
+/// 1970.
 const LONGEST_RELATIVE: u64 = 60 * 60 * 24 * 30;
 
 /// How the server is told about `ttl`, in whole seconds, rounded up; 0 stands for ever.

@@ -1,8 +1,8 @@
 //! How a key is written on the wire and stored by the server, as Dalli does it.
 //!
-//! Plain keys (ASCII, no whitespace, no control characters) of up to 250 bytes go as they are. Others go as base64, and the
-//! server stores what that stands for. What is too long for either is digested: as much of the key as there is room for,
-//! `:md5:`, and the MD5 of the whole.
+//! Plain keys (ASCII, no whitespace, no control characters) of up to 250 bytes go as they are. Others go as base64, and
+//! the server stores what that stands for. What is too long for either is digested: as much of the key as there is room
+//! for, `:md5:`, and the MD5 of the whole.
 //!
 //! A key that looks like a digest is digested itself, so that nobody can name another key's entry.
 

@@ -1,7 +1,8 @@
 //! Commands and replies: the meta protocol, and the text protocol's `get` for many plain keys at once.
 //!
-//! Every meta command carries a token of its own, which its reply repeats: a late reply to something else cannot be taken
-//! for it. A text `get` always follows a meta command in its exchange, so what comes after that one's reply is its own.
+//! Every meta command carries a token of its own, which its reply repeats: a late reply to something else cannot be
+//! taken for it. A text `get` always follows a meta command in its exchange, so what comes after that one's reply is
+//! its own.
 //!
 //! The memcache crate's wire layer, which calls itself experimental, is used in this file only.
 

@@ -1,7 +1,7 @@
 //! Which server has a key: Dalli's ring, so that Ruby programs on the same servers find the same entries.
 //!
-//! Each server has points on a circle of 32-bit numbers, by SHA-1 of its name; a key belongs to the point at or below its
-//! CRC-32. Where the owner is down, the key is hashed again, with the number of the try in front.
+//! Each server has points on a circle of 32-bit numbers, by SHA-1 of its name; a key belongs to the point at or below
+//! its CRC-32. Where the owner is down, the key is hashed again, with the number of the try in front.
 
 use std::iter;
 

@@ -1,8 +1,8 @@
 //! The servers, and which of them is asked for a key.
 //!
-//! A key is its owner's as long as that one is up. Where the owner is known to be down, or cannot be dialled, the ring's next
-//! server is asked, in the same call; where it fails in the middle of an exchange, the call fails, since nobody knows
-//! whether it took effect.
+//! A key is its owner's as long as that one is up. Where the owner is known to be down, or cannot be dialled, the
+//! ring's next server is asked, in the same call; where it fails in the middle of an exchange, the call fails, since
+//! nobody knows whether it took effect.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,14 +95,17 @@ impl Servers {
             let mut turned_away = Vec::new();
             for (index, share) in self.shares(&pending, &down) {
                 let asked: Vec<_> = share.iter().map(|(_, entry)| *entry).collect();
+                let before = turned_away.len();
                 for ((place, entry), answer) in
                     share.into_iter().zip(self.ask(&self.servers[index], &asked, retry).await)
                 {
                     if answer.as_ref().is_err_and(|error| self.leads_on(error)) {
                         turned_away.push((place, entry));
-                        down.push(index);
                     }
                     answers[place] = answer;
+                }
+                if turned_away.len() > before {
+                    down.push(index);
                 }
             }
             pending = turned_away;

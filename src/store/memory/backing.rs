@@ -39,7 +39,7 @@ pub(super) enum Change {
 
 #[derive(Clone, Debug)]
 pub(super) enum Backing {
-    Moka(moka::sync::Cache<String, Entry>),
+    Moka(moka::sync::Cache<String, Entry, foldhash::quality::RandomState>),
     Cold(Arc<Cold>),
 }
 
@@ -50,7 +50,7 @@ impl Backing {
             Bound::Bytes(bytes) => builder.max_capacity(bytes).weigher(|key: &String, entry: &Entry| entry.weight(key)),
             Bound::Entries(entries) => builder.max_capacity(entries),
         };
-        Backing::Moka(builder.build())
+        Backing::Moka(builder.build_with_hasher(foldhash::quality::RandomState::default()))
     }
 
     pub(super) fn cold(bound: Bound) -> Backing {
