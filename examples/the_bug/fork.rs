@@ -9,7 +9,7 @@ use crate::WATCHDOG_SECONDS;
 use crate::tally::{Side, Tallies, Tally};
 
 /// Forks, has both sides do `work` at the same time, and brings both tallies together in the parent.
-pub(crate) fn both(work: impl Fn(Side) -> Tally) -> io::Result<Tallies> {
+pub(crate) fn both(work: impl FnOnce(Side) -> Tally) -> io::Result<Tallies> {
     let (mut from_child, mut to_parent) = pipe()?;
     // SAFETY: this process has a single thread, so the child may do whatever the parent may.
     match unsafe { fork() }? {

@@ -12,7 +12,6 @@ mod fork;
 mod server;
 mod tally;
 
-use std::cell::RefCell;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,8 +96,18 @@ fn ask_in_each_way(entries: Entries, url: &str) -> Result<[Tallies; 3], Box<dyn 
 fn ask_until_it_goes_wrong(entries: Entries, url: &str) -> Result<Tallies, Box<dyn Error>> {
     let mut round = 1;
     loop {
-        let connection = RefCell::new(connect(url)?);
-        let ask = |key: &str| connection.borrow_mut().get(key).map_err(|error| error.to_string());
+        let mut connection = connect(url)?;
+        let mut is_stuck = false;
+        let ask = |key: &str| {
+            // Whoever has lost a reply to the other would wait in vain for each of the rest. They count as errors.
+            if is_stuck {
+                return Err("not asked any more".to_owned());
+            }
+            connection.get(key).map_err(|error| {
+                is_stuck = error.is_timeout();
+                error.to_string()
+            })
+        };
         let tallies = fork::both(|side| Tally::take(entries, side, ask))?;
         if tallies.any_foreign() || round == MOST_ROUNDS {
             return Ok(tallies);

@@ -50,7 +50,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         eprintln!("widgets: the store cannot be reached ({error}{cause}); serving the default words");
     }
-    println!("http://{address}/  (customer {}, store {})", options.customer, options.place);
+    server::say(format_args!("http://{address}/  (customer {}, store {})", options.customer, options.place));
     server::serve(listener, options.workers, move || Arc::clone(&shop).router())
 }
 

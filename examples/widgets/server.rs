@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 use std::error::Error;
+use std::fmt;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,7 @@ pub(crate) fn serve(
         let Some(worker) = hire(&mut server)? else { return Ok(()) };
         staff.insert(worker);
     }
-    println!("master {master}, workers {}", list(&staff));
+    say(format_args!("master {master}, workers {}", list(&staff)));
     oversee(server, staff, &signals)
 }
 
@@ -85,6 +87,11 @@ fn oversee(mut server: Server<TcpListener>, mut staff: HashSet<Pid>, signals: &S
     Ok(())
 }
 
+/// Prints a line. A server goes on where nobody reads what it says.
+pub(crate) fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
 fn tell(staff: &HashSet<Pid>, signal: Signal) -> nix::Result<()> {
     // One that has died is not reaped yet, so its number is still its own.
     staff.iter().try_for_each(|worker| kill(*worker, signal))
@@ -118,7 +125,7 @@ async fn work(listener: TcpListener, router: Router, master: Pid) {
     SigSet::from(Signal::SIGTERM).thread_unblock().expect("SIGTERM let through");
 
     // The cache would work without; so the report comes now.
-    println!("worker {}: {}", getpid(), lifecycle::after_fork());
+    say(format_args!("worker {}: {}", getpid(), lifecycle::after_fork()));
 
     let listener = tokio::net::TcpListener::from_std(listener).expect("an inherited listener");
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
