@@ -77,9 +77,12 @@ struct Shared {
     registration: Registration,
     codec: Codec,
     fetch_wait: Duration,
-    on_error: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+    on_error: Option<Observer>,
     local: ProcessLocal<Local>,
 }
+
+/// Is told of failures that no caller hears of.
+type Observer = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// What belongs to one process.
 #[derive(Default)]
@@ -356,20 +359,18 @@ impl Cache {
     }
 
     /// Stores what was encoded before.
-    fn put<'a, R: Send + 'a>(
-        &'a self,
-        key: &'a str,
+    async fn put<R>(
+        &self,
+        key: &str,
         encoded: Result<Bytes>,
         expiry: Expiry,
         when: When,
-        answer: impl FnOnce(bool) -> R + Send + 'a,
-    ) -> impl Future<Output = Result<R>> + Send + 'a {
-        async move {
-            let store = self.store()?;
-            let mut buffer = KeyBuffer::default();
-            let key = self.prefix.key(key, &mut buffer)?;
-            self.counted(settled(store.set(key, encoded?, expiry.ttl(), when)).await).map(answer)
-        }
+        answer: impl FnOnce(bool) -> R,
+    ) -> Result<R> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.prefix.key(key, &mut buffer)?;
+        self.counted(settled(store.set(key, encoded?, expiry.ttl(), when)).await).map(answer)
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<Bytes> {
@@ -387,7 +388,7 @@ impl Cache {
     /// Counts an operation that failed.
     #[inline]
     fn counted<T>(&self, outcome: Result<Result<T>>) -> Result<T> {
-        let outcome = outcome.flatten();
+        let outcome = outcome.and_then(|outcome| outcome);
         if outcome.is_err() {
             self.local().counters.failed();
         }

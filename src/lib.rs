@@ -33,6 +33,12 @@
 //! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
 //! test suite for a store of your own.
 
+// Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
+#![cfg_attr(
+    not(all(feature = "memory", feature = "redis", feature = "memcached", feature = "tokio")),
+    allow(dead_code, unused_imports)
+)]
+
 mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -45,6 +51,11 @@ mod sync;
 pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use store::{CacheStore, Ttl, When, stores};
+
+/// The programs of the README, run with the other examples.
+#[cfg(all(doctest, feature = "memory", feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(feature = "__injection")]
 #[doc(hidden)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::codec::Codec;
 use super::key::Prefix;
-use super::{CACHES, Cache, Shared};
+use super::{CACHES, Cache, Observer, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
@@ -21,7 +21,7 @@ pub struct Builder {
     prefix: Prefix,
     codec: Codec,
     fetch_wait: Duration,
-    on_error: Option<Box<dyn Fn(&Error) + Send + Sync>>,
+    on_error: Option<Observer>,
 }
 
 impl Builder {

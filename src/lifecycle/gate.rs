@@ -244,7 +244,6 @@ impl Drop for Pass {
 }
 
 /// Whether what the gate guards, built in generation `built_in`, came whole into this process; if not, why.
-#[cfg_attr(not(feature = "memory"), expect(dead_code))]
 pub(crate) fn intact_since(built_in: u64) -> Result<(), &'static str> {
     generation();
     if INTERRUPTED_IN.load(Ordering::Relaxed) <= built_in {

@@ -142,7 +142,6 @@ impl<T: Send + Sync> ProcessLocal<T> {
 
     /// As [`get_or_init`](ProcessLocal::get_or_init), for a build that looks at the value that this process inherited, if
     /// there is one. Whether that one came through the fork whole is for the build to know.
-    #[cfg_attr(not(feature = "memory"), expect(dead_code))]
     pub(crate) fn get_or_inherit(&self, build: impl FnOnce(Option<&T>) -> T) -> &T {
         if let Some(value) = self.get() {
             return value;

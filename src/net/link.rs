@@ -159,7 +159,6 @@ impl<P: Protocol> Link<P> {
     }
 
     /// A connected stream for a protocol that keeps its own connections. Counts with the breaker if it fails.
-    #[cfg_attr(not(all(feature = "redis", feature = "tokio")), expect(dead_code))]
     pub(crate) async fn dial(&self) -> Result<Stream> {
         let drive = drive()?;
         self.connect(drive).await.map_err(|error| self.failed(error))

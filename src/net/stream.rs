@@ -62,7 +62,6 @@ impl Stream {
     ///
     /// If the stream is blocking.
     #[cfg(feature = "tokio")]
-    #[cfg_attr(not(feature = "redis"), expect(dead_code))]
     pub(crate) fn into_tokio(self) -> TokioSocket {
         match self.transport {
             Transport::Tokio(socket) => socket,
