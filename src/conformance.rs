@@ -77,6 +77,15 @@ impl Check {
     pub async fn run(&self, store: &dyn CacheStore) {
         (self.run)(store).await;
     }
+
+    /// Checks it inline on this thread. A store that suspends all the same is waited for.
+    ///
+    /// # Panics
+    ///
+    /// If the promise is broken.
+    pub fn run_inline(&self, store: &dyn CacheStore) {
+        inline(|| block_on(&mut (self.run)(store)));
+    }
 }
 
 macro_rules! checks {
@@ -109,13 +118,13 @@ pub const CHECKS: &[Check] = checks![
     reset_and_reconnect_leave_the_store_usable,
 ];
 
-/// Runs every check, one after the other, inline on this thread. A store that suspends all the same is waited for.
+/// Runs every check, one after the other, [inline](Check::run_inline) on this thread.
 ///
 /// # Panics
 ///
 /// If a promise is broken.
 pub fn check_all(store: &dyn CacheStore) {
     for check in CHECKS {
-        inline(|| block_on(&mut (check.run)(store)));
+        check.run_inline(store);
     }
 }

@@ -10,8 +10,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a cache operation failed.
 ///
 /// The text says what was being done and to which server, and names the part of the input that was refused. It never holds
-/// a password, and it does not repeat what [`source`](StdError::source) says. Cloning is cheap: waiters that share one
-/// failed exchange share one error.
+/// a password, and it does not repeat what [`source`](StdError::source) says; the alternate form, `{:#}`, adds the causes,
+/// for a log. Cloning is cheap: waiters that share one failed exchange share one error.
 ///
 /// ```
 /// use prefork_cache::{ErrorKind, stores};
@@ -100,6 +100,7 @@ impl Error {
     /// let cause = std::io::Error::other("the shelf is empty");
     /// let error = Error::with_source(ErrorKind::Io, "reading from the shelf", cause);
     /// assert_eq!(error.source().unwrap().to_string(), "the shelf is empty");
+    /// assert_eq!(format!("{error:#}"), "reading from the shelf: the shelf is empty");
     /// ```
     pub fn with_source(
         kind: ErrorKind,
@@ -128,7 +129,13 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.context)
+        f.write_str(&self.inner.context)?;
+        let mut cause = if f.alternate() { StdError::source(self) } else { None };
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
