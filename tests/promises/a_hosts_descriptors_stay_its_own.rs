@@ -69,7 +69,7 @@ impl Slot {
     fn note(&self) -> Option<Noted<'_>> {
         let version = self.version.load(Ordering::SeqCst);
         let (descriptor, inode) = (self.descriptor.load(Ordering::SeqCst), self.inode.load(Ordering::SeqCst));
-        let stable = version != 0 && version % 2 == 0 && self.version.load(Ordering::SeqCst) == version;
+        let stable = version != 0 && version.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == version;
         stable.then_some(Noted { slot: self, version, descriptor, inode })
     }
 }
