@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::wait::{PATIENCE, until};
@@ -119,6 +120,10 @@ impl Server {
     /// Stops its process: connections are accepted by the kernel, and nothing answers.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
+        let process = pid(self.running.as_ref().expect("a running server"));
+        // Told when the last of its threads has stopped: until then one of them may still answer.
+        let stopped = waitpid(process, Some(WaitPidFlag::WUNTRACED)).expect("a child of ours can be waited for");
+        assert!(matches!(stopped, WaitStatus::Stopped(..)), "the server was to stop, and is {stopped:?}");
     }
 
     pub fn resume(&self) {
