@@ -10,18 +10,17 @@ use bytes::Bytes;
 use prefork_cache::lifecycle::ProcessLocal;
 use prefork_cache::{Cache, CacheStore, Error, ErrorKind, Result, Ttl, When, conformance};
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let shelf = Arc::new(Shelf::default());
     for check in conformance::CHECKS {
-        check.run(&shelf).await;
+        check.run_inline(&shelf);
         println!("kept: {}", check.name());
     }
 
     let cache = Cache::builder(shelf).namespace("greetings").build();
-    let load = async || Ok::<_, Error>("loaded once, and kept on a shelf".to_owned());
-    let motd = cache.fetch("motd", Duration::from_secs(60), load).await?;
-    assert_eq!(cache.get::<String>("motd").await?, Some(motd.clone()));
+    let load = || Ok::<_, Error>("loaded once, and kept on a shelf".to_owned());
+    let motd = cache.blocking().fetch("motd", Duration::from_secs(60), load)?;
+    assert_eq!(cache.blocking().get::<String>("motd")?, Some(motd.clone()));
     println!("{motd}");
     Ok(())
 }

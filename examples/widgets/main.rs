@@ -47,8 +47,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let address = listener.local_addr()?;
     let shop = Arc::new(Shop::open(options));
     if let Err(error) = shop.warm() {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        eprintln!("widgets: the store cannot be reached ({error}{cause}); serving the default words");
+        eprintln!("widgets: the store cannot be reached ({error:#}); serving the default words");
     }
     server::say(format_args!("http://{address}/  (customer {}, store {})", options.customer, options.place));
     server::serve(listener, options.workers, move || Arc::clone(&shop).router())

@@ -9,7 +9,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
-use prefork_cache::{Cache, Error, Result, lifecycle};
+use prefork_cache::{Cache, Result, lifecycle};
 use rust_i18n::t;
 use serde::Deserialize;
 
@@ -103,7 +103,7 @@ impl Shop {
         draft: Option<Draft>,
     ) -> Response {
         let (words, trouble) = Words::read(&self.own, language).await;
-        let down = trouble.map(|error| Notice::bad(t!("ui.down", locale = language, error = described(&error))));
+        let down = trouble.map(|error| Notice::bad(t!("ui.down", locale = language, error = format!("{error:#}"))));
         let page = Page {
             language,
             customer: &self.customer,
@@ -155,7 +155,7 @@ async fn edit(State(shop): State<Arc<Shop>>, form: Result<Form<Edit>, FormReject
                 return Redirect::to(&page).into_response();
             }
             Err(error) => {
-                let reason = t!("ui.not_saved", locale = language, error = described(&error));
+                let reason = t!("ui.not_saved", locale = language, error = format!("{error:#}"));
                 (StatusCode::SERVICE_UNAVAILABLE, reason.into())
             }
         },
@@ -179,9 +179,4 @@ fn refused(language: &str, key: &str, word: &str) -> Option<String> {
 fn known_language(asked: Option<&str>) -> &'static str {
     let known = LANGUAGES.map(|(language, _)| language);
     known.into_iter().find(|language| asked == Some(*language)).unwrap_or(known[0])
-}
-
-fn described(error: &Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
 }
