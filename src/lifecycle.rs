@@ -31,8 +31,6 @@ mod generation;
 #[cfg(feature = "__injection")]
 pub mod injection;
 pub(crate) mod ledger;
-#[cfg(feature = "tokio")]
-mod own_future;
 mod process_local;
 mod refresh;
 mod registry;
@@ -45,8 +43,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use generation::generation;
-#[cfg(feature = "tokio")]
-pub(crate) use own_future::OwnFuture;
 pub use process_local::ProcessLocal;
 pub use refresh::Refresh;
 pub(crate) use refresh::Registration;

@@ -1,46 +1,78 @@
-//! Waiting for a store of somebody else's.
+//! Waiting for a store: only in the process that began, and where the blocking API is at work, here and now.
+//!
+//! # Inherited futures
+//!
+//! What would wake an inherited future is its parent's: a runtime's driver, a task, a queue of waiters. Polled in a child it
+//! would wait for ever, or take a lock that nobody will open; dropped there it might do the same on its way out. So in a
+//! child it is an error at the next poll, and it is forgotten instead of dropped, which it can be since it is on the heap.
+//!
+//! # Stores of somebody else's
 //!
 //! The stores of this crate wait inline where they are told to, so that their futures are ready at the first poll. A store
 //! that suspends all the same, called through the blocking API, is waited for here: by parking the thread, on a
 //! multi-thread runtime after telling tokio so. On the thread of a current-thread runtime that would wait for itself.
 
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::generation;
 use crate::net::is_inline;
 use crate::sync::block_on;
 
-/// A store's future, which does not suspend where the blocking API is at work.
+/// A store's future.
+type Operation<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Has a store's future end in the process that began it, and at its first poll where the blocking API is at work.
 #[inline]
-pub(super) fn settled<F: Future + Unpin>(future: F) -> Settled<F> {
-    Settled { future }
+pub(super) fn settled<T>(operation: Operation<'_, T>) -> Settled<'_, T> {
+    Settled { generation: generation(), operation: Some(operation) }
 }
 
-pub(super) struct Settled<F> {
-    future: F,
+pub(super) struct Settled<'a, T> {
+    generation: u64,
+    /// Taken by the drop.
+    operation: Option<Operation<'a, T>>,
 }
 
-impl<F: Future + Unpin> Future for Settled<F> {
-    type Output = Result<F::Output>;
+impl<T> Future for Settled<'_, T> {
+    type Output = Result<T>;
 
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<F::Output>> {
-        match Pin::new(&mut self.future).poll(cx) {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        if self.generation != generation() {
+            return Poll::Ready(Err(begun_by_parent()));
+        }
+        let operation = self.operation.as_mut().expect("only the drop takes it");
+        match operation.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending if is_inline() => Poll::Ready(wait_for(&mut self.future)),
+            Poll::Pending if is_inline() => Poll::Ready(wait_for(operation)),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
+impl<T> Drop for Settled<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.generation != generation() {
+            mem::forget(self.operation.take());
+        }
+    }
+}
+
+#[cold]
+fn begun_by_parent() -> Error {
+    Error::new(ErrorKind::Forked, "this operation was begun by a parent process, before a fork: begin it anew")
+}
+
 #[cold]
 #[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
-fn wait_for<F: Future + Unpin>(future: &mut F) -> Result<F::Output> {
+fn wait_for<T>(operation: &mut Operation<'_, T>) -> Result<T> {
     #[cfg(feature = "tokio")]
     if let Ok(handle) = tokio::runtime::Handle::try_current() {
-        use crate::error::{Error, ErrorKind};
         use tokio::runtime::RuntimeFlavor;
 
         return match handle.runtime_flavor() {
@@ -49,8 +81,8 @@ fn wait_for<F: Future + Unpin>(future: &mut F) -> Result<F::Output> {
                                use the asynchronous method, or a thread outside of the runtime";
                 Err(Error::new(ErrorKind::WouldDeadlock, context))
             }
-            _ => Ok(tokio::task::block_in_place(|| block_on(future))),
+            _ => Ok(tokio::task::block_in_place(|| block_on(operation))),
         };
     }
-    Ok(block_on(future))
+    Ok(block_on(operation))
 }

@@ -1,4 +1,7 @@
 //! One server, over one protocol: pooled connections, deadlines, one retry, and a breaker.
+//!
+//! What happens now and then (a dial, a wait for a place, a second attempt) is a future of its own on the heap: otherwise
+//! every exchange would carry its size about.
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -11,8 +14,6 @@ use super::endpoint::{Endpoint, timed_out};
 use super::pool::{Lease, NoLease, Pool};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
-#[cfg(feature = "tokio")]
-use crate::lifecycle::OwnFuture;
 
 /// What a protocol offers, so that a [`Link`] can pool, bound and retry for it. Written once, as asynchronous code; over a
 /// blocking stream each future is ready at its first poll.
@@ -110,14 +111,7 @@ impl<P: Protocol> Link<P> {
 
     /// One exchange, over a pooled connection or a new one.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry) -> Result<P::Reply> {
-        match drive()? {
-            Drive::Inline => self.call_on(Drive::Inline, request, retry).await,
-            #[cfg(feature = "tokio")]
-            tokio => OwnFuture::new(self.call_on(tokio, request, retry)).await,
-        }
-    }
-
-    async fn call_on(&self, drive: Drive, request: &P::Request, retry: Retry) -> Result<P::Reply> {
+        let drive = drive()?;
         self.admit()?;
         let mut lease = self.lease(drive).await?;
         if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
@@ -131,7 +125,7 @@ impl<P: Protocol> Link<P> {
             }
             Err(error) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease, &error) => {
                 lease.discard();
-                self.last_attempt(drive, lease, request).await
+                Box::pin(self.last_attempt(drive, lease, request)).await
             }
             Err(error) => Err(self.failed(error)),
         }
@@ -145,14 +139,7 @@ impl<P: Protocol> Link<P> {
 
     /// Resets, dials now, and has the server answer `probe`.
     pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
-        match drive()? {
-            Drive::Inline => self.reconnect_on(Drive::Inline, probe).await,
-            #[cfg(feature = "tokio")]
-            tokio => OwnFuture::new(self.reconnect_on(tokio, probe)).await,
-        }
-    }
-
-    async fn reconnect_on(&self, drive: Drive, probe: &P::Request) -> Result<P::Reply> {
+        let drive = drive()?;
         self.reset();
         let lease = self.lease(drive).await?;
         self.last_attempt(drive, lease, probe).await
@@ -194,6 +181,13 @@ impl<P: Protocol> Link<P> {
     }
 
     async fn lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
+        match self.pool.try_lease(drive) {
+            Some(lease) => Ok(lease),
+            None => Box::pin(self.wait_for_lease(drive)).await,
+        }
+    }
+
+    async fn wait_for_lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
         let deadline = Instant::now() + self.timeouts.exchange;
         let leased = self.within(drive, deadline, self.pool.lease(drive, deadline)).await;
         leased.unwrap_or(Err(NoLease::Exhausted)).map_err(|why| {
@@ -212,16 +206,20 @@ impl<P: Protocol> Link<P> {
         request: &P::Request,
     ) -> Result<P::Reply> {
         if lease.connection().is_none() {
-            let stream = self.connect(drive).await?;
-            let deadline = Instant::now() + self.timeouts.exchange;
-            let opened = self.within(drive, deadline, self.protocol.open(stream)).await;
-            lease.fill(opened.unwrap_or_else(|| Err(timed_out("greeting", &self.endpoint)))?);
+            lease.fill(Box::pin(self.open(drive)).await?);
         }
         let Some(connection) = lease.connection() else { unreachable!("the lease was just filled") };
         let deadline = Instant::now() + self.timeouts.exchange;
         P::stream(connection).begin(deadline);
         let replied = self.within(drive, deadline, self.protocol.exchange(connection, request)).await;
         replied.unwrap_or_else(|| Err(timed_out("waiting for", &self.endpoint)))
+    }
+
+    async fn open(&self, drive: Drive) -> Result<P::Connection> {
+        let stream = self.connect(drive).await?;
+        let deadline = Instant::now() + self.timeouts.exchange;
+        let opened = self.within(drive, deadline, self.protocol.open(stream)).await;
+        opened.unwrap_or_else(|| Err(timed_out("greeting", &self.endpoint)))
     }
 
     async fn connect(&self, drive: Drive) -> Result<Stream> {

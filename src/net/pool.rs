@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::pin;
+use std::sync::MutexGuard;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -28,6 +29,7 @@ pub(super) struct Pool<C> {
 
 #[derive(Debug)]
 struct State<C> {
+    size: usize,
     idle: Vec<Idle<C>>,
     leased: usize,
     waiting: VecDeque<(u64, Waker)>,
@@ -57,18 +59,28 @@ impl<C: Send> Pool<C> {
         Pool { state: ProcessLocal::new(), size: size.max(1) }
     }
 
-    /// A lease, with an idle connection of the same drive if there is one. Inline, the wait blocks until `deadline`; in a
-    /// runtime the caller's timer bounds it.
+    /// A lease, with an idle connection of the same drive if there is one; `None` while every place is taken.
+    pub(super) fn try_lease(&self, drive: Drive) -> Option<Lease<'_, C>> {
+        let mut turn = self.turn();
+        let state = turn.state.lock();
+        (state.leased < state.size).then(|| turn.lease(state, drive))
+    }
+
+    /// Waits for a lease. Inline, the wait blocks until `deadline`; in a runtime the caller's timer bounds it.
     pub(super) async fn lease(&self, drive: Drive, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
-        let generation = generation();
-        let state = self.state.get_or_init(|| Lock::new("pool", State::new()));
-        let mut turn = Turn { state, generation, ticket: None };
-        let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive, self.size)));
+        let mut turn = self.turn();
+        let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive)));
         #[cfg_attr(not(feature = "tokio"), expect(irrefutable_let_patterns))]
         if let Drive::Inline = drive {
             return block_until(Some(deadline), |cx| leased.as_mut().poll(cx)).unwrap_or(Err(NoLease::Exhausted));
         }
         leased.await
+    }
+
+    fn turn(&self) -> Turn<'_, C> {
+        let generation = generation();
+        let state = self.state.get_or_init(|| Lock::new("pool", State::new(self.size)));
+        Turn { state, generation, ticket: None }
     }
 
     /// Forgets every connection: the idle ones now, the leased ones when they come back.
@@ -86,8 +98,8 @@ impl<C: Send> Pool<C> {
 }
 
 impl<C> State<C> {
-    fn new() -> State<C> {
-        State { idle: Vec::new(), leased: 0, waiting: VecDeque::new(), next_ticket: 0, epoch: 0 }
+    fn new(size: usize) -> State<C> {
+        State { size, idle: Vec::new(), leased: 0, waiting: VecDeque::new(), next_ticket: 0, epoch: 0 }
     }
 
     fn wake_one(&mut self) -> Option<Waker> {
@@ -103,22 +115,27 @@ struct Turn<'a, C> {
 }
 
 impl<'a, C> Turn<'a, C> {
-    fn poll(&mut self, cx: &mut Context<'_>, drive: Drive, size: usize) -> Poll<Result<Lease<'a, C>, NoLease>> {
+    fn poll(&mut self, cx: &mut Context<'_>, drive: Drive) -> Poll<Result<Lease<'a, C>, NoLease>> {
         if self.generation != generation() {
             return Poll::Ready(Err(NoLease::Forked));
         }
         let mut state = self.state.lock();
-        if state.leased == size {
+        if state.leased == state.size {
             self.wait(&mut state, cx.waker());
             return Poll::Pending;
         }
+        Poll::Ready(Ok(self.lease(state, drive)))
+    }
+
+    /// Takes a place, of which there must be one.
+    fn lease(&mut self, mut state: MutexGuard<'_, State<C>>, drive: Drive) -> Lease<'a, C> {
         if let Some(ticket) = self.ticket.take() {
             state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
         state.leased += 1;
         let own = state.idle.iter().rposition(|idle| idle.drive == drive);
         let connection = own.map(|position| state.idle.remove(position).connection);
-        let surplus = connection.is_none() && state.idle.len() + state.leased > size;
+        let surplus = connection.is_none() && state.idle.len() + state.leased > state.size;
         let evicted = surplus.then(|| state.idle.remove(0));
         let lease = Lease {
             state: self.state,
@@ -130,7 +147,7 @@ impl<'a, C> Turn<'a, C> {
         };
         drop(state);
         drop(evicted);
-        Poll::Ready(Ok(lease))
+        lease
     }
 
     /// Queues, at the place it had before if it was woken in vain.
@@ -252,6 +269,7 @@ impl<C> Drop for Lease<'_, C> {
 mod tests {
     use std::future::Future;
     use std::pin::pin;
+    use std::sync::MutexGuard;
     use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
@@ -328,13 +346,13 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let mut first = Turn { state, generation: generation(), ticket: None };
         let mut second = Turn { state, generation: generation(), ticket: None };
-        assert!(first.poll(&mut context, Drive::Inline, 1).is_pending());
-        assert!(second.poll(&mut context, Drive::Inline, 1).is_pending());
+        assert!(first.poll(&mut context, Drive::Inline).is_pending());
+        assert!(second.poll(&mut context, Drive::Inline).is_pending());
         drop(held);
         assert_eq!(state.lock().waiting.len(), 1, "one of them was woken");
         drop(first);
         assert_eq!(state.lock().waiting.len(), 0, "and so is the other");
-        assert!(second.poll(&mut context, Drive::Inline, 1).is_ready());
+        assert!(second.poll(&mut context, Drive::Inline).is_ready());
     }
 
     #[test]
@@ -344,7 +362,7 @@ mod tests {
         let state = pool.state.get().unwrap();
         let _held_by_a_vanished_thread = state.lock();
         let mut inherited = Turn { state, generation: generation() - 1, ticket: Some(0) };
-        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()), Drive::Inline, 1);
+        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()), Drive::Inline);
         assert!(matches!(polled, Poll::Ready(Err(NoLease::Forked))));
         drop(inherited);
     }

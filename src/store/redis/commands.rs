@@ -173,7 +173,10 @@ fn arguments(mut script: Cmd, key: &str, expected: Option<&[u8]>, new: Option<&[
 }
 
 fn command(name: &str, first: &str) -> Cmd {
-    with(cmd(name), first)
+    const OTHERS: usize = 4;
+    let mut command = Cmd::with_capacity(2 + OTHERS, name.len() + first.len());
+    command.arg(name).arg(first);
+    command
 }
 
 fn with(mut command: Cmd, argument: impl ToRedisArgs) -> Cmd {
