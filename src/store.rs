@@ -226,8 +226,14 @@ pub(crate) fn conflict(doing: &str, key: &str) -> Error {
 }
 
 /// Refuses the empty key, in the name of every store.
+#[inline]
 pub(crate) fn check_key(key: &str) -> Result<()> {
-    if key.is_empty() { Err(Error::new(ErrorKind::InvalidKey, "the key is empty")) } else { Ok(()) }
+    if key.is_empty() { Err(empty_key()) } else { Ok(()) }
+}
+
+#[cold]
+fn empty_key() -> Error {
+    Error::new(ErrorKind::InvalidKey, "the key is empty")
 }
 
 /// Refuses a value that the server would not take.
