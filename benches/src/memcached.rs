@@ -1,0 +1,76 @@
+//! Memcached, beside the memcache crate's classic and experimental clients.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prefork_cache::Cache;
+use prefork_cache::stores::MemcachedStore;
+
+use crate::measure::{compare, timed, way};
+use crate::redis_server::{runtime, spread};
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(3600);
+
+pub(crate) fn run() {
+    let server = Server::start(Kind::Memcached);
+    let address = format!("127.0.0.1:{}", server.port());
+    let store = || MemcachedStore::new(&format!("memcached://{address}")).expect("a valid URL");
+    let cache = Cache::builder(store()).build();
+    let keys: Vec<String> = (0..100).map(|number| format!("widget:{number}")).collect();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    for key in &names {
+        cache.blocking().set_raw(key, Bytes::from(vec![b'x'; 100]), TTL).expect("memcached stores");
+    }
+    let classic = memcache::connect(format!("memcache://{address}?protocol=ascii")).expect("memcached answers");
+    let experimental = memcache::exp::Memcache::connect([address.as_str()]).expect("memcached answers");
+    compare(
+        "memcached GET, blocking",
+        3_000,
+        vec![
+            way("prefork-cache", || {
+                black_box(cache.blocking().get_raw("widget:7").expect("a hit"));
+            }),
+            way("memcache::Client, ascii", || {
+                black_box(classic.get::<Vec<u8>>("widget:7").expect("a hit"));
+            }),
+            way("memcache::exp::Memcache", || {
+                black_box(experimental.get::<Vec<u8>>("widget:7").expect("a hit"));
+            }),
+        ],
+    );
+    let batch = store();
+    compare(
+        "memcached, 100 keys, blocking",
+        300,
+        vec![
+            way("prefork-cache", || {
+                black_box(crate::batch::blocking(&batch, &names));
+            }),
+            way("memcache::exp::Memcache", || {
+                black_box(experimental.get_many::<Vec<u8>, _>(&names).expect("hits"));
+            }),
+            way("memcache::Client, ascii", || {
+                black_box(classic.gets::<Vec<u8>>(&names).expect("hits"));
+            }),
+        ],
+    );
+    for tasks in [1, 16, 64] {
+        let runtime = runtime();
+        compare(
+            &format!("memcached GET, tokio, {tasks} tasks"),
+            6_400,
+            vec![timed("prefork-cache", |count| {
+                spread(&runtime, tasks, count, || {
+                    let cache = cache.clone();
+                    move |share| async move {
+                        for _ in 0..share {
+                            black_box(cache.get_raw("widget:7").await.expect("a hit"));
+                        }
+                    }
+                })
+            })],
+        );
+    }
+}
