@@ -5,7 +5,7 @@
 //! # Deadlines
 //!
 //! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each wait
-//! the time that is left is compared with what is set, and set anew only where they differ by more than [`SLACK`]: after a
+//! the time that is left is compared with what is set, and set anew only where they differ by more than a fiftieth: after a
 //! slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a normal exchange is two
 //! system calls. Over tokio, the caller's timer is the deadline.
 
@@ -16,8 +16,8 @@ use super::socket::Socket;
 #[cfg(feature = "tokio")]
 use super::tokio_socket::TokioSocket;
 
-/// How much longer than asked a wait may take.
-const SLACK: Duration = Duration::from_millis(1);
+/// The part of its timeout by which a wait may be too long.
+const SLACK: u32 = 50;
 
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -162,7 +162,7 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
 }
 
 fn differ(set: Duration, left: Duration) -> bool {
-    set.abs_diff(left) > SLACK
+    set.abs_diff(left) > set / SLACK
 }
 
 /// A signal is no failure: the loop goes on with the time that is left.

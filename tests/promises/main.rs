@@ -32,4 +32,5 @@ promises! {
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
     the_master_needs_no_runtime,
+    it_costs_little,
 }

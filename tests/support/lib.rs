@@ -6,4 +6,5 @@ pub mod identity;
 pub mod proxy;
 pub mod servers;
 pub mod signals;
+pub mod trace;
 pub mod wait;
