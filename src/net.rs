@@ -2,7 +2,7 @@
 //!
 //! From the bottom up: a [`Socket`](socket::Socket) is entered in the ledger before it exists and leaves it when it is
 //! closed; a [`Stream`] is a connected one with a deadline, blocking or tokio's, behind one interface; a [`Pool`](pool::Pool)
-//! keeps idle connections and destroys whatever comes back unfinished; a [`Breaker`] keeps a server that is down from being
+//! keeps idle connections and destroys whatever comes back unfinished; a [`Breaker`](breaker::Breaker) keeps a server that is down from being
 //! dialled on every call; a [`Link`] puts these together for one endpoint and one protocol.
 
 mod breaker;

@@ -1,7 +1,7 @@
 //! The handlers that the C library calls around `fork()`.
 //!
 //! They are cheap, because they also run for every `system()` and backtick of a scripting host, and they are not relied on:
-//! `_Fork` and a raw `clone` go round them, see [`generation`](super::generation). What only they can do is to hold the gate
+//! `_Fork` and a raw `clone` go round them, see [`generation`](mod@super::generation). What only they can do is to hold the gate
 //! closed while the process is being copied, and to cut the inherited sockets before any code of the child's runs.
 
 use nix::libc;

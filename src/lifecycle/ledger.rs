@@ -10,7 +10,7 @@
 //! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed *before*
 //! its socket is made, and remembers descriptor and inode also *after* the socket was closed, until it is claimed again: a
 //! fork between the close and its note, or before the close, finds the socket either way. Making and noting, and forgetting
-//! and closing, are sections of the [gate](super::gate), with signals blocked, so that neither another thread's fork nor one
+//! and closing, are sections of the [gate], with signals blocked, so that neither another thread's fork nor one
 //! in a signal handler falls between them; only a raw `clone` of another thread's can, and then the child holds a socket that
 //! it does not know and never uses.
 //!

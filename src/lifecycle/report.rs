@@ -46,7 +46,7 @@ impl Report {
         self.generation != FIRST_GENERATION
     }
 
-    /// This process's [`generation`](super::generation).
+    /// This process's [`generation`](super::generation()).
     pub fn generation(&self) -> u64 {
         self.generation
     }

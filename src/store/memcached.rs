@@ -38,7 +38,7 @@ mod servers;
 /// # }
 /// ```
 ///
-/// It needs Memcached 1.6, for the meta protocol, and says so ([`ErrorKind::Unsupported`]) to anything else.
+/// It needs Memcached 1.6, for the meta protocol, and says so ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)) to anything else.
 ///
 /// # URL
 ///
@@ -78,12 +78,12 @@ mod servers;
 /// # What is particular to Memcached
 ///
 /// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends
-///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`].
+///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
 /// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
-///   is [`ErrorKind::NotANumber`] and is taken back by a second command, so others may see it for a moment. The entry of a
+///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may see it for a moment. The entry of a
 ///   counter may end in spaces after a decrement.
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
-///   match. It never flushes. It is [`ErrorKind::Unsupported`] with `-o no_lru_crawler`, and entries that others store
+///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`, and entries that others store
 ///   meanwhile may stay.
 /// - The batch verbs send one request to each server, or several of 64 KiB, one server after the other.
 /// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
@@ -104,7 +104,7 @@ impl MemcachedStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`] for a scheme, host, port, path or option that is not understood, and for a login,
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for a scheme, host, port, path or option that is not understood, and for a login,
     /// which is not supported. The text names the part, and shows nothing of a login.
     pub fn new(url: &str) -> Result<MemcachedStore> {
         let config = Config::parse(url)?;

@@ -1,7 +1,7 @@
 //! A store in this process's memory: moka behind the gate.
 //!
 //! A child inherits the entries of its parent as they were at the fork, copy-on-write, if two things are known: that no
-//! thread was inside moka at the fork (the [gate](crate::lifecycle::gate) knows), and that moka's collector of garbage is
+//! thread was inside moka at the fork (the [gate] knows), and that moka's collector of garbage is
 //! not waiting for a thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts
 //! empty, on the [`cold`] stand-in: a second moka would not do, since all of them share the one collector.
 //!
