@@ -141,6 +141,14 @@ pub(crate) fn thread_token() -> usize {
     MARK.with(|mark| std::ptr::from_ref(mark).addr())
 }
 
+/// Which of at most 32 stripes this thread uses of something that many threads count in.
+#[inline]
+pub(crate) fn thread_stripe() -> usize {
+    // Thread-local storage is laid out at large powers of two: mix before reducing.
+    let mixed = (thread_token() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 59) as usize
+}
+
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())

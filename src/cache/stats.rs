@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::lifecycle::Refresh;
+use crate::lifecycle::{Refresh, thread_stripe};
 
 /// What this process has done through a cache since it began: a forked child counts from zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,8 +23,17 @@ pub struct Stats {
     pub reconnects: u64,
 }
 
+const STRIPES: usize = 8;
+
+/// Striped, so that threads that hit at the same time do not wait for one cache line.
 #[derive(Default)]
 pub(super) struct Counters {
+    stripes: [Stripe; STRIPES],
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Stripe {
     hits: AtomicU64,
     misses: AtomicU64,
     undecodable: AtomicU64,
@@ -36,36 +45,44 @@ pub(super) struct Counters {
 impl Counters {
     #[inline]
     pub(super) fn looked_up(&self, found: bool) {
-        count(if found { &self.hits } else { &self.misses });
+        let own = self.own();
+        count(if found { &own.hits } else { &own.misses });
     }
 
     pub(super) fn undecodable(&self) {
-        count(&self.undecodable);
+        count(&self.own().undecodable);
     }
 
     pub(super) fn loaded(&self) {
-        count(&self.loads);
+        count(&self.own().loads);
     }
 
     pub(super) fn failed(&self) {
-        count(&self.errors);
+        count(&self.own().errors);
     }
 
     pub(super) fn reconnected(&self) {
-        count(&self.reconnects);
+        count(&self.own().reconnects);
     }
 
     /// `refreshed` is how the store came into this process, if it came through a fork.
     pub(super) fn read(&self, refreshed: Option<Refresh>) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let sum = |counter: fn(&Stripe) -> &AtomicU64| -> u64 {
+            self.stripes.iter().map(|stripe| counter(stripe).load(Ordering::Relaxed)).sum()
+        };
         Stats {
-            hits: read(&self.hits),
-            misses: read(&self.misses),
-            undecodable: read(&self.undecodable),
-            loads: read(&self.loads),
-            errors: read(&self.errors),
-            reconnects: read(&self.reconnects) + u64::from(refreshed == Some(Refresh::Reset)),
+            hits: sum(|stripe| &stripe.hits),
+            misses: sum(|stripe| &stripe.misses),
+            undecodable: sum(|stripe| &stripe.undecodable),
+            loads: sum(|stripe| &stripe.loads),
+            errors: sum(|stripe| &stripe.errors),
+            reconnects: sum(|stripe| &stripe.reconnects) + u64::from(refreshed == Some(Refresh::Reset)),
         }
+    }
+
+    #[inline]
+    fn own(&self) -> &Stripe {
+        &self.stripes[thread_stripe() % STRIPES]
     }
 }
 

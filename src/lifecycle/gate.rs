@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::generation::{generation, page};
-use super::{FIRST_GENERATION, thread_token};
+use super::{FIRST_GENERATION, thread_stripe, thread_token};
 
 /// How long a fork waits for sections to end.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -325,9 +325,7 @@ pub(super) fn reopen(gate: &Counters, generation: u64) {
 
 #[inline]
 fn own_stripe(gate: &Counters) -> &Counter {
-    // Thread-local storage is laid out at large powers of two: mix before reducing.
-    let mixed = (thread_token() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    &gate.stripes[(mixed >> 59) as usize % STRIPES]
+    &gate.stripes[thread_stripe() % STRIPES]
 }
 
 #[inline]
