@@ -24,10 +24,11 @@ pub struct Blocking<'a> {
 /// Runs an operation that does not suspend, since every wait in it blocks.
 #[inline]
 fn now<F: Future>(operation: F) -> F::Output {
-    inline(|| match pin!(operation).poll(&mut Context::from_waker(Waker::noop())) {
+    let mut operation = pin!(operation);
+    match inline(|| operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
         Poll::Ready(output) => output,
         Poll::Pending => unreachable!("an inline operation has suspended"),
-    })
+    }
 }
 
 impl<'a> Blocking<'a> {
@@ -46,7 +47,6 @@ impl<'a> Blocking<'a> {
     }
 
     /// As [`Cache::get_raw`].
-    #[inline]
     pub fn get_raw(self, key: &str) -> Result<Option<Bytes>> {
         now(self.cache.get_raw(key))
     }

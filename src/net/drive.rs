@@ -75,6 +75,7 @@ pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
 fn marked<R>(inline: bool, work: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
+        #[inline]
         fn drop(&mut self) {
             INLINE.set(self.0);
         }
