@@ -128,8 +128,8 @@ impl Cache {
     /// assert!(Cache::named("never registered").is_none());
     /// ```
     pub fn named(name: &str) -> Option<Cache> {
-        let newest_first = CACHES.snapshot().into_iter().rev();
-        newest_first.filter(|registered| registered.0 == name).map(|registered| registered.1.clone()).next()
+        let mut newest_first = CACHES.snapshot().into_iter().rev();
+        newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
     }
 
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
@@ -186,6 +186,18 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.set("price", &100, Duration::from_secs(60)).await?;
+    /// assert_eq!(cache.get::<u32>("price").await?, Some(100));
+    /// assert_eq!(cache.get::<String>("price").await?, None, "a number is not a text");
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.get_raw(key).await?;
         Ok(found.and_then(|bytes| self.decode(&bytes)))
@@ -196,6 +208,16 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get_raw("motd")?.as_deref(), Some(&b"hello"[..]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
@@ -210,6 +232,16 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) where the value cannot be encoded, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("sizes", &[1, 2, 3], Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<Vec<u32>>("sizes")?, Some(vec![1, 2, 3]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn set<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -228,6 +260,16 @@ impl Cache {
     /// # Errors
     ///
     /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(cache.blocking().add("owner", "first", Duration::from_secs(60))?);
+    /// assert!(!cache.blocking().add("owner", "second", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn add<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -246,6 +288,17 @@ impl Cache {
     /// # Errors
     ///
     /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(!cache.blocking().replace("motd", "hello", Duration::from_secs(60))?, "nothing to replace");
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().replace("motd", "good evening", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn replace<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -264,6 +317,16 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("page", "<h1>hello</h1>", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<String>("page")?, None, "bare bytes are no typed value");
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn set_raw<'a, V, E>(
         &'a self,
         key: &'a str,
@@ -282,6 +345,17 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().delete("motd")?);
+    /// assert!(!cache.blocking().delete("motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
@@ -289,11 +363,21 @@ impl Cache {
         self.counted(settled(store.delete(key)).await)
     }
 
-    /// Whether there is an entry, of whatever kind.
+    /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
     ///
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().increment("visits", 1, Duration::from_secs(60))?;
+    /// assert!(cache.blocking().exists("visits")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn exists(&self, key: &str) -> Result<bool> {
         Ok(self.get_raw(key).await?.is_some())
     }
@@ -303,6 +387,17 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("session", "7", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().touch("session", Duration::from_secs(600))?);
+    /// assert!(!cache.blocking().touch("no session", Duration::from_secs(600))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
@@ -316,12 +411,35 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let tenant = cache.namespace("tenant");
+    /// tenant.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// cache.blocking().set("motd", "good evening", Duration::from_secs(60))?;
+    /// tenant.blocking().clear()?;
+    /// assert!(!tenant.blocking().exists("motd")?);
+    /// assert!(cache.blocking().exists("motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
         self.counted(settled(store.clear(self.prefix.as_str())).await)
     }
 
     /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::RedisStore};
+    ///
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:6379")?).build();
+    /// cache.reset();
+    /// assert_eq!(cache.stats().reconnects, 1);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn reset(&self) {
         // What may fail here is the store's own refresh after a fork; the next operation reports it.
         if let Ok(store) = self.store() {
@@ -335,6 +453,16 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) and the store's others.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::RedisStore};
+    ///
+    /// // Nothing listens on port 1.
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:1")?).build();
+    /// let error = cache.blocking().reconnect().unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Connect);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn reconnect(&self) -> Result<()> {
         let store = self.store()?;
         self.local().counters.reconnected();
@@ -342,6 +470,18 @@ impl Cache {
     }
 
     /// What this process has done through this cache so far. Handles of other namespaces count together.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// cache.blocking().get::<String>("motd")?;
+    /// cache.blocking().get::<String>("other")?;
+    /// assert_eq!((cache.stats().hits, cache.stats().misses), (1, 1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn stats(&self) -> Stats {
         self.local().counters.read(self.shared.registration.refreshed())
     }

@@ -60,6 +60,16 @@ impl Ttl {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidTtl`] for a duration of zero, or of more than a hundred years.
+    ///
+    /// ```
+    /// use prefork_cache::Ttl;
+    /// use std::time::Duration;
+    ///
+    /// assert_eq!(Ttl::Never.duration()?, None);
+    /// assert_eq!(Ttl::After(Duration::from_secs(1)).duration()?, Some(Duration::from_secs(1)));
+    /// assert!(Ttl::After(Duration::ZERO).duration().is_err());
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn duration(self) -> Result<Option<Duration>> {
         match self {
             Ttl::Never => Ok(None),
@@ -86,6 +96,16 @@ impl From<Duration> for Ttl {
 }
 
 /// On what condition a value is stored.
+///
+/// ```
+/// use prefork_cache::{CacheStore, Ttl, When, stores::MemoryStore};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// assert!(!store.set("motd", "hello".into(), Ttl::Never, When::IfPresent).await?);
+/// assert!(store.set("motd", "hello".into(), Ttl::Never, When::IfAbsent).await?);
+/// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum When {
     /// Whether or not there is an entry.

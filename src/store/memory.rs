@@ -58,6 +58,12 @@ enum Bound {
 }
 
 /// What becomes of a [`MemoryStore`]'s entries in a forked child.
+///
+/// ```
+/// use prefork_cache::stores::{AtFork, MemoryStore};
+///
+/// let store = MemoryStore::builder().at_fork(AtFork::Fresh).build();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtFork {
@@ -69,6 +75,13 @@ pub enum AtFork {
 }
 
 /// Makes a [`MemoryStore`]; see [`MemoryStore::builder`].
+///
+/// ```
+/// use prefork_cache::{Cache, stores::{AtFork, MemoryStore}};
+///
+/// let store = MemoryStore::builder().max_bytes(16 << 20).at_fork(AtFork::Fresh).build();
+/// let cache = Cache::register(store);
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MemoryBuilder {
@@ -87,6 +100,12 @@ struct Local {
 
 impl MemoryStore {
     /// A store of at most 64 MiB.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::register(MemoryStore::new());
+    /// ```
     #[expect(clippy::new_without_default, reason = "a store of a chosen size is no default value")]
     pub fn new() -> MemoryStore {
         MemoryStore::builder().build()
@@ -279,18 +298,39 @@ fn sum(key: &str, number: &[u8], by: i64) -> Result<i64> {
 impl MemoryBuilder {
     /// Holds at most so many bytes: values, keys, and 64 for each entry. Defaults to 64 MiB. A value that is larger than all
     /// of it is refused.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::builder().max_bytes(1 << 20).build()).build();
+    /// let refused = cache.blocking().set_raw("film", vec![0; 2 << 20], Duration::from_secs(60)).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::ValueTooLarge);
+    /// ```
     pub fn max_bytes(mut self, bytes: u64) -> MemoryBuilder {
         self.bound = Bound::Bytes(bytes);
         self
     }
 
     /// Holds at most so many entries, however large, instead of so many bytes.
+    ///
+    /// ```
+    /// use prefork_cache::stores::MemoryStore;
+    ///
+    /// let store = MemoryStore::builder().max_entries(10_000).build();
+    /// ```
     pub fn max_entries(mut self, entries: u64) -> MemoryBuilder {
         self.bound = Bound::Entries(entries);
         self
     }
 
     /// What becomes of the entries in a forked child. Defaults to [`AtFork::Inherit`].
+    ///
+    /// ```
+    /// use prefork_cache::stores::{AtFork, MemoryStore};
+    ///
+    /// let sessions = MemoryStore::builder().at_fork(AtFork::Fresh).build();
+    /// ```
     pub fn at_fork(mut self, at_fork: AtFork) -> MemoryBuilder {
         self.at_fork = at_fork;
         self
