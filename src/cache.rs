@@ -46,6 +46,18 @@ mod update;
 /// [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every wait for a
 /// server is bounded by the store's timeouts.
 ///
+/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from another:
+///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`blocking`](Cache::blocking).
+/// - Read, or load and store: [`fetch`](Cache::fetch).
+/// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
+///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`exists`](Cache::exists),
+///   [`delete`](Cache::delete).
+/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw).
+/// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
+/// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
+///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
+/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats).
+///
 /// # Cancel safety
 ///
 /// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation is
@@ -133,6 +145,8 @@ impl Cache {
     }
 
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
+    ///
+    /// A part is taken as it is: one with a colon of its own, which a user's input may have, is two parts.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -227,7 +241,7 @@ impl Cache {
         Ok(found)
     }
 
-    /// Stores a value.
+    /// Stores a value. It is encoded before the future is made, so it need not outlive the call or be `Sync`.
     ///
     /// # Errors
     ///
