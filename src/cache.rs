@@ -235,8 +235,8 @@ impl Cache {
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        let found = self.counted(settled(store.get(key)).await)?;
+        let key = self.key(key, &mut buffer)?;
+        let found = self.answered(settled(store.get(key)).await)?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
@@ -373,8 +373,8 @@ impl Cache {
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.delete(key)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.delete(key)).await)
     }
 
     /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
@@ -416,8 +416,8 @@ impl Cache {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.touch(key, ttl)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.touch(key, ttl)).await)
     }
 
     /// Removes every entry of this handle's namespace; without a namespace, every entry of the store.
@@ -441,7 +441,7 @@ impl Cache {
     /// ```
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
-        self.counted(settled(store.clear(self.prefix.as_str())).await)
+        self.answered(settled(store.clear(self.prefix.as_str())).await)
     }
 
     /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
@@ -480,7 +480,7 @@ impl Cache {
     pub async fn reconnect(&self) -> Result<()> {
         let store = self.store()?;
         self.local().counters.reconnected();
-        self.counted(settled(store.reconnect()).await)
+        self.answered(settled(store.reconnect()).await)
     }
 
     /// What this process has done through this cache so far. Handles of other namespaces count together.
@@ -507,6 +507,12 @@ impl Cache {
         Ok(&*self.shared.store)
     }
 
+    /// The key as the store sees it.
+    #[inline]
+    fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
+        self.counted(self.prefix.key(key, buffer))
+    }
+
     #[inline]
     fn local(&self) -> &Local {
         self.shared.local.get_or_init(Local::default)
@@ -523,8 +529,9 @@ impl Cache {
     ) -> Result<R> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.set(key, encoded?, expiry.ttl(), when)).await).map(answer)
+        let key = self.key(key, &mut buffer)?;
+        let encoded = self.counted(encoded)?;
+        self.answered(settled(store.set(key, encoded, expiry.ttl(), when)).await).map(answer)
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<Bytes> {
@@ -539,10 +546,15 @@ impl Cache {
         value
     }
 
+    /// What a store's future has answered, if it could be waited for.
+    #[inline]
+    fn answered<T>(&self, settled: Result<Result<T>>) -> Result<T> {
+        self.counted(settled.and_then(|answer| answer))
+    }
+
     /// Counts an operation that failed.
     #[inline]
-    fn counted<T>(&self, outcome: Result<Result<T>>) -> Result<T> {
-        let outcome = outcome.and_then(|outcome| outcome);
+    fn counted<T>(&self, outcome: Result<T>) -> Result<T> {
         if outcome.is_err() {
             self.local().counters.failed();
         }

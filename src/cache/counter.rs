@@ -29,8 +29,8 @@ impl Cache {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.increment(key, by, ttl)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
@@ -49,7 +49,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn decrement(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
-        let by = by.checked_neg().ok_or_else(|| counter_overflow(key, by))?;
+        let by = self.counted(by.checked_neg().ok_or_else(|| counter_overflow(key, by)))?;
         self.increment(key, by, expiry).await
     }
 
@@ -70,6 +70,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn counter(&self, key: &str) -> Result<Option<i64>> {
-        self.get_raw(key).await?.map(|text| parse_counter(key, &text)).transpose()
+        let found = self.get_raw(key).await?;
+        self.counted(found.map(|text| parse_counter(key, &text)).transpose())
     }
 }
