@@ -118,8 +118,20 @@ pub enum When {
 
 /// Where a cache keeps its bytes.
 ///
-/// Implement it to put a [`Cache`](crate::Cache) on something else than Redis, Memcached or memory; the example
-/// `custom_store` does, and the feature `conformance` has a test of every promise below.
+/// Implement it, with the crates `async-trait` and `bytes`, to put a [`Cache`](crate::Cache) on something else than Redis,
+/// Memcached or memory; the example `custom_store` does, and the feature `conformance` has a test of every promise below. A
+/// wrapper around another store forwards every method, the provided ones too, or that store's own batches and counters go
+/// unused, and its [`refresh`](CacheStore::refresh) is not heard.
+///
+/// ```
+/// use prefork_cache::{CacheStore, Ttl, When, stores};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let store = stores::from_url("memory://")?;
+/// store.set("motd", "hello".into(), Ttl::Never, When::Always).await?;
+/// assert_eq!(store.get("motd").await?.as_deref(), Some(&b"hello"[..]));
+/// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+/// ```
 ///
 /// # Contract
 ///

@@ -20,7 +20,7 @@ fn urls() {
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
-            "unknown scheme \"gopher\": known are memory, redis, redis+unix, memcached, memcached+unix, null",
+            "unknown scheme \"gopher\": this build knows memory, redis, redis+unix, memcached, memcached+unix, null",
         ),
         ("redis://", "a host of the URL is empty"),
         ("redis://ho st", "\"ho st\" is not the name or address of a host"),
