@@ -179,13 +179,14 @@ impl MemoryStore {
     }
 
     fn entry(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<Entry> {
-        let expires_at = ttl.duration()?.map(|duration| Instant::now() + whole_milliseconds(duration));
-        let entry = Entry { value, expires_at };
+        let entry = Entry { value, expires_at: expires_at(ttl)? };
         match self.bound {
             Bound::Bytes(limit) if u64::from(entry.weight(key)) > limit => {
-                let size = entry.value.len();
-                let context =
-                    format!("the value of {key:?} has {size} bytes, and the memory store holds {limit} in all");
+                let (size, weight) = (entry.value.len(), entry.weight(key));
+                let context = format!(
+                    "the value of {key:?} has {size} bytes ({weight} with its key and upkeep), and the memory store \
+                     holds {limit} in all"
+                );
                 Err(Error::new(ErrorKind::ValueTooLarge, context))
             }
             _ => Ok(entry),
@@ -202,9 +203,10 @@ fn trust_since(whole_in: u64) -> Result<(), &'static str> {
     if collector::is_alive() { Ok(()) } else { Err("a vanished thread holds up the collector of garbage") }
 }
 
-/// Rounded up, as the other stores do.
-fn whole_milliseconds(duration: Duration) -> Duration {
-    Duration::from_millis(super::milliseconds_rounded_up(duration))
+/// In whole milliseconds, rounded up as the other stores do.
+fn expires_at(ttl: Ttl) -> Result<Option<Instant>> {
+    let whole_milliseconds = |duration| Duration::from_millis(super::milliseconds_rounded_up(duration));
+    Ok(ttl.duration()?.map(|duration| Instant::now() + whole_milliseconds(duration)))
 }
 
 #[async_trait]
@@ -254,7 +256,7 @@ impl CacheStore for MemoryStore {
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
         check_key(key)?;
-        let expires_at = self.entry(key, Bytes::new(), ttl)?.expires_at;
+        let expires_at = expires_at(ttl)?;
         Ok(self.change(key, |current| match current {
             Some(entry) => (Change::Put(Entry { value: entry.value.clone(), expires_at }), true),
             None => (Change::Keep, false),
