@@ -46,6 +46,18 @@ mod update;
 /// [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every wait for a
 /// server is bounded by the store's timeouts.
 ///
+/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from another:
+///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`blocking`](Cache::blocking).
+/// - Read, or load and store: [`fetch`](Cache::fetch).
+/// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
+///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`exists`](Cache::exists),
+///   [`delete`](Cache::delete).
+/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw).
+/// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
+/// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
+///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
+/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats).
+///
 /// # Cancel safety
 ///
 /// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation is
@@ -128,11 +140,13 @@ impl Cache {
     /// assert!(Cache::named("never registered").is_none());
     /// ```
     pub fn named(name: &str) -> Option<Cache> {
-        let newest_first = CACHES.snapshot().into_iter().rev();
-        newest_first.filter(|registered| registered.0 == name).map(|registered| registered.1.clone()).next()
+        let mut newest_first = CACHES.snapshot().into_iter().rev();
+        newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
     }
 
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
+    ///
+    /// A part is taken as it is: one with a colon of its own, which a user's input may have, is two parts.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -186,6 +200,18 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.set("price", &100, Duration::from_secs(60)).await?;
+    /// assert_eq!(cache.get::<u32>("price").await?, Some(100));
+    /// assert_eq!(cache.get::<String>("price").await?, None, "a number is not a text");
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.get_raw(key).await?;
         Ok(found.and_then(|bytes| self.decode(&bytes)))
@@ -196,20 +222,40 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get_raw("motd")?.as_deref(), Some(&b"hello"[..]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        let found = self.counted(settled(store.get(key)).await)?;
+        let key = self.key(key, &mut buffer)?;
+        let found = self.answered(settled(store.get(key)).await)?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
 
-    /// Stores a value.
+    /// Stores a value. It is encoded before the future is made, so it need not outlive the call or be `Sync`.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) where the value cannot be encoded, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("sizes", &[1, 2, 3], Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<Vec<u32>>("sizes")?, Some(vec![1, 2, 3]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn set<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -228,6 +274,16 @@ impl Cache {
     /// # Errors
     ///
     /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(cache.blocking().add("owner", "first", Duration::from_secs(60))?);
+    /// assert!(!cache.blocking().add("owner", "second", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn add<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -246,6 +302,17 @@ impl Cache {
     /// # Errors
     ///
     /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(!cache.blocking().replace("motd", "hello", Duration::from_secs(60))?, "nothing to replace");
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().replace("motd", "good evening", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn replace<'a, T, E>(
         &'a self,
         key: &'a str,
@@ -264,6 +331,16 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("page", "<h1>hello</h1>", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<String>("page")?, None, "bare bytes are no typed value");
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn set_raw<'a, V, E>(
         &'a self,
         key: &'a str,
@@ -282,18 +359,39 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().delete("motd")?);
+    /// assert!(!cache.blocking().delete("motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.delete(key)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.delete(key)).await)
     }
 
-    /// Whether there is an entry, of whatever kind.
+    /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
     ///
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().increment("visits", 1, Duration::from_secs(60))?;
+    /// assert!(cache.blocking().exists("visits")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn exists(&self, key: &str) -> Result<bool> {
         Ok(self.get_raw(key).await?.is_some())
     }
@@ -303,12 +401,23 @@ impl Cache {
     /// # Errors
     ///
     /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("session", "7", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().touch("session", Duration::from_secs(600))?);
+    /// assert!(!cache.blocking().touch("no session", Duration::from_secs(600))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.touch(key, ttl)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.touch(key, ttl)).await)
     }
 
     /// Removes every entry of this handle's namespace; without a namespace, every entry of the store.
@@ -316,12 +425,35 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let tenant = cache.namespace("tenant");
+    /// tenant.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// cache.blocking().set("motd", "good evening", Duration::from_secs(60))?;
+    /// tenant.blocking().clear()?;
+    /// assert!(!tenant.blocking().exists("motd")?);
+    /// assert!(cache.blocking().exists("motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
-        self.counted(settled(store.clear(self.prefix.as_str())).await)
+        self.answered(settled(store.clear(self.prefix.as_str())).await)
     }
 
     /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::RedisStore};
+    ///
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:6379")?).build();
+    /// cache.reset();
+    /// assert_eq!(cache.stats().reconnects, 1);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn reset(&self) {
         // What may fail here is the store's own refresh after a fork; the next operation reports it.
         if let Ok(store) = self.store() {
@@ -335,13 +467,35 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) and the store's others.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::RedisStore};
+    ///
+    /// // Nothing listens on port 1.
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:1")?).build();
+    /// let error = cache.blocking().reconnect().unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Connect);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn reconnect(&self) -> Result<()> {
         let store = self.store()?;
         self.local().counters.reconnected();
-        self.counted(settled(store.reconnect()).await)
+        self.answered(settled(store.reconnect()).await)
     }
 
     /// What this process has done through this cache so far. Handles of other namespaces count together.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// cache.blocking().get::<String>("motd")?;
+    /// cache.blocking().get::<String>("other")?;
+    /// assert_eq!((cache.stats().hits, cache.stats().misses), (1, 1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn stats(&self) -> Stats {
         self.local().counters.read(self.shared.registration.refreshed())
     }
@@ -351,6 +505,12 @@ impl Cache {
     fn store(&self) -> Result<&dyn CacheStore> {
         self.shared.registration.ensure_current()?;
         Ok(&*self.shared.store)
+    }
+
+    /// The key as the store sees it.
+    #[inline]
+    fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
+        self.counted(self.prefix.key(key, buffer))
     }
 
     #[inline]
@@ -369,8 +529,9 @@ impl Cache {
     ) -> Result<R> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.set(key, encoded?, expiry.ttl(), when)).await).map(answer)
+        let key = self.key(key, &mut buffer)?;
+        let encoded = self.counted(encoded)?;
+        self.answered(settled(store.set(key, encoded, expiry.ttl(), when)).await).map(answer)
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<Bytes> {
@@ -385,10 +546,15 @@ impl Cache {
         value
     }
 
+    /// What a store's future has answered, if it could be waited for.
+    #[inline]
+    fn answered<T>(&self, settled: Result<Result<T>>) -> Result<T> {
+        self.counted(settled.and_then(|answer| answer))
+    }
+
     /// Counts an operation that failed.
     #[inline]
-    fn counted<T>(&self, outcome: Result<Result<T>>) -> Result<T> {
-        let outcome = outcome.and_then(|outcome| outcome);
+    fn counted<T>(&self, outcome: Result<T>) -> Result<T> {
         if outcome.is_err() {
             self.local().counters.failed();
         }

@@ -57,6 +57,13 @@ mod whole_store;
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// One promise, and how it is checked.
+///
+/// ```
+/// use prefork_cache::{conformance, stores::MemoryStore};
+///
+/// let named = |check: &&conformance::Check| check.name() == "counters_count";
+/// conformance::CHECKS.iter().find(named).unwrap().run_inline(&MemoryStore::new());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
     name: &'static str,

@@ -115,12 +115,28 @@ impl Error {
     }
 
     /// What kind of failure this is.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let refused = cache.blocking().set("motd", "hello", Duration::ZERO).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::InvalidTtl);
+    /// ```
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
     }
 
     /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost the
     /// connection. It does not say that a write had no effect.
+    ///
+    /// ```
+    /// use prefork_cache::{Error, ErrorKind};
+    ///
+    /// assert!(Error::new(ErrorKind::Timeout, "reading from the shelf").is_transient());
+    /// assert!(!Error::new(ErrorKind::InvalidKey, "the key is empty").is_transient());
+    /// ```
     pub fn is_transient(&self) -> bool {
         use ErrorKind::{Conflict, Connect, Io, Protocol, Timeout, Unavailable};
         matches!(self.kind(), Connect | Unavailable | Timeout | Io | Protocol | Conflict)

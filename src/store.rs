@@ -60,6 +60,16 @@ impl Ttl {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidTtl`] for a duration of zero, or of more than a hundred years.
+    ///
+    /// ```
+    /// use prefork_cache::Ttl;
+    /// use std::time::Duration;
+    ///
+    /// assert_eq!(Ttl::Never.duration()?, None);
+    /// assert_eq!(Ttl::After(Duration::from_secs(1)).duration()?, Some(Duration::from_secs(1)));
+    /// assert!(Ttl::After(Duration::ZERO).duration().is_err());
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn duration(self) -> Result<Option<Duration>> {
         match self {
             Ttl::Never => Ok(None),
@@ -86,6 +96,16 @@ impl From<Duration> for Ttl {
 }
 
 /// On what condition a value is stored.
+///
+/// ```
+/// use prefork_cache::{CacheStore, Ttl, When, stores::MemoryStore};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// assert!(!store.set("motd", "hello".into(), Ttl::Never, When::IfPresent).await?);
+/// assert!(store.set("motd", "hello".into(), Ttl::Never, When::IfAbsent).await?);
+/// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum When {
     /// Whether or not there is an entry.
@@ -98,8 +118,20 @@ pub enum When {
 
 /// Where a cache keeps its bytes.
 ///
-/// Implement it to put a [`Cache`](crate::Cache) on something else than Redis, Memcached or memory; the example
-/// `custom_store` does, and the feature `conformance` has a test of every promise below.
+/// Implement it, with the crates `async-trait` and `bytes`, to put a [`Cache`](crate::Cache) on something else than Redis,
+/// Memcached or memory; the example `custom_store` does, and the feature `conformance` has a test of every promise below. A
+/// wrapper around another store forwards every method, the provided ones too, or that store's own batches and counters go
+/// unused, and its [`refresh`](CacheStore::refresh) is not heard.
+///
+/// ```
+/// use prefork_cache::{CacheStore, Ttl, When, stores};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let store = stores::from_url("memory://")?;
+/// store.set("motd", "hello".into(), Ttl::Never, When::Always).await?;
+/// assert_eq!(store.get("motd").await?.as_deref(), Some(&b"hello"[..]));
+/// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+/// ```
 ///
 /// # Contract
 ///

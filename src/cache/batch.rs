@@ -31,6 +31,18 @@ impl Cache {
     }
 
     /// [`get_raw`](Cache::get_raw) for many keys, in their order.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("one", "1", Duration::from_secs(60))?;
+    /// let found = cache.blocking().get_many_raw(&["one", ""]);
+    /// assert_eq!(found[0].as_ref().unwrap().as_deref(), Some(&b"1"[..]));
+    /// assert!(found[1].is_err(), "the empty key spoils no other");
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn get_many_raw(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
         let found = batch(prepared, |keys: Vec<String>| async move {
@@ -45,6 +57,17 @@ impl Cache {
     }
 
     /// [`set`](Cache::set) for many entries, in their order.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let stored = cache.blocking().set_many(&[("one", 1), ("two", 2)], Duration::from_secs(60));
+    /// stored.into_iter().collect::<Result<(), _>>()?;
+    /// assert_eq!(cache.blocking().get::<i32>("two")?, Some(2));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn set_many<'a, T, E>(
         &'a self,
         entries: &'a [(&'a str, T)],
@@ -68,6 +91,17 @@ impl Cache {
     }
 
     /// [`delete`](Cache::delete) for many keys, in their order. A key that is given twice is deleted once.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("one", &1, Duration::from_secs(60))?;
+    /// let deleted: Vec<bool> = cache.blocking().delete_many(&["one", "two"]).into_iter().collect::<Result<_, _>>()?;
+    /// assert_eq!(deleted, [true, false]);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
         let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
         let deleted = batch(prepared, |keys: Vec<String>| async move {

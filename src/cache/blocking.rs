@@ -16,6 +16,18 @@ use crate::net::{inline, lifted};
 ///
 /// For a master that warms its caches before it forks, and for any thread that is not asynchronous, a tokio runtime's own
 /// included. Each verb means what the one of [`Cache`] means; its waits block the thread, within the store's timeouts.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::MemoryStore};
+/// use std::time::Duration;
+///
+/// let cache = Cache::builder(MemoryStore::new()).build();
+/// let warm = cache.blocking();
+/// warm.set("motd", "hello", Duration::from_secs(60))?;
+/// warm.increment("warmed", 1, Duration::from_secs(60))?;
+/// assert_eq!(warm.get::<String>("motd")?.as_deref(), Some("hello"));
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Blocking<'a> {
     cache: &'a Cache,

@@ -23,6 +23,18 @@ const CODEC: u8 = 0x0F;
 const HAS_VERSION: u8 = 0x80;
 
 /// How values become bytes. What was written with one is read with that one, whatever the reader's own.
+///
+/// ```
+/// use prefork_cache::{Cache, Codec, stores::MemoryStore};
+/// use std::{sync::Arc, time::Duration};
+///
+/// let store = Arc::new(MemoryStore::new());
+/// let writer = Cache::builder(store.clone()).codec(Codec::Json).build();
+/// let reader = Cache::builder(store).build();
+/// writer.blocking().set("price", &100, Duration::from_secs(60))?;
+/// assert_eq!(reader.blocking().get::<u32>("price")?, Some(100));
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {

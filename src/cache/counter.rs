@@ -29,8 +29,8 @@ impl Cache {
         let ttl = expiry.into().ttl();
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.increment(key, by, ttl)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
@@ -38,8 +38,18 @@ impl Cache {
     /// # Errors
     ///
     /// As [`increment`](Cache::increment).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().increment("seats", 10, Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().decrement("seats", 3, Duration::from_secs(60))?, 7);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn decrement(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
-        let by = by.checked_neg().ok_or_else(|| counter_overflow(key, by))?;
+        let by = self.counted(by.checked_neg().ok_or_else(|| counter_overflow(key, by)))?;
         self.increment(key, by, expiry).await
     }
 
@@ -48,7 +58,19 @@ impl Cache {
     /// # Errors
     ///
     /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) where the entry is no counter, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(cache.blocking().counter("visits")?, None);
+    /// cache.blocking().increment("visits", 1, Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().counter("visits")?, Some(1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub async fn counter(&self, key: &str) -> Result<Option<i64>> {
-        self.get_raw(key).await?.map(|text| parse_counter(key, &text)).transpose()
+        let found = self.get_raw(key).await?;
+        self.counted(found.map(|text| parse_counter(key, &text)).transpose())
     }
 }

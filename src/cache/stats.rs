@@ -5,6 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::lifecycle::{Refresh, thread_stripe};
 
 /// What this process has done through a cache since it began: a forked child counts from zero.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::MemoryStore};
+///
+/// let cache = Cache::builder(MemoryStore::new()).build();
+/// cache.blocking().get::<String>("motd")?;
+/// let stats = cache.stats();
+/// println!("{} of {} reads were hits", stats.hits, stats.hits + stats.misses);
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

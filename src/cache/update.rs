@@ -43,12 +43,12 @@ impl Cache {
             let held = self.get_raw(key).await?;
             let current = held.as_ref().and_then(|held| self.decode(held));
             let new = lifted(|| change(current));
-            let encoded = new.as_ref().map(|new| self.encode(key, new)).transpose()?;
+            let encoded = self.counted(new.as_ref().map(|new| self.encode(key, new)).transpose())?;
             if (held.is_none() && encoded.is_none()) || self.swap(key, held.as_deref(), encoded, ttl).await? {
                 return Ok(new);
             }
         }
-        Err(conflict("updating", key))
+        self.counted(Err(conflict("updating", key)))
     }
 
     /// Removes a value and answers it. Of several callers at once, one gets it.
@@ -75,13 +75,13 @@ impl Cache {
                 return Ok(Some(value));
             }
         }
-        Err(conflict("taking", key))
+        self.counted(Err(conflict("taking", key)))
     }
 
     async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
-        let key = self.prefix.key(key, &mut buffer)?;
-        self.counted(settled(store.compare_and_set(key, expected, new, ttl)).await)
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.compare_and_set(key, expected, new, ttl)).await)
     }
 }

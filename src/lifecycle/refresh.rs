@@ -17,6 +17,13 @@ use super::{FIRST_GENERATION, panic_message};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How a store came into a forked process.
+///
+/// ```
+/// use prefork_cache::lifecycle::Refresh;
+///
+/// assert_eq!(Refresh::Reset.to_string(), "reset");
+/// assert_eq!(Refresh::Cold { reason: "it was asked to" }.to_string(), "cold: it was asked to");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refresh {

@@ -10,7 +10,17 @@ use crate::error::Error;
 /// ```
 /// use prefork_cache::lifecycle;
 ///
-/// assert_eq!(lifecycle::after_fork().to_string(), "not forked (generation 1): nothing to do");
+/// let report = lifecycle::after_fork();
+/// assert_eq!(report.to_string(), "not forked (generation 1): nothing to do");
+///
+/// for store in report.stores() {
+///     if let Err(error) = store.outcome() {
+///         eprintln!("{}: {error:#}", store.name());
+///     }
+/// }
+/// for hook in report.failed_hooks() {
+///     eprintln!("{:?}: {}", hook.id(), hook.message());
+/// }
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "it says whether a store or a hook failed"]

@@ -58,6 +58,12 @@ enum Bound {
 }
 
 /// What becomes of a [`MemoryStore`]'s entries in a forked child.
+///
+/// ```
+/// use prefork_cache::stores::{AtFork, MemoryStore};
+///
+/// let store = MemoryStore::builder().at_fork(AtFork::Fresh).build();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtFork {
@@ -69,6 +75,13 @@ pub enum AtFork {
 }
 
 /// Makes a [`MemoryStore`]; see [`MemoryStore::builder`].
+///
+/// ```
+/// use prefork_cache::{Cache, stores::{AtFork, MemoryStore}};
+///
+/// let store = MemoryStore::builder().max_bytes(16 << 20).at_fork(AtFork::Fresh).build();
+/// let cache = Cache::register(store);
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MemoryBuilder {
@@ -87,6 +100,12 @@ struct Local {
 
 impl MemoryStore {
     /// A store of at most 64 MiB.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::register(MemoryStore::new());
+    /// ```
     #[expect(clippy::new_without_default, reason = "a store of a chosen size is no default value")]
     pub fn new() -> MemoryStore {
         MemoryStore::builder().build()
@@ -160,13 +179,14 @@ impl MemoryStore {
     }
 
     fn entry(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<Entry> {
-        let expires_at = ttl.duration()?.map(|duration| Instant::now() + whole_milliseconds(duration));
-        let entry = Entry { value, expires_at };
+        let entry = Entry { value, expires_at: expires_at(ttl)? };
         match self.bound {
             Bound::Bytes(limit) if u64::from(entry.weight(key)) > limit => {
-                let size = entry.value.len();
-                let context =
-                    format!("the value of {key:?} has {size} bytes, and the memory store holds {limit} in all");
+                let (size, weight) = (entry.value.len(), entry.weight(key));
+                let context = format!(
+                    "the value of {key:?} has {size} bytes ({weight} with its key and upkeep), and the memory store \
+                     holds {limit} in all"
+                );
                 Err(Error::new(ErrorKind::ValueTooLarge, context))
             }
             _ => Ok(entry),
@@ -183,9 +203,10 @@ fn trust_since(whole_in: u64) -> Result<(), &'static str> {
     if collector::is_alive() { Ok(()) } else { Err("a vanished thread holds up the collector of garbage") }
 }
 
-/// Rounded up, as the other stores do.
-fn whole_milliseconds(duration: Duration) -> Duration {
-    Duration::from_millis(super::milliseconds_rounded_up(duration))
+/// In whole milliseconds, rounded up as the other stores do.
+fn expires_at(ttl: Ttl) -> Result<Option<Instant>> {
+    let whole_milliseconds = |duration| Duration::from_millis(super::milliseconds_rounded_up(duration));
+    Ok(ttl.duration()?.map(|duration| Instant::now() + whole_milliseconds(duration)))
 }
 
 #[async_trait]
@@ -235,7 +256,7 @@ impl CacheStore for MemoryStore {
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
         check_key(key)?;
-        let expires_at = self.entry(key, Bytes::new(), ttl)?.expires_at;
+        let expires_at = expires_at(ttl)?;
         Ok(self.change(key, |current| match current {
             Some(entry) => (Change::Put(Entry { value: entry.value.clone(), expires_at }), true),
             None => (Change::Keep, false),
@@ -279,18 +300,39 @@ fn sum(key: &str, number: &[u8], by: i64) -> Result<i64> {
 impl MemoryBuilder {
     /// Holds at most so many bytes: values, keys, and 64 for each entry. Defaults to 64 MiB. A value that is larger than all
     /// of it is refused.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::builder().max_bytes(1 << 20).build()).build();
+    /// let refused = cache.blocking().set_raw("film", vec![0; 2 << 20], Duration::from_secs(60)).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::ValueTooLarge);
+    /// ```
     pub fn max_bytes(mut self, bytes: u64) -> MemoryBuilder {
         self.bound = Bound::Bytes(bytes);
         self
     }
 
     /// Holds at most so many entries, however large, instead of so many bytes.
+    ///
+    /// ```
+    /// use prefork_cache::stores::MemoryStore;
+    ///
+    /// let store = MemoryStore::builder().max_entries(10_000).build();
+    /// ```
     pub fn max_entries(mut self, entries: u64) -> MemoryBuilder {
         self.bound = Bound::Entries(entries);
         self
     }
 
     /// What becomes of the entries in a forked child. Defaults to [`AtFork::Inherit`].
+    ///
+    /// ```
+    /// use prefork_cache::stores::{AtFork, MemoryStore};
+    ///
+    /// let sessions = MemoryStore::builder().at_fork(AtFork::Fresh).build();
+    /// ```
     pub fn at_fork(mut self, at_fork: AtFork) -> MemoryBuilder {
         self.at_fork = at_fork;
         self

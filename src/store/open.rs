@@ -7,7 +7,8 @@ use super::stores::NullStore;
 use super::url::{StoreUrl, invalid};
 use crate::error::Result;
 
-/// The store that a URL describes, so that a program's configuration can choose it. No I/O.
+/// The store that a URL describes, so that a program's configuration can choose it. No I/O. A store whose feature is off is
+/// not known.
 ///
 /// | URL | store |
 /// | --- | --- |
@@ -54,7 +55,7 @@ pub fn from_url(url: &str) -> Result<Arc<dyn CacheStore>> {
         "redis" | "redis+unix" => Ok(Arc::new(super::stores::RedisStore::new(url)?)),
         #[cfg(feature = "memcached")]
         "memcached" | "memcached+unix" => Ok(Arc::new(super::stores::MemcachedStore::new(url)?)),
-        other => Err(invalid(format!("unknown scheme {other:?}: known are {}", SCHEMES.join(", ")))),
+        other => Err(invalid(format!("unknown scheme {other:?}: this build knows {}", SCHEMES.join(", ")))),
     }
 }
 

@@ -20,8 +20,9 @@ const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
 /// - Conditional writes, counters, compare-and-set and `touch` go to the far store alone, and the near entry is dropped.
 /// - `delete` and `clear` go to both.
 ///
-/// The near store's failures are nobody's problem: it is passed by. What another process writes shows here once the near
-/// entry has expired: the near time to live is how stale a read may be.
+/// The near store's failures are nobody's problem: it is passed by. Only `clear` and `reconnect` tell of them. What another
+/// process writes, or this one while a read is under way, shows here once the near entry has expired: the near time to live
+/// is how stale a read may be.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::{MemoryStore, RedisStore, TieredStore}};
@@ -41,11 +42,25 @@ pub struct TieredStore<N, F> {
 
 impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
     /// `near` in front of `far`.
+    ///
+    /// ```
+    /// use prefork_cache::stores::{self, MemoryStore, TieredStore};
+    ///
+    /// let store = TieredStore::new(MemoryStore::new(), stores::from_url("memcached://10.0.0.1,10.0.0.2")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
     pub fn new(near: N, far: F) -> TieredStore<N, F> {
         TieredStore { near, far, near_ttl: DEFAULT_NEAR_TTL }
     }
 
     /// How long the near store may answer before the far one is asked again. At least a millisecond. Defaults to 5 s.
+    ///
+    /// ```
+    /// use prefork_cache::stores::{MemoryStore, NullStore, TieredStore};
+    /// use std::time::Duration;
+    ///
+    /// let store = TieredStore::new(MemoryStore::new(), NullStore::new()).near_ttl(Duration::from_millis(500));
+    /// ```
     #[must_use]
     pub fn near_ttl(mut self, ttl: Duration) -> TieredStore<N, F> {
         self.near_ttl = ttl.max(Duration::from_millis(1));

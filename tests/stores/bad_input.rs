@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prefork_cache::stores::{MemoryStore, from_url};
-use prefork_cache::{Cache, Error, ErrorKind, Expiry};
+use prefork_cache::{Cache, Codec, Error, ErrorKind, Expiry};
 
 use support::servers::{Kind, Server, free_port};
 
@@ -20,7 +20,7 @@ fn urls() {
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
-            "unknown scheme \"gopher\": known are memory, redis, redis+unix, memcached, memcached+unix, null",
+            "unknown scheme \"gopher\": this build knows memory, redis, redis+unix, memcached, memcached+unix, null",
         ),
         ("redis://", "a host of the URL is empty"),
         ("redis://ho st", "\"ho st\" is not the name or address of a host"),
@@ -136,7 +136,7 @@ fn values_that_are_too_large() {
     refused(
         memory.blocking().set_raw("k", vec![0; 200], TTL),
         ErrorKind::ValueTooLarge,
-        "the value of \"k\" has 200 bytes, and the memory store holds 100 in all",
+        "the value of \"k\" has 200 bytes (265 with its key and upkeep), and the memory store holds 100 in all",
     );
     for kind in Kind::BOTH {
         let server = Server::start(kind);
@@ -183,6 +183,27 @@ fn a_fetch_gives_the_loaders_value_whatever_the_cache_refuses() {
     assert_eq!(*reported.lock().unwrap(), ["the key is empty", zero]);
     assert!(!cache.exists("k").unwrap());
     assert_eq!(cache.stats().errors, 2);
+}
+
+/// What is refused before the store hears of it is a failed operation like any other.
+#[test]
+fn every_refusal_is_counted() {
+    let cache = Cache::builder(MemoryStore::new()).codec(Codec::Json).build();
+    let cache = cache.blocking();
+    // JSON has no name for such a key.
+    let unnamed = || std::collections::HashMap::from([((1, 2), 3)]);
+    cache.get_raw("").unwrap_err();
+    cache.set("k", &unnamed(), TTL).unwrap_err();
+    cache.update("k", TTL, |_: Option<std::collections::HashMap<(u8, u8), u8>>| Some(unnamed())).unwrap_err();
+    cache.decrement("k", i64::MIN, TTL).unwrap_err();
+    cache.set_raw("k", "words", TTL).unwrap();
+    cache.counter("k").unwrap_err();
+    assert_eq!(cache.stats().errors, 5);
+    let loaded = cache.fetch("other", TTL, || Ok::<_, std::convert::Infallible>(unnamed()));
+    assert_eq!(loaded, Ok(unnamed()));
+    assert_eq!(cache.stats().errors, 6);
+    cache.set_many(&[("", 1)], TTL).pop().unwrap().unwrap_err();
+    assert_eq!(cache.stats().errors, 7);
 }
 
 #[test]
