@@ -54,6 +54,21 @@ fn a_user_with_rights_of_its_own() {
     }
 }
 
+/// An unknown command is answered with what was sent.
+#[test]
+fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
+    let server = Server::with(Kind::Redis, &[&["--rename-command", "AUTH", ""], &ONLY_RESP2[..]].concat());
+    for login in ["me:hunter2", ":hunter2"] {
+        let cache = cache(&format!("redis://{login}@127.0.0.1:{}", server.port()));
+        let blocking = cache.blocking().get::<String>("k").unwrap_err();
+        let asynchronous = current_thread().block_on(cache.get::<String>("k")).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), ErrorKind::Auth, "{error}");
+            assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:#}");
+        }
+    }
+}
+
 #[test]
 fn a_database_of_its_own() {
     let server = Server::start(Kind::Redis);

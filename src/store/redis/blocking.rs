@@ -6,7 +6,7 @@ use redis::{Cmd, Parser, Value, cmd};
 
 use super::commands::Request;
 use super::config::Login;
-use super::reply::server_error;
+use super::reply::{greeting_error, login_error, server_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, Protocol, Stream, io_error};
 
@@ -68,13 +68,6 @@ impl Resp {
         })
     }
 
-    async fn require(&self, connection: &mut Connection, command: Cmd) -> Result<()> {
-        match self.ask(connection, command).await? {
-            Ok(_) => Ok(()),
-            Err(error) => Err(server_error(&self.endpoint, error)),
-        }
-    }
-
     /// RESP3 where the server knows it, with user and password.
     async fn greet(&self, connection: &mut Connection) -> Result<()> {
         let mut hello = cmd("HELLO");
@@ -85,7 +78,7 @@ impl Resp {
         match self.ask(connection, hello).await? {
             Ok(_) => return Ok(()),
             Err(error) if knows_only_resp2(error.code(), error.details()) => {}
-            Err(error) => return Err(server_error(&self.endpoint, error)),
+            Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
         }
         let Some(password) = &self.login.password else { return Ok(()) };
         let mut auth = cmd("AUTH");
@@ -93,7 +86,8 @@ impl Resp {
             auth.arg(username);
         }
         auth.arg(password);
-        self.require(connection, auth).await
+        let answer = self.ask(connection, auth).await?;
+        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
     }
 }
 
@@ -114,7 +108,8 @@ impl Protocol for Resp {
         if self.login.database != 0 {
             let mut select = cmd("SELECT");
             select.arg(self.login.database);
-            self.require(&mut connection, select).await?;
+            let answer = self.ask(&mut connection, select).await?;
+            answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         Ok(connection)
     }

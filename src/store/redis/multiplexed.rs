@@ -18,7 +18,7 @@ use tokio::time::timeout_at;
 use super::blocking::{Resp, knows_only_resp2};
 use super::commands::Request;
 use super::config::Login;
-use super::reply::server_error;
+use super::reply::greeting_error;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::lifecycle::{ProcessLocal, generation};
@@ -156,7 +156,7 @@ impl Multiplexed {
         let login = self.login.over(protocol);
         let greeting = MultiplexedConnection::new_with_config(&login, socket, config);
         let greeted = match timeout_at(deadline.into(), greeting).await {
-            Ok(greeted) => greeted.map_err(|error| Refusal::of(link, error))?,
+            Ok(greeted) => greeted.map_err(|error| Refusal::of(link, &self.login, error))?,
             Err(_) => return Err(Refusal::Error(link.failed(timed_out("greeting", link.endpoint())))),
         };
         let (connection, driver) = greeted;
@@ -260,7 +260,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn of(link: &Link<Resp>, error: RedisError) -> Refusal {
+    fn of(link: &Link<Resp>, login: &Login, error: RedisError) -> Refusal {
         let endpoint = link.endpoint();
         match error.kind() {
             redis::ErrorKind::RESP3NotSupported => Refusal::KnowsOnlyResp2,
@@ -269,7 +269,7 @@ impl Refusal {
             }
             _ => match error.clone().into_server_errors().and_then(|errors| errors.first().cloned()) {
                 Some((_, said)) if knows_only_resp2(said.code(), said.details()) => Refusal::KnowsOnlyResp2,
-                Some((_, said)) => Refusal::Error(server_error(endpoint, said)),
+                Some((_, said)) => Refusal::Error(greeting_error(endpoint, login, &said)),
                 None => Refusal::Error(link.failed(broken(endpoint, error))),
             },
         }
