@@ -22,7 +22,12 @@ const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
 const CODEC: u8 = 0x0F;
 const HAS_VERSION: u8 = 0x80;
 
+/// How deep a value may be nested to be read, as serde_json has it: damaged bytes must not exhaust the stack.
+const DEEPEST: usize = 128;
+
 /// How values become bytes. What was written with one is read with that one, whatever the reader's own.
+///
+/// A value that is nested some 128 deep or deeper is a miss when it is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {
@@ -94,7 +99,9 @@ pub(super) fn decode<T: DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -
     let mut body = take_text(&mut rest).filter(|_| rest.is_empty())?;
     match Codec::of_number(format & CODEC)? {
         Codec::MessagePack => {
-            let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut body)).ok();
+            let mut deserializer = rmp_serde::Deserializer::new(&mut body);
+            deserializer.set_max_depth(DEEPEST);
+            let value = T::deserialize(&mut deserializer).ok();
             value.filter(|_| body.is_empty())
         }
         Codec::Json => serde_json::from_slice(body).ok(),
@@ -169,6 +176,26 @@ mod tests {
         assert_eq!(decode::<Widget>(Some("v"), &longer), None);
         let inner = encode(Codec::MessagePack, None, "k", &(1_u8, 2_u8)).unwrap();
         assert_eq!(decode::<(u8,)>(None, &inner), None, "a longer tuple");
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Tree {
+        Leaf,
+        Under(Vec<Tree>),
+    }
+
+    fn tree(depth: usize) -> Tree {
+        (0..depth).fold(Tree::Leaf, |inner, _| Tree::Under(vec![inner]))
+    }
+
+    #[test]
+    fn nesting_has_a_bound_that_a_small_stack_bears() {
+        for codec in [Codec::MessagePack, Codec::Json] {
+            let bytes = encode(codec, None, "k", &tree(40)).unwrap();
+            assert_eq!(decode(None, &bytes), Some(tree(40)));
+            let bytes = encode(codec, None, "k", &tree(1_000)).unwrap();
+            assert_eq!(decode::<Tree>(None, &bytes), None);
+        }
     }
 
     #[test]
