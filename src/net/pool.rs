@@ -269,7 +269,6 @@ impl<C> Drop for Lease<'_, C> {
 mod tests {
     use std::future::Future;
     use std::pin::pin;
-    use std::sync::MutexGuard;
     use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
