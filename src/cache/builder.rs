@@ -12,6 +12,8 @@ use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
 const DEFAULT_FETCH_WAIT: Duration = Duration::from_secs(10);
+/// A clock has an end.
+const LONGEST_FETCH_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Makes a [`Cache`]; see [`Cache::builder`].
 #[must_use]
@@ -55,9 +57,9 @@ impl Builder {
     }
 
     /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
-    /// Defaults to 10 s.
+    /// At most a year. Defaults to 10 s.
     pub fn fetch_wait(mut self, wait: Duration) -> Builder {
-        self.fetch_wait = wait;
+        self.fetch_wait = wait.min(LONGEST_FETCH_WAIT);
         self
     }
 
