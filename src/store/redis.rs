@@ -113,10 +113,12 @@ impl RedisStore {
         Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
     }
 
-    /// Several commands as one transaction; the reply to the last of them.
+    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded: the
+    /// first error says why, and that of EXEC only that.
     async fn transaction(&self, commands: impl IntoIterator<Item = Cmd>, retry: Retry) -> Result<Reply<'_>> {
         let replies = self.pipeline(commands::transaction(commands), retry).await?;
-        let executed = replies.into_iter().next_back().expect("as many replies as requests")?;
+        let accepted: Vec<Reply<'_>> = replies.into_iter().collect::<Result<_>>()?;
+        let executed = accepted.into_iter().next_back().expect("as many replies as requests");
         let last = executed.array()?.into_iter().next_back().unwrap_or(Value::Nil);
         self.reply(last)
     }

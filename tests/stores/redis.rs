@@ -105,6 +105,62 @@ fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
     both(3);
 }
 
+/// A refused command discards the transaction that an increment is.
+#[test]
+fn an_increment_that_is_refused_says_why() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    for (setting, kind, text) in [
+        ("CONFIG SET maxmemory 1", ErrorKind::Server, "OOM"),
+        ("CONFIG SET maxmemory 0", ErrorKind::NotANumber, ""),
+        ("ACL SETUSER default -incrby", ErrorKind::Auth, "NOPERM"),
+    ] {
+        server.ask(setting);
+        server.ask("SET n word");
+        let blocking = cache.blocking().increment("n", 1, TTL).unwrap_err();
+        let asynchronous = current_thread().block_on(cache.increment("n", 1, TTL)).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(text), "{error} does not say {text:?}");
+        }
+    }
+}
+
+/// The server says why and hangs up in the middle of the request. That is no outage.
+#[test]
+fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
+    let server = Server::with(Kind::Redis, &["--proto-max-bulk-len", "1mb"]);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    for _ in 0..5 {
+        let blocking = cache.blocking().set_raw("large", vec![0; 8 << 20], TTL).unwrap_err();
+        let asynchronous = runtime.block_on(cache.set_raw("large", vec![0; 8 << 20], TTL)).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), ErrorKind::Server, "{error}");
+            assert!(error.to_string().contains("invalid bulk length"), "{error}");
+        }
+    }
+    cache.blocking().set("small", "v", TTL).unwrap();
+}
+
+/// What may not be sent twice is not sent into a connection that is known to be closed, also where the runtime slept meanwhile.
+#[test]
+fn a_connection_that_the_server_closed_fails_nobody() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    for sum in 1..=5 {
+        for key in ["blocking", "asynchronous"] {
+            server.ask("CLIENT KILL TYPE normal SKIPME yes");
+            let counted = match key {
+                "blocking" => cache.blocking().increment(key, 1, TTL),
+                _ => runtime.block_on(cache.increment(key, 1, TTL)),
+            };
+            assert_eq!(counted.unwrap(), sum, "{key}");
+        }
+    }
+}
+
 /// A RESP3 server sends what nobody asked for: here, that a key which was read has changed.
 #[test]
 fn what_the_server_says_unasked_is_no_reply() {

@@ -52,6 +52,14 @@ impl Resp {
         }
     }
 
+    /// Why the server refused to read on, if it said so: a value that is larger than it takes, say.
+    fn said_before_it_hung_up(&self, connection: &mut Connection) -> Option<Error> {
+        match self.receive(connection) {
+            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            _ => None,
+        }
+    }
+
     fn reading(&self, failure: Option<io::Error>, error: redis::RedisError) -> Error {
         match failure {
             Some(failure) => io_error("reading from", &self.endpoint, failure),
@@ -115,7 +123,9 @@ impl Protocol for Resp {
     }
 
     async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Vec<Value>> {
-        self.send(connection, request).await?;
+        if let Err(error) = self.send(connection, request).await {
+            return Err(self.said_before_it_hung_up(connection).unwrap_or(error));
+        }
         let mut replies = Vec::with_capacity(request.len());
         for _ in 0..request.len() {
             replies.push(self.receive(connection)?);
