@@ -105,6 +105,35 @@ fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
     both(3);
 }
 
+/// In parts, each of which has the whole timeout. What comes after a part that fails is not sent.
+#[test]
+fn a_batch_may_be_as_large_as_one_likes() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    let keys: Vec<String> = (0..2_500).map(|number| format!("key:{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let values: Vec<(&str, String)> = keys.iter().map(|key| (*key, key.repeat(100))).collect();
+    for way in ["blocking", "asynchronous"] {
+        let here = way == "blocking";
+        let set =
+            if here { cache.blocking().set_many(&values, TTL) } else { runtime.block_on(cache.set_many(&values, TTL)) };
+        assert!(set.len() == keys.len() && set.iter().all(Result::is_ok), "{way}: {set:?}");
+        let got = if here { cache.blocking().get_many(&keys) } else { runtime.block_on(cache.get_many(&keys)) };
+        let got: Vec<Option<String>> = got.into_iter().collect::<Result<_, _>>().unwrap();
+        assert!(got.into_iter().eq(values.iter().map(|(_, value)| Some(value.clone()))), "{way}");
+        let deleted =
+            if here { cache.blocking().delete_many(&keys) } else { runtime.block_on(cache.delete_many(&keys)) };
+        assert!(deleted.len() == keys.len() && deleted.iter().all(|deleted| *deleted.as_ref().unwrap()), "{way}");
+    }
+    let commands = server.ask("INFO commandstats");
+    assert!(commands.contains("cmdstat_mget:calls=6,"), "{commands}");
+    drop(server);
+    let got = cache.blocking().get_many::<String>(&keys);
+    assert!(got.len() == keys.len() && got.iter().all(Result::is_err));
+    assert_eq!(cache.blocking().stats().errors, 2_500);
+}
+
 /// A refused command discards the transaction that an increment is.
 #[test]
 fn an_increment_that_is_refused_says_why() {

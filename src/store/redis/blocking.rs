@@ -33,10 +33,10 @@ impl Resp {
     }
 
     async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
-        connection.outgoing.clear();
-        connection.outgoing.shrink_to(KEPT);
         request.write(&mut connection.outgoing);
         let sent = connection.stream.write_all(&connection.outgoing).await;
+        connection.outgoing.clear();
+        connection.outgoing.shrink_to(KEPT);
         sent.map_err(|error| io_error("writing to", &self.endpoint, error))
     }
 
