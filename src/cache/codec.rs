@@ -13,8 +13,8 @@
 //! Lengths are little-endian. A reader refuses what it does not know, so the other bits are free for the future.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -99,13 +99,27 @@ pub(super) fn decode<T: DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -
     let mut body = take_text(&mut rest).filter(|_| rest.is_empty())?;
     match Codec::of_number(format & CODEC)? {
         Codec::MessagePack => {
-            let mut deserializer = rmp_serde::Deserializer::new(&mut body);
-            deserializer.set_max_depth(DEEPEST);
-            let value = T::deserialize(&mut deserializer).ok();
+            if nests_too_deep(body) {
+                return None;
+            }
+            let value = T::deserialize(&mut bounded(&mut body)).ok();
             value.filter(|_| body.is_empty())
         }
         Codec::Json => serde_json::from_slice(body).ok(),
     }
+}
+
+fn bounded<R: std::io::Read>(body: R) -> rmp_serde::Deserializer<rmp_serde::decode::ReadReader<R>> {
+    let mut deserializer = rmp_serde::Deserializer::new(body);
+    deserializer.set_max_depth(DEEPEST);
+    deserializer
+}
+
+/// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not count those when it reads an enum.
+/// It does when it skips them: where there are enough of them, all is skipped first.
+fn nests_too_deep(body: &[u8]) -> bool {
+    let maps = body.iter().filter(|byte| matches!(byte, 0x81 | 0xDE | 0xDF)).count();
+    maps > DEEPEST && IgnoredAny::deserialize(&mut bounded(body)).is_err()
 }
 
 /// A length and what it is the length of.
@@ -181,21 +195,33 @@ mod tests {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     enum Tree {
         Leaf,
-        Under(Vec<Tree>),
+        Under(Box<Tree>),
+        Around(Vec<Tree>),
     }
 
-    fn tree(depth: usize) -> Tree {
-        (0..depth).fold(Tree::Leaf, |inner, _| Tree::Under(vec![inner]))
+    fn trees(depth: usize) -> [Tree; 2] {
+        let nest = |wrap: fn(Tree) -> Tree| (0..depth).fold(Tree::Leaf, |inner, _| wrap(inner));
+        [nest(|inner| Tree::Under(Box::new(inner))), nest(|inner| Tree::Around(vec![inner]))]
     }
 
     #[test]
     fn nesting_has_a_bound_that_a_small_stack_bears() {
         for codec in [Codec::MessagePack, Codec::Json] {
-            let bytes = encode(codec, None, "k", &tree(40)).unwrap();
-            assert_eq!(decode(None, &bytes), Some(tree(40)));
-            let bytes = encode(codec, None, "k", &tree(1_000)).unwrap();
-            assert_eq!(decode::<Tree>(None, &bytes), None);
+            for tree in trees(60) {
+                let bytes = encode(codec, None, "k", &tree).unwrap();
+                assert_eq!(decode(None, &bytes), Some(tree));
+            }
+            for tree in trees(200) {
+                let bytes = encode(codec, None, "k", &tree).unwrap();
+                assert_eq!(decode::<Tree>(None, &bytes), None);
+            }
         }
+        let under = b"\x81\xA5Under".repeat(100_000);
+        let frame = [&b"\xC1PF\x01"[..], &u32::try_from(under.len()).unwrap().to_le_bytes(), &under].concat();
+        assert_eq!(decode::<Tree>(None, &frame), None);
+        let many: Vec<Tree> = (0..500).map(|_| Tree::Under(Box::new(Tree::Leaf))).collect();
+        let bytes = encode(Codec::MessagePack, None, "k", &many).unwrap();
+        assert_eq!(decode(None, &bytes), Some(many), "many of them side by side are no depth");
     }
 
     #[test]
