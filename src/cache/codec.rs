@@ -115,8 +115,8 @@ fn bounded<R: std::io::Read>(body: R) -> rmp_serde::Deserializer<rmp_serde::deco
     deserializer
 }
 
-/// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not count those when it reads an enum.
-/// It does when it skips them: where there are enough of them, all is skipped first.
+/// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not
+/// count those when it reads an enum. It does when it skips them: where there are enough of them, all is skipped first.
 fn nests_too_deep(body: &[u8]) -> bool {
     let maps = body.iter().filter(|byte| matches!(byte, 0x81 | 0xDE | 0xDF)).count();
     maps > DEEPEST && IgnoredAny::deserialize(&mut bounded(body)).is_err()
