@@ -21,4 +21,6 @@ pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, drive, inline, is_inline, lifted};
 pub(crate) use endpoint::{Endpoint, io_error, timed_out};
 pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
+#[cfg(feature = "tokio")]
+pub(crate) use socket::Probe;
 pub(crate) use stream::Stream;

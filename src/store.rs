@@ -288,12 +288,15 @@ where
     let checked: Vec<Result<()>> = items.into_iter().map(|item| item.map(|item| in_order.push(item))).collect();
     let sent = if in_order.is_empty() { Ok(Vec::new()) } else { send(in_order).await };
     let mut sent = sent.map(Vec::into_iter);
-    let too_few = || Error::new(ErrorKind::Protocol, "a batch was answered with too few results");
     let answer = |checked: Result<()>| {
         checked?;
-        sent.as_mut().map_err(|error| error.clone())?.next().unwrap_or_else(|| Err(too_few()))
+        sent.as_mut().map_err(|error| error.clone())?.next().unwrap_or_else(|| Err(wrong_count()))
     };
     checked.into_iter().map(answer).collect()
+}
+
+pub(crate) fn wrong_count() -> Error {
+    Error::new(ErrorKind::Protocol, "a batch was answered with another number of results")
 }
 
 pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {

@@ -12,6 +12,8 @@ use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
 const DEFAULT_FETCH_WAIT: Duration = Duration::from_secs(10);
+/// A clock has an end.
+const LONGEST_FETCH_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Makes a [`Cache`]; see [`Cache::builder`].
 ///
@@ -97,7 +99,7 @@ impl Builder {
     }
 
     /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
-    /// Defaults to 10 s.
+    /// At most a year. Defaults to 10 s.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -106,7 +108,7 @@ impl Builder {
     /// let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(500)).build();
     /// ```
     pub fn fetch_wait(mut self, wait: Duration) -> Builder {
-        self.fetch_wait = wait;
+        self.fetch_wait = wait.min(LONGEST_FETCH_WAIT);
         self
     }
 

@@ -13,8 +13,8 @@
 //! Lengths are little-endian. A reader refuses what it does not know, so the other bits are free for the future.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,7 +22,12 @@ const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
 const CODEC: u8 = 0x0F;
 const HAS_VERSION: u8 = 0x80;
 
+/// How deep a value may be nested to be read, as serde_json has it: damaged bytes must not exhaust the stack.
+const DEEPEST: usize = 128;
+
 /// How values become bytes. What was written with one is read with that one, whatever the reader's own.
+///
+/// A value that is nested some 128 deep or deeper is a miss when it is read.
 ///
 /// ```
 /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -106,11 +111,27 @@ pub(super) fn decode<T: DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -
     let mut body = take_text(&mut rest).filter(|_| rest.is_empty())?;
     match Codec::of_number(format & CODEC)? {
         Codec::MessagePack => {
-            let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut body)).ok();
+            if nests_too_deep(body) {
+                return None;
+            }
+            let value = T::deserialize(&mut bounded(&mut body)).ok();
             value.filter(|_| body.is_empty())
         }
         Codec::Json => serde_json::from_slice(body).ok(),
     }
+}
+
+fn bounded<R: std::io::Read>(body: R) -> rmp_serde::Deserializer<rmp_serde::decode::ReadReader<R>> {
+    let mut deserializer = rmp_serde::Deserializer::new(body);
+    deserializer.set_max_depth(DEEPEST);
+    deserializer
+}
+
+/// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not
+/// count those when it reads an enum. It does when it skips them: where there are enough of them, all is skipped first.
+fn nests_too_deep(body: &[u8]) -> bool {
+    let maps = body.iter().filter(|byte| matches!(byte, 0x81 | 0xDE | 0xDF)).count();
+    maps > DEEPEST && IgnoredAny::deserialize(&mut bounded(body)).is_err()
 }
 
 /// A length and what it is the length of.
@@ -181,6 +202,38 @@ mod tests {
         assert_eq!(decode::<Widget>(Some("v"), &longer), None);
         let inner = encode(Codec::MessagePack, None, "k", &(1_u8, 2_u8)).unwrap();
         assert_eq!(decode::<(u8,)>(None, &inner), None, "a longer tuple");
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Tree {
+        Leaf,
+        Under(Box<Tree>),
+        Around(Vec<Tree>),
+    }
+
+    fn trees(depth: usize) -> [Tree; 2] {
+        let nest = |wrap: fn(Tree) -> Tree| (0..depth).fold(Tree::Leaf, |inner, _| wrap(inner));
+        [nest(|inner| Tree::Under(Box::new(inner))), nest(|inner| Tree::Around(vec![inner]))]
+    }
+
+    #[test]
+    fn nesting_has_a_bound_that_a_small_stack_bears() {
+        for codec in [Codec::MessagePack, Codec::Json] {
+            for tree in trees(60) {
+                let bytes = encode(codec, None, "k", &tree).unwrap();
+                assert_eq!(decode(None, &bytes), Some(tree));
+            }
+            for tree in trees(200) {
+                let bytes = encode(codec, None, "k", &tree).unwrap();
+                assert_eq!(decode::<Tree>(None, &bytes), None);
+            }
+        }
+        let under = b"\x81\xA5Under".repeat(100_000);
+        let frame = [&b"\xC1PF\x01"[..], &u32::try_from(under.len()).unwrap().to_le_bytes(), &under].concat();
+        assert_eq!(decode::<Tree>(None, &frame), None);
+        let many: Vec<Tree> = (0..500).map(|_| Tree::Under(Box::new(Tree::Leaf))).collect();
+        let bytes = encode(Codec::MessagePack, None, "k", &many).unwrap();
+        assert_eq!(decode(None, &bytes), Some(many), "many of them side by side are no depth");
     }
 
     #[test]

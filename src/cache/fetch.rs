@@ -16,8 +16,8 @@ impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
     ///
     /// Of all that miss a key at the same time in this process, one runs its loader; the others wait for its value, each at
-    /// most as long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own. Where the one fails
-    /// or is cancelled, another one takes over.
+    /// most as long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own and store what it
+    /// returns. Where the one fails or is cancelled, another one takes over.
     ///
     /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
     /// cannot be encoded are counted, and told to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
@@ -68,6 +68,7 @@ impl Cache {
         loop {
             // Anew after each wait: the process may have forked meanwhile, and this may be the child.
             let flights = &self.local().flights;
+            let landed_before = flights.landed();
             match flights.join(&full_key) {
                 Part::Lead(lead) => {
                     if flights.landed() != landed
@@ -76,18 +77,20 @@ impl Cache {
                         lead.land(Landing::Loaded(encoded));
                         return Ok(value);
                     }
-                    return self.load_and_store(key, expiry, lead, load).await;
+                    return self.load_and_store(key, expiry, Some(lead), load).await;
                 }
                 Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load(load).await,
                 Part::Wait(flight) => {
-                    landed = flights.landed();
+                    landed = landed_before;
                     match flight.landing(deadline).await {
                         Some(Landing::Failed) => {}
                         Some(Landing::Loaded(encoded)) => match self.decode(&encoded) {
                             Some(value) => return Ok(value),
                             None => return self.load(load).await,
                         },
-                        Some(Landing::NotShareable) | None => return self.load(load).await,
+                        Some(Landing::NotShareable) => return self.load(load).await,
+                        // Stored, or everybody would wait as long until that leader ends.
+                        None => return self.load_and_store(key, expiry, None, load).await,
                     }
                 }
             }
@@ -98,7 +101,7 @@ impl Cache {
         &self,
         key: &str,
         expiry: Expiry,
-        lead: Lead<'_>,
+        lead: Option<Lead<'_>>,
         load: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let value = self.load(load).await?;
@@ -106,7 +109,9 @@ impl Cache {
         let landing = encoded.as_ref().map_or(Landing::NotShareable, |encoded| Landing::Loaded(encoded.clone()));
         let stored = self.put(key, encoded, expiry, When::Always, |_| ()).await;
         self.tell(stored);
-        lead.land(landing);
+        if let Some(lead) = lead {
+            lead.land(landing);
+        }
         Ok(value)
     }
 

@@ -38,7 +38,9 @@ pub(super) struct Flight {
 #[derive(Debug)]
 struct State {
     landing: Option<Landing>,
-    waiting: Vec<Waker>,
+    /// By ticket: whoever gives up leaves nothing behind.
+    waiting: HashMap<u64, Waker>,
+    next_ticket: u64,
 }
 
 /// How a flight has ended.
@@ -87,7 +89,7 @@ impl Flights {
         let flight = Arc::new(Flight {
             generation: generation(),
             leader_thread: if is_inline() { thread_token() } else { 0 },
-            state: Lock::new("flight", State { landing: None, waiting: Vec::new() }),
+            state: Lock::new("flight", State { landing: None, waiting: HashMap::new(), next_ticket: 0 }),
         });
         under_way.insert(key.to_owned(), Arc::clone(&flight));
         Part::Lead(Lead {
@@ -100,14 +102,15 @@ impl Flights {
     }
 
     fn land(&self, key: &str, flight: &Flight, landing: Landing) {
-        self.under_way.lock().remove(key);
+        // Counted first: whoever finds no flight must know that there was one.
         self.landed.fetch_add(1, Ordering::Release);
+        self.under_way.lock().remove(key);
         let waiting = {
             let mut state = flight.state.lock();
             state.landing = Some(landing);
             std::mem::take(&mut state.waiting)
         };
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_values().for_each(Waker::wake);
     }
 }
 
@@ -135,29 +138,71 @@ impl Flight {
     /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no
     /// clock to wake it: it waits until the flight lands.
     pub(super) async fn landing(&self, deadline: Instant) -> Option<Landing> {
+        let mut wait = Wait { flight: self, ticket: None };
         if is_inline() {
-            return block_until(Some(deadline), |cx| self.poll(cx));
+            return block_until(Some(deadline), |cx| wait.poll(cx));
         }
-        let landing = poll_fn(|cx| self.poll(cx));
+        let landing = poll_fn(|cx| wait.poll(cx));
         #[cfg(feature = "tokio")]
         if tokio::runtime::Handle::try_current().is_ok() {
             return tokio::time::timeout_at(deadline.into(), landing).await.ok();
         }
         Some(landing.await)
     }
+}
 
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Landing> {
-        if self.generation != generation() {
+/// A caller's wait for a flight.
+struct Wait<'a> {
+    flight: &'a Flight,
+    ticket: Option<u64>,
+}
+
+impl Wait<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Landing> {
+        if self.flight.generation != generation() {
             // Who leads it does so in the parent, and its lock is the parent's.
             return Poll::Ready(Landing::Failed);
         }
-        let mut state = self.state.lock();
+        let mut state = self.flight.state.lock();
         if let Some(landing) = &state.landing {
             return Poll::Ready(landing.clone());
         }
-        if !state.waiting.iter().any(|waiting| waiting.will_wake(cx.waker())) {
-            state.waiting.push(cx.waker().clone());
-        }
+        let ticket = *self.ticket.get_or_insert_with(|| {
+            state.next_ticket += 1;
+            state.next_ticket
+        });
+        state.waiting.entry(ticket).or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
         Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        if self.flight.generation == generation() {
+            let forgotten = self.flight.state.lock().waiting.remove(&ticket);
+            // Outside of the lock: it may be the last of its task.
+            drop(forgotten);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::{Flights, Part, Wait};
+
+    #[test]
+    fn a_wait_that_is_given_up_leaves_nothing_behind() {
+        let flights = Flights::default();
+        let Part::Lead(lead) = flights.join("k") else { panic!("nobody else is under way") };
+        for _ in 0..3 {
+            let Part::Wait(flight) = flights.join("k") else { panic!("there is a leader") };
+            let mut wait = Wait { flight: &flight, ticket: None };
+            assert!(wait.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert_eq!(flight.state.lock().waiting.len(), 1);
+        }
+        assert!(lead.flight.state.lock().waiting.is_empty());
     }
 }

@@ -168,6 +168,27 @@ impl Socket {
     }
 }
 
+/// Looks at a socket that somebody else drives.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(crate) struct Probe {
+    number: RawFd,
+}
+
+#[cfg(feature = "tokio")]
+impl Probe {
+    pub(crate) fn of(socket: &Socket) -> Probe {
+        Probe { number: socket.as_raw_fd() }
+    }
+
+    /// Whether the other side has closed it, and nothing is left to be read. Once this side has, the number may be another's:
+    /// then the answer means nothing, and looking does no harm.
+    pub(crate) fn has_ended(&self) -> bool {
+        let looked = socket::recv(self.number, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        !matches!(looked, Ok(1..) | Err(Errno::EAGAIN))
+    }
+}
+
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.descriptor.as_raw_fd()

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::socket::Socket;
+use super::socket::{Probe, Socket};
 
 #[derive(Debug)]
 pub(crate) struct TokioSocket {
@@ -27,6 +27,11 @@ impl TokioSocket {
 
     pub(crate) fn socket(&self) -> &Socket {
         self.registered().get_ref()
+    }
+
+    /// For whoever hands the socket over to a driver.
+    pub(crate) fn probe(&self) -> Probe {
+        Probe::of(self.socket())
     }
 
     fn registered(&self) -> &AsyncFd<Socket> {

@@ -4,6 +4,7 @@
 //! ([`blocking`]), inside a tokio runtime over one multiplexed connection per runtime ([`multiplexed`]).
 
 use std::fmt;
+use std::future::Future;
 
 use ::redis::{Cmd, Pipeline, Value};
 use async_trait::async_trait;
@@ -26,12 +27,16 @@ mod config;
 mod multiplexed;
 mod reply;
 
+/// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
+const PART_ENTRIES: usize = 1_000;
+const PART_BYTES: usize = 1 << 20;
+
 /// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
 ///
 /// Speaks RESP3, or RESP2 to a server that does not know the former. Inside a tokio runtime all operations share one
 /// connection per runtime; elsewhere each takes a blocking connection from a pool. A time to live is rounded up to whole
 /// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it never
-/// uses `KEYS` or `FLUSHDB`.
+/// uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
 ///
 /// # URLs
 ///
@@ -113,12 +118,29 @@ impl RedisStore {
         Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
     }
 
-    /// Several commands as one transaction; the reply to the last of them.
+    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded: the
+    /// first error says why, and that of EXEC only that.
     async fn transaction(&self, commands: impl IntoIterator<Item = Cmd>, retry: Retry) -> Result<Reply<'_>> {
         let replies = self.pipeline(commands::transaction(commands), retry).await?;
-        let executed = replies.into_iter().next_back().expect("as many replies as requests")?;
+        let accepted: Vec<Reply<'_>> = replies.into_iter().collect::<Result<_>>()?;
+        let executed = accepted.into_iter().next_back().expect("as many replies as requests");
         let last = executed.array()?.into_iter().next_back().unwrap_or(Value::Nil);
         self.reply(last)
+    }
+
+    async fn get_part(&self, keys: Vec<&str>) -> Result<Vec<Result<Option<Bytes>>>> {
+        let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
+        Ok(replies.into_iter().map(|reply| self.reply(reply)?.bytes()).collect())
+    }
+
+    async fn set_part(&self, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
+        let replies = self.pipeline(commands::set_many(&entries, ttl)?, Retry::Idempotent).await?;
+        Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
+    }
+
+    async fn delete_part(&self, keys: Vec<&str>) -> Result<Vec<Result<bool>>> {
+        let replies = self.pipeline(commands::delete_many(&keys), Retry::Never).await?;
+        Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
     }
 
     fn reply(&self, value: Value) -> Result<Reply<'_>> {
@@ -215,11 +237,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        super::batch(checked(keys), |keys: Vec<&str>| async move {
-            let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
-            Ok(replies.into_iter().map(|reply| self.reply(reply)?.bytes()).collect())
-        })
-        .await
+        super::batch(checked(keys), |keys| in_parts(keys, |key| key.len(), |keys| self.get_part(keys))).await
     }
 
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
@@ -228,20 +246,45 @@ impl CacheStore for RedisStore {
             self.check_value(key, value)?;
             Ok((*key, value.clone()))
         });
-        super::batch(checked.collect(), |entries: Vec<(&str, Bytes)>| async move {
-            let replies = self.pipeline(commands::set_many(&entries, ttl)?, Retry::Idempotent).await?;
-            Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
-        })
-        .await
+        let size = |(key, value): &(&str, Bytes)| key.len() + value.len();
+        super::batch(checked.collect(), |entries| in_parts(entries, size, |entries| self.set_part(entries, ttl))).await
     }
 
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        super::batch(checked(keys), |keys: Vec<&str>| async move {
-            let replies = self.pipeline(commands::delete_many(&keys), Retry::Never).await?;
-            Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
-        })
-        .await
+        super::batch(checked(keys), |keys| in_parts(keys, |key| key.len(), |keys| self.delete_part(keys))).await
     }
+}
+
+/// Has `send` deal with a batch part by part. Once one fails, the rest is not sent.
+async fn in_parts<I, T, F>(
+    items: Vec<I>,
+    size: impl Fn(&I) -> usize,
+    send: impl Fn(Vec<I>) -> F,
+) -> Result<Vec<Result<T>>>
+where
+    F: Future<Output = Result<Vec<Result<T>>>>,
+{
+    let mut results = Vec::with_capacity(items.len());
+    let mut left = items.into_iter().peekable();
+    while left.peek().is_some() {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while let Some(item) = left.next_if(|item| {
+            bytes += size(item);
+            part.is_empty() || (part.len() < PART_ENTRIES && bytes <= PART_BYTES)
+        }) {
+            part.push(item);
+        }
+        let asked = part.len();
+        match send(part).await {
+            Ok(answered) if answered.len() == asked => results.extend(answered),
+            Ok(_) => return Err(super::wrong_count()),
+            Err(error) => {
+                let unanswered = asked + left.by_ref().count();
+                results.extend((0..unanswered).map(|_| Err(error.clone())));
+            }
+        }
+    }
+    Ok(results)
 }
 
 fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {

@@ -158,6 +158,27 @@ fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
     });
 }
 
+/// A leader that is stuck delays one caller, not every one for as long as it is stuck.
+#[test]
+fn what_is_loaded_after_a_wait_in_vain_is_stored() {
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(50)).build();
+    current_thread().block_on(async {
+        let leading = cache.clone();
+        let stuck = async move || std::future::pending::<Result<u8, Infallible>>().await;
+        let leader = tokio::spawn(async move { leading.fetch("k", TTL, stuck).await });
+        tokio::task::yield_now().await;
+        assert_eq!(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(2)).await, Ok(2));
+        assert_eq!(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(3)).await, Ok(2));
+        leader.abort();
+    });
+}
+
+#[test]
+fn a_wait_may_be_as_long_as_one_likes() {
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::MAX).build();
+    assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
+}
+
 /// The wait has a bound: then everybody loads for themselves, asynchronous callers too.
 #[test]
 fn nobody_waits_for_ever() {
@@ -176,6 +197,7 @@ fn nobody_waits_for_ever() {
         });
         begun_here.recv().unwrap();
         assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(2)), Ok(2));
+        cache.blocking().delete("k").unwrap();
         assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(3))), Ok(3));
         release.send(()).unwrap();
         assert_eq!(leader.join().unwrap(), Ok(1));

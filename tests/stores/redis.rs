@@ -54,6 +54,21 @@ fn a_user_with_rights_of_its_own() {
     }
 }
 
+/// An unknown command is answered with what was sent.
+#[test]
+fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
+    let server = Server::with(Kind::Redis, &[&["--rename-command", "AUTH", ""], &ONLY_RESP2[..]].concat());
+    for login in ["me:hunter2", ":hunter2"] {
+        let cache = cache(&format!("redis://{login}@127.0.0.1:{}", server.port()));
+        let blocking = cache.blocking().get::<String>("k").unwrap_err();
+        let asynchronous = current_thread().block_on(cache.get::<String>("k")).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), ErrorKind::Auth, "{error}");
+            assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:#}");
+        }
+    }
+}
+
 #[test]
 fn a_database_of_its_own() {
     let server = Server::start(Kind::Redis);
@@ -88,6 +103,91 @@ fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
         server.restart();
     }
     both(3);
+}
+
+/// In parts, each of which has the whole timeout. What comes after a part that fails is not sent.
+#[test]
+fn a_batch_may_be_as_large_as_one_likes() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    let keys: Vec<String> = (0..2_500).map(|number| format!("key:{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let values: Vec<(&str, String)> = keys.iter().map(|key| (*key, key.repeat(100))).collect();
+    for way in ["blocking", "asynchronous"] {
+        let here = way == "blocking";
+        let set =
+            if here { cache.blocking().set_many(&values, TTL) } else { runtime.block_on(cache.set_many(&values, TTL)) };
+        assert!(set.len() == keys.len() && set.iter().all(Result::is_ok), "{way}: {set:?}");
+        let got = if here { cache.blocking().get_many(&keys) } else { runtime.block_on(cache.get_many(&keys)) };
+        let got: Vec<Option<String>> = got.into_iter().collect::<Result<_, _>>().unwrap();
+        assert!(got.into_iter().eq(values.iter().map(|(_, value)| Some(value.clone()))), "{way}");
+        let deleted =
+            if here { cache.blocking().delete_many(&keys) } else { runtime.block_on(cache.delete_many(&keys)) };
+        assert!(deleted.len() == keys.len() && deleted.iter().all(|deleted| *deleted.as_ref().unwrap()), "{way}");
+    }
+    let commands = server.ask("INFO commandstats");
+    assert!(commands.contains("cmdstat_mget:calls=6,"), "{commands}");
+    drop(server);
+    let got = cache.blocking().get_many::<String>(&keys);
+    assert!(got.len() == keys.len() && got.iter().all(Result::is_err));
+    assert_eq!(cache.blocking().stats().errors, 2_500);
+}
+
+/// A refused command discards the transaction that an increment is.
+#[test]
+fn an_increment_that_is_refused_says_why() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    for (setting, kind, text) in [
+        ("CONFIG SET maxmemory 1", ErrorKind::Server, "OOM"),
+        ("CONFIG SET maxmemory 0", ErrorKind::NotANumber, ""),
+        ("ACL SETUSER default -incrby", ErrorKind::Auth, "NOPERM"),
+    ] {
+        server.ask(setting);
+        server.ask("SET n word");
+        let blocking = cache.blocking().increment("n", 1, TTL).unwrap_err();
+        let asynchronous = current_thread().block_on(cache.increment("n", 1, TTL)).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(text), "{error} does not say {text:?}");
+        }
+    }
+}
+
+/// The server says why and hangs up in the middle of the request. That is no outage.
+#[test]
+fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
+    let server = Server::with(Kind::Redis, &["--proto-max-bulk-len", "1mb"]);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    for _ in 0..5 {
+        let blocking = cache.blocking().set_raw("large", vec![0; 8 << 20], TTL).unwrap_err();
+        let asynchronous = runtime.block_on(cache.set_raw("large", vec![0; 8 << 20], TTL)).unwrap_err();
+        for error in [blocking, asynchronous] {
+            assert_eq!(error.kind(), ErrorKind::Server, "{error}");
+            assert!(error.to_string().contains("invalid bulk length"), "{error}");
+        }
+    }
+    cache.blocking().set("small", "v", TTL).unwrap();
+}
+
+/// What may not be sent twice is not sent into a connection that is known to be closed, also where the runtime slept meanwhile.
+#[test]
+fn a_connection_that_the_server_closed_fails_nobody() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server.url(""));
+    let runtime = current_thread();
+    for sum in 1..=5 {
+        for key in ["blocking", "asynchronous"] {
+            server.ask("CLIENT KILL TYPE normal SKIPME yes");
+            let counted = match key {
+                "blocking" => cache.blocking().increment(key, 1, TTL),
+                _ => runtime.block_on(cache.increment(key, 1, TTL)),
+            };
+            assert_eq!(counted.unwrap(), sum, "{key}");
+        }
+    }
 }
 
 /// A RESP3 server sends what nobody asked for: here, that a key which was read has changed.

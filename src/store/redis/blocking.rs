@@ -6,7 +6,7 @@ use redis::{Cmd, Parser, Value, cmd};
 
 use super::commands::Request;
 use super::config::Login;
-use super::reply::server_error;
+use super::reply::{greeting_error, login_error, server_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, Protocol, Stream, io_error};
 
@@ -33,10 +33,10 @@ impl Resp {
     }
 
     async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
-        connection.outgoing.clear();
-        connection.outgoing.shrink_to(KEPT);
         request.write(&mut connection.outgoing);
         let sent = connection.stream.write_all(&connection.outgoing).await;
+        connection.outgoing.clear();
+        connection.outgoing.shrink_to(KEPT);
         sent.map_err(|error| io_error("writing to", &self.endpoint, error))
     }
 
@@ -49,6 +49,14 @@ impl Resp {
                 Ok(value) => return Ok(value),
                 Err(error) => return Err(self.reading(source.failure, error)),
             }
+        }
+    }
+
+    /// Why the server refused to read on, if it said so: a value that is larger than it takes, say.
+    fn said_before_it_hung_up(&self, connection: &mut Connection) -> Option<Error> {
+        match self.receive(connection) {
+            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            _ => None,
         }
     }
 
@@ -68,13 +76,6 @@ impl Resp {
         })
     }
 
-    async fn require(&self, connection: &mut Connection, command: Cmd) -> Result<()> {
-        match self.ask(connection, command).await? {
-            Ok(_) => Ok(()),
-            Err(error) => Err(server_error(&self.endpoint, error)),
-        }
-    }
-
     /// RESP3 where the server knows it, with user and password.
     async fn greet(&self, connection: &mut Connection) -> Result<()> {
         let mut hello = cmd("HELLO");
@@ -85,7 +86,7 @@ impl Resp {
         match self.ask(connection, hello).await? {
             Ok(_) => return Ok(()),
             Err(error) if knows_only_resp2(error.code(), error.details()) => {}
-            Err(error) => return Err(server_error(&self.endpoint, error)),
+            Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
         }
         let Some(password) = &self.login.password else { return Ok(()) };
         let mut auth = cmd("AUTH");
@@ -93,7 +94,8 @@ impl Resp {
             auth.arg(username);
         }
         auth.arg(password);
-        self.require(connection, auth).await
+        let answer = self.ask(connection, auth).await?;
+        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
     }
 }
 
@@ -114,13 +116,16 @@ impl Protocol for Resp {
         if self.login.database != 0 {
             let mut select = cmd("SELECT");
             select.arg(self.login.database);
-            self.require(&mut connection, select).await?;
+            let answer = self.ask(&mut connection, select).await?;
+            answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         Ok(connection)
     }
 
     async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Vec<Value>> {
-        self.send(connection, request).await?;
+        if let Err(error) = self.send(connection, request).await {
+            return Err(self.said_before_it_hung_up(connection).unwrap_or(error));
+        }
         let mut replies = Vec::with_capacity(request.len());
         for _ in 0..request.len() {
             replies.push(self.receive(connection)?);

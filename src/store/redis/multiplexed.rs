@@ -18,11 +18,11 @@ use tokio::time::timeout_at;
 use super::blocking::{Resp, knows_only_resp2};
 use super::commands::Request;
 use super::config::Login;
-use super::reply::server_error;
+use super::reply::greeting_error;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::lifecycle::{ProcessLocal, generation};
-use crate::net::{Endpoint, Link, Retry, timed_out};
+use crate::net::{Endpoint, Link, Probe, Retry, timed_out};
 use crate::sync::Lock;
 
 /// How many requests may wait for the driver. Few enough for the server to answer some while others are being packed: with
@@ -45,6 +45,7 @@ struct Slot {
 #[derive(Debug)]
 struct Connection {
     generation: u64,
+    probe: Probe,
     /// Taken only by the drop.
     parts: Option<(MultiplexedConnection, AbortHandle)>,
 }
@@ -68,7 +69,7 @@ impl Multiplexed {
         request: &Request,
         retry: Retry,
     ) -> Result<Vec<Value>> {
-        let (slot, reused) = self.connected(link, runtime).await?;
+        let (slot, reused) = self.connected(link, runtime, retry).await?;
         let outcome = match self.exchange(link, &slot, request).await {
             Err(failure) if failure.dead && reused && retry == Retry::Idempotent => {
                 Box::pin(self.last_attempt(link, runtime, request)).await?
@@ -90,7 +91,7 @@ impl Multiplexed {
         runtime: RuntimeId,
         request: &Request,
     ) -> Result<Result<Vec<Value>, Failure>> {
-        let (slot, _) = self.connected(link, runtime).await?;
+        let (slot, _) = self.connected(link, runtime, Retry::Never).await?;
         Ok(self.exchange(link, &slot, request).await)
     }
 
@@ -102,12 +103,13 @@ impl Multiplexed {
         }
     }
 
-    /// A slot with a connection that is believed to be alive, and whether it has served before.
-    async fn connected(&self, link: &Link<Resp>, runtime: RuntimeId) -> Result<(Slot, bool)> {
+    /// A slot with a connection that is believed to be alive, and whether it has served before. For a request that may not be
+    /// sent twice it is looked at: the driver learns of its end only when the runtime gets round to it.
+    async fn connected(&self, link: &Link<Resp>, runtime: RuntimeId, retry: Retry) -> Result<(Slot, bool)> {
         loop {
             let slot = self.slot(runtime);
             let reused = match slot.connection.get() {
-                Some(connection) if connection.is_dead() => {
+                Some(connection) if connection.is_dead() || (retry == Retry::Never && connection.probe.has_ended()) => {
                     self.retire(&slot);
                     continue;
                 }
@@ -151,17 +153,18 @@ impl Multiplexed {
 
     async fn open(&self, link: &Link<Resp>, protocol: ProtocolVersion) -> Result<Connection, Refusal> {
         let socket = link.dial().await.map_err(Refusal::Error)?.into_tokio();
+        let probe = socket.probe();
         let deadline = Instant::now() + link.timeouts().exchange;
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(QUEUE);
         let login = self.login.over(protocol);
         let greeting = MultiplexedConnection::new_with_config(&login, socket, config);
         let greeted = match timeout_at(deadline.into(), greeting).await {
-            Ok(greeted) => greeted.map_err(|error| Refusal::of(link, error))?,
+            Ok(greeted) => greeted.map_err(|error| Refusal::of(link, &self.login, error))?,
             Err(_) => return Err(Refusal::Error(link.failed(timed_out("greeting", link.endpoint())))),
         };
         let (connection, driver) = greeted;
         let driver = tokio::spawn(driver).abort_handle();
-        Ok(Connection { generation: generation(), parts: Some((connection, driver)) })
+        Ok(Connection { generation: generation(), probe, parts: Some((connection, driver)) })
     }
 
     async fn exchange(&self, link: &Link<Resp>, slot: &Slot, request: &Request) -> Result<Vec<Value>, Failure> {
@@ -260,7 +263,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn of(link: &Link<Resp>, error: RedisError) -> Refusal {
+    fn of(link: &Link<Resp>, login: &Login, error: RedisError) -> Refusal {
         let endpoint = link.endpoint();
         match error.kind() {
             redis::ErrorKind::RESP3NotSupported => Refusal::KnowsOnlyResp2,
@@ -269,7 +272,7 @@ impl Refusal {
             }
             _ => match error.clone().into_server_errors().and_then(|errors| errors.first().cloned()) {
                 Some((_, said)) if knows_only_resp2(said.code(), said.details()) => Refusal::KnowsOnlyResp2,
-                Some((_, said)) => Refusal::Error(server_error(endpoint, said)),
+                Some((_, said)) => Refusal::Error(greeting_error(endpoint, login, &said)),
                 None => Refusal::Error(link.failed(broken(endpoint, error))),
             },
         }

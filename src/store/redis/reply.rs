@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
+use super::config::Login;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Endpoint;
 use crate::store::{counter_overflow, not_a_number};
@@ -16,7 +17,7 @@ pub(super) struct Reply<'a> {
 impl<'a> Reply<'a> {
     pub(super) fn new(value: Value, endpoint: &'a Endpoint) -> Result<Reply<'a>> {
         match value {
-            Value::ServerError(error) => Err(server_error(endpoint, error)),
+            Value::ServerError(error) => Err(server_error(endpoint, &error)),
             Value::Attribute { data, .. } => Reply::new(*data, endpoint),
             value => Ok(Reply { value, endpoint }),
         }
@@ -83,14 +84,39 @@ fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
 }
 
-pub(super) fn server_error(endpoint: &Endpoint, error: ServerError) -> Error {
-    let kind = match error.code() {
+pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
+    answered(endpoint, kind(error), error.code(), error.details().unwrap_or_default())
+}
+
+/// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the password
+/// too: that part is not shown.
+pub(super) fn greeting_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
+    answered(endpoint, kind(error), error.code(), without_password(login, error))
+}
+
+/// What an AUTH was answered: whatever it says, the login is refused. Otherwise as [`greeting_error`].
+pub(super) fn login_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
+    answered(endpoint, ErrorKind::Auth, error.code(), without_password(login, error))
+}
+
+fn without_password<'e>(login: &Login, error: &'e ServerError) -> &'e str {
+    let details = error.details().unwrap_or_default();
+    let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
+    let is_shown = login.password.as_deref().is_some_and(|password| details.contains(password));
+    if is_shown { "" } else { details }
+}
+
+fn kind(error: &ServerError) -> ErrorKind {
+    match error.code() {
         "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
         _ if error.details().is_some_and(|details| details.starts_with("AUTH ")) => ErrorKind::Auth,
         _ => ErrorKind::Server,
-    };
-    let context = format!("{endpoint} answered {} {}", error.code(), error.details().unwrap_or_default());
-    Error::with_source(kind, context.trim_end().to_owned(), ServerSaid { code: error.code().to_owned() })
+    }
+}
+
+fn answered(endpoint: &Endpoint, kind: ErrorKind, code: &str, details: &str) -> Error {
+    let context = format!("{endpoint} answered {code} {details}");
+    Error::with_source(kind, context.trim_end().to_owned(), ServerSaid { code: code.to_owned() })
 }
 
 /// The code of an error that a server answered with, kept as the error's source.
