@@ -560,13 +560,6 @@ impl Cache {
         }
         outcome
     }
-
-    /// Tells of a failure that the caller does not hear of.
-    fn report(&self, error: &Error) {
-        if let Some(on_error) = &self.shared.on_error {
-            on_error(error);
-        }
-    }
 }
 
 impl fmt::Debug for Cache {

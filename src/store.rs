@@ -314,5 +314,5 @@ pub(crate) fn not_a_number(key: &str) -> Error {
 }
 
 pub(crate) fn counter_overflow(key: &str, by: i64) -> Error {
-    Error::new(ErrorKind::NotANumber, format!("the counter {key:?} {by:+} does not fit into 64 bits"))
+    Error::new(ErrorKind::NotANumber, format!("adding {by} to the counter {key:?} does not fit into 64 bits"))
 }

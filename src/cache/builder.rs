@@ -113,8 +113,8 @@ impl Builder {
     }
 
     /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must not
-    /// panic. While a server is down that is twice for each fetch, for its read and its write. Defaults to counting them only,
-    /// see [`Stats::errors`](crate::Stats::errors).
+    /// panic. While a server is down that is once for each fetch. Defaults to counting them only, see
+    /// [`Stats::errors`](crate::Stats::errors).
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};

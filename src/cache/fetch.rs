@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::flight::{Landing, Lead, Part};
 use super::{Cache, Expiry};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::When;
 
 impl Cache {
@@ -21,7 +21,7 @@ impl Cache {
     ///
     /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
     /// cannot be encoded are counted, and told to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
-    /// returned.
+    /// returned. A store that did not answer the read is not asked to keep the value.
     ///
     /// # Errors
     ///
@@ -62,9 +62,11 @@ impl Cache {
             }
         };
         let mut landed = self.local().flights.landed();
-        if let Some(value) = self.look(key).await {
-            return Ok(value);
-        }
+        let keep = match self.look(key).await {
+            Found::Value(value, _) => return Ok(value),
+            Found::Nothing => Some(expiry),
+            Found::NoAnswer => None,
+        };
         loop {
             // Anew after each wait: the process may have forked meanwhile, and this may be the child.
             let flights = &self.local().flights;
@@ -72,12 +74,12 @@ impl Cache {
             match flights.join(&full_key) {
                 Part::Lead(lead) => {
                     if flights.landed() != landed
-                        && let Some((value, encoded)) = self.look_again(key).await
+                        && let Found::Value(value, encoded) = self.look(key).await
                     {
                         lead.land(Landing::Loaded(encoded));
                         return Ok(value);
                     }
-                    return self.load_and_store(key, expiry, Some(lead), load).await;
+                    return self.load_and_store(key, keep, Some(lead), load).await;
                 }
                 Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load(load).await,
                 Part::Wait(flight) => {
@@ -90,7 +92,7 @@ impl Cache {
                         },
                         Some(Landing::NotShareable) => return self.load(load).await,
                         // Stored, or everybody would wait as long until that leader ends.
-                        None => return self.load_and_store(key, expiry, None, load).await,
+                        None => return self.load_and_store(key, keep, None, load).await,
                     }
                 }
             }
@@ -100,15 +102,18 @@ impl Cache {
     async fn load_and_store<T: Serialize, E>(
         &self,
         key: &str,
-        expiry: Expiry,
+        keep: Option<Expiry>,
         lead: Option<Lead<'_>>,
         load: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let value = self.load(load).await?;
         let encoded = self.encode(key, &value);
         let landing = encoded.as_ref().map_or(Landing::NotShareable, |encoded| Landing::Loaded(encoded.clone()));
-        let stored = self.put(key, encoded, expiry, When::Always, |_| ()).await;
-        self.tell(stored);
+        if let Some(expiry) = keep
+            && let Err(error) = self.put(key, encoded, expiry, When::Always, |_| ()).await
+        {
+            self.report(&error);
+        }
         if let Some(lead) = lead {
             lead.land(landing);
         }
@@ -120,19 +125,36 @@ impl Cache {
         load()
     }
 
-    /// A read whose failure is a miss.
-    async fn look<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        self.look_again(key).await.map(|(value, _)| value)
+    /// A read whose failure is told, and is no hit.
+    async fn look<T: DeserializeOwned>(&self, key: &str) -> Found<T> {
+        match self.get_raw(key).await {
+            Ok(found) => found.map_or(Found::Nothing, |encoded| match self.decode(&encoded) {
+                Some(value) => Found::Value(value, encoded),
+                None => Found::Nothing,
+            }),
+            Err(error) => {
+                self.report(&error);
+                if is_outage(&error) { Found::NoAnswer } else { Found::Nothing }
+            }
+        }
     }
 
-    async fn look_again<T: DeserializeOwned>(&self, key: &str) -> Option<(T, Bytes)> {
-        let found = self.get_raw(key).await;
-        let encoded = self.tell(found)??;
-        Some((self.decode(&encoded)?, encoded))
+    /// Tells of a failure that the caller does not hear of.
+    fn report(&self, error: &Error) {
+        if let Some(on_error) = &self.shared.on_error {
+            on_error(error);
+        }
     }
+}
 
-    /// Reports a failure that is not the caller's.
-    fn tell<T>(&self, outcome: Result<T, Error>) -> Option<T> {
-        outcome.inspect_err(|error| self.report(error)).ok()
-    }
+/// What a read has found.
+enum Found<T> {
+    Value(T, Bytes),
+    Nothing,
+    /// The store was not there: it is not asked to keep what is loaded, which would be a second wait for the same outage.
+    NoAnswer,
+}
+
+fn is_outage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable | ErrorKind::Timeout)
 }

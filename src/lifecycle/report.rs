@@ -111,14 +111,14 @@ impl fmt::Display for Report {
         if !self.forked() {
             return write!(f, "not forked (generation {}): nothing to do", self.generation);
         }
-        write!(f, "forked (generation {}): {} sockets cut", self.generation, self.sockets_cut)?;
+        write!(f, "forked (generation {}): sockets cut: {}", self.generation, self.sockets_cut)?;
         for store in &self.stores {
             match &store.outcome {
                 Ok(refresh) => write!(f, ", {} {refresh}", store.name)?,
                 Err(error) => write!(f, ", {} failed: {error}", store.name)?,
             }
         }
-        write!(f, ", {} hooks run", self.hooks_run)?;
+        write!(f, ", hooks run: {}", self.hooks_run)?;
         for failed in &self.failed_hooks {
             write!(f, ", hook {} failed: {}", failed.id.0, failed.message)?;
         }

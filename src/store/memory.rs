@@ -314,7 +314,7 @@ impl MemoryBuilder {
         self
     }
 
-    /// Holds at most so many entries, however large, instead of so many bytes.
+    /// Holds at most so many entries (at least one), however large, instead of so many bytes.
     ///
     /// ```
     /// use prefork_cache::stores::MemoryStore;
@@ -322,7 +322,7 @@ impl MemoryBuilder {
     /// let store = MemoryStore::builder().max_entries(10_000).build();
     /// ```
     pub fn max_entries(mut self, entries: u64) -> MemoryBuilder {
-        self.bound = Bound::Entries(entries);
+        self.bound = Bound::Entries(entries.max(1));
         self
     }
 

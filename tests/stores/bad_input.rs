@@ -120,12 +120,12 @@ fn counters_on(cache: &Cache) {
     refused(cache.increment("words", 1, TTL), ErrorKind::NotANumber, text);
     refused(cache.counter("words"), ErrorKind::NotANumber, text);
     cache.set_raw("full", i64::MAX.to_string(), TTL).unwrap();
-    let text = "the counter \"full\" +1 does not fit into 64 bits";
+    let text = "adding 1 to the counter \"full\" does not fit into 64 bits";
     refused(cache.increment("full", 1, TTL), ErrorKind::NotANumber, text);
     refused(
         cache.decrement("full", i64::MIN, TTL),
         ErrorKind::NotANumber,
-        "the counter \"full\" -9223372036854775808 does not fit into 64 bits",
+        "adding -9223372036854775808 to the counter \"full\" does not fit into 64 bits",
     );
 }
 

@@ -219,3 +219,15 @@ fn a_blocking_loader_may_use_a_runtime() {
     assert_eq!(cache.blocking().fetch("outer", TTL, load), Ok(7));
     assert_eq!(cache.blocking().get("inner").unwrap(), Some(7));
 }
+
+/// One failure is told, not two, and nobody waits twice for one outage.
+#[test]
+fn a_store_that_did_not_answer_is_not_asked_to_keep_the_value() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
+    let cache = Cache::builder(dead).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst)).build();
+    assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
+    assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(2))), Ok(2));
+    assert_eq!(told.load(Ordering::SeqCst), 2, "one failure for each fetch");
+}
