@@ -57,7 +57,7 @@ impl Builder {
     }
 
     /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
-    /// At most a year. Defaults to 10 s.
+    /// At most a year. Defaults to 10 s. An asynchronous caller outside of tokio has no clock, and waits for the other to end.
     pub fn fetch_wait(mut self, wait: Duration) -> Builder {
         self.fetch_wait = wait.min(LONGEST_FETCH_WAIT);
         self
