@@ -154,6 +154,9 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
     /// Stores a value. Answers whether it was stored: `true` for [`When::Always`].
+    ///
+    /// With [`When::Always`] a store may write twice where a connection breaks before the answer. A write of somebody else's
+    /// that came between the two is then overwritten.
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool>;
 
     /// Removes an entry. Answers whether there was one.

@@ -99,7 +99,7 @@ impl Builder {
     }
 
     /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
-    /// At most a year. Defaults to 10 s.
+    /// At most a year. Defaults to 10 s. An asynchronous caller outside of tokio has no clock, and waits for the other to end.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -53,7 +53,8 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
         TieredStore { near, far, near_ttl: DEFAULT_NEAR_TTL }
     }
 
-    /// How long the near store may answer before the far one is asked again. At least a millisecond. Defaults to 5 s.
+    /// How long the near store may answer before the far one is asked again. From a millisecond to a hundred years. Defaults to
+    /// 5 s.
     ///
     /// ```
     /// use prefork_cache::stores::{MemoryStore, NullStore, TieredStore};
@@ -63,7 +64,7 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
     /// ```
     #[must_use]
     pub fn near_ttl(mut self, ttl: Duration) -> TieredStore<N, F> {
-        self.near_ttl = ttl.max(Duration::from_millis(1));
+        self.near_ttl = ttl.clamp(Duration::from_millis(1), Ttl::LONGEST);
         self
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prefork_cache::stores::{MemoryStore, TieredStore, from_url};
-use prefork_cache::{Cache, CacheStore, ErrorKind};
+use prefork_cache::{Cache, CacheStore, ErrorKind, Ttl};
 
 use support::servers::{Kind, Server, free_port};
 
@@ -64,6 +64,14 @@ fn each_verb_leaves_both_tiers_in_agreement() {
     assert_eq!(both.get("k").unwrap(), Some(6));
     both.clear().unwrap();
     tiers.holds(None, None);
+}
+
+#[test]
+fn the_near_store_may_answer_for_as_long_as_one_likes() {
+    let near: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
+    let both = Cache::builder(TieredStore::new(Arc::clone(&near), MemoryStore::new()).near_ttl(Duration::MAX)).build();
+    both.blocking().set("k", &1, Ttl::Never).unwrap();
+    assert!(Cache::builder(near).build().blocking().exists("k").unwrap());
 }
 
 /// What the far store did not take, the near one does not show.
