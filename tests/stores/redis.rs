@@ -1,5 +1,8 @@
 //! What is particular to Redis: logging in, databases, what a server says unasked, and a server that restarts.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
 use prefork_cache::stores::RedisStore;
@@ -188,6 +191,24 @@ fn a_connection_that_the_server_closed_fails_nobody() {
             assert_eq!(counted.unwrap(), sum, "{key}");
         }
     }
+}
+
+#[test]
+fn a_reply_that_breaks_off_is_a_broken_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cache = cache(&format!("redis://{}", listener.local_addr().unwrap()));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            for reply in [&b"%1\r\n+proto\r\n:3\r\n"[..], b"$100\r\nabc"] {
+                let _ = stream.read(&mut [0; 1024]).unwrap();
+                stream.write_all(reply).unwrap();
+            }
+        }
+    });
+    let blocking = cache.blocking().get_raw("k").unwrap_err();
+    let asynchronous = current_thread().block_on(cache.get_raw("k")).unwrap_err();
+    assert_eq!([blocking.kind(), asynchronous.kind()], [ErrorKind::Io; 2], "{blocking:#}, {asynchronous:#}");
 }
 
 /// A RESP3 server sends what nobody asked for: here, that a key which was read has changed.

@@ -280,6 +280,8 @@ impl Refusal {
 }
 
 fn broken(endpoint: &Endpoint, error: RedisError) -> Error {
-    let kind = if error.kind() == redis::ErrorKind::Parse { ErrorKind::Protocol } else { ErrorKind::Io };
+    // A reply that the server did not finish is no malformed one, though the parser says so too.
+    let is_malformed = error.kind() == redis::ErrorKind::Parse && !error.to_string().contains("end of input");
+    let kind = if is_malformed { ErrorKind::Protocol } else { ErrorKind::Io };
     Error::with_source(kind, format!("talking to {endpoint}"), error)
 }
