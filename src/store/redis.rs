@@ -26,6 +26,7 @@ mod config;
 #[cfg(feature = "tokio")]
 mod multiplexed;
 mod reply;
+mod tally;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;

@@ -1,7 +1,7 @@
 //! What is particular to Redis: logging in, databases, what a server says unasked, and a server that restarts.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
@@ -233,4 +233,26 @@ fn what_the_server_says_unasked_is_no_reply() {
 
 fn client_id(line: &str) -> Option<i64> {
     line.split(' ').find_map(|field| field.strip_prefix("id="))?.parse().ok()
+}
+
+/// No real server does this; one that was damaged on the way might: the reply that nobody asked for answers nobody.
+#[test]
+fn a_reply_too_many_does_not_answer_the_next_request() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("redis://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let server = std::thread::spawn(move || {
+        for answer in ["$1\r\na\r\n$1\r\nb\r\n", "$1\r\nc\r\n"] {
+            let (mut connection, _) = listener.accept().unwrap();
+            for reply in ["+OK\r\n", answer] {
+                assert!(connection.read(&mut [0; 1024]).unwrap() > 0, "a request");
+                connection.write_all(reply.as_bytes()).unwrap();
+            }
+        }
+    });
+    let cache = cache(&url);
+    let error = cache.blocking().get_raw("first").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert!(error.to_string().ends_with(" sent more than it was asked for"), "{error}");
+    assert_eq!(cache.blocking().get_raw("second").unwrap().as_deref(), Some(&b"c"[..]));
+    server.join().unwrap();
 }

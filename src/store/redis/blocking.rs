@@ -7,6 +7,7 @@ use redis::{Cmd, Parser, Value, cmd};
 use super::commands::Request;
 use super::config::Login;
 use super::reply::{greeting_error, login_error, server_error};
+use super::tally::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, Protocol, Stream, io_error};
 
@@ -20,12 +21,21 @@ pub(super) struct Resp {
 pub(super) struct Connection {
     stream: Stream,
     parser: Parser,
+    arrived: Tally,
+    /// Replies that were parsed.
+    parsed: u64,
     /// What is sent, kept for its memory.
     outgoing: Vec<u8>,
 }
 
 /// What a kept buffer may take.
 const KEPT: usize = 64 << 10;
+
+impl Connection {
+    fn over(stream: Stream) -> Connection {
+        Connection { stream, parser: Parser::new(), arrived: Tally::default(), parsed: 0, outgoing: Vec::new() }
+    }
+}
 
 impl Resp {
     pub(super) fn new(endpoint: Endpoint, login: Login) -> Resp {
@@ -42,11 +52,14 @@ impl Resp {
 
     fn receive(&self, connection: &mut Connection) -> Result<Value> {
         loop {
-            let mut source = Source { stream: &mut connection.stream, failure: None };
+            let mut source = Source { stream: &mut connection.stream, arrived: &mut connection.arrived, failure: None };
             match connection.parser.parse_value(&mut source) {
                 // Not a reply: something that the server says unasked.
                 Ok(Value::Push { .. }) => {}
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    connection.parsed += 1;
+                    return Ok(value);
+                }
                 Err(error) => return Err(self.reading(source.failure, error)),
             }
         }
@@ -111,7 +124,7 @@ impl Protocol for Resp {
     type Reply = Vec<Value>;
 
     async fn open(&self, stream: Stream) -> Result<Connection> {
-        let mut connection = Connection { stream, parser: Parser::new(), outgoing: Vec::new() };
+        let mut connection = Connection::over(stream);
         self.greet(&mut connection).await?;
         if self.login.database != 0 {
             let mut select = cmd("SELECT");
@@ -130,7 +143,10 @@ impl Protocol for Resp {
         for _ in 0..request.len() {
             replies.push(self.receive(connection)?);
         }
-        Ok(replies)
+        if connection.arrived.is_even(connection.parsed) {
+            return Ok(replies);
+        }
+        Err(Error::new(ErrorKind::Protocol, format!("{} sent more than it was asked for", self.endpoint)))
     }
 
     fn stream(connection: &mut Connection) -> &mut Stream {
@@ -141,6 +157,7 @@ impl Protocol for Resp {
 /// Reads for the crate's parser, and keeps what went wrong: the parser's own error has only a copy of it.
 struct Source<'a> {
     stream: &'a mut Stream,
+    arrived: &'a mut Tally,
     failure: Option<io::Error>,
 }
 
@@ -149,7 +166,10 @@ impl Read for Source<'_> {
         match Read::read(self.stream, buffer) {
             Ok(0) if !buffer.is_empty() => Err(self.fail(io::ErrorKind::UnexpectedEof.into())),
             Err(error) => Err(self.fail(error)),
-            received => received,
+            Ok(received) => {
+                self.arrived.pass(&buffer[..received]);
+                Ok(received)
+            }
         }
     }
 }
