@@ -556,9 +556,14 @@ impl Cache {
     #[inline]
     fn counted<T>(&self, outcome: Result<T>) -> Result<T> {
         if outcome.is_err() {
-            self.local().counters.failed();
+            self.count_failure();
         }
         outcome
+    }
+
+    #[cold]
+    fn count_failure(&self) {
+        self.local().counters.failed();
     }
 }
 

@@ -33,14 +33,16 @@ pub struct Blocking<'a> {
     cache: &'a Cache,
 }
 
-/// Runs an operation that does not suspend, since every wait in it blocks.
-#[inline]
-fn now<F: Future>(operation: F) -> F::Output {
-    let mut operation = pin!(operation);
-    match inline(|| operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
-        Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("an inline operation has suspended"),
-    }
+/// Runs an operation that does not suspend, since every wait in it blocks. A macro, so that the operation's future is made
+/// where it is polled: it is large, and a hit in memory is short.
+macro_rules! now {
+    ($operation:expr) => {{
+        let mut operation = pin!($operation);
+        match inline(|| operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
+            Poll::Ready(output) => output,
+            Poll::Pending => unreachable!("an inline operation has suspended"),
+        }
+    }};
 }
 
 impl<'a> Blocking<'a> {
@@ -55,52 +57,52 @@ impl<'a> Blocking<'a> {
     ///
     /// As there; so for all that follow.
     pub fn get<T: DeserializeOwned>(self, key: &str) -> Result<Option<T>> {
-        now(self.cache.get(key))
+        now!(self.cache.get(key))
     }
 
     /// As [`Cache::get_raw`].
     pub fn get_raw(self, key: &str) -> Result<Option<Bytes>> {
-        now(self.cache.get_raw(key))
+        now!(self.cache.get_raw(key))
     }
 
     /// As [`Cache::set`].
     pub fn set<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<()> {
-        now(self.cache.set(key, value, expiry))
+        now!(self.cache.set(key, value, expiry))
     }
 
     /// As [`Cache::set_raw`].
     pub fn set_raw(self, key: &str, value: impl Into<Bytes>, expiry: impl Into<Expiry>) -> Result<()> {
-        now(self.cache.set_raw(key, value, expiry))
+        now!(self.cache.set_raw(key, value, expiry))
     }
 
     /// As [`Cache::add`].
     pub fn add<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<bool> {
-        now(self.cache.add(key, value, expiry))
+        now!(self.cache.add(key, value, expiry))
     }
 
     /// As [`Cache::replace`].
     pub fn replace<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<bool> {
-        now(self.cache.replace(key, value, expiry))
+        now!(self.cache.replace(key, value, expiry))
     }
 
     /// As [`Cache::delete`].
     pub fn delete(self, key: &str) -> Result<bool> {
-        now(self.cache.delete(key))
+        now!(self.cache.delete(key))
     }
 
     /// As [`Cache::exists`].
     pub fn exists(self, key: &str) -> Result<bool> {
-        now(self.cache.exists(key))
+        now!(self.cache.exists(key))
     }
 
     /// As [`Cache::take`].
     pub fn take<T: DeserializeOwned>(self, key: &str) -> Result<Option<T>> {
-        now(self.cache.take(key))
+        now!(self.cache.take(key))
     }
 
     /// As [`Cache::touch`].
     pub fn touch(self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        now(self.cache.touch(key, expiry))
+        now!(self.cache.touch(key, expiry))
     }
 
     /// As [`Cache::update`].
@@ -110,42 +112,42 @@ impl<'a> Blocking<'a> {
         expiry: impl Into<Expiry>,
         change: impl FnMut(Option<T>) -> Option<T>,
     ) -> Result<Option<T>> {
-        now(self.cache.update(key, expiry, change))
+        now!(self.cache.update(key, expiry, change))
     }
 
     /// As [`Cache::increment`].
     pub fn increment(self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
-        now(self.cache.increment(key, by, expiry))
+        now!(self.cache.increment(key, by, expiry))
     }
 
     /// As [`Cache::decrement`].
     pub fn decrement(self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
-        now(self.cache.decrement(key, by, expiry))
+        now!(self.cache.decrement(key, by, expiry))
     }
 
     /// As [`Cache::counter`].
     pub fn counter(self, key: &str) -> Result<Option<i64>> {
-        now(self.cache.counter(key))
+        now!(self.cache.counter(key))
     }
 
     /// As [`Cache::get_many`].
     pub fn get_many<T: DeserializeOwned>(self, keys: &[&str]) -> Vec<Result<Option<T>>> {
-        now(self.cache.get_many(keys))
+        now!(self.cache.get_many(keys))
     }
 
     /// As [`Cache::get_many_raw`].
     pub fn get_many_raw(self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        now(self.cache.get_many_raw(keys))
+        now!(self.cache.get_many_raw(keys))
     }
 
     /// As [`Cache::set_many`].
     pub fn set_many<T: Serialize>(self, entries: &[(&str, T)], expiry: impl Into<Expiry>) -> Vec<Result<()>> {
-        now(self.cache.set_many(entries, expiry))
+        now!(self.cache.set_many(entries, expiry))
     }
 
     /// As [`Cache::delete_many`].
     pub fn delete_many(self, keys: &[&str]) -> Vec<Result<bool>> {
-        now(self.cache.delete_many(keys))
+        now!(self.cache.delete_many(keys))
     }
 
     /// As [`Cache::fetch`], with a loader that blocks.
@@ -157,12 +159,12 @@ impl<'a> Blocking<'a> {
     where
         T: Serialize + DeserializeOwned,
     {
-        now(self.cache.fetch(key, expiry, async move || lifted(load)))
+        now!(self.cache.fetch(key, expiry, async move || lifted(load)))
     }
 
     /// As [`Cache::clear`].
     pub fn clear(self) -> Result<()> {
-        now(self.cache.clear())
+        now!(self.cache.clear())
     }
 
     /// As [`Cache::reset`].
@@ -172,7 +174,7 @@ impl<'a> Blocking<'a> {
 
     /// As [`Cache::reconnect`].
     pub fn reconnect(self) -> Result<()> {
-        now(self.cache.reconnect())
+        now!(self.cache.reconnect())
     }
 
     /// As [`Cache::stats`].
