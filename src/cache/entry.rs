@@ -1,0 +1,253 @@
+//! The verbs on one entry.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cache, Expiry, KeyBuffer, settled};
+use crate::error::Result;
+use crate::store::When;
+
+impl Cache {
+    /// The value under a key. `None` where there is none, or none of this type.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.set("price", &100, Duration::from_secs(60)).await?;
+    /// assert_eq!(cache.get::<u32>("price").await?, Some(100));
+    /// assert_eq!(cache.get::<String>("price").await?, None, "a number is not a text");
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
+    pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let found = self.get_raw(key).await?;
+        Ok(found.and_then(|bytes| self.decode(&bytes)))
+    }
+
+    /// The bytes under a key, as whatever program wrote them.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get_raw("motd")?.as_deref(), Some(&b"hello"[..]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        let found = self.answered(settled(store.get(key)).await)?;
+        self.local().counters.looked_up(found.is_some());
+        Ok(found)
+    }
+
+    /// Stores a value. It is encoded before the future is made, so it need not outlive the call or be `Sync`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) where the value cannot be encoded, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("sizes", &[1, 2, 3], Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<Vec<u32>>("sizes")?, Some(vec![1, 2, 3]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn set<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<()>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::Always, |_| ())
+    }
+
+    /// Stores a value where there is none. Answers whether it was stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(cache.blocking().add("owner", "first", Duration::from_secs(60))?);
+    /// assert!(!cache.blocking().add("owner", "second", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn add<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<bool>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::IfAbsent, |stored| stored)
+    }
+
+    /// Stores a value over an existing one. Answers whether it was stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Cache::set).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(!cache.blocking().replace("motd", "hello", Duration::from_secs(60))?, "nothing to replace");
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().replace("motd", "good evening", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn replace<'a, T, E>(
+        &'a self,
+        key: &'a str,
+        value: &T,
+        expiry: E,
+    ) -> impl Future<Output = Result<bool>> + Send + use<'a, T, E>
+    where
+        T: Serialize + ?Sized,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.encode(key, value), expiry.into(), When::IfPresent, |stored| stored)
+    }
+
+    /// Stores bytes as they are, for other programs to read.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set_raw("page", "<h1>hello</h1>", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get::<String>("page")?, None, "bare bytes are no typed value");
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn set_raw<'a, V, E>(
+        &'a self,
+        key: &'a str,
+        value: V,
+        expiry: E,
+    ) -> impl Future<Output = Result<()>> + Send + use<'a, V, E>
+    where
+        V: Into<Bytes>,
+        E: Into<Expiry>,
+    {
+        self.put(key, Ok(value.into()), expiry.into(), When::Always, |_| ())
+    }
+
+    /// Removes an entry. Answers whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().delete("motd")?);
+    /// assert!(!cache.blocking().delete("motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn delete(&self, key: &str) -> Result<bool> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.delete(key)).await)
+    }
+
+    /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().increment("visits", 1, Duration::from_secs(60))?;
+    /// assert!(cache.blocking().exists("visits")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn exists(&self, key: &str) -> Result<bool> {
+        Ok(self.get_raw(key).await?.is_some())
+    }
+
+    /// Gives an entry a new time to live, from now on. Answers whether there is one.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("session", "7", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().touch("session", Duration::from_secs(600))?);
+    /// assert!(!cache.blocking().touch("no session", Duration::from_secs(600))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
+        let ttl = expiry.into().ttl();
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.touch(key, ttl)).await)
+    }
+    /// Stores what was encoded before.
+    pub(super) async fn put<R>(
+        &self,
+        key: &str,
+        encoded: Result<Bytes>,
+        expiry: Expiry,
+        when: When,
+        answer: impl FnOnce(bool) -> R,
+    ) -> Result<R> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        let encoded = self.counted(encoded)?;
+        self.answered(settled(store.set(key, encoded, expiry.ttl(), when)).await).map(answer)
+    }
+}
