@@ -112,9 +112,6 @@ impl Cache {
     }
 
     fn counted_each<T>(&self, results: Vec<Result<T>>) -> Vec<Result<T>> {
-        for _ in results.iter().filter(|result| result.is_err()) {
-            self.local().counters.failed();
-        }
-        results
+        results.into_iter().map(|result| self.counted(result)).collect()
     }
 }

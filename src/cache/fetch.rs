@@ -53,10 +53,9 @@ impl Cache {
     {
         let expiry = expiry.into();
         let deadline = Instant::now() + self.shared.fetch_wait;
-        let full_key = match self.prefix.owned_key(key) {
+        let full_key = match self.counted(self.prefix.owned_key(key)) {
             Ok(full_key) => full_key,
             Err(error) => {
-                self.local().counters.failed();
                 self.report(&error);
                 return self.load(load).await;
             }

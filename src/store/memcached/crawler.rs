@@ -14,7 +14,7 @@ use super::key::starts_with;
 use crate::error::Result;
 use crate::net::{Endpoint, Protocol, Settings, Stream, Timeouts};
 
-/// How long a server may take to list its keys. It lists about a million in a second.
+/// How long a server may take to list its keys.
 const LISTING: Duration = Duration::from_secs(60);
 
 pub(super) fn crawl_settings(settings: Settings) -> Settings {
