@@ -108,9 +108,11 @@ impl Cache {
         let value = self.load(load).await?;
         let encoded = self.encode(key, &value);
         let landing = encoded.as_ref().map_or(Landing::NotShareable, |encoded| Landing::Loaded(encoded.clone()));
-        if let Some(expiry) = keep
-            && let Err(error) = self.put(key, encoded, expiry, When::Always, |_| ()).await
-        {
+        let stored = match keep {
+            Some(expiry) => self.put(key, encoded, expiry, When::Always, |_| ()).await,
+            None => encoded.map(drop),
+        };
+        if let Err(error) = stored {
             self.report(&error);
         }
         if let Some(lead) = lead {

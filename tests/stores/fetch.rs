@@ -1,12 +1,13 @@
 //! Fetch: one loader per key, whatever becomes of it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
-use prefork_cache::Cache;
 use prefork_cache::stores::{MemoryStore, NullStore, from_url};
+use prefork_cache::{Cache, Codec};
 use tokio::sync::oneshot;
 
 use crate::conformance::{current_thread, multi_thread};
@@ -230,4 +231,17 @@ fn a_store_that_did_not_answer_is_not_asked_to_keep_the_value() {
     assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
     assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(2))), Ok(2));
     assert_eq!(told.load(Ordering::SeqCst), 2, "one failure for each fetch");
+}
+
+/// Also while the store is down: the outage and the value that cannot be encoded are two failures.
+#[test]
+fn a_value_that_cannot_be_encoded_is_told_during_an_outage_too() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
+    let cache = Cache::builder(dead).codec(Codec::Json).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
+    let unnamed = HashMap::from([((1_u8, 2_u8), 3_u8)]);
+    let load = || Ok::<_, Infallible>(unnamed.clone());
+    assert_eq!(cache.build().blocking().fetch("k", TTL, load), Ok(unnamed.clone()));
+    assert_eq!(told.load(Ordering::SeqCst), 2);
 }
