@@ -125,6 +125,10 @@ impl CacheStore for Shelf {
         Ok(())
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// As provided, an increment would give an existing counter a new time to live.
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         let missing = Entry::new("0".into(), ttl)?;

@@ -153,6 +153,13 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// The value under a key, or `None`.
     async fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
+    /// The value under a key as whoever holds the truth has it, past any nearer copy. Provided: [`get`](CacheStore::get).
+    ///
+    /// A fetch asks for it before it loads, since another process may have loaded meanwhile.
+    async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
+        self.get(key).await
+    }
+
     /// Stores a value. Answers whether it was stored: `true` for [`When::Always`].
     ///
     /// With [`When::Always`] a store may write twice where a connection breaks before the answer. A write of somebody else's
@@ -178,6 +185,13 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
 
     /// [`reset`](CacheStore::reset), then dials now and proves that the server answers.
     async fn reconnect(&self) -> Result<()>;
+
+    /// Whether other processes see what this one stores. A fetch then takes a lease, so that one process loads for all.
+    ///
+    /// Provided: `true`.
+    fn is_shared(&self) -> bool {
+        true
+    }
 
     /// Brings the store into a new process, and says how. Called once in each process that was forked, by
     /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) or before the first operation.

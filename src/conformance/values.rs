@@ -4,13 +4,16 @@ use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
 use crate::store::{CacheStore, Ttl, When};
 
-/// [`get`](CacheStore::get) gives what [`set`](CacheStore::set) stored last, and nothing where nothing was stored.
+/// [`get`](CacheStore::get) gives what [`set`](CacheStore::set) stored last, and nothing where nothing was stored; so does
+/// [`get_latest`](CacheStore::get_latest).
 pub async fn what_was_set_is_what_is_read(store: &dyn CacheStore) {
     let key = fresh("value");
     assert_eq!(store.get(&key).await.unwrap(), None, "before the first set");
+    assert_eq!(store.get_latest(&key).await.unwrap(), None, "before the first set");
     for value in ["first", "second"] {
         assert!(store.set(&key, value.into(), LONG, When::Always).await.unwrap(), "an unconditional set stores");
         assert_eq!(store.get(&key).await.unwrap().as_deref(), Some(value.as_bytes()));
+        assert_eq!(store.get_latest(&key).await.unwrap().as_deref(), Some(value.as_bytes()));
     }
     assert!(store.set(&key, "for ever".into(), Ttl::Never, When::Always).await.unwrap());
     assert_eq!(store.get(&key).await.unwrap().as_deref(), Some(&b"for ever"[..]));

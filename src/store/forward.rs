@@ -42,6 +42,10 @@ macro_rules! store_behind {
                 (**self).reset();
             }
 
+            fn is_shared(&self) -> bool {
+                (**self).is_shared()
+            }
+
             fn refresh(&self) -> Refresh {
                 (**self).refresh()
             }
@@ -58,6 +62,7 @@ macro_rules! store_behind {
 
             forward! {
                 fn get<'life1>(key: &'life1 str) -> Result<Option<Bytes>>;
+                fn get_latest<'life1>(key: &'life1 str) -> Result<Option<Bytes>>;
                 fn set<'life1>(key: &'life1 str, value: Bytes, ttl: Ttl, when: When) -> Result<bool>;
                 fn delete<'life1>(key: &'life1 str) -> Result<bool>;
                 fn compare_and_set<'life1, 'life2>(

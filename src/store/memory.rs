@@ -250,6 +250,10 @@ impl CacheStore for MemoryStore {
         Ok(())
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn refresh(&self) -> Refresh {
         self.local().came
     }

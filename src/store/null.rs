@@ -66,4 +66,8 @@ impl CacheStore for NullStore {
     async fn reconnect(&self) -> Result<()> {
         Ok(())
     }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
 }

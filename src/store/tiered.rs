@@ -108,6 +108,16 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         Ok(value)
     }
 
+    async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
+        // Dropped first: what is written meanwhile fills the place, and this read then leaves it alone.
+        self.drop_near(key).await;
+        let value = self.far.get_latest(key).await?;
+        if let Some(value) = &value {
+            self.fill(key, value.clone()).await;
+        }
+        Ok(value)
+    }
+
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
         let written = self.far.set(key, value.clone(), ttl, when).await;
         let refreshed = when == When::Always
@@ -145,6 +155,10 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
     async fn reconnect(&self) -> Result<()> {
         let near = self.near.reconnect().await;
         self.far.reconnect().await.and(near)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.far.is_shared()
     }
 
     fn refresh(&self) -> Refresh {
