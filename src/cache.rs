@@ -10,30 +10,46 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::lifecycle::{ProcessLocal, Registration, Registry};
-use crate::store::CacheStore;
+use crate::store::{CacheStore, Ttl};
+use codec::Decoded;
+use envelope::Cover;
+use expiry::Lifetime;
 use flight::Flights;
 use key::{KeyBuffer, Prefix};
 use settled::settled;
 use stats::Counters;
+use times::{Age, Times};
 
 pub use blocking::Blocking;
 pub use builder::Builder;
 pub use codec::Codec;
 pub use expiry::Expiry;
+pub use loaded::Loaded;
 pub use stats::Stats;
 
 mod batch;
 mod blocking;
 mod builder;
 mod codec;
+mod compression;
 mod counter;
+#[cfg(feature = "tokio")]
+mod detached;
 mod entry;
+mod envelope;
 mod expiry;
 mod fetch;
+mod fetch_many;
 mod flight;
 mod key;
+mod lease;
+mod loaded;
+mod loading;
+mod removal;
+mod renewal;
 mod settled;
 mod stats;
+mod times;
 mod update;
 
 /// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
@@ -47,11 +63,13 @@ mod update;
 /// server is bounded by the store's timeouts.
 ///
 /// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from another:
-///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`blocking`](Cache::blocking).
-/// - Read, or load and store: [`fetch`](Cache::fetch).
+///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
+///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
+/// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
+///   `fetch_detached`, [`fetch_many`](Cache::fetch_many).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
-///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`exists`](Cache::exists),
-///   [`delete`](Cache::delete).
+///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
+///   [`exists`](Cache::exists), [`delete`](Cache::delete).
 /// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw).
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
@@ -81,16 +99,28 @@ pub struct Cache {
     shared: Arc<Shared>,
     prefix: Prefix,
     version: Option<Arc<str>>,
+    is_forced: bool,
+    soft_timeout: Duration,
 }
 
 /// What the clones of a cache have in common.
 struct Shared {
     store: Arc<dyn CacheStore>,
     registration: Registration,
-    codec: Codec,
-    fetch_wait: Duration,
+    settings: Settings,
     on_error: Option<Observer>,
     local: ProcessLocal<Local>,
+}
+
+/// What the builder sets.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    codec: Codec,
+    compress_above: Option<usize>,
+    max_inflated: usize,
+    fetch_wait: Duration,
+    lease: Duration,
+    retry_after: Duration,
 }
 
 /// Is told of failures that no caller hears of.
@@ -100,7 +130,7 @@ type Observer = Box<dyn Fn(&Error) + Send + Sync>;
 #[derive(Default)]
 struct Local {
     counters: Counters,
-    flights: Flights,
+    flights: Arc<Flights>,
 }
 
 static CACHES: Registry<(String, Cache)> = Registry::new();
@@ -181,6 +211,51 @@ impl Cache {
         Cache { version: Some(version.into()), ..self.clone() }
     }
 
+    /// A handle whose fetches always load, and store what they have loaded, as Rails' `force: true`. Defaults to `false`.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let fetch = |force, value: u32| {
+    ///     cache.force(force).blocking().fetch("price", Duration::from_secs(60), || Ok::<_, std::io::Error>(value))
+    /// };
+    /// assert_eq!(fetch(false, 100)?, 100);
+    /// assert_eq!(fetch(false, 200)?, 100);
+    /// assert_eq!(fetch(true, 300)?, 300);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn force(&self, force: bool) -> Cache {
+        Cache { is_forced: force, ..self.clone() }
+    }
+
+    /// A handle whose `fetch_detached` waits this long for a load before it answers with a stale value. Defaults to zero: a
+    /// stale value is answered at once.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # #[cfg(feature = "tokio")]
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let expiry = Expiry::after(Duration::from_secs(60)).stale_for(Duration::from_secs(3_600));
+    /// cache.set("price", &100, expiry).await?;
+    /// cache.expire("price").await?;
+    ///
+    /// let patient = cache.soft_timeout(Duration::from_secs(10));
+    /// let price = patient.fetch_detached("price", expiry, async || Ok::<_, std::io::Error>(200)).await;
+    /// assert_eq!(price.unwrap(), 200);
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
+    #[cfg(feature = "tokio")]
+    #[must_use]
+    pub fn soft_timeout(&self, wait: Duration) -> Cache {
+        Cache { soft_timeout: wait, ..self.clone() }
+    }
+
     /// The same verbs, inline on the calling thread, without a runtime; also on a thread of a tokio runtime.
     ///
     /// ```
@@ -193,30 +268,6 @@ impl Cache {
     #[inline]
     pub fn blocking(&self) -> Blocking<'_> {
         Blocking::new(self)
-    }
-
-    /// Removes every entry of this handle's namespace; without a namespace, every entry of the store.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the store's.
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let tenant = cache.namespace("tenant");
-    /// tenant.blocking().set("motd", "hello", Duration::from_secs(60))?;
-    /// cache.blocking().set("motd", "good evening", Duration::from_secs(60))?;
-    /// tenant.blocking().clear()?;
-    /// assert!(!tenant.blocking().exists("motd")?);
-    /// assert!(cache.blocking().exists("motd")?);
-    /// # Ok::<(), prefork_cache::Error>(())
-    /// ```
-    pub async fn clear(&self) -> Result<()> {
-        let store = self.store()?;
-        self.answered(settled(store.clear(self.prefix.as_str())).await)
     }
 
     /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
@@ -293,16 +344,43 @@ impl Cache {
         self.shared.local.get_or_init(Local::default)
     }
 
-    fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<Bytes> {
-        codec::encode(self.shared.codec, self.version.as_deref(), key, value)
+    /// A value as it goes into the store, its time beginning now.
+    fn seal<T: Serialize + ?Sized>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
+        let Lifetime { ttl, times } = expiry.begin()?;
+        Ok(Sealed { bytes: self.encode(key, value, times)?, ttl })
     }
 
-    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<T> {
-        let value = codec::decode(self.version.as_deref(), bytes);
-        if value.is_none() {
-            self.local().counters.undecodable();
+    fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T, times: Option<Times>) -> Result<Bytes> {
+        let Settings { codec, compress_above, .. } = self.shared.settings;
+        codec::encode(Cover { codec, times, version: self.version.as_deref(), compress_above }, key, value)
+    }
+
+    /// A value as it came out of the store, with its state. `None` for what is no value of this handle's.
+    #[inline]
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<(T, Age)> {
+        let decoded = codec::decode(self.version.as_deref(), self.shared.settings.max_inflated, bytes);
+        decoded.map(|Decoded { value, times }| (value, times.age()))
+    }
+
+    /// The same, for a read that counts.
+    #[inline]
+    fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<(T, Age)> {
+        let decoded = self.decode(bytes);
+        match &decoded {
+            None => self.local().counters.undecodable(),
+            Some((_, Age::Stale)) => self.local().counters.stale(),
+            Some(_) => {}
         }
-        value
+        decoded
+    }
+
+    /// A value that serves, stale or not.
+    #[inline]
+    fn value<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<T> {
+        match self.open(bytes) {
+            Some((_, Age::Gone)) | None => None,
+            Some((value, _)) => Some(value),
+        }
     }
 
     /// What a store's future has answered, if it could be waited for.
@@ -324,6 +402,13 @@ impl Cache {
     fn count_failure(&self) {
         self.local().counters.failed();
     }
+}
+
+/// A value as it goes into a store.
+#[derive(Clone, Debug)]
+struct Sealed {
+    bytes: Bytes,
+    ttl: Ttl,
 }
 
 impl fmt::Debug for Cache {

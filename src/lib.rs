@@ -43,12 +43,13 @@ mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+pub mod guide;
 pub mod lifecycle;
 mod net;
 mod store;
 mod sync;
 
-pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Stats};
+pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use store::{CacheStore, Ttl, When, stores};
 

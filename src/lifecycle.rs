@@ -87,7 +87,7 @@ pub fn after_fork() -> Report {
     if generation == FIRST_GENERATION {
         return report;
     }
-    report.sockets_cut = ledger::cut_count();
+    report.sockets_cut = sockets_cut();
     report.stores = refresh::refresh_all();
     let ran_in = HOOKS_RUN_IN.fetch_max(generation, Ordering::AcqRel);
     if ran_in < generation {
@@ -101,6 +101,11 @@ pub fn after_fork() -> Report {
         }
     }
     report
+}
+
+/// How many sockets this process has inherited and cut.
+pub(crate) fn sockets_cut() -> usize {
+    ledger::cut_count()
 }
 
 /// Has `hook` run by [`after_fork`], in each process that was forked, after the stores are refreshed.

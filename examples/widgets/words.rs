@@ -64,7 +64,7 @@ pub(crate) async fn change(own: &Cache, language: &str, key: &str, word: &str) -
     if word.is_empty() {
         return own.delete(&key).await.map(drop);
     }
-    own.set_raw(&key, json(word), Expiry::never()).await
+    own.set_raw(&key, json(word), Expiry::NEVER).await
 }
 
 /// What a customer begins with. One that has begun keeps what it has.
@@ -79,9 +79,9 @@ pub(crate) fn begin(own: &Cache, customer: &str) -> Result<()> {
         ("de.shop.title", format!("Die Dingsbumse von {customer}")),
         ("de.widget.gear", "Räderwerk".to_owned()),
     ] {
-        own.set_raw(key, json(&word), Expiry::never())?;
+        own.set_raw(key, json(&word), Expiry::NEVER)?;
     }
-    own.set("begun", &true, Expiry::never())
+    own.set("begun", &true, Expiry::NEVER)
 }
 
 /// Before the files in the chain: what it does not have, they do.

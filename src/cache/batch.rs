@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, settled};
+use super::{Cache, Expiry, Lifetime, Sealed, settled};
 use crate::error::Result;
 use crate::store::batch;
 
@@ -27,7 +27,7 @@ impl Cache {
     /// ```
     pub async fn get_many<T: DeserializeOwned>(&self, keys: &[&str]) -> Vec<Result<Option<T>>> {
         let found = self.get_many_raw(keys).await;
-        found.into_iter().map(|found| Ok(found?.and_then(|bytes| self.decode(&bytes)))).collect()
+        found.into_iter().map(|found| Ok(found?.and_then(|bytes| self.value(&bytes)))).collect()
     }
 
     /// [`get_raw`](Cache::get_raw) for many keys, in their order.
@@ -44,16 +44,21 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_many_raw(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+        let found = self.read_many(keys).await;
+        for found in found.iter().flatten() {
+            self.local().counters.looked_up(found.is_some());
+        }
+        found
+    }
+
+    /// Reads that are not counted as such.
+    pub(super) async fn read_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
         let found = batch(prepared, |keys: Vec<String>| async move {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             settled(self.store()?.get_many(&keys)).await
         });
-        let found = self.counted_each(found.await);
-        for found in found.iter().flatten() {
-            self.local().counters.looked_up(found.is_some());
-        }
-        found
+        self.counted_each(found.await)
     }
 
     /// [`set`](Cache::set) for many entries, in their order.
@@ -77,41 +82,28 @@ impl Cache {
         T: Serialize,
         E: Into<Expiry>,
     {
-        let ttl = expiry.into().ttl();
-        let prepare = |(key, value): &(&'a str, T)| Ok((self.prefix.owned_key(key)?, self.encode(key, value)?));
-        let prepared: Vec<Result<(String, Bytes)>> = entries.iter().map(prepare).collect();
-        async move {
-            let stored = batch(prepared, |entries: Vec<(String, Bytes)>| async move {
-                let entries: Vec<(&str, Bytes)> =
-                    entries.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-                settled(self.store()?.set_many(&entries, ttl)).await
-            });
-            self.counted_each(stored.await)
-        }
+        let expiry = expiry.into();
+        let prepare = |(key, value): &(&'a str, T)| {
+            let full_key = self.prefix.owned_key(key)?;
+            let Lifetime { ttl, times } = expiry.begin_among_others()?;
+            Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
+        };
+        self.put_many(entries.iter().map(prepare).collect())
     }
 
-    /// [`delete`](Cache::delete) for many keys, in their order. A key that is given twice is deleted once.
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// cache.blocking().set("one", &1, Duration::from_secs(60))?;
-    /// let deleted: Vec<bool> = cache.blocking().delete_many(&["one", "two"]).into_iter().collect::<Result<_, _>>()?;
-    /// assert_eq!(deleted, [true, false]);
-    /// # Ok::<(), prefork_cache::Error>(())
-    /// ```
-    pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
-        let deleted = batch(prepared, |keys: Vec<String>| async move {
-            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            settled(self.store()?.delete_many(&keys)).await
+    /// Stores, under full keys, what was sealed to be among others.
+    pub(super) async fn put_many(&self, prepared: Vec<Result<(String, Sealed)>>) -> Vec<Result<()>> {
+        let stored = batch(prepared, |entries: Vec<(String, Sealed)>| async move {
+            // An expiry at a point in time is nearer for each entry than for the one before.
+            let Some(ttl) = entries.first().map(|(_, sealed)| sealed.ttl) else { return Ok(Vec::new()) };
+            let entries: Vec<(&str, Bytes)> =
+                entries.iter().map(|(key, sealed)| (key.as_str(), sealed.bytes.clone())).collect();
+            settled(self.store()?.set_many(&entries, ttl)).await
         });
-        self.counted_each(deleted.await)
+        self.counted_each(stored.await)
     }
 
-    fn counted_each<T>(&self, results: Vec<Result<T>>) -> Vec<Result<T>> {
+    pub(super) fn counted_each<T>(&self, results: Vec<Result<T>>) -> Vec<Result<T>> {
         results.into_iter().map(|result| self.counted(result)).collect()
     }
 }

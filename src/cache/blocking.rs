@@ -1,14 +1,14 @@
 //! The same verbs, inline on the calling thread.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, Stats};
+use super::{Cache, Expiry, Loaded, Stats};
 use crate::error::Result;
 use crate::net::{inline, lifted};
 
@@ -36,13 +36,17 @@ pub struct Blocking<'a> {
 /// Runs an operation that does not suspend, since every wait in it blocks. A macro, so that the operation's future is made
 /// where it is polled: it is large, and a hit in memory is short.
 macro_rules! now {
-    ($operation:expr) => {{
-        let mut operation = pin!($operation);
-        match inline(|| operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
-            Poll::Ready(output) => output,
-            Poll::Pending => unreachable!("an inline operation has suspended"),
-        }
-    }};
+    ($operation:expr) => {
+        at_once(pin!($operation))
+    };
+}
+
+#[inline]
+pub(super) fn at_once<F: Future>(mut operation: Pin<&mut F>) -> F::Output {
+    match inline(|| operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("an inline operation has suspended"),
+    }
 }
 
 impl<'a> Blocking<'a> {
@@ -105,6 +109,11 @@ impl<'a> Blocking<'a> {
         now!(self.cache.touch(key, expiry))
     }
 
+    /// As [`Cache::expire`].
+    pub fn expire(self, key: &str) -> Result<bool> {
+        now!(self.cache.expire(key))
+    }
+
     /// As [`Cache::update`].
     pub fn update<T: Serialize + DeserializeOwned>(
         self,
@@ -160,6 +169,36 @@ impl<'a> Blocking<'a> {
         T: Serialize + DeserializeOwned,
     {
         now!(self.cache.fetch(key, expiry, async move || lifted(load)))
+    }
+
+    /// As [`Cache::fetch_loaded`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's.
+    pub fn fetch_loaded<T, E>(self, key: &str, load: impl FnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        now!(self.cache.fetch_loaded(key, async move || lifted(load)))
+    }
+
+    /// As [`Cache::fetch_many`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, for each key.
+    pub fn fetch_many<T, E>(
+        self,
+        keys: &[&str],
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce(&[&str]) -> Vec<Result<T, E>>,
+    ) -> Vec<Result<T, E>>
+    where
+        T: Serialize + DeserializeOwned + Clone,
+        E: Clone,
+    {
+        now!(self.cache.fetch_many(keys, expiry, async move |missing: &[&str]| lifted(|| load(missing))))
     }
 
     /// As [`Cache::clear`].

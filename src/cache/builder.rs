@@ -5,15 +5,27 @@ use std::time::Duration;
 
 use super::codec::Codec;
 use super::key::Prefix;
-use super::{CACHES, Cache, Observer, Shared};
+use super::{CACHES, Cache, Observer, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
-const DEFAULT_FETCH_WAIT: Duration = Duration::from_secs(10);
 /// A clock has an end.
-const LONGEST_FETCH_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            codec: Codec::default(),
+            compress_above: None,
+            max_inflated: 64 << 20,
+            fetch_wait: Duration::from_secs(10),
+            lease: Duration::from_secs(5),
+            retry_after: Duration::from_secs(5),
+        }
+    }
+}
 
 /// Makes a [`Cache`]; see [`Cache::builder`].
 ///
@@ -34,8 +46,7 @@ pub struct Builder {
     store: Arc<dyn CacheStore>,
     name: String,
     prefix: Prefix,
-    codec: Codec,
-    fetch_wait: Duration,
+    settings: Settings,
     on_error: Option<Observer>,
 }
 
@@ -45,8 +56,7 @@ impl Builder {
             store,
             name: DEFAULT_NAME.to_owned(),
             prefix: Prefix::none(),
-            codec: Codec::default(),
-            fetch_wait: DEFAULT_FETCH_WAIT,
+            settings: Settings::default(),
             on_error: None,
         }
     }
@@ -94,12 +104,83 @@ impl Builder {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn codec(mut self, codec: Codec) -> Builder {
-        self.codec = codec;
+        self.settings.codec = codec;
         self
     }
 
-    /// How long a [`fetch`](Cache::fetch) waits for the loader of another, from its own arrival on, before it runs its own.
-    /// At most a year. Defaults to 10 s. An asynchronous caller outside of tokio has no clock, and waits for the other to end.
+    /// Compresses encoded values (not raw ones) that are longer than so many bytes, with zlib at its fastest, and keeps the
+    /// result where it is smaller. Every reader understands both, whatever its own setting. Defaults to no compression.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).compress_above(1024).build();
+    /// cache.blocking().set("page", &"<br>".repeat(10_000), Duration::from_secs(60))?;
+    /// assert!(cache.blocking().get_raw("page")?.unwrap().len() < 1_000);
+    /// assert_eq!(cache.blocking().get::<String>("page")?.unwrap().len(), 40_000);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn compress_above(mut self, bytes: usize) -> Builder {
+        self.settings.compress_above = Some(bytes);
+        self
+    }
+
+    /// A compressed value that inflates to more than so many bytes is a miss, whoever wrote it. Defaults to 64 MiB.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let store = Arc::new(MemoryStore::new());
+    /// let writer = Cache::builder(store.clone()).compress_above(1024).build();
+    /// writer.blocking().set("page", &"<br>".repeat(10_000), Duration::from_secs(60))?;
+    /// let careful = Cache::builder(store).max_inflated(10_000).build();
+    /// assert_eq!(careful.blocking().get::<String>("page")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn max_inflated(mut self, bytes: usize) -> Builder {
+        self.settings.max_inflated = bytes;
+        self
+    }
+
+    /// How long a process that loads a key keeps the others from loading it. Choose it longer than loads take: when a process
+    /// is killed in the middle of one, the others wait until then, and when a load takes longer, another process begins one
+    /// as well. At most a year; defaults to 5 s. Memcached counts in whole seconds, and may end it up to one early. Zero turns
+    /// leases off: each process then loads for itself.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let reports = Cache::builder(MemoryStore::new())
+    ///     .lease(Duration::from_secs(60))
+    ///     .fetch_wait(Duration::from_secs(120))
+    ///     .build();
+    /// ```
+    pub fn lease(mut self, lease: Duration) -> Builder {
+        self.settings.lease = lease.min(LONGEST_WAIT);
+        self
+    }
+
+    /// After a loader has failed while there is an older value to serve, how long that value serves before the next try. At
+    /// most a year; defaults to 5 s. With zero each fetch tries.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).retry_after(Duration::from_secs(30)).build();
+    /// ```
+    pub fn retry_after(mut self, pause: Duration) -> Builder {
+        self.settings.retry_after = pause.min(LONGEST_WAIT);
+        self
+    }
+
+    /// How long a [`fetch`](Cache::fetch) that has no value waits for the loader of another, in this process or in another
+    /// one, from its own arrival on, before it runs its own. At most a year. Defaults to 10 s. Outside of tokio, an
+    /// asynchronous caller that waits for one of this process has no clock, and waits for the other to end.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -108,7 +189,7 @@ impl Builder {
     /// let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(500)).build();
     /// ```
     pub fn fetch_wait(mut self, wait: Duration) -> Builder {
-        self.fetch_wait = wait.min(LONGEST_FETCH_WAIT);
+        self.settings.fetch_wait = wait.min(LONGEST_WAIT);
         self
     }
 
@@ -172,13 +253,14 @@ impl Builder {
             shared: Arc::new(Shared {
                 store: self.store,
                 registration,
-                codec: self.codec,
-                fetch_wait: self.fetch_wait,
+                settings: self.settings,
                 on_error: self.on_error,
                 local: ProcessLocal::new(),
             }),
             prefix: self.prefix,
             version: None,
+            is_forced: false,
+            soft_timeout: Duration::ZERO,
         }
     }
 }

@@ -1,26 +1,12 @@
-//! Values as bytes, in an envelope.
-//!
-//! Bytes of another program are no value of ours, but might decode to one: MessagePack reads the text "12" as the number 49.
-//! So each value is in an envelope:
-//!
-//! | bytes | what |
-//! | --- | --- |
-//! | 3 | the magic number `C1 50 46`; MessagePack never begins with `C1`, Ruby's Marshal with `04 08`, Rails with `00 11` |
-//! | 1 | how the body is encoded (bits 0 to 3: 1 MessagePack, 2 JSON) and what else there is (bit 7: a version) |
-//! | 4 + n | with a version: its length and its text |
-//! | 4 + n | the length of the body, and the body; nothing follows |
-//!
-//! Lengths are little-endian. A reader refuses what it does not know, so the other bits are free for the future.
+//! Values as bytes.
 
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use super::envelope::{Cover, Envelope, TooLong};
+use super::times::Times;
 use crate::error::{Error, ErrorKind, Result};
-
-const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
-const CODEC: u8 = 0x0F;
-const HAS_VERSION: u8 = 0x80;
 
 /// How deep a value may be nested to be read, as serde_json has it: damaged bytes must not exhaust the stack.
 const DEEPEST: usize = 128;
@@ -51,14 +37,14 @@ pub enum Codec {
 }
 
 impl Codec {
-    const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Codec::MessagePack => 1,
             Codec::Json => 2,
         }
     }
 
-    const fn of_number(number: u8) -> Option<Codec> {
+    pub(super) const fn of_number(number: u8) -> Option<Codec> {
         match number {
             1 => Some(Codec::MessagePack),
             2 => Some(Codec::Json),
@@ -67,57 +53,63 @@ impl Codec {
     }
 }
 
-pub(super) fn encode<T: Serialize + ?Sized>(
-    codec: Codec,
-    version: Option<&str>,
-    key: &str,
-    value: &T,
-) -> Result<Bytes> {
-    let refused = |source: Box<dyn std::error::Error + Send + Sync>| {
+/// A value that was read.
+#[derive(Debug)]
+pub(super) struct Decoded<T> {
+    pub(super) value: T,
+    pub(super) times: Times,
+}
+
+pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
+    cover.around(|body| cover.codec.write(value, body)).map_err(|Refusal(source)| {
         Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source)
-    };
-    let too_long = |_| refused("it has more than 4 GiB".into());
-    let mut bytes = Vec::with_capacity(128);
-    bytes.extend(MAGIC);
-    bytes.push(codec.number() | if version.is_some() { HAS_VERSION } else { 0 });
-    if let Some(version) = version {
-        bytes.extend(u32::try_from(version.len()).map_err(too_long)?.to_le_bytes());
-        bytes.extend(version.as_bytes());
-    }
-    let length_at = bytes.len();
-    bytes.extend([0; 4]);
-    match codec {
-        Codec::MessagePack => value
-            .serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map())
-            .map_err(|error| refused(error.into()))?,
-        Codec::Json => serde_json::to_writer(&mut bytes, value).map_err(|error| refused(error.into()))?,
-    }
-    let length = u32::try_from(bytes.len() - length_at - 4).map_err(too_long)?;
-    bytes[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
-    Ok(bytes.into())
+    })
 }
 
 /// The value in an envelope of this version, if that is what the bytes are.
-pub(super) fn decode<T: DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
-    let (magic, rest) = bytes.split_first_chunk()?;
-    let (&format, mut rest) = rest.split_first()?;
-    if *magic != MAGIC || format & !(CODEC | HAS_VERSION) != 0 {
+pub(super) fn decode<T: DeserializeOwned>(
+    version: Option<&str>,
+    max_inflated: usize,
+    bytes: &[u8],
+) -> Option<Decoded<T>> {
+    let envelope = Envelope::open(bytes)?;
+    if envelope.version != version.map(str::as_bytes) {
         return None;
     }
-    let written = if format & HAS_VERSION == 0 { None } else { Some(take_text(&mut rest)?) };
-    if written != version.map(str::as_bytes) {
-        return None;
+    let value = envelope.codec.read(&envelope.body(max_inflated)?)?;
+    Some(Decoded { value, times: envelope.times.unwrap_or(Times::ALWAYS_FRESH) })
+}
+
+/// Why a value cannot be encoded.
+struct Refusal(Box<dyn std::error::Error + Send + Sync>);
+
+impl From<TooLong> for Refusal {
+    fn from(TooLong: TooLong) -> Refusal {
+        Refusal("it has more than 4 GiB".into())
     }
-    let mut body = take_text(&mut rest).filter(|_| rest.is_empty())?;
-    match Codec::of_number(format & CODEC)? {
-        Codec::MessagePack => {
-            if nests_too_deep(body) {
-                return None;
-            }
-            let value = T::deserialize(&mut bounded(&mut body)).ok();
-            value.filter(|_| body.is_empty())
+}
+
+impl Codec {
+    fn write<T: Serialize + ?Sized>(self, value: &T, body: &mut Vec<u8>) -> Result<(), Refusal> {
+        match self {
+            Codec::MessagePack => value
+                .serialize(&mut rmp_serde::Serializer::new(body).with_struct_map())
+                .map_err(|error| Refusal(error.into())),
+            Codec::Json => serde_json::to_writer(body, value).map_err(|error| Refusal(error.into())),
         }
-        Codec::Json => serde_json::from_slice(body).ok(),
+    }
+
+    fn read<T: DeserializeOwned>(self, mut body: &[u8]) -> Option<T> {
+        match self {
+            Codec::MessagePack => {
+                if nests_too_deep(body) {
+                    return None;
+                }
+                let value = T::deserialize(&mut bounded(&mut body)).ok();
+                value.filter(|_| body.is_empty())
+            }
+            Codec::Json => serde_json::from_slice(body).ok(),
+        }
     }
 }
 
@@ -134,19 +126,24 @@ fn nests_too_deep(body: &[u8]) -> bool {
     maps > DEEPEST && IgnoredAny::deserialize(&mut bounded(body)).is_err()
 }
 
-/// A length and what it is the length of.
-fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-    *bytes = rest;
-    Some(text)
-}
-
 #[cfg(test)]
 mod tests {
     use serde::{Deserialize, Serialize};
 
-    use super::{Codec, decode, encode};
+    use super::super::times::Times;
+    use super::{Codec, Cover};
+
+    fn cover(codec: Codec, version: Option<&str>) -> Cover<'_> {
+        Cover { codec, times: None, version, compress_above: None }
+    }
+
+    fn encode<T: Serialize>(codec: Codec, version: Option<&str>, key: &str, value: &T) -> crate::Result<bytes::Bytes> {
+        super::encode(cover(codec, version), key, value)
+    }
+
+    fn decode<T: serde::de::DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
+        super::decode(version, 1 << 20, bytes).map(|decoded| decoded.value)
+    }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Widget {
@@ -173,6 +170,35 @@ mod tests {
     fn the_layout_stays_as_it_is() {
         assert_eq!(&*encode(Codec::MessagePack, None, "k", &1_u8).unwrap(), b"\xC1PF\x01\x01\0\0\0\x01");
         assert_eq!(&*encode(Codec::Json, Some("v2"), "k", &1_u8).unwrap(), b"\xC1PF\x82\x02\0\0\0v2\x01\0\0\x001");
+    }
+
+    #[test]
+    fn times_and_compression_go_along() {
+        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
+        let layout = b"\xC1PF\x41\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
+        assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
+        let text = "a widget, ".repeat(100);
+        for (compress_above, longest) in [(None, 1_100), (Some(2_000), 1_100), (Some(900), 100)] {
+            let bytes = super::encode(Cover { compress_above, ..small }, "k", &text).unwrap();
+            assert!(bytes.len() < longest, "{} bytes above {compress_above:?}", bytes.len());
+            let read = super::decode::<String>(None, 1 << 20, &bytes).unwrap();
+            assert_eq!((read.value, read.times), (text.clone(), times));
+            let bounded = super::decode::<String>(None, 1_000, &bytes);
+            assert_eq!(bounded.is_none(), compress_above == Some(900), "only what is compressed is bounded");
+        }
+    }
+
+    #[test]
+    fn times_can_be_put_in_and_taken_out() {
+        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        for version in [None, Some("7")] {
+            let bare = encode(Codec::Json, version, "k", &widget()).unwrap();
+            let timed = super::super::envelope::with_times(&bare, Some(times));
+            let read = super::decode::<Widget>(version, 0, &timed).unwrap();
+            assert_eq!((read.value, read.times), (widget(), times));
+            assert_eq!(super::super::envelope::with_times(&timed, None), bare);
+        }
     }
 
     #[test]

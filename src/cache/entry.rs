@@ -6,12 +6,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, KeyBuffer, settled};
+use super::{Cache, Expiry, KeyBuffer, Sealed, settled};
 use crate::error::Result;
-use crate::store::When;
+use crate::store::{Ttl, When};
 
 impl Cache {
-    /// The value under a key. `None` where there is none, or none of this type.
+    /// The value under a key, also if it is [stale](Expiry). `None` where there is none, or none of this type and version.
     ///
     /// # Errors
     ///
@@ -30,7 +30,7 @@ impl Cache {
     /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.get_raw(key).await?;
-        Ok(found.and_then(|bytes| self.decode(&bytes)))
+        Ok(found.and_then(|bytes| self.value(&bytes)))
     }
 
     /// The bytes under a key, as whatever program wrote them.
@@ -49,10 +49,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
-        let store = self.store()?;
-        let mut buffer = KeyBuffer::default();
-        let key = self.key(key, &mut buffer)?;
-        let found = self.answered(settled(store.get(key)).await)?;
+        let found = self.read(key).await?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
@@ -82,7 +79,7 @@ impl Cache {
         T: Serialize + ?Sized,
         E: Into<Expiry>,
     {
-        self.put(key, self.encode(key, value), expiry.into(), When::Always, |_| ())
+        self.put(key, self.seal(key, value, expiry.into()), When::Always, |_| ())
     }
 
     /// Stores a value where there is none. Answers whether it was stored.
@@ -110,7 +107,7 @@ impl Cache {
         T: Serialize + ?Sized,
         E: Into<Expiry>,
     {
-        self.put(key, self.encode(key, value), expiry.into(), When::IfAbsent, |stored| stored)
+        self.put(key, self.seal(key, value, expiry.into()), When::IfAbsent, |stored| stored)
     }
 
     /// Stores a value over an existing one. Answers whether it was stored.
@@ -139,7 +136,7 @@ impl Cache {
         T: Serialize + ?Sized,
         E: Into<Expiry>,
     {
-        self.put(key, self.encode(key, value), expiry.into(), When::IfPresent, |stored| stored)
+        self.put(key, self.seal(key, value, expiry.into()), When::IfPresent, |stored| stored)
     }
 
     /// Stores bytes as they are, for other programs to read.
@@ -167,30 +164,8 @@ impl Cache {
         V: Into<Bytes>,
         E: Into<Expiry>,
     {
-        self.put(key, Ok(value.into()), expiry.into(), When::Always, |_| ())
-    }
-
-    /// Removes an entry. Answers whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// The store's; see [`ErrorKind`](crate::ErrorKind).
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
-    /// assert!(cache.blocking().delete("motd")?);
-    /// assert!(!cache.blocking().delete("motd")?);
-    /// # Ok::<(), prefork_cache::Error>(())
-    /// ```
-    pub async fn delete(&self, key: &str) -> Result<bool> {
-        let store = self.store()?;
-        let mut buffer = KeyBuffer::default();
-        let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.delete(key)).await)
+        let begun = expiry.into().begin();
+        self.put(key, begun.map(|begun| Sealed { bytes: value.into(), ttl: begun.ttl }), When::Always, |_| ())
     }
 
     /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
@@ -212,42 +187,36 @@ impl Cache {
         Ok(self.get_raw(key).await?.is_some())
     }
 
-    /// Gives an entry a new time to live, from now on. Answers whether there is one.
-    ///
-    /// # Errors
-    ///
-    /// The store's; see [`ErrorKind`](crate::ErrorKind).
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// cache.blocking().set("session", "7", Duration::from_secs(60))?;
-    /// assert!(cache.blocking().touch("session", Duration::from_secs(600))?);
-    /// assert!(!cache.blocking().touch("no session", Duration::from_secs(600))?);
-    /// # Ok::<(), prefork_cache::Error>(())
-    /// ```
-    pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let ttl = expiry.into().ttl();
+    /// A read that is not counted as one.
+    #[inline]
+    pub(super) async fn read(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.touch(key, ttl)).await)
+        self.answered(settled(store.get(key)).await)
     }
-    /// Stores what was encoded before.
+
+    /// Stores what was sealed before.
     pub(super) async fn put<R>(
         &self,
         key: &str,
-        encoded: Result<Bytes>,
-        expiry: Expiry,
+        sealed: Result<Sealed>,
         when: When,
         answer: impl FnOnce(bool) -> R,
     ) -> Result<R> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        let encoded = self.counted(encoded)?;
-        self.answered(settled(store.set(key, encoded, expiry.ttl(), when)).await).map(answer)
+        let Sealed { bytes, ttl } = self.counted(sealed)?;
+        self.answered(settled(store.set(key, bytes, ttl, when)).await).map(answer)
+    }
+
+    /// Stores (or with `new` of `None` removes) an entry that still holds what was read.
+    pub(super) async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Sealed>) -> Result<bool> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        let (new, ttl) = new.map_or((None, Ttl::Never), |Sealed { bytes, ttl }| (Some(bytes), ttl));
+        self.answered(settled(store.compare_and_set(key, expected, new, ttl)).await)
     }
 }

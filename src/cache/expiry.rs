@@ -1,39 +1,244 @@
 //! How long a value serves.
+//!
+//! A store knows one time, at which the entry is gone. The times before it, from which a value is refreshed ahead or counts
+//! as stale, go along with the value, see [`envelope`](super::envelope).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use super::times::{NEVER, Times, milliseconds};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
 
 /// How long a value serves: a [`Duration`] will do wherever one is asked for.
 ///
+/// ```text
+/// set          refresh_ahead                after              stale_for
+///  |------ fresh ------|------ refreshed ahead ------|------ stale ------|  gone
 /// ```
-/// use prefork_cache::{Expiry, Ttl};
+///
+/// - *fresh*: it is what [`get`](crate::Cache::get) and [`fetch`](crate::Cache::fetch) return.
+/// - *refreshed ahead*: it is fresh, and one fetch loads it anew.
+/// - *stale*: reads still return it, and one fetch loads it anew. If the loader fails, it goes on serving.
+/// - *gone*: it is a miss.
+///
+/// [Choosing an expiry](crate::guide::choosing_an_expiry) says which of them to use when. Stale and refreshed-ahead are
+/// told by the clocks of the machines, in milliseconds: processes on several machines agree as well as their clocks do. They
+/// are properties of typed values; for bare bytes and counters only the end counts, which is that of the stale time.
+///
+/// ```
+/// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
 /// use std::time::Duration;
 ///
-/// assert_eq!(Expiry::from(Duration::from_secs(60)), Expiry::after(Duration::from_secs(60)));
-/// assert_eq!(Expiry::from(Ttl::Never), Expiry::never());
+/// let cache = Cache::builder(MemoryStore::new()).build();
+/// let expiry = Expiry::after(Duration::from_secs(60))
+///     .refresh_ahead(Duration::from_secs(10))
+///     .stale_for(Duration::from_secs(600))
+///     .jitter(0.1);
+/// let load = || Ok::<_, std::io::Error>("hello".to_owned());
+/// assert_eq!(cache.blocking().fetch("motd", expiry, load)?, "hello");
+/// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Expiry {
-    ttl: Ttl,
+    end: End,
+    refresh_ahead: Duration,
+    stale_for: Duration,
+    jitter: f64,
+}
+
+/// When a value is no longer fresh.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Never,
+    After(Duration),
+    At(SystemTime),
+}
+
+/// An expiry that has begun: what the store is told, and what goes along with the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lifetime {
+    pub(super) ttl: Ttl,
+    /// `None` for an entry that never expires.
+    pub(super) times: Option<Times>,
 }
 
 impl Expiry {
-    /// For this long, counted from the moment of storing. Zero is refused by the operation that uses it, with
+    /// Until it is deleted or evicted. The value is always fresh: the other settings mean nothing beside it.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Expiry::NEVER)?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub const NEVER: Expiry = Expiry::new(End::Never);
+
+    /// Fresh for this long, counted from the moment of storing.
+    ///
+    /// Zero, or more than a hundred years, is refused by the operation that uses it, with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    ///
+    /// ```
+    /// use prefork_cache::Expiry;
+    /// use std::time::Duration;
+    ///
+    /// assert_eq!(Expiry::after(Duration::from_secs(60)), Duration::from_secs(60).into());
+    /// ```
     pub const fn after(duration: Duration) -> Expiry {
-        Expiry { ttl: Ttl::After(duration) }
+        Expiry::new(End::After(duration))
     }
 
-    /// Until it is deleted or evicted.
-    pub const fn never() -> Expiry {
-        Expiry { ttl: Ttl::Never }
+    /// Fresh until this time, by this machine's clock.
+    ///
+    /// A time that is not in the future is refused by the operation that uses it, with
+    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, Expiry, stores::MemoryStore};
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
+    /// cache.blocking().set("motd", "hello", Expiry::at(in_an_hour))?;
+    /// let refused = cache.blocking().set("motd", "hello", Expiry::at(SystemTime::UNIX_EPOCH)).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::InvalidTtl);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub const fn at(time: SystemTime) -> Expiry {
+        Expiry::new(End::At(time))
     }
 
-    pub(crate) fn ttl(self) -> Ttl {
-        self.ttl
+    /// After its fresh time the value goes on serving for this long, while one fetch loads it anew, and for as long as that
+    /// fails. Defaults to zero: the value is gone when it is no longer fresh.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let cache = cache.blocking();
+    /// let expiry = Expiry::after(Duration::from_secs(60)).stale_for(Duration::from_secs(3_600));
+    /// cache.set("motd", "yesterday's", expiry)?;
+    /// cache.expire("motd")?;
+    /// let motd: String = cache.fetch("motd", expiry, || Err("the database is down"))?;
+    /// assert_eq!(motd, "yesterday's");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn stale_for(self, duration: Duration) -> Expiry {
+        Expiry { stale_for: duration, ..self }
     }
+
+    /// In the last part of its fresh time, of this length, one fetch loads the value anew, while the others have the current
+    /// one. A value that is asked for often enough is then never missed. Defaults to zero: never ahead.
+    ///
+    /// One that is not shorter than the fresh time is refused by the operation that uses it, with
+    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    ///
+    /// ```
+    /// use prefork_cache::Expiry;
+    /// use std::time::Duration;
+    ///
+    /// let expiry = Expiry::after(Duration::from_secs(60)).refresh_ahead(Duration::from_secs(6));
+    /// ```
+    #[must_use]
+    pub const fn refresh_ahead(self, duration: Duration) -> Expiry {
+        Expiry { refresh_ahead: duration, ..self }
+    }
+
+    /// Shortens the fresh time by a random part of up to this fraction, drawn anew for each value that is stored, so that
+    /// what was stored together does not end together. From 0 to 1; defaults to 0.
+    ///
+    /// The random numbers are the operating system's: forked workers draw different ones.
+    ///
+    /// Another number is refused by the operation that uses it, with
+    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    ///
+    /// ```
+    /// use prefork_cache::Expiry;
+    /// use std::time::Duration;
+    ///
+    /// // Fresh for 54 to 60 seconds.
+    /// let expiry = Expiry::after(Duration::from_secs(60)).jitter(0.1);
+    /// ```
+    #[must_use]
+    pub const fn jitter(self, fraction: f64) -> Expiry {
+        Expiry { jitter: fraction, ..self }
+    }
+
+    const fn new(end: End) -> Expiry {
+        Expiry { end, refresh_ahead: Duration::ZERO, stale_for: Duration::ZERO, jitter: 0.0 }
+    }
+
+    /// The expiry of a value that is stored now.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidTtl`] for what the setters say they refuse.
+    pub(super) fn begin(self) -> Result<Lifetime> {
+        let Some(asked) = self.checked(SystemTime::now())? else { return Ok(Lifetime::FOR_EVER) };
+        let fresh = self.shortened(asked);
+        let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
+        let times = self.times(fresh, ttl)?;
+        Ok(Lifetime { ttl, times: Some(times) })
+    }
+
+    /// The same for one of several values that are stored with one TTL, the longest: with jitter, each ends by its own times.
+    pub(super) fn begin_among_others(self) -> Result<Lifetime> {
+        let Some(asked) = self.checked(SystemTime::now())? else { return Ok(Lifetime::FOR_EVER) };
+        let fresh = self.shortened(asked);
+        let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)))?;
+        if self.jitter > 0.0 {
+            times.stale_from = times.stale_from.min(times.gone_from);
+        }
+        Ok(Lifetime { ttl: Ttl::After(asked.saturating_add(self.stale_for)), times: Some(times) })
+    }
+
+    /// How long the value is to be fresh, before any jitter; `None` for ever.
+    fn checked(self, now: SystemTime) -> Result<Option<Duration>> {
+        let asked = match self.end {
+            End::Never => return Ok(None),
+            End::After(duration) => duration,
+            End::At(time) => time.duration_since(now).map_err(|past| in_the_past(past.duration()))?,
+        };
+        Ttl::After(asked).duration()?;
+        if !(0.0..=1.0).contains(&self.jitter) {
+            return Err(refused(format!("a jitter of {} is not between 0 and 1", self.jitter)));
+        }
+        if self.refresh_ahead >= asked {
+            let ahead = self.refresh_ahead;
+            return Err(refused(format!(
+                "a refresh_ahead of {ahead:?} is not shorter than the {asked:?} that the value is fresh"
+            )));
+        }
+        Ok(Some(asked))
+    }
+
+    fn shortened(self, fresh: Duration) -> Duration {
+        if self.jitter == 0.0 {
+            return fresh;
+        }
+        fresh.mul_f64(1.0 - self.jitter * random_fraction()).max(Duration::from_millis(1))
+    }
+
+    fn times(self, fresh: Duration, ttl: Ttl) -> Result<Times> {
+        let now = milliseconds(SystemTime::now());
+        let from = |duration| now.saturating_add(crate::store::milliseconds_rounded_up(duration));
+        Ok(Times {
+            refresh_from: match self.refresh_ahead {
+                Duration::ZERO => NEVER,
+                ahead => from(fresh.saturating_sub(ahead)),
+            },
+            stale_from: if self.stale_for.is_zero() { NEVER } else { from(fresh) },
+            gone_from: ttl.duration()?.map_or(NEVER, from),
+        })
+    }
+}
+
+impl Lifetime {
+    const FOR_EVER: Lifetime = Lifetime { ttl: Ttl::Never, times: None };
 }
 
 impl From<Duration> for Expiry {
@@ -44,6 +249,107 @@ impl From<Duration> for Expiry {
 
 impl From<Ttl> for Expiry {
     fn from(ttl: Ttl) -> Expiry {
-        Expiry { ttl }
+        match ttl {
+            Ttl::Never => Expiry::NEVER,
+            Ttl::After(duration) => Expiry::after(duration),
+        }
+    }
+}
+
+/// From 0 to 1. Asked of the system each time: a generator of this process's own would come through a fork, and every
+/// sibling would draw the same.
+fn random_fraction() -> f64 {
+    // A system without a source of random numbers is no reason to refuse a value.
+    let bits = getrandom::u32().unwrap_or(0);
+    f64::from(bits) / f64::from(u32::MAX)
+}
+
+#[cold]
+fn in_the_past(by: Duration) -> Error {
+    refused(format!("an expiry at a time that passed {by:?} ago"))
+}
+
+#[cold]
+fn refused(context: String) -> Error {
+    Error::new(ErrorKind::InvalidTtl, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::times::NEVER;
+    use super::{Expiry, Lifetime};
+    use crate::error::ErrorKind;
+    use crate::store::Ttl;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn the_store_is_told_when_the_stale_time_ends() {
+        assert_eq!(Expiry::NEVER.begin().unwrap(), Lifetime::FOR_EVER);
+        assert_eq!(Expiry::after(MINUTE).begin().unwrap().ttl, Ttl::After(MINUTE));
+        assert_eq!(Expiry::after(MINUTE).stale_for(MINUTE).begin().unwrap().ttl, Ttl::After(2 * MINUTE));
+        let at = Expiry::at(SystemTime::now() + MINUTE).begin().unwrap().ttl.duration().unwrap().unwrap();
+        assert!(at <= MINUTE, "{at:?}");
+    }
+
+    #[test]
+    fn the_times_follow_each_other() {
+        let times =
+            Expiry::after(6 * MINUTE).refresh_ahead(MINUTE).stale_for(4 * MINUTE).begin().unwrap().times.unwrap();
+        assert_eq!(times.stale_from - times.refresh_from, 60_000);
+        assert_eq!(times.gone_from - times.stale_from, 240_000);
+        let plain = Expiry::after(MINUTE).begin().unwrap().times.unwrap();
+        assert_eq!((plain.refresh_from, plain.stale_from), (NEVER, NEVER), "no clock is asked when it is read");
+    }
+
+    #[test]
+    fn jitter_shortens_the_fresh_time_alone() {
+        let mut seen = Vec::new();
+        for _ in 0..100 {
+            let Lifetime { ttl, times } = Expiry::after(MINUTE).stale_for(MINUTE).jitter(0.5).begin().unwrap();
+            let lives = ttl.duration().unwrap().unwrap();
+            assert!((90 * Duration::from_secs(1)..=2 * MINUTE).contains(&lives), "{lives:?}");
+            let times = times.unwrap();
+            assert!((59_999..=60_001).contains(&(times.gone_from - times.stale_from)), "{times:?}");
+            seen.push(lives);
+        }
+        seen.sort();
+        seen.dedup();
+        assert!(seen.len() > 50, "{} of 100 differ", seen.len());
+    }
+
+    #[test]
+    fn several_values_with_one_ttl_end_each_at_its_own_time() {
+        let expiry = Expiry::after(MINUTE).jitter(0.5);
+        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others().unwrap()).collect();
+        assert!(lifetimes.iter().all(|lifetime| lifetime.ttl == Ttl::After(MINUTE)));
+        let mut ends: Vec<u64> = lifetimes.iter().map(|lifetime| lifetime.times.unwrap().stale_from).collect();
+        assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().gone_from <= ends[0] + 60_000));
+        ends.sort_unstable();
+        ends.dedup();
+        assert!(ends.len() > 50, "{} of 100 differ", ends.len());
+        let plain = Expiry::after(MINUTE).begin_among_others().unwrap().times.unwrap();
+        assert_eq!(plain.stale_from, NEVER);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let text = |expiry: Expiry| {
+            let error = expiry.begin().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTtl);
+            error.to_string()
+        };
+        assert!(text(Expiry::after(Duration::ZERO)).starts_with("a TTL of zero"));
+        assert!(text(Expiry::after(Duration::MAX)).contains("hundred years"));
+        assert!(text(Expiry::after(MINUTE).stale_for(Duration::MAX)).contains("hundred years"));
+        assert!(text(Expiry::at(SystemTime::UNIX_EPOCH)).starts_with("an expiry at a time that passed"));
+        assert_eq!(text(Expiry::after(MINUTE).jitter(1.5)), "a jitter of 1.5 is not between 0 and 1");
+        assert_eq!(text(Expiry::after(MINUTE).jitter(f64::NAN)), "a jitter of NaN is not between 0 and 1");
+        assert_eq!(
+            text(Expiry::after(MINUTE).refresh_ahead(MINUTE)),
+            "a refresh_ahead of 60s is not shorter than the 60s that the value is fresh"
+        );
     }
 }

@@ -1,31 +1,35 @@
-//! Read, or load and store.
+//! Read, or load and store: one key.
 
-use std::future::Future;
-use std::time::Instant;
-
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::flight::{Landing, Lead, Part};
-use super::{Cache, Expiry};
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::When;
+use super::loading::{Fetching, Found};
+use super::{Cache, Expiry, Loaded};
+use crate::error::Result;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
     ///
-    /// Of all that miss a key at the same time in this process, one runs its loader; the others wait for its value, each at
-    /// most as long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own and store what it
-    /// returns. Where the one fails or is cancelled, another one takes over.
+    /// - *A fresh value* is returned.
+    /// - *An old one*, [stale or to be refreshed ahead](Expiry), is loaded anew by one caller among all processes on the same
+    ///   server, who waits for that; everybody else has the old value at once. If the loader fails, the one has the old value
+    ///   too, and the next try comes after [`Builder::retry_after`](crate::Builder::retry_after).
+    /// - *Where there is none*, one caller among all processes on the same server loads it (on
+    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), and the others wait for its value, each at most as
+    ///   long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own loader and store what it
+    ///   returns. Where the one fails, panics or is cancelled, another one takes over at once; where its process is killed,
+    ///   when its [lease](crate::Builder::lease) ends.
     ///
     /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
     /// cannot be encoded are counted, and told to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
     /// returned. A store that did not answer the read is not asked to keep the value.
     ///
+    /// A loader that fetches the very key that it loads: blocking, the inner fetch runs its own loader; asynchronous, it waits
+    /// in vain for as long as a fetch waits.
+    ///
     /// # Errors
     ///
-    /// The loader's, to its own caller; it is not stored.
+    /// The loader's, to its own caller, if there is no old value; it is not stored.
     ///
     /// # Cancel safety
     ///
@@ -52,110 +56,53 @@ impl Cache {
         T: Serialize + DeserializeOwned,
     {
         let expiry = expiry.into();
-        let deadline = Instant::now() + self.shared.fetch_wait;
-        let full_key = match self.counted(self.prefix.owned_key(key)) {
-            Ok(full_key) => full_key,
+        self.fetch_loaded(key, async move || load().await.map(|value| Loaded::new(value, expiry))).await
+    }
+
+    /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or declines to have the value stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch`](Cache::fetch).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, Loaded, stores::MemoryStore};
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let token = || {
+    ///     let expires = SystemTime::now() + Duration::from_secs(3_600);
+    ///     Ok::<_, std::io::Error>(Loaded::new("token".to_owned(), Expiry::at(expires)))
+    /// };
+    /// assert_eq!(cache.blocking().fetch_loaded("token", token)?, "token");
+    ///
+    /// // What Rails calls `skip_nil`: nothing is stored for a user who does not exist.
+    /// let user = || Ok::<_, std::io::Error>(Loaded::uncached(None));
+    /// assert_eq!(cache.blocking().fetch_loaded::<Option<String>, _>("user:7", user)?, None);
+    /// assert!(!cache.blocking().exists("user:7").unwrap());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub async fn fetch_loaded<T, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let mut fetching = match Fetching::new(self, key) {
+            Ok(fetching) => fetching,
             Err(error) => {
                 self.report(&error);
                 return self.load(load).await;
             }
         };
-        let mut landed = self.local().flights.landed();
-        let keep = match self.look(key).await {
-            Found::Value(value, _) => return Ok(value),
-            Found::Nothing => Some(expiry),
-            Found::NoAnswer => None,
-        };
-        loop {
-            // Anew after each wait: the process may have forked meanwhile, and this may be the child.
-            let flights = &self.local().flights;
-            let landed_before = flights.landed();
-            match flights.join(&full_key) {
-                Part::Lead(lead) => {
-                    if flights.landed() != landed
-                        && let Found::Value(value, encoded) = self.look(key).await
-                    {
-                        lead.land(Landing::Loaded(encoded));
-                        return Ok(value);
-                    }
-                    return self.load_and_store(key, keep, Some(lead), load).await;
-                }
-                Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load(load).await,
-                Part::Wait(flight) => {
-                    landed = landed_before;
-                    match flight.landing(deadline).await {
-                        Some(Landing::Failed) => {}
-                        Some(Landing::Loaded(encoded)) => match self.decode(&encoded) {
-                            Some(value) => return Ok(value),
-                            None => return self.load(load).await,
-                        },
-                        Some(Landing::NotShareable) => return self.load(load).await,
-                        // Stored, or everybody would wait as long until that leader ends.
-                        None => return self.load_and_store(key, keep, None, load).await,
-                    }
-                }
-            }
+        if self.is_forced {
+            return fetching.load_anyway(load).await;
+        }
+        match fetching.look().await {
+            Found::Fresh(value, _) => Ok(value),
+            Found::Old { value: old, .. } => match fetching.try_lead() {
+                Some(lead) => Ok(fetching.refresh(lead, load).await.unwrap_or(old)),
+                None => Ok(old),
+            },
+            Found::Nothing => fetching.load_missing(load).await,
         }
     }
-
-    async fn load_and_store<T: Serialize, E>(
-        &self,
-        key: &str,
-        keep: Option<Expiry>,
-        lead: Option<Lead<'_>>,
-        load: impl AsyncFnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
-        let value = self.load(load).await?;
-        let encoded = self.encode(key, &value);
-        let landing = encoded.as_ref().map_or(Landing::NotShareable, |encoded| Landing::Loaded(encoded.clone()));
-        let stored = match keep {
-            Some(expiry) => self.put(key, encoded, expiry, When::Always, |_| ()).await,
-            None => encoded.map(drop),
-        };
-        if let Err(error) = stored {
-            self.report(&error);
-        }
-        if let Some(lead) = lead {
-            lead.land(landing);
-        }
-        Ok(value)
-    }
-
-    fn load<T, E>(&self, load: impl AsyncFnOnce() -> Result<T, E>) -> impl Future<Output = Result<T, E>> {
-        self.local().counters.loaded();
-        load()
-    }
-
-    /// A read whose failure is told, and is no hit.
-    async fn look<T: DeserializeOwned>(&self, key: &str) -> Found<T> {
-        match self.get_raw(key).await {
-            Ok(found) => found.map_or(Found::Nothing, |encoded| match self.decode(&encoded) {
-                Some(value) => Found::Value(value, encoded),
-                None => Found::Nothing,
-            }),
-            Err(error) => {
-                self.report(&error);
-                if is_outage(&error) { Found::NoAnswer } else { Found::Nothing }
-            }
-        }
-    }
-
-    /// Tells of a failure that the caller does not hear of.
-    fn report(&self, error: &Error) {
-        if let Some(on_error) = &self.shared.on_error {
-            on_error(error);
-        }
-    }
-}
-
-/// What a read has found.
-enum Found<T> {
-    Value(T, Bytes),
-    Nothing,
-    /// The store was not there: it is not asked to keep what is loaded, which would be a second wait for the same outage.
-    NoAnswer,
-}
-
-fn is_outage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable | ErrorKind::Timeout)
 }

@@ -4,13 +4,16 @@
 //! it without a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those
 //! who wait takes the lead of the next.
 //!
+//! A delete of the key *revokes* a flight: its leader loads what may be out of date, which is not to be kept, and those who
+//! come later begin another flight.
+//!
 //! Flights belong to a process: a child begins with none, whoever was loading at the fork, and a lead that it inherits lands
 //! nothing.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -32,6 +35,8 @@ pub(super) struct Flight {
     generation: u64,
     /// The thread of a leader that does not suspend, or 0.
     leader_thread: usize,
+    /// Whether the key was deleted since: what is loaded may be what was there before.
+    is_revoked: AtomicBool,
     state: Lock<State>,
 }
 
@@ -55,14 +60,14 @@ pub(super) enum Landing {
 }
 
 /// A caller's part in a flight.
-pub(super) enum Part<'a> {
-    Lead(Lead<'a>),
+pub(super) enum Part {
+    Lead(Lead),
     Wait(Arc<Flight>),
 }
 
 /// The duty to land a flight.
-pub(super) struct Lead<'a> {
-    flights: &'a Flights,
+pub(super) struct Lead {
+    flights: Arc<Flights>,
     key: String,
     flight: Arc<Flight>,
     generation: u64,
@@ -81,30 +86,50 @@ impl Flights {
         self.landed.load(Ordering::Acquire)
     }
 
-    pub(super) fn join(&self, key: &str) -> Part<'_> {
+    /// The flight that loads a key, if there is one.
+    pub(super) fn under_way(&self, key: &str) -> Option<Arc<Flight>> {
+        self.under_way.lock().get(key).cloned()
+    }
+
+    pub(super) fn join(self: &Arc<Flights>, key: String) -> Part {
         let mut under_way = self.under_way.lock();
-        if let Some(flight) = under_way.get(key) {
+        if let Some(flight) = under_way.get(&key) {
             return Part::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight {
             generation: generation(),
             leader_thread: if is_inline() { thread_token() } else { 0 },
+            is_revoked: AtomicBool::new(false),
             state: Lock::new("flight", State { landing: None, waiting: HashMap::new(), next_ticket: 0 }),
         });
-        under_way.insert(key.to_owned(), Arc::clone(&flight));
-        Part::Lead(Lead {
-            flights: self,
-            key: key.to_owned(),
-            flight,
-            generation: generation(),
-            landing: Landing::Failed,
-        })
+        under_way.insert(key.clone(), Arc::clone(&flight));
+        let landing = Landing::Failed;
+        Part::Lead(Lead { flights: Arc::clone(self), key, flight, generation: generation(), landing })
+    }
+
+    /// The key is deleted: what is being loaded is not to be kept, and whoever comes from now on does not wait for it.
+    pub(super) fn revoke(&self, key: &str) {
+        if let Some(flight) = self.under_way.lock().remove(key) {
+            flight.is_revoked.store(true, Ordering::Release);
+        }
+    }
+
+    /// The same for all keys that start with `prefix`.
+    pub(super) fn revoke_all(&self, prefix: &str) {
+        let starts_with = |key: &String, _: &mut Arc<Flight>| key.starts_with(prefix);
+        for (_, flight) in self.under_way.lock().extract_if(starts_with) {
+            flight.is_revoked.store(true, Ordering::Release);
+        }
     }
 
     fn land(&self, key: &str, flight: &Flight, landing: Landing) {
         // Counted first: whoever finds no flight must know that there was one.
         self.landed.fetch_add(1, Ordering::Release);
-        self.under_way.lock().remove(key);
+        let mut under_way = self.under_way.lock();
+        if under_way.get(key).is_some_and(|current| std::ptr::eq(&**current, flight)) {
+            under_way.remove(key);
+        }
+        drop(under_way);
         let waiting = {
             let mut state = flight.state.lock();
             state.landing = Some(landing);
@@ -114,13 +139,18 @@ impl Flights {
     }
 }
 
-impl Lead<'_> {
+impl Lead {
+    /// Whether the key was deleted since the lead was taken.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.flight.is_revoked.load(Ordering::Acquire)
+    }
+
     pub(super) fn land(mut self, landing: Landing) {
         self.landing = landing;
     }
 }
 
-impl Drop for Lead<'_> {
+impl Drop for Lead {
     fn drop(&mut self) {
         if self.generation == generation() {
             let landing = std::mem::replace(&mut self.landing, Landing::Failed);
@@ -189,16 +219,17 @@ impl Drop for Wait<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::task::{Context, Waker};
 
     use super::{Flights, Part, Wait};
 
     #[test]
     fn a_wait_that_is_given_up_leaves_nothing_behind() {
-        let flights = Flights::default();
-        let Part::Lead(lead) = flights.join("k") else { panic!("nobody else is under way") };
+        let flights = Arc::new(Flights::default());
+        let Part::Lead(lead) = flights.join("k".to_owned()) else { panic!("nobody else is under way") };
         for _ in 0..3 {
-            let Part::Wait(flight) = flights.join("k") else { panic!("there is a leader") };
+            let Part::Wait(flight) = flights.join("k".to_owned()) else { panic!("there is a leader") };
             let mut wait = Wait { flight: &flight, ticket: None };
             assert!(wait.poll(&mut Context::from_waker(Waker::noop())).is_pending());
             assert_eq!(flight.state.lock().waiting.len(), 1);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::lifecycle::{Refresh, thread_stripe};
+use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
 
 /// What this process has done through a cache since it began: a forked child counts from zero.
 ///
@@ -18,19 +18,27 @@ use crate::lifecycle::{Refresh, thread_stripe};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Reads that found an entry.
+    /// Reads that found an entry, stale ones too.
     pub hits: u64,
     /// Reads that found none.
     pub misses: u64,
     /// Hits that were treated as misses, since their bytes were not a value of the wanted type and version.
     pub undecodable: u64,
-    /// Loaders that [`fetch`](crate::Cache::fetch) has run.
+    /// Reads that found a stale value.
+    pub stale: u64,
+    /// Loaders that [`fetch`](crate::Cache::fetch) and its kin have run, failed ones too.
     pub loads: u64,
+    /// Loaders that failed.
+    pub failed_loads: u64,
+    /// Fetches that found no value and were answered by another's load, in this process or in another one.
+    pub coalesced: u64,
     /// Operations that failed, whether or not the caller heard of it.
     pub errors: u64,
     /// How often the connections were begun anew: once where this process was forked, and with each
     /// [`reset`](crate::Cache::reset) and [`reconnect`](crate::Cache::reconnect).
     pub reconnects: u64,
+    /// How many sockets this process has inherited and cut: all of this crate's, whichever cache's they were.
+    pub sockets_cut: u64,
 }
 
 const STRIPES: usize = 8;
@@ -47,7 +55,10 @@ struct Stripe {
     hits: AtomicU64,
     misses: AtomicU64,
     undecodable: AtomicU64,
+    stale: AtomicU64,
     loads: AtomicU64,
+    failed_loads: AtomicU64,
+    coalesced: AtomicU64,
     errors: AtomicU64,
     reconnects: AtomicU64,
 }
@@ -63,8 +74,21 @@ impl Counters {
         count(&self.own().undecodable);
     }
 
+    #[cold]
+    pub(super) fn stale(&self) {
+        count(&self.own().stale);
+    }
+
     pub(super) fn loaded(&self) {
         count(&self.own().loads);
+    }
+
+    pub(super) fn load_failed(&self) {
+        count(&self.own().failed_loads);
+    }
+
+    pub(super) fn coalesced(&self) {
+        count(&self.own().coalesced);
     }
 
     pub(super) fn failed(&self) {
@@ -84,9 +108,13 @@ impl Counters {
             hits: sum(|stripe| &stripe.hits),
             misses: sum(|stripe| &stripe.misses),
             undecodable: sum(|stripe| &stripe.undecodable),
+            stale: sum(|stripe| &stripe.stale),
             loads: sum(|stripe| &stripe.loads),
+            failed_loads: sum(|stripe| &stripe.failed_loads),
+            coalesced: sum(|stripe| &stripe.coalesced),
             errors: sum(|stripe| &stripe.errors),
             reconnects: sum(|stripe| &stripe.reconnects) + u64::from(refreshed == Some(Refresh::Reset)),
+            sockets_cut: sockets_cut() as u64,
         }
     }
 

@@ -1,13 +1,12 @@
 //! Changing a value that others may be changing too.
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, KeyBuffer, settled};
+use super::{Cache, Expiry};
 use crate::error::Result;
 use crate::net::lifted;
-use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
+use crate::store::{CONFLICT_ATTEMPTS, conflict};
 
 impl Cache {
     /// Changes a value, and answers the new one. `change` gets the current value (`None` where there is none, or none of this
@@ -38,13 +37,13 @@ impl Cache {
         expiry: impl Into<Expiry>,
         mut change: impl FnMut(Option<T>) -> Option<T>,
     ) -> Result<Option<T>> {
-        let ttl = expiry.into().ttl();
+        let expiry = expiry.into();
         for _ in 0..CONFLICT_ATTEMPTS {
             let held = self.get_raw(key).await?;
-            let current = held.as_ref().and_then(|held| self.decode(held));
+            let current = held.as_ref().and_then(|held| self.value(held));
             let new = lifted(|| change(current));
-            let encoded = self.counted(new.as_ref().map(|new| self.encode(key, new)).transpose())?;
-            if (held.is_none() && encoded.is_none()) || self.swap(key, held.as_deref(), encoded, ttl).await? {
+            let sealed = self.counted(new.as_ref().map(|new| self.seal(key, new, expiry)).transpose())?;
+            if (held.is_none() && sealed.is_none()) || self.swap(key, held.as_deref(), sealed).await? {
                 return Ok(new);
             }
         }
@@ -70,18 +69,11 @@ impl Cache {
     pub async fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.get_raw(key).await? else { return Ok(None) };
-            let Some(value) = self.decode(&held) else { return Ok(None) };
-            if self.swap(key, Some(&held), None, Ttl::Never).await? {
+            let Some(value) = self.value(&held) else { return Ok(None) };
+            if self.swap(key, Some(&held), None).await? {
                 return Ok(Some(value));
             }
         }
         self.counted(Err(conflict("taking", key)))
-    }
-
-    async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
-        let store = self.store()?;
-        let mut buffer = KeyBuffer::default();
-        let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.compare_and_set(key, expected, new, ttl)).await)
     }
 }

@@ -21,7 +21,7 @@ fn widget(id: u32) -> Widget {
     Widget { id, name: format!("widget ⚙ {id}") }
 }
 
-fn everywhere(test: impl Fn(Cache)) {
+pub(crate) fn everywhere(test: impl Fn(Cache)) {
     test(Cache::builder(MemoryStore::new()).build());
     for kind in Kind::BOTH {
         let server = Server::start(kind);

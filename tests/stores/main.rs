@@ -7,4 +7,6 @@ mod fetch;
 mod foreign_store;
 mod memcached;
 mod redis;
+mod removal;
+mod staleness;
 mod tiered;

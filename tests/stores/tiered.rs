@@ -66,6 +66,21 @@ fn each_verb_leaves_both_tiers_in_agreement() {
     tiers.holds(None, None);
 }
 
+/// A fetch that is about to load asks the far store, where another process may have put the value meanwhile.
+#[test]
+fn the_latest_value_is_the_far_stores() {
+    let server = Server::start(Kind::Redis);
+    let tiers = Tiers::new(from_url(&server.url("")).unwrap());
+    let both = tiers.both.blocking();
+    both.set("k", &1, TTL).unwrap();
+    both.expire("k").unwrap();
+    assert_eq!(both.get("k").unwrap(), Some(1), "the near store has the stale value too");
+    tiers.far.blocking().set("k", &2, TTL).unwrap();
+    assert_eq!(both.fetch("k", TTL, || Err::<u32, _>("not asked")), Ok(2));
+    tiers.holds(Some(2), Some(2));
+    assert_eq!(both.stats().loads, 0);
+}
+
 #[test]
 fn the_near_store_may_answer_for_as_long_as_one_likes() {
     let near: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());

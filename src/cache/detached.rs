@@ -1,0 +1,114 @@
+//! A fetch whose load goes on without its caller.
+
+use std::future::{Future, pending};
+use std::panic::resume_unwind;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
+
+use super::loading::{Fetching, Found};
+use super::{Cache, Expiry, Loaded, settled};
+use crate::net::{Drive, drive};
+
+impl Cache {
+    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own: an old value, stale or to be refreshed
+    /// ahead, is answered at once, or after [`soft_timeout`](Cache::soft_timeout), while the load goes on; and a caller that
+    /// is cancelled does not cancel it. Outside of a tokio runtime, and where there is no value yet, the caller waits as for
+    /// `fetch`.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, to its own caller, if there is no old value.
+    ///
+    /// # Panics
+    ///
+    /// If the loader panics while its caller waits for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the load running; what it loads is stored.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let expiry = Expiry::after(Duration::from_secs(60)).stale_for(Duration::from_secs(3_600));
+    /// cache.set("price", &100, expiry).await?;
+    /// cache.expire("price").await?;
+    ///
+    /// let never = async || std::future::pending::<Result<u32, std::io::Error>>().await;
+    /// let price = cache.fetch_detached("price", expiry, never).await;
+    /// assert_eq!(price.unwrap(), 100, "the load goes on");
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
+    pub async fn fetch_detached<T, E, F>(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let expiry = expiry.into();
+        let load = async move || load().await.map(|value| Loaded::new(value, expiry));
+        if !matches!(drive(), Ok(Drive::Tokio(_))) {
+            return self.fetch_loaded(key, load).await;
+        }
+        let mut fetching = match Fetching::new(self, key) {
+            Ok(fetching) => fetching,
+            Err(error) => {
+                self.report(&error);
+                return self.load(load).await;
+            }
+        };
+        let found = if self.is_forced { Found::Nothing } else { fetching.look().await };
+        let (cache, key) = (self.clone(), key.to_owned());
+        match found {
+            Found::Fresh(value, _) => Ok(value),
+            Found::Nothing => {
+                let terms = fetching.into_terms();
+                let task = tokio::spawn(async move {
+                    let fetching = terms.by(&cache, &key);
+                    if cache.is_forced { fetching.load_anyway(load).await } else { fetching.load_missing(load).await }
+                });
+                joined(task).await
+            }
+            Found::Old { value: old, is_stale, .. } => {
+                let Some(lead) = fetching.try_lead() else { return Ok(old) };
+                let terms = fetching.into_terms();
+                let task = tokio::spawn(async move { terms.by(&cache, &key).refresh(lead, load).await });
+                let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
+                Ok(joined_within(patience, task).await.unwrap_or(old))
+            }
+        }
+    }
+}
+
+/// What a task of this process's own returns.
+async fn joined<R: Send>(task: JoinHandle<R>) -> R {
+    match settled(Box::pin(task)).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(failure)) => match failure.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime is being shut down, and this caller with it.
+            Err(_) => pending().await,
+        },
+        Err(forked) => panic!("{forked}"),
+    }
+}
+
+/// The same, if it comes in time.
+async fn joined_within<T: Send>(patience: Duration, task: JoinHandle<Option<T>>) -> Option<T> {
+    if patience.is_zero() {
+        return None;
+    }
+    let in_time = settled(Box::pin(tokio::time::timeout(patience, task))).await;
+    in_time.ok()?.ok()?.ok()?
+}

@@ -1,0 +1,163 @@
+//! What a typed value is wrapped in.
+//!
+//! Bytes of another program are no value of ours, but might decode to one: MessagePack reads the text "12" as the number 49.
+//! So each value is in an envelope:
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 3 | the magic number `C1 50 46`; MessagePack never begins with `C1`, Ruby's Marshal with `04 08`, Rails with `00 11` |
+//! | 1 | how the body is encoded (bits 0 to 3: 1 MessagePack, 2 JSON) and what else there is (bit 5: the body is compressed, bit 6: times, bit 7: a version) |
+//! | 24 | with times: from when on the value is to be refreshed, stale and gone, in milliseconds since 1970, each 8; all ones: never |
+//! | 4 + n | with a version: its length and its text |
+//! | 4 + n | the length of the body, and the body; nothing follows |
+//!
+//! A compressed body is the length of what it inflates to, in 4 bytes, and a zlib stream. Numbers are little-endian. A reader
+//! refuses what it does not know, so bit 4 is free for the future.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::codec::Codec;
+use super::compression;
+use super::times::Times;
+
+const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
+const FLAGS_AT: usize = MAGIC.len();
+const TIMES_AT: usize = FLAGS_AT + 1;
+const TIMES: usize = 24;
+
+const CODEC: u8 = 0x0F;
+const IS_COMPRESSED: u8 = 0x20;
+const HAS_TIMES: u8 = 0x40;
+const HAS_VERSION: u8 = 0x80;
+
+/// A value as it is kept in a store, taken apart.
+#[derive(Debug)]
+pub(super) struct Envelope<'a> {
+    pub(super) codec: Codec,
+    /// `None` for an entry that never expires.
+    pub(super) times: Option<Times>,
+    pub(super) version: Option<&'a [u8]>,
+    is_compressed: bool,
+    body: &'a [u8],
+}
+
+/// An envelope that is being written: all but its body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cover<'a> {
+    pub(super) codec: Codec,
+    pub(super) times: Option<Times>,
+    pub(super) version: Option<&'a str>,
+    /// Bodies that are longer are compressed.
+    pub(super) compress_above: Option<usize>,
+}
+
+/// What has no room in an envelope: more than 4 GiB.
+#[derive(Debug)]
+pub(super) struct TooLong;
+
+impl Cover<'_> {
+    /// The envelope around the body that `write` appends.
+    pub(super) fn around<E: From<TooLong>>(
+        self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Bytes, E> {
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend(MAGIC);
+        bytes.push(self.codec.number());
+        if let Some(times) = self.times {
+            bytes[FLAGS_AT] |= HAS_TIMES;
+            bytes.extend(times_in_bytes(times));
+        }
+        if let Some(version) = self.version {
+            bytes[FLAGS_AT] |= HAS_VERSION;
+            bytes.extend(length(version.len())?);
+            bytes.extend(version.as_bytes());
+        }
+        let length_at = bytes.len();
+        bytes.extend([0; 4]);
+        let body_at = bytes.len();
+        write(&mut bytes)?;
+        let inflated = length(bytes.len() - body_at)?;
+        if self.compress_above.is_some_and(|limit| bytes.len() - body_at > limit)
+            && let Some(compressed) = compression::deflated(&bytes[body_at..])
+        {
+            bytes[FLAGS_AT] |= IS_COMPRESSED;
+            bytes.truncate(body_at);
+            bytes.extend(inflated);
+            bytes.extend(compressed);
+        }
+        let length = length(bytes.len() - body_at)?;
+        bytes[length_at..body_at].copy_from_slice(&length);
+        Ok(bytes.into())
+    }
+}
+
+impl<'a> Envelope<'a> {
+    /// `None` for bytes that are none of ours, or are damaged.
+    pub(super) fn open(bytes: &'a [u8]) -> Option<Envelope<'a>> {
+        let (magic, rest) = bytes.split_first_chunk()?;
+        let (&flags, mut rest) = rest.split_first()?;
+        if *magic != MAGIC || flags & !(CODEC | IS_COMPRESSED | HAS_TIMES | HAS_VERSION) != 0 {
+            return None;
+        }
+        let codec = Codec::of_number(flags & CODEC)?;
+        let times = if flags & HAS_TIMES == 0 { None } else { Some(take_times(&mut rest)?) };
+        let version = if flags & HAS_VERSION == 0 { None } else { Some(take_text(&mut rest)?) };
+        let body = take_text(&mut rest).filter(|_| rest.is_empty())?;
+        Some(Envelope { codec, times, version, is_compressed: flags & IS_COMPRESSED != 0, body })
+    }
+
+    /// The encoded value. `None` if it is damaged, or inflates to more than this.
+    pub(super) fn body(&self, max_inflated: usize) -> Option<Cow<'a, [u8]>> {
+        if !self.is_compressed {
+            return Some(Cow::Borrowed(self.body));
+        }
+        let (length, stream) = self.body.split_first_chunk()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > max_inflated { None } else { compression::inflated(stream, length).map(Cow::Owned) }
+    }
+}
+
+/// The same value with other times. The bytes are those of an envelope.
+pub(super) fn with_times(bytes: &[u8], times: Option<Times>) -> Bytes {
+    let flags = bytes[FLAGS_AT];
+    let rest_at = if flags & HAS_TIMES == 0 { TIMES_AT } else { TIMES_AT + TIMES };
+    let mut changed = Vec::with_capacity(bytes.len() + TIMES);
+    changed.extend(MAGIC);
+    match times {
+        None => changed.push(flags & !HAS_TIMES),
+        Some(times) => {
+            changed.push(flags | HAS_TIMES);
+            changed.extend(times_in_bytes(times));
+        }
+    }
+    changed.extend(&bytes[rest_at..]);
+    changed.into()
+}
+
+fn times_in_bytes(times: Times) -> impl Iterator<Item = u8> {
+    [times.refresh_from, times.stale_from, times.gone_from].into_iter().flat_map(u64::to_le_bytes)
+}
+
+fn take_times(bytes: &mut &[u8]) -> Option<Times> {
+    let mut take = || {
+        let (number, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(u64::from_le_bytes(*number))
+    };
+    Some(Times { refresh_from: take()?, stale_from: take()?, gone_from: take()? })
+}
+
+/// A length and what it is the length of.
+fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    *bytes = rest;
+    Some(text)
+}
+
+fn length(length: usize) -> Result<[u8; 4], TooLong> {
+    u32::try_from(length).map(u32::to_le_bytes).map_err(|_| TooLong)
+}

@@ -1,0 +1,208 @@
+//! One loader for all processes: leases.
+//!
+//! A lease is a key of its own beside the value's, stored if absent, with a lifetime. It is never a placeholder in the
+//! value's place, which somebody might take for the value. Whoever wins it may load; the others wait until the value is there
+//! or the lease is gone. It is released by compare-and-set, so that nobody releases what another has won since.
+//!
+//! A delete of the key removes the lease too. Whoever finds at the release that it is gone before its time has loaded what may
+//! be out of date, and takes back what it has stored.
+//!
+//! Whatever ends a load without a release (the drop of its future, a panic) has the lease released all the same: in the
+//! background on tokio, on the spot elsewhere and where the runtime is being shut down. Only a process that is killed leaves it behind, until its lifetime ends. A
+//! child never releases its parent's.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Cache, settled};
+use crate::error::{Error, Result};
+use crate::lifecycle::generation;
+use crate::net::{Drive, drive};
+use crate::store::{Ttl, When};
+
+/// What is put behind a key to make its lease's.
+const SUFFIX: &str = ":prefork-lease";
+
+/// How long those who wait pause between two looks: doubled from the shortest to the longest.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The right to load a key, for all processes on one store.
+pub(super) struct Lease {
+    cache: Cache,
+    /// `None` once it is released.
+    held: Option<Held>,
+    generation: u64,
+    /// Whether it is being released by a task, which a runtime that is shut down drops.
+    is_in_background: bool,
+}
+
+struct Held {
+    key: String,
+    token: Bytes,
+    since: Instant,
+    lifetime: Duration,
+}
+
+/// How an attempt to win a lease has ended.
+#[derive(Debug)]
+pub(super) enum Leasing {
+    Won(Lease),
+    /// Another process loads.
+    Lost,
+    /// There are no leases here.
+    Unneeded,
+    /// The store did not say.
+    NoAnswer(Error),
+}
+
+impl Cache {
+    pub(super) fn takes_leases(&self) -> bool {
+        !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
+    }
+
+    /// Tries to win the lease of a key, given as the store sees it.
+    pub(super) async fn lease(&self, full_key: &str) -> Leasing {
+        let lifetime = self.shared.settings.lease;
+        if !self.takes_leases() {
+            return Leasing::Unneeded;
+        }
+        let held = Held { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
+        // Made before the request: should that be cancelled, its lease is released even if the server has granted it.
+        let lease = Lease { cache: self.clone(), held: Some(held), generation: generation(), is_in_background: false };
+        match lease.acquire().await {
+            Ok(true) => Leasing::Won(lease),
+            Ok(false) => {
+                lease.forget();
+                Leasing::Lost
+            }
+            Err(error) => {
+                lease.forget();
+                Leasing::NoAnswer(error)
+            }
+        }
+    }
+}
+
+impl Lease {
+    async fn acquire(&self) -> Result<bool> {
+        let Some(held) = &self.held else { return Ok(false) };
+        let store = self.cache.store()?;
+        let acquired =
+            settled(store.set(&held.key, held.token.clone(), Ttl::After(held.lifetime), When::IfAbsent)).await;
+        self.cache.answered(acquired)
+    }
+
+    /// Leaves it to whoever loads next. Answers whether the key was deleted since the lease was won.
+    pub(super) async fn release(mut self) -> bool {
+        let Some(held) = &self.held else { return false };
+        let was_there = release(&self.cache, held).await;
+        let is_revoked = !was_there && !held.may_have_run_out();
+        self.held = None;
+        is_revoked
+    }
+
+    fn forget(mut self) {
+        self.held = None;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if self.generation != generation() {
+            return;
+        }
+        #[cfg(feature = "tokio")]
+        if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
+            let lease = Lease {
+                cache: self.cache.clone(),
+                held: Some(held),
+                generation: self.generation,
+                is_in_background: true,
+            };
+            tokio::spawn(lease.release());
+            return;
+        }
+        let released = std::pin::pin!(release(&self.cache, &held));
+        super::blocking::at_once(released);
+    }
+}
+
+impl Held {
+    fn may_have_run_out(&self) -> bool {
+        // Memcached's clock ticks in seconds.
+        self.since.elapsed() + Duration::from_secs(1) >= self.lifetime
+    }
+}
+
+/// Answers whether the lease was still there, as far as one can tell.
+async fn release(cache: &Cache, held: &Held) -> bool {
+    let released = async {
+        let store = cache.store()?;
+        let expected = Some(&held.token[..]);
+        cache.answered(settled(store.compare_and_set(&held.key, expected, None, Ttl::Never)).await)
+    };
+    released.await.unwrap_or_else(|error| {
+        cache.report(&error);
+        true
+    })
+}
+
+/// The key of the lease of a key, given as the store sees it.
+pub(super) fn lease_key(full_key: &str) -> String {
+    format!("{full_key}{SUFFIX}")
+}
+
+/// Different for every lease there is, in any process on any machine.
+fn token() -> Bytes {
+    let mut token = [0; 16];
+    // Without random numbers there is still who and when.
+    if getrandom::fill(&mut token).is_err() {
+        let nanoseconds = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        token[..12].copy_from_slice(&nanoseconds.to_le_bytes()[..12]);
+        token[12..].copy_from_slice(&std::process::id().to_le_bytes());
+    }
+    Bytes::copy_from_slice(&token)
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+/// The pauses of somebody who waits for another process.
+#[derive(Debug)]
+pub(super) struct Patience {
+    deadline: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    pub(super) fn until(deadline: Instant) -> Patience {
+        Patience { deadline, pause: SHORTEST_PAUSE }
+    }
+
+    /// Waits a little. `false` if the deadline has passed.
+    pub(super) async fn wait(&mut self) -> Result<bool> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        sleep(self.pause.min(left)).await?;
+        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        Ok(true)
+    }
+}
+
+async fn sleep(pause: Duration) -> Result<()> {
+    match drive()? {
+        Drive::Inline => std::thread::sleep(pause),
+        #[cfg(feature = "tokio")]
+        Drive::Tokio(_) => settled(Box::pin(tokio::time::sleep(pause))).await?,
+    }
+    Ok(())
+}

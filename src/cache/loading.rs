@@ -1,0 +1,382 @@
+//! What a fetch does when the cache alone does not answer it.
+//!
+//! Two kinds of duty keep others from loading the same key: the [lead](super::flight) of this process, and the
+//! [lease](super::lease) among all processes on the store. Who misses takes both, or waits; who has an old value takes both,
+//! or is content with that. Under a duty the store is asked once more before anything is loaded: whoever had the duty before
+//! may have stored a value after the first look.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::flight::{Landing, Lead, Part};
+use super::lease::{Lease, Leasing, Patience};
+use super::renewal::as_it_was;
+use super::times::Age;
+use super::{Cache, Loaded, Sealed, settled};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{When, check_key};
+
+/// A fetch of one key.
+pub(super) struct Fetching<'a> {
+    cache: &'a Cache,
+    key: &'a str,
+    terms: Terms,
+}
+
+/// What a fetch goes by, whoever carries it out.
+#[derive(Clone)]
+pub(super) struct Terms {
+    /// Until when it waits for others.
+    deadline: Instant,
+    /// How many loads of this process had ended before the last look.
+    landed: u64,
+    /// Whether the store is there to keep what is loaded. If not it is left alone, or each fetch would wait for the same
+    /// outage several times.
+    store_answers: bool,
+    /// What the store held at the last look, if it has to be loaded anew: what is loaded takes the place of that, and of
+    /// nothing else that was stored meanwhile.
+    held: Option<Bytes>,
+}
+
+/// What a look into the store has found.
+pub(super) enum Found<T> {
+    Fresh(T, Bytes),
+    /// A value that serves, and is to be loaded anew.
+    Old {
+        value: T,
+        is_stale: bool,
+        encoded: Bytes,
+    },
+    Nothing,
+}
+
+/// The duty to load for others.
+#[derive(Default)]
+struct Duty {
+    lead: Option<Lead>,
+    lease: Option<Lease>,
+}
+
+impl<'a> Fetching<'a> {
+    /// # Errors
+    ///
+    /// For a key that is refused.
+    pub(super) fn new(cache: &'a Cache, key: &'a str) -> Result<Fetching<'a>> {
+        cache.counted(check_key(key))?;
+        let deadline = Instant::now() + cache.shared.settings.fetch_wait;
+        let landed = cache.local().flights.landed();
+        Ok(Terms { deadline, landed, store_answers: true, held: None }.by(cache, key))
+    }
+
+    pub(super) fn into_terms(self) -> Terms {
+        self.terms
+    }
+
+    /// The first look.
+    pub(super) async fn look<T: DeserializeOwned>(&mut self) -> Found<T> {
+        match self.cache.get_raw(self.key).await {
+            Ok(found) => self.found(found, Cache::open),
+            Err(error) => self.nothing_but(&error),
+        }
+    }
+
+    /// The key as the store sees it.
+    fn full_key(&self) -> String {
+        format!("{}{}", self.cache.prefix.as_str(), self.key)
+    }
+
+    /// A look at what others have stored since.
+    async fn look_again<T: DeserializeOwned>(&mut self) -> Found<T> {
+        match self.latest().await {
+            Ok(found) => self.found(found, Cache::decode),
+            Err(error) => self.nothing_but(&error),
+        }
+    }
+
+    async fn latest(&self) -> Result<Option<Bytes>> {
+        let store = self.cache.store()?;
+        self.cache.answered(settled(store.get_latest(&self.full_key())).await)
+    }
+
+    fn found<T>(&mut self, found: Option<Bytes>, open: impl FnOnce(&Cache, &[u8]) -> Option<(T, Age)>) -> Found<T> {
+        let opened = found.as_ref().and_then(|encoded| open(self.cache, encoded));
+        match (opened, found) {
+            (Some((value, Age::Fresh)), Some(encoded)) => Found::Fresh(value, encoded),
+            (Some((value, age @ (Age::Ageing | Age::Stale))), Some(encoded)) => {
+                self.terms.held = Some(encoded.clone());
+                Found::Old { value, is_stale: age == Age::Stale, encoded }
+            }
+            (_, found) => {
+                self.terms.held = found;
+                Found::Nothing
+            }
+        }
+    }
+
+    fn nothing_but<T>(&mut self, error: &Error) -> Found<T> {
+        self.cache.report(error);
+        if is_outage(error) {
+            self.terms.store_answers = false;
+        }
+        Found::Nothing
+    }
+
+    /// Loads what is missing, or has it from somebody who does.
+    pub(super) async fn load_missing<T, E>(mut self, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        loop {
+            // Anew after each wait: the process may have forked meanwhile, and this may be the child.
+            let flights = &self.cache.local().flights;
+            let landed_before = flights.landed();
+            match flights.join(self.full_key()) {
+                Part::Lead(lead) => return self.load_for_others(lead, load).await,
+                Part::Wait(flight) if flight.is_led_by_this_thread() => return self.cache.load(load).await,
+                Part::Wait(flight) => {
+                    self.terms.landed = landed_before;
+                    match flight.landing(self.terms.deadline).await {
+                        Some(Landing::Failed) => {}
+                        Some(Landing::Loaded(encoded)) => match self.cache.decode(&encoded) {
+                            Some((value, _)) => return Ok(self.coalesced(value)),
+                            None => return self.cache.load(load).await,
+                        },
+                        Some(Landing::NotShareable) => return self.cache.load(load).await,
+                        // Stored, or everybody would wait as long until that leader ends.
+                        None => return self.load_and_store(Duty::default(), load).await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Loads a missing key as this process's leader, if no other process does.
+    async fn load_for_others<T, E>(
+        mut self,
+        lead: Lead,
+        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
+    ) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let mut patience = Patience::until(self.terms.deadline);
+        let mut lease = None;
+        while self.terms.store_answers {
+            match self.cache.lease(&self.full_key()).await {
+                Leasing::Won(won) => lease = Some(won),
+                Leasing::Unneeded if self.terms.landed == self.cache.local().flights.landed() => break,
+                Leasing::Unneeded => {}
+                Leasing::NoAnswer(error) => {
+                    self.nothing_but::<T>(&error);
+                    break;
+                }
+                Leasing::Lost if !patience.wait().await.unwrap_or(false) => break,
+                Leasing::Lost => {
+                    if let Some((value, encoded)) = self.look_again().await.into_value() {
+                        lead.land(Landing::Loaded(encoded));
+                        return Ok(self.coalesced(value));
+                    }
+                    continue;
+                }
+            }
+            if let Some((value, encoded)) = self.look_again().await.into_value() {
+                Duty { lead: Some(lead), lease }.fulfil(Landing::Loaded(encoded)).await;
+                return Ok(self.coalesced(value));
+            }
+            break;
+        }
+        self.load_and_store(Duty { lead: Some(lead), lease }, load).await
+    }
+
+    /// Loads anew what is there, unless somebody else does. `None` where the old value is to go on serving.
+    pub(super) async fn refresh<T, E>(
+        mut self,
+        lead: Lead,
+        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
+    ) -> Option<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let lease = match self.cache.lease(&self.full_key()).await {
+            Leasing::Won(lease) => Some(lease),
+            Leasing::Unneeded => None,
+            Leasing::Lost => return None,
+            Leasing::NoAnswer(error) => {
+                self.cache.report(&error);
+                return None;
+            }
+        };
+        if lease.is_some() || self.terms.landed != self.cache.local().flights.landed() {
+            match self.look_again().await {
+                Found::Fresh(value, encoded) => {
+                    Duty { lead: Some(lead), lease }.fulfil(Landing::Loaded(encoded)).await;
+                    return Some(value);
+                }
+                Found::Old { .. } | Found::Nothing => {}
+            }
+        }
+        let duty = Duty { lead: Some(lead), lease };
+        match self.cache.run(load).await {
+            Ok(loaded) => Some(self.store(duty, loaded).await),
+            Err(_) => {
+                self.put_off().await;
+                duty.give_up().await;
+                None
+            }
+        }
+    }
+
+    /// Loads for nobody else, whatever is there.
+    pub(super) async fn load_anyway<T: Serialize, E>(
+        self,
+        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
+    ) -> Result<T, E> {
+        self.load_and_store(Duty::default(), load).await
+    }
+
+    async fn load_and_store<T: Serialize, E>(
+        &self,
+        duty: Duty,
+        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
+    ) -> Result<T, E> {
+        match self.cache.run(load).await {
+            Ok(loaded) => Ok(self.store(duty, loaded).await),
+            Err(error) => {
+                duty.give_up().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Stores what was loaded, if it is to be, and hands it to those who wait for it.
+    async fn store<T: Serialize>(&self, duty: Duty, loaded: Loaded<T>) -> T {
+        let Loaded { value, expiry } = loaded;
+        // Encoded before anything is awaited, so that values need not be `Sync`.
+        let sealed = expiry.map(|expiry| self.cache.seal(self.key, &value, expiry));
+        let landing = match &sealed {
+            Some(Ok(Sealed { bytes, .. })) => Landing::Loaded(bytes.clone()),
+            _ => self.cache.encode(self.key, &value, None).map_or(Landing::NotShareable, Landing::Loaded),
+        };
+        let stored = match sealed {
+            Some(sealed) if self.terms.store_answers => self.put(sealed).await,
+            Some(sealed) => self.cache.counted(sealed).map(|_| None),
+            None => Ok(None),
+        };
+        let is_revoked = duty.fulfil(landing).await;
+        let kept = match stored {
+            Ok(Some(stored)) if is_revoked => {
+                let former = self.terms.held.as_ref().and_then(as_it_was);
+                self.cache.swap(self.key, Some(&stored), former).await.map(|_| ())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            self.cache.report(&error);
+        }
+        value
+    }
+
+    /// Stores a value in the place of what was held. Answers what is stored now, unless that is somebody else's.
+    async fn put(&self, sealed: Result<Sealed>) -> Result<Option<Bytes>> {
+        let sealed = self.cache.counted(sealed)?;
+        let stored = sealed.bytes.clone();
+        let is_stored = match &self.terms.held {
+            _ if self.cache.is_forced => self.cache.put(self.key, Ok(sealed), When::Always, |stored| stored).await?,
+            None => self.cache.put(self.key, Ok(sealed), When::IfAbsent, |stored| stored).await?,
+            Some(held) => self.cache.swap(self.key, Some(held), Some(sealed)).await?,
+        };
+        Ok(is_stored.then_some(stored))
+    }
+
+    /// Keeps everybody from trying at once what has just failed.
+    async fn put_off(&self) {
+        let pause = self.cache.shared.settings.retry_after;
+        let Some(held) = self.terms.held.as_ref().filter(|_| !pause.is_zero()) else { return };
+        if let Err(error) = self.cache.put_off(self.key, held, pause).await {
+            self.cache.report(&error);
+        }
+    }
+
+    fn coalesced<T>(&self, value: T) -> T {
+        self.cache.local().counters.coalesced();
+        value
+    }
+
+    /// The lead of this process for an old value; `None` if somebody is loading it.
+    pub(super) fn try_lead(&self) -> Option<Lead> {
+        match self.cache.local().flights.join(self.full_key()) {
+            Part::Lead(lead) => Some(lead),
+            Part::Wait(_) => None,
+        }
+    }
+}
+
+impl Terms {
+    pub(super) fn by<'a>(self, cache: &'a Cache, key: &'a str) -> Fetching<'a> {
+        Fetching { cache, key, terms: self }
+    }
+}
+
+impl Duty {
+    /// Those who wait in this process first: for the others the value is in the store. Answers whether the key was deleted
+    /// since the duty was taken.
+    async fn fulfil(self, landing: Landing) -> bool {
+        let mut is_revoked = false;
+        if let Some(lead) = self.lead {
+            is_revoked |= lead.is_revoked();
+            lead.land(landing);
+        }
+        if let Some(lease) = self.lease {
+            is_revoked |= lease.release().await;
+        }
+        is_revoked
+    }
+
+    /// The lease first: whoever waits in this process is to win it.
+    async fn give_up(self) {
+        if let Some(lease) = self.lease {
+            lease.release().await;
+        }
+    }
+}
+
+impl<T> Found<T> {
+    fn into_value(self) -> Option<(T, Bytes)> {
+        match self {
+            Found::Fresh(value, encoded) | Found::Old { value, encoded, .. } => Some((value, encoded)),
+            Found::Nothing => None,
+        }
+    }
+}
+
+impl Cache {
+    /// Runs a loader.
+    pub(super) async fn run<T, E>(&self, load: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.local().counters.loaded();
+        let loaded = load().await;
+        if loaded.is_err() {
+            self.local().counters.load_failed();
+        }
+        loaded
+    }
+
+    /// Runs a loader for its caller alone.
+    pub(super) async fn load<T, E>(&self, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E> {
+        self.run(load).await.map(|loaded| loaded.value)
+    }
+
+    /// Tells of a failure that the caller does not hear of.
+    pub(super) fn report(&self, error: &Error) {
+        if let Some(on_error) = &self.shared.on_error {
+            on_error(error);
+        }
+    }
+}
+
+pub(super) fn is_outage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable | ErrorKind::Timeout)
+}

@@ -1,0 +1,111 @@
+//! Giving a value other times.
+//!
+//! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it meanwhile.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::envelope::{Envelope, with_times};
+use super::times::{Age, Times};
+use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed, settled};
+use crate::error::Result;
+use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
+
+impl Cache {
+    /// Has an entry expire as if it had been stored just now with this expiry, the times of [staleness](Expiry) included.
+    /// Answers whether there is one.
+    ///
+    /// A typed value is read for that, and written back if it is unchanged.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others changed it 64 times meanwhile, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("session", "7", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().touch("session", Duration::from_secs(600))?);
+    /// assert!(!cache.blocking().touch("no session", Duration::from_secs(600))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
+        let Lifetime { ttl, times } = self.counted(expiry.into().begin())?;
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let Some(held) = self.read(key).await? else { return Ok(false) };
+            if Envelope::open(&held).is_none() {
+                return self.touch_bare(key, ttl).await;
+            }
+            if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
+                return Ok(true);
+            }
+        }
+        self.counted(Err(conflict("touching", key)))
+    }
+
+    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it anew, and until then reads still have it.
+    /// It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile is not kept. Answers whether there was a value to make stale; bare bytes and counters are
+    /// none, and stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others changed it 64 times meanwhile, and the store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let cache = cache.blocking();
+    /// cache.set("price", &100, Duration::from_secs(60))?;
+    /// assert!(cache.expire("price")?);
+    /// assert_eq!(cache.get::<u32>("price")?, Some(100));
+    /// let fetched = cache.fetch("price", Duration::from_secs(60), || Ok::<u32, std::io::Error>(200));
+    /// assert_eq!(fetched.unwrap(), 200);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn expire(&self, key: &str) -> Result<bool> {
+        self.revoke(key).await?;
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let Some(held) = self.read(key).await? else { return Ok(false) };
+            let Some(envelope) = Envelope::open(&held) else { return Ok(false) };
+            let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
+            match times.age() {
+                Age::Gone => return Ok(false),
+                Age::Stale => return Ok(true),
+                Age::Fresh | Age::Ageing => {}
+            }
+            if self.swap(key, Some(&held), Some(retimed(&held, times.expired()))).await? {
+                return Ok(true);
+            }
+        }
+        self.counted(Err(conflict("expiring", key)))
+    }
+
+    /// Has a value that could not be loaded anew count as fresh for a while, unless it was changed meanwhile.
+    pub(super) async fn put_off(&self, key: &str, held: &[u8], pause: Duration) -> Result<()> {
+        let times = Envelope::open(held).and_then(|envelope| envelope.times).unwrap_or(Times::ALWAYS_FRESH);
+        self.swap(key, Some(held), Some(retimed(held, times.put_off(pause)))).await.map(|_| ())
+    }
+
+    async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.touch(key, ttl)).await)
+    }
+}
+
+/// A value as it was read, to be put back. `None` for what is no value, whose end is not known.
+pub(super) fn as_it_was(held: &Bytes) -> Option<Sealed> {
+    let times = Envelope::open(held)?.times.unwrap_or(Times::ALWAYS_FRESH);
+    (times.age() != Age::Gone).then(|| Sealed { bytes: held.clone(), ttl: times.ttl() })
+}
+
+/// A value with other times, and the end that it had.
+fn retimed(held: &[u8], times: Times) -> Sealed {
+    Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl() }
+}

@@ -1,0 +1,114 @@
+//! The states of an entry: fresh, to be refreshed ahead, stale, gone.
+
+use std::time::{Duration, SystemTime};
+
+use crate::store::Ttl;
+
+/// A time that does not come.
+pub(super) const NEVER: u64 = u64::MAX;
+
+/// From when on a value is in each of its states, in milliseconds since 1970, by the clock of whoever stored it.
+///
+/// Where it is never to be refreshed nor stale, its end is the store's to tell, and no clock is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    pub(super) refresh_from: u64,
+    pub(super) stale_from: u64,
+    pub(super) gone_from: u64,
+}
+
+/// The state of a value that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Age {
+    Fresh,
+    /// Fresh, and due to be loaded anew.
+    Ageing,
+    Stale,
+    /// Still in the store, which was told a later time, or rounded it up.
+    Gone,
+}
+
+impl Times {
+    /// Those of an entry that never expires.
+    pub(super) const ALWAYS_FRESH: Times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: NEVER };
+
+    #[inline]
+    pub(super) fn age(self) -> Age {
+        if self.refresh_from == NEVER && self.stale_from == NEVER { Age::Fresh } else { self.age_at(now()) }
+    }
+
+    fn age_at(self, now: u64) -> Age {
+        if now >= self.gone_from {
+            Age::Gone
+        } else if now >= self.stale_from {
+            Age::Stale
+        } else if now >= self.refresh_from {
+            Age::Ageing
+        } else {
+            Age::Fresh
+        }
+    }
+
+    /// The same end, and stale from now on.
+    pub(super) fn expired(self) -> Times {
+        Times { stale_from: now(), ..self }
+    }
+
+    /// The same end, and not due for another load before `pause` has passed.
+    pub(super) fn put_off(self, pause: Duration) -> Times {
+        let later = now().saturating_add(crate::store::milliseconds_rounded_up(pause));
+        let put_off = |time: u64| if time == NEVER { NEVER } else { time.max(later) };
+        Times { refresh_from: put_off(self.refresh_from), stale_from: put_off(self.stale_from), ..self }
+    }
+
+    /// How long the entry lives from now on, at least a millisecond.
+    pub(super) fn ttl(self) -> Ttl {
+        match self.gone_from {
+            NEVER => Ttl::Never,
+            gone_from => Ttl::After(Duration::from_millis(gone_from.saturating_sub(now()).max(1))),
+        }
+    }
+}
+
+pub(super) fn milliseconds(time: SystemTime) -> u64 {
+    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since_1970.as_millis()).unwrap_or(NEVER)
+}
+
+fn now() -> u64 {
+    milliseconds(SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Age, NEVER, Times, now};
+    use crate::store::Ttl;
+
+    #[test]
+    fn an_age_begins_at_its_time() {
+        let times = Times { refresh_from: 10, stale_from: 20, gone_from: 30 };
+        let ages = [9, 10, 19, 20, 29, 30].map(|now| times.age_at(now));
+        assert_eq!(ages, [Age::Fresh, Age::Ageing, Age::Ageing, Age::Stale, Age::Stale, Age::Gone]);
+        assert_eq!(Times::ALWAYS_FRESH.age(), Age::Fresh);
+    }
+
+    #[test]
+    fn what_has_expired_is_stale_and_ends_when_it_did() {
+        let times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: now() + 60_000 };
+        assert_eq!(times.expired().age(), Age::Stale);
+        assert_eq!(times.expired().gone_from, times.gone_from);
+        assert_eq!(Times::ALWAYS_FRESH.expired().ttl(), Ttl::Never);
+        assert!(matches!(times.ttl(), Ttl::After(left) if left <= Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn what_is_put_off_is_fresh_for_a_while() {
+        let stale = Times { refresh_from: 0, stale_from: 0, gone_from: NEVER };
+        assert_eq!(stale.put_off(Duration::from_secs(60)).age(), Age::Fresh);
+        let ageing = Times { refresh_from: 0, stale_from: NEVER, gone_from: NEVER };
+        let put_off = ageing.put_off(Duration::from_secs(60));
+        assert_eq!((put_off.age(), put_off.stale_from), (Age::Fresh, NEVER));
+    }
+}

@@ -1,0 +1,138 @@
+//! What is deleted while it is being loaded: what the loader had read before is not kept.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, from_url};
+use prefork_cache::{Cache, CacheStore, Expiry};
+
+use support::servers::{Kind, Server};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
+
+/// A cache that loads, and one that changes things meanwhile: the same one, or one of another process, as it were.
+fn everywhere(test: impl Fn(&Cache, &Cache)) {
+    let memory = Cache::builder(MemoryStore::new()).build();
+    test(&memory, &memory);
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let store: Arc<dyn CacheStore> = from_url(&server.url("")).unwrap();
+        let [one, other] = [(); 2].map(|()| Cache::builder(Arc::clone(&store)).build());
+        test(&one, &one);
+        one.blocking().clear().unwrap();
+        test(&one, &other);
+    }
+}
+
+/// Fetches with a loader that returns 1 after `change` has run.
+fn fetch_during(cache: &Cache, change: impl FnOnce()) -> Result<u32, Infallible> {
+    let (begun, begun_here) = mpsc::channel();
+    let (changed, changed_there) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(move || {
+            let load = || {
+                begun.send(()).unwrap();
+                changed_there.recv().unwrap();
+                Ok(1)
+            };
+            cache.blocking().fetch("k", STALE_FOR_AN_HOUR, load)
+        });
+        begun_here.recv().unwrap();
+        change();
+        changed.send(()).unwrap();
+        loading.join().unwrap()
+    })
+}
+
+#[test]
+fn what_is_deleted_during_a_load_is_not_stored() {
+    everywhere(|loading, changing| {
+        let changing = changing.blocking();
+        assert_eq!(fetch_during(loading, || assert!(!changing.delete("k").unwrap())), Ok(1));
+        assert_eq!(changing.get::<u32>("k").unwrap(), None);
+        let deleted =
+            || changing.delete_many(&["other", "k"]).into_iter().for_each(|deleted| assert!(!deleted.unwrap()));
+        assert_eq!(fetch_during(loading, deleted), Ok(1));
+        assert_eq!(changing.get::<u32>("k").unwrap(), None);
+        assert_eq!(fetch_during(loading, || changing.clear().unwrap()), Ok(1));
+        assert_eq!(changing.get::<u32>("k").unwrap(), None);
+        assert_eq!(fetch_during(loading, || assert!(!changing.expire("k").unwrap())), Ok(1));
+        assert_eq!(changing.get::<u32>("k").unwrap(), None);
+        assert_eq!(fetch_during(loading, || ()), Ok(1));
+        assert_eq!(changing.get("k").unwrap(), Some(1), "nothing has happened meanwhile");
+        assert!(!changing.exists("k:prefork-lease").unwrap());
+    });
+}
+
+#[test]
+fn what_is_stored_during_a_load_stays() {
+    everywhere(|loading, changing| {
+        let changing = changing.blocking();
+        assert_eq!(fetch_during(loading, || changing.set("k", &2, HOUR).unwrap()), Ok(1));
+        assert_eq!(changing.get("k").unwrap(), Some(2));
+        assert!(changing.expire("k").unwrap());
+        assert_eq!(fetch_during(loading, || changing.set("k", &3, HOUR).unwrap()), Ok(1));
+        assert_eq!(changing.get("k").unwrap(), Some(3));
+        assert!(changing.expire("k").unwrap());
+        assert_eq!(fetch_during(loading, || assert!(changing.delete("k").unwrap())), Ok(1));
+        assert_eq!(changing.get::<u32>("k").unwrap(), None);
+    });
+}
+
+/// The second edit comes while the value is loaded anew for the first.
+#[test]
+fn what_expires_again_during_its_refresh_is_still_stale() {
+    everywhere(|loading, changing| {
+        let changing = changing.blocking();
+        changing.set("k", &0, STALE_FOR_AN_HOUR).unwrap();
+        assert!(changing.expire("k").unwrap());
+        assert_eq!(fetch_during(loading, || assert!(changing.expire("k").unwrap())), Ok(1));
+        assert_eq!(changing.get("k").unwrap(), Some(0));
+        assert_eq!(changing.fetch("k", STALE_FOR_AN_HOUR, || Ok::<u32, Infallible>(2)), Ok(2));
+        assert_eq!(changing.get("k").unwrap(), Some(2));
+    });
+}
+
+/// Whoever comes after the delete loads anew, and does not wait for what was read before it.
+#[test]
+fn a_fetch_after_a_delete_does_not_wait_for_the_load_before() {
+    everywhere(|loading, changing| {
+        let changing = changing.blocking();
+        let fetched = fetch_during(loading, || {
+            changing.delete("k").unwrap();
+            assert_eq!(changing.fetch("k", HOUR, || Ok::<u32, Infallible>(2)), Ok(2));
+        });
+        assert_eq!(fetched, Ok(1), "it had begun before");
+        assert_eq!(changing.get("k").unwrap(), Some(2));
+    });
+}
+
+#[test]
+fn many_that_are_loaded_are_revoked_one_by_one() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let cache = cache.blocking();
+    let fetched = cache.fetch_many(&["a", "b"], HOUR, |missing| {
+        cache.delete("a").unwrap();
+        missing.iter().map(|_| Ok::<u32, Infallible>(1)).collect()
+    });
+    assert_eq!(fetched, [Ok(1), Ok(1)]);
+    assert_eq!((cache.get::<u32>("a").unwrap(), cache.get("b").unwrap()), (None, Some(1)));
+}
+
+/// What is no value (another program's, another version's) is replaced, unless it was changed meanwhile.
+#[test]
+fn what_is_no_value_is_replaced() {
+    everywhere(|loading, changing| {
+        changing.blocking().set_raw("k", "bytes", HOUR).unwrap();
+        assert_eq!(fetch_during(loading, || ()), Ok(1));
+        assert_eq!(changing.blocking().get("k").unwrap(), Some(1));
+        changing.version("2").blocking().set("k", &2, HOUR).unwrap();
+        assert_eq!(fetch_during(loading, || ()), Ok(1));
+        changing.version("2").blocking().set("k", &2, HOUR).unwrap();
+        assert_eq!(fetch_during(loading, || changing.blocking().set_raw("k", "changed", HOUR).unwrap()), Ok(1));
+        assert_eq!(changing.blocking().get_raw("k").unwrap().as_deref(), Some(&b"changed"[..]));
+    });
+}

@@ -1,0 +1,492 @@
+//! Fresh, to be refreshed ahead, stale: what reads and fetches make of it, on every store.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, TieredStore, from_url};
+use prefork_cache::{Blocking, Cache, ErrorKind, Expiry, Loaded};
+
+use crate::cache::everywhere;
+use crate::conformance::{current_thread, multi_thread};
+use support::servers::{Kind, Server};
+use support::wait::until;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
+/// To be refreshed a millisecond after it was stored.
+const ALWAYS_AHEAD: Expiry = Expiry::after(HOUR).refresh_ahead(Duration::from_millis(3_599_999));
+
+fn loads(value: u32) -> impl FnOnce() -> Result<u32, Infallible> {
+    move || Ok(value)
+}
+
+fn fails() -> Result<u32, &'static str> {
+    Err("no")
+}
+
+/// A value that is stale now.
+fn make_stale(cache: Blocking<'_>, key: &str, value: u32) {
+    cache.set(key, &value, STALE_FOR_AN_HOUR).unwrap();
+    assert!(cache.expire(key).unwrap());
+}
+
+#[test]
+fn what_has_expired_is_read_and_is_loaded_by_the_next_fetch() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        for expiry in [Expiry::after(HOUR), STALE_FOR_AN_HOUR, Expiry::NEVER] {
+            cache.set("k", &1, expiry).unwrap();
+            let before = cache.stats();
+            assert!(cache.expire("k").unwrap());
+            assert!(cache.expire("k").unwrap(), "it is there, and stale already");
+            assert_eq!(cache.get("k").unwrap(), Some(1));
+            let found: Vec<Option<u32>> = cache.get_many(&["k"]).into_iter().map(Result::unwrap).collect();
+            assert_eq!(found, [Some(1)]);
+            assert!(cache.exists("k").unwrap());
+            assert_eq!(cache.stats().stale, before.stale + 2, "of two reads");
+            assert_eq!(cache.fetch("k", expiry, loads(2)), Ok(2));
+            assert_eq!(cache.get("k").unwrap(), Some(2));
+            assert_eq!(cache.fetch("k", expiry, loads(3)), Ok(2), "it is fresh again");
+            assert_eq!(cache.stats().stale, before.stale + 3, "of two reads and a fetch");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_value_cannot_be_made_stale() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        assert!(!cache.expire("nothing").unwrap());
+        cache.set_raw("bytes", "bytes", HOUR).unwrap();
+        cache.increment("counter", 1, HOUR).unwrap();
+        assert!(!cache.expire("bytes").unwrap());
+        assert!(!cache.expire("counter").unwrap());
+        assert_eq!(cache.get_raw("bytes").unwrap().as_deref(), Some(&b"bytes"[..]));
+        assert_eq!(cache.counter("counter").unwrap(), Some(1));
+    });
+}
+
+#[test]
+fn a_value_becomes_stale_and_then_is_gone() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        let brief = Duration::from_millis(50);
+        cache.set("k", &1, Expiry::after(brief).stale_for(HOUR)).unwrap();
+        until("it is stale", || {
+            assert_eq!(cache.get("k").unwrap(), Some(1));
+            cache.stats().stale > 0
+        });
+        cache.set("k", &2, Expiry::after(brief).stale_for(brief)).unwrap();
+        until("it is gone", || cache.get::<u32>("k").unwrap().is_none());
+        assert_eq!(cache.fetch("k", HOUR, loads(3)), Ok(3));
+    });
+}
+
+/// The old value serves, and the loader is left alone for a while.
+#[test]
+fn a_loader_that_fails_leaves_the_stale_value() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        make_stale(cache, "k", 1);
+        let before = cache.stats();
+        assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, fails), Ok(1));
+        assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, || panic!("not asked for five seconds")), Ok::<u32, &str>(1));
+        let stats = cache.stats();
+        assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (1, 1));
+        assert_eq!(stats.errors, before.errors);
+        assert!(!cache.exists("k:prefork-lease").unwrap());
+    });
+}
+
+#[test]
+fn a_failed_load_is_tried_again_after_the_pause() {
+    let server = Server::start(Kind::Redis);
+    let builder = || Cache::builder(from_url(&server.url("")).unwrap());
+    let impatient = builder().retry_after(Duration::ZERO).build();
+    make_stale(impatient.blocking(), "k", 1);
+    assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
+    assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
+    assert_eq!(impatient.stats().failed_loads, 2);
+    let patient = builder().retry_after(Duration::from_millis(20)).build();
+    assert_eq!(patient.blocking().fetch("k", HOUR, fails), Ok(1));
+    until("the loader is tried again", || patient.blocking().fetch("k", HOUR, loads(2)) == Ok(2));
+}
+
+/// Without an old value there is nothing to serve: the error is the caller's.
+#[test]
+fn what_is_gone_does_not_serve() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, fails), Err("no"));
+        make_stale(cache, "k", 1);
+        assert!(cache.delete("k").unwrap());
+        assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, fails), Err("no"));
+    });
+}
+
+#[test]
+fn one_refreshes_ahead_and_the_others_have_the_current_value() {
+    everywhere(|cache| {
+        cache.blocking().set("k", &0, ALWAYS_AHEAD).unwrap();
+        // The next fetch is at least a millisecond later only if it waits for that.
+        until("it is to be refreshed", || cache.blocking().fetch("k", STALE_FOR_AN_HOUR, loads(1)) == Ok(1));
+        for expiry in [ALWAYS_AHEAD, STALE_FOR_AN_HOUR] {
+            cache.blocking().set("k", &1, STALE_FOR_AN_HOUR).unwrap();
+            cache.blocking().expire("k").unwrap();
+            let (begun, begun_here) = mpsc::channel();
+            let (release, released) = mpsc::channel();
+            std::thread::scope(|scope| {
+                let (leading, cache) = (cache.clone(), &cache);
+                let elected = scope.spawn(move || {
+                    let load = || {
+                        begun.send(()).unwrap();
+                        released.recv().unwrap();
+                        Ok::<u32, Infallible>(2)
+                    };
+                    leading.blocking().fetch("k", expiry, load)
+                });
+                begun_here.recv().unwrap();
+                for _ in 0..10 {
+                    assert_eq!(cache.blocking().fetch("k", expiry, || panic!("one loads")), Ok::<u32, Infallible>(1));
+                }
+                release.send(()).unwrap();
+                assert_eq!(elected.join().unwrap(), Ok(2));
+            });
+            assert_eq!(cache.blocking().get("k").unwrap(), Some(2));
+        }
+    });
+}
+
+/// Also if they all come at the same moment.
+#[test]
+fn of_many_who_find_a_stale_value_at_once_one_loads() {
+    everywhere(|cache| {
+        for _ in 0..20 {
+            make_stale(cache.blocking(), "k", 1);
+            let loads = AtomicUsize::new(0);
+            let barrier = Barrier::new(8);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        let load = || {
+                            loads.fetch_add(1, Ordering::SeqCst);
+                            Ok::<u32, Infallible>(2)
+                        };
+                        let fetched = cache.blocking().fetch("k", STALE_FOR_AN_HOUR, load);
+                        assert!(fetched == Ok(1) || fetched == Ok(2), "{fetched:?}");
+                    });
+                }
+            });
+            assert_eq!(loads.into_inner(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_touched_value_is_fresh_for_its_new_time() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        make_stale(cache, "k", 1);
+        assert!(cache.touch("k", STALE_FOR_AN_HOUR).unwrap());
+        assert_eq!(cache.fetch("k", HOUR, || panic!("it is fresh")), Ok::<u32, Infallible>(1));
+        // The new stale time is its own, and not that of the expiry before.
+        assert!(cache.touch("k", Expiry::after(Duration::from_millis(30)).stale_for(HOUR)).unwrap());
+        until("it is stale", || {
+            let before = cache.stats().stale;
+            assert_eq!(cache.get("k").unwrap(), Some(1));
+            cache.stats().stale > before
+        });
+        assert!(cache.touch("k", Expiry::NEVER).unwrap());
+        assert_eq!(cache.fetch("k", HOUR, || panic!("it is fresh")), Ok::<u32, Infallible>(1));
+        cache.set_raw("bytes", "bytes", HOUR).unwrap();
+        assert!(cache.touch("bytes", STALE_FOR_AN_HOUR).unwrap());
+        assert_eq!(cache.get_raw("bytes").unwrap().as_deref(), Some(&b"bytes"[..]));
+        assert_eq!(cache.touch("k", Duration::ZERO).unwrap_err().kind(), ErrorKind::InvalidTtl);
+    });
+}
+
+#[test]
+fn a_loader_may_choose_the_expiry_or_decline() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        let declined = || Ok::<_, Infallible>(Loaded::uncached(1));
+        assert_eq!(cache.fetch_loaded("k", declined), Ok(1));
+        assert!(!cache.exists("k").unwrap());
+        let brief = Expiry::after(Duration::from_millis(30)).stale_for(HOUR);
+        assert_eq!(cache.fetch_loaded("k", || Ok::<_, Infallible>(Loaded::new(2, brief))), Ok(2));
+        until("its own expiry has come", || {
+            let fetched = cache.fetch_loaded("k", || Ok::<_, Infallible>(Loaded::uncached(3))).unwrap();
+            assert!(fetched == 2 || fetched == 3);
+            fetched == 3
+        });
+        assert_eq!(cache.get("k").unwrap(), Some(2), "what was declined leaves the stale value");
+        assert!(!cache.exists("k:prefork-lease").unwrap());
+    });
+}
+
+/// The one who declined loads again: the old value is no better than before.
+#[test]
+fn those_who_wait_share_a_value_that_is_not_cached() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    current_thread().block_on(async {
+        let loads = AtomicUsize::new(0);
+        let load = async || {
+            loads.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(Loaded::uncached(1))
+        };
+        let (one, other) = tokio::join!(cache.fetch_loaded("k", load), cache.fetch_loaded("k", load));
+        assert_eq!((one, other), (Ok(1), Ok(1)));
+        assert_eq!((loads.into_inner(), cache.stats().coalesced), (1, 1));
+    });
+}
+
+#[test]
+fn what_is_forced_is_loaded_and_stored() {
+    everywhere(|cache| {
+        cache.blocking().set("k", &1, HOUR).unwrap();
+        let forced = cache.force(true);
+        assert_eq!(forced.blocking().fetch("k", HOUR, loads(2)), Ok(2));
+        assert_eq!(cache.blocking().get("k").unwrap(), Some(2));
+        assert_eq!(forced.blocking().fetch("k", HOUR, fails), Err("no"), "no old value comes instead");
+        assert_eq!(forced.force(false).blocking().fetch("k", HOUR, loads(3)), Ok(2));
+        let many = forced.blocking().fetch_many(&["k"], HOUR, |_| vec![Ok::<u32, Infallible>(4)]);
+        assert_eq!(many, [Ok(4)]);
+        assert_eq!(cache.blocking().get("k").unwrap(), Some(4));
+    });
+}
+
+#[test]
+fn many_keys_are_loaded_together() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        assert!(
+            cache.fetch_many(&[], HOUR, |_| -> Vec<Result<u32, String>> { panic!("nothing is missing") }).is_empty()
+        );
+        cache.set("a", &1, HOUR).unwrap();
+        make_stale(cache, "b", 2);
+        make_stale(cache, "c", 3);
+        let before = cache.stats();
+        let fetched = cache.fetch_many(&["d", "a", "b", "d", "c", "", "e"], HOUR, |missing| {
+            assert_eq!(missing, ["d", "b", "c", "", "e"]);
+            vec![Ok(40), Ok(20), Err("c fails".to_owned()), Ok(50), Err("e fails".to_owned())]
+        });
+        let expected: [Result<u32, &str>; 7] = [Ok(40), Ok(1), Ok(20), Ok(40), Ok(3), Ok(50), Err("e fails")];
+        assert_eq!(fetched, expected.map(|result| result.map_err(str::to_owned)));
+        let stats = cache.stats();
+        assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (1, 2));
+        assert_eq!(stats.errors - before.errors, 1, "for the empty key");
+        let stored: Vec<Option<u32>> = cache.get_many(&["d", "b", "c", "e"]).into_iter().map(Result::unwrap).collect();
+        assert_eq!(stored, [Some(40), Some(20), Some(3), None]);
+        let none = |_: &[&str]| -> Vec<Result<u32, String>> { panic!("nothing is missing") };
+        assert_eq!(cache.fetch_many(&["d", "b"], HOUR, none), [Ok(40), Ok(20)]);
+    });
+}
+
+#[test]
+#[should_panic = "the loader was asked for 2 keys, and has answered for 1"]
+fn a_loader_answers_for_every_key() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let _ = cache.blocking().fetch_many(&["a", "b"], HOUR, |_| vec![Ok::<u32, Infallible>(1)]);
+}
+
+/// Two that want the same keys in another order do not wait for each other for ever.
+#[test]
+fn many_keys_are_loaded_once_at_a_time() {
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).build();
+    current_thread().block_on(async {
+        let asked = std::sync::Mutex::new(Vec::new());
+        let load = async |missing: &[&str]| {
+            asked.lock().unwrap().extend(missing.iter().map(|key| (*key).to_owned()));
+            tokio::task::yield_now().await;
+            missing.iter().map(|_| Ok::<u32, Infallible>(1)).collect()
+        };
+        let (one, other, third) = tokio::join!(
+            cache.fetch_many(&["a", "b"], HOUR, load),
+            cache.fetch_many(&["b", "c", "a"], HOUR, load),
+            cache.fetch("b", HOUR, async || -> Result<u32, Infallible> { panic!("it is being loaded") }),
+        );
+        assert_eq!((one, other, third), (vec![Ok(1); 2], vec![Ok(1); 3], Ok(1)));
+        let mut asked = asked.into_inner().unwrap();
+        asked.sort();
+        assert_eq!(asked, ["a", "b", "c"]);
+    });
+}
+
+/// Those keys whose server is down are loaded, the others come from theirs.
+#[test]
+fn many_keys_are_fetched_although_a_server_is_down() {
+    let mut servers = [(); 2].map(|()| Server::start(Kind::Memcached));
+    let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
+    let url = format!("memcached://{hosts}?failover=false&timeout=20s&connect_timeout=20s");
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let cache = Cache::builder(from_url(&url).unwrap()).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
+    let cache = cache.build();
+    let cache = cache.blocking();
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let load = |missing: &[&str]| -> Vec<Result<String, Infallible>> {
+        missing.iter().map(|key| Ok((*key).to_owned())).collect()
+    };
+    cache.fetch_many(&keys, HOUR, load);
+    servers[0].kill();
+    let mut asked = 0;
+    let fetched = cache.fetch_many(&keys, HOUR, |missing| {
+        asked = missing.len();
+        load(missing)
+    });
+    assert!((1..20).contains(&asked), "{asked} keys of the server that is down");
+    assert_eq!(fetched, keys.iter().map(|key| Ok((*key).to_owned())).collect::<Vec<_>>());
+    assert_eq!(told.load(Ordering::SeqCst), asked, "one failure for each");
+}
+
+#[test]
+fn a_detached_load_makes_nobody_wait() {
+    everywhere(|cache| {
+        for runtime in [current_thread(), multi_thread()] {
+            runtime.block_on(async {
+                let loads = Arc::new(AtomicUsize::new(0));
+                let (release, released) = tokio::sync::watch::channel(false);
+                let fetch = || {
+                    let (loads, mut released) = (Arc::clone(&loads), released.clone());
+                    cache.fetch_detached("k", STALE_FOR_AN_HOUR, async move || {
+                        loads.fetch_add(1, Ordering::SeqCst);
+                        released.wait_for(|released| *released).await.unwrap();
+                        Ok::<u32, Infallible>(2)
+                    })
+                };
+                cache.set("k", &1, STALE_FOR_AN_HOUR).await.unwrap();
+                assert_eq!(fetch().await, Ok(1), "it is fresh");
+                cache.expire("k").await.unwrap();
+                for _ in 0..10 {
+                    assert_eq!(fetch().await, Ok(1));
+                }
+                until_it_holds("the load has begun", || loads.load(Ordering::SeqCst) == 1).await;
+                release.send(true).unwrap();
+                while cache.get("k").await.unwrap() != Some(2) {
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(loads.load(Ordering::SeqCst), 1);
+                cache.delete("k").await.unwrap();
+            });
+        }
+    });
+}
+
+/// The value of the load if it comes in time, the stale one if not, and the load goes on.
+#[test]
+fn a_soft_timeout_is_waited_for() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    current_thread().block_on(async {
+        let stale = async || {
+            cache.set("k", &1, STALE_FOR_AN_HOUR).await.unwrap();
+            cache.expire("k").await.unwrap();
+        };
+        stale().await;
+        let patient = cache.soft_timeout(HOUR);
+        let load = async || {
+            tokio::task::yield_now().await;
+            Ok::<u32, Infallible>(2)
+        };
+        assert_eq!(patient.fetch_detached("k", STALE_FOR_AN_HOUR, load).await, Ok(2));
+        stale().await;
+        let fails = async || Err::<u32, _>("no");
+        assert_eq!(patient.fetch_detached("k", STALE_FOR_AN_HOUR, fails).await, Ok(1));
+        stale().await;
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let slow = async || {
+            released.await.unwrap();
+            Ok::<u32, Infallible>(3)
+        };
+        let brief = cache.soft_timeout(Duration::from_millis(5));
+        assert_eq!(brief.fetch_detached("k", STALE_FOR_AN_HOUR, slow).await, Ok(1));
+        release.send(()).unwrap();
+        until_it_holds("the load has gone on", || cache.blocking().get("k").unwrap() == Some(3)).await;
+        // Refreshed ahead it is fresh: there is nothing to wait for.
+        cache.set("k", &4, ALWAYS_AHEAD).await.unwrap();
+        let pending = async || std::future::pending::<Result<u32, Infallible>>().await;
+        assert_eq!(patient.fetch_detached("k", ALWAYS_AHEAD, pending).await, Ok(4));
+    });
+}
+
+#[test]
+fn a_detached_load_outlives_its_caller() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    current_thread().block_on(async {
+        let (begun, begun_here) = tokio::sync::oneshot::channel();
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let caller = tokio::spawn({
+            let cache = cache.clone();
+            let load = async || {
+                begun.send(()).unwrap();
+                released.await.unwrap();
+                Ok::<u32, Infallible>(1)
+            };
+            async move { cache.fetch_detached("k", HOUR, load).await }
+        });
+        begun_here.await.unwrap();
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        let waiting = cache.clone();
+        let load = async || -> Result<u32, Infallible> { panic!("it is being loaded") };
+        let waiter = tokio::spawn(async move { waiting.fetch("k", HOUR, load).await });
+        tokio::task::yield_now().await;
+        release.send(()).unwrap();
+        assert_eq!(waiter.await.unwrap(), Ok(1));
+    });
+}
+
+#[test]
+fn a_detached_load_that_fails_or_panics_is_its_own_callers() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    current_thread().block_on(async {
+        assert_eq!(cache.fetch_detached("k", HOUR, async || Err::<u32, _>("no")).await, Err("no"));
+        let caller = tokio::spawn({
+            let cache = cache.clone();
+            let load = async || -> Result<u32, Infallible> { panic!("as planned") };
+            async move { cache.fetch_detached("k", HOUR, load).await }
+        });
+        assert!(caller.await.unwrap_err().is_panic());
+        assert_eq!(cache.fetch_detached("k", HOUR, async || Ok::<u32, Infallible>(1)).await, Ok(1));
+        assert_eq!(cache.fetch_detached("", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2), "not cached");
+    });
+}
+
+/// Where there is no runtime it is a fetch.
+#[test]
+fn a_detached_fetch_works_without_a_runtime() {
+    everywhere(|cache| {
+        make_stale(cache.blocking(), "k", 1);
+        let mut fetch = std::pin::pin!(cache.fetch_detached("k", HOUR, async || Ok::<u32, Infallible>(2)));
+        let polled = fetch.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        assert_eq!(polled, std::task::Poll::Ready(Ok(2)));
+    });
+}
+
+#[test]
+fn a_near_copy_is_stale_with_the_far_one() {
+    let server = Server::start(Kind::Memcached);
+    let store = TieredStore::new(MemoryStore::new(), from_url(&server.url("")).unwrap()).near_ttl(HOUR);
+    let cache = Cache::builder(store).build();
+    let cache = cache.blocking();
+    make_stale(cache, "k", 1);
+    assert_eq!(cache.get("k").unwrap(), Some(1));
+    assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, fails), Ok(1));
+    assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, || panic!("put off")), Ok::<u32, Infallible>(1));
+    assert!(cache.expire("k").unwrap());
+    assert_eq!(cache.fetch("k", STALE_FOR_AN_HOUR, loads(2)), Ok(2));
+    assert_eq!(cache.get("k").unwrap(), Some(2));
+}
+
+async fn until_it_holds(what: &str, condition: impl Fn() -> bool) {
+    let held = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(support::wait::PATIENCE, held).await.is_ok(), "waited in vain until {what}");
+}
