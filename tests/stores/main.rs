@@ -6,6 +6,7 @@ mod conformance;
 mod fetch;
 mod foreign_store;
 mod memcached;
+mod rails;
 mod redis;
 mod removal;
 mod staleness;

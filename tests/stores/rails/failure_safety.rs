@@ -1,0 +1,82 @@
+//! A server that is away: `fetch` goes on without it, and every other verb says that it is away.
+
+use std::sync::Arc;
+
+use prefork_cache::stores::{MemoryStore, TieredStore, from_url};
+use prefork_cache::{Cache, Error, ErrorKind};
+
+use super::{LONG, loads, text};
+use crate::conformance::current_thread;
+use support::servers::{Kind, Server, url_of};
+use support::wait::until;
+
+/// Caches on servers that are not there: nobody listens on port 1.
+pub(super) fn unavailable() -> Vec<Cache> {
+    let [redis, memcached] = Kind::BOTH.map(|kind| from_url(&url_of(kind, 1, "")).unwrap());
+    let tiered = TieredStore::new(MemoryStore::new(), Arc::clone(&redis));
+    vec![Cache::builder(redis).build(), Cache::builder(memcached).build(), Cache::builder(tiered).build()]
+}
+
+/// The first calls find nobody there, and then the server is left alone for a while.
+fn is_an_outage(error: Option<Error>, verb: &str) {
+    let kind = error.map(|error| error.kind());
+    assert!(matches!(kind, Some(ErrorKind::Connect | ErrorKind::Unavailable)), "{verb}: {kind:?}");
+}
+
+/// Where Rails answers with `nil`, `false`, zero or nothing, the caller here decides what an outage means.
+#[test]
+fn every_verb_but_fetch_tells_of_an_outage() {
+    for cache in unavailable() {
+        println!("on {cache:?}");
+        let blocking = cache.blocking();
+        is_an_outage(blocking.get::<String>("k").err(), "get");
+        is_an_outage(current_thread().block_on(cache.get::<String>("k")).err(), "get, asynchronous");
+        is_an_outage(blocking.set("k", "v", LONG).err(), "set");
+        is_an_outage(blocking.add("k", "v", LONG).err(), "add");
+        is_an_outage(blocking.replace("k", "v", LONG).err(), "replace");
+        is_an_outage(blocking.delete("k").err(), "delete");
+        is_an_outage(blocking.exists("k").err(), "exists");
+        is_an_outage(blocking.increment("k", 1, LONG).err(), "increment");
+        is_an_outage(blocking.decrement("k", 1, LONG).err(), "decrement");
+        is_an_outage(blocking.counter("k").err(), "counter");
+        is_an_outage(blocking.touch("k", LONG).err(), "touch");
+        is_an_outage(blocking.clear().err(), "clear");
+        for found in blocking.get_many::<String>(&["k", "l"]) {
+            is_an_outage(found.err(), "get_many");
+        }
+        for stored in blocking.set_many(&[("k", "v"), ("l", "v")], LONG) {
+            is_an_outage(stored.err(), "set_many");
+        }
+        for deleted in blocking.delete_many(&["k", "l"]) {
+            is_an_outage(deleted.err(), "delete_many");
+        }
+        assert!(blocking.get::<String>("k").unwrap_err().is_transient());
+    }
+}
+
+#[test]
+fn during_an_outage_a_fetch_answers_what_its_loader_does() {
+    for cache in unavailable() {
+        println!("on {cache:?}");
+        assert_eq!(cache.blocking().fetch("k", LONG, loads("1".to_owned())).as_deref(), Ok("1"));
+        assert_eq!(cache.blocking().fetch("k", LONG, || Err::<String, _>("there is none")), Err("there is none"));
+        let fetched = current_thread().block_on(cache.fetch("k", LONG, async || loads("2".to_owned())()));
+        assert_eq!(fetched.as_deref(), Ok("2"));
+    }
+}
+
+/// What is there may well be newer than what was loaded, and a write would be a second wait for the same outage.
+#[test]
+fn a_fetch_whose_read_failed_does_not_write() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let cache = Cache::builder(from_url(&server.url("timeout=100ms&retry_after=1ms")).unwrap()).build();
+        let answers = || until("the server answers", || cache.blocking().set("k", "old", LONG).is_ok());
+        answers();
+        server.pause();
+        assert_eq!(cache.blocking().fetch("k", LONG, loads("new".to_owned())).as_deref(), Ok("new"), "{kind:?}");
+        server.resume();
+        until("the server answers again", || cache.blocking().exists("k").is_ok());
+        assert_eq!(text(&cache, "k").as_deref(), Some("old"), "{kind:?}");
+    }
+}

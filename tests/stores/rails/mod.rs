@@ -1,0 +1,80 @@
+//! What ActiveSupport's shared cache tests ask of every store, in our own words. The guide's page `rails_behaviours` says
+//! which of them became which test here, and which were left out and why.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, TieredStore, from_url};
+use prefork_cache::{Cache, CacheStore};
+
+use support::servers::{Kind, Server};
+use support::wait::until;
+
+mod counters;
+mod encoded_keys;
+mod failure_safety;
+mod store;
+mod version;
+
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Long enough for a busy machine to do what comes before the wait.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// Every store: memory, Redis, Memcached, and memory in front of Redis.
+struct Everywhere {
+    stores: Vec<Arc<dyn CacheStore>>,
+    /// Stopped after the stores are gone.
+    _servers: [Server; 2],
+}
+
+impl Everywhere {
+    fn new() -> Everywhere {
+        let [redis, memcached] = Kind::BOTH.map(Server::start);
+        // A database of its own on the same server.
+        let far = from_url(&format!("redis://127.0.0.1:{}/1", redis.port())).unwrap();
+        let stores: Vec<Arc<dyn CacheStore>> = vec![
+            Arc::new(MemoryStore::new()),
+            from_url(&redis.url("")).unwrap(),
+            from_url(&memcached.url("")).unwrap(),
+            Arc::new(TieredStore::new(MemoryStore::new(), far)),
+        ];
+        Everywhere { stores, _servers: [redis, memcached] }
+    }
+
+    fn each_store(&self, test: impl Fn(&Arc<dyn CacheStore>)) {
+        for store in &self.stores {
+            // Shown where the test fails.
+            println!("on {store:?}");
+            test(store);
+        }
+    }
+
+    fn each(&self, test: impl Fn(&Cache)) {
+        self.each_store(|store| test(&Cache::builder(Arc::clone(store)).build()));
+    }
+}
+
+fn everywhere(test: impl Fn(&Cache)) {
+    Everywhere::new().each(test);
+}
+
+/// A loader that succeeds.
+fn loads<T>(value: T) -> impl FnOnce() -> Result<T, Infallible> {
+    move || Ok(value)
+}
+
+/// A loader that nobody may call.
+fn not_called<T>() -> Result<T, Infallible> {
+    panic!("there was no need to load")
+}
+
+fn until_gone(cache: &Cache, key: &str) {
+    until(&format!("{key} is gone from {cache:?}"), || !cache.blocking().exists(key).unwrap());
+}
+
+fn text(cache: &Cache, key: &str) -> Option<String> {
+    cache.blocking().get(key).unwrap()
+}
