@@ -71,6 +71,9 @@ pub enum ErrorKind {
     Forked,
     /// Waiting here would block the thread that has to do the work.
     WouldDeadlock,
+    /// A loader failed, and the older value goes on serving: told to [`on_error`](crate::Builder::on_error) alone, since the
+    /// loader's own error is lost with it.
+    Loader,
     /// A store that is not this crate's failed in its own way.
     Other,
 }

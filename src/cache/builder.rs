@@ -194,8 +194,9 @@ impl Builder {
     }
 
     /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must not
-    /// panic. While a server is down that is once for each fetch. Defaults to counting them only, see
-    /// [`Stats::errors`](crate::Stats::errors).
+    /// panic. While a server is down that is once for each fetch. A loader whose failure an old value makes up for is told
+    /// as [`ErrorKind::Loader`](crate::ErrorKind::Loader). Defaults to counting them only, see
+    /// [`Stats::errors`](crate::Stats::errors) and [`Stats::failed_loads`](crate::Stats::failed_loads).
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};

@@ -73,7 +73,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     bytes: &[u8],
 ) -> Option<Decoded<T>> {
     let envelope = Envelope::open(bytes)?;
-    if envelope.version != version.map(str::as_bytes) {
+    if !envelope.is_of(version) {
         return None;
     }
     let value = envelope.codec.read(&envelope.body(max_inflated)?)?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::envelope::Envelope;
 use super::{Cache, Expiry, KeyBuffer, Sealed, settled};
 use crate::error::Result;
 use crate::store::{Ttl, When};
@@ -168,7 +169,8 @@ impl Cache {
         self.put(key, begun.map(|begun| Sealed { bytes: value.into(), ttl: begun.ttl }), When::Always, |_| ())
     }
 
-    /// Whether there is an entry, of whatever kind. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
+    /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of
+    /// that version. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
     ///
     /// # Errors
     ///
@@ -184,7 +186,11 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn exists(&self, key: &str) -> Result<bool> {
-        Ok(self.get_raw(key).await?.is_some())
+        let found = self.get_raw(key).await?;
+        Ok(found.is_some_and(|bytes| match Envelope::open(&bytes) {
+            Some(envelope) => envelope.serves(self.version.as_deref()),
+            None => self.version.is_none(),
+        }))
     }
 
     /// A read that is not counted as one.

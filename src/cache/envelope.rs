@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use super::codec::Codec;
 use super::compression;
-use super::times::Times;
+use super::times::{Age, Times};
 
 const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
 const FLAGS_AT: usize = MAGIC.len();
@@ -38,7 +38,7 @@ pub(super) struct Envelope<'a> {
     pub(super) codec: Codec,
     /// `None` for an entry that never expires.
     pub(super) times: Option<Times>,
-    pub(super) version: Option<&'a [u8]>,
+    version: Option<&'a [u8]>,
     is_compressed: bool,
     body: &'a [u8],
 }
@@ -107,6 +107,15 @@ impl<'a> Envelope<'a> {
         let version = if flags & HAS_VERSION == 0 { None } else { Some(take_text(&mut rest)?) };
         let body = take_text(&mut rest).filter(|_| rest.is_empty())?;
         Some(Envelope { codec, times, version, is_compressed: flags & IS_COMPRESSED != 0, body })
+    }
+
+    /// Whether it holds a value of this version that is not gone.
+    pub(super) fn serves(&self, version: Option<&str>) -> bool {
+        self.is_of(version) && self.times.is_none_or(|times| times.age() != Age::Gone)
+    }
+
+    pub(super) fn is_of(&self, version: Option<&str>) -> bool {
+        self.version == version.map(str::as_bytes)
     }
 
     /// The encoded value. `None` if it is damaged, or inflates to more than this.

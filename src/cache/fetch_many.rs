@@ -175,6 +175,9 @@ impl Cache {
             Ok(value) => value,
             Err(error) => {
                 self.local().counters.load_failed();
+                if wanted.old.is_some() {
+                    self.report_failed_load(wanted.key);
+                }
                 wanted.answer = Some(wanted.old.take().ok_or(error));
                 return None;
             }

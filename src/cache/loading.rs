@@ -222,6 +222,7 @@ impl<'a> Fetching<'a> {
         match self.cache.run(load).await {
             Ok(loaded) => Some(self.store(duty, loaded).await),
             Err(_) => {
+                self.cache.report_failed_load(self.key);
                 self.put_off().await;
                 duty.give_up().await;
                 None
@@ -367,6 +368,12 @@ impl Cache {
     /// Runs a loader for its caller alone.
     pub(super) async fn load<T, E>(&self, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E> {
         self.run(load).await.map(|loaded| loaded.value)
+    }
+
+    /// Tells of a loader's failure that an old value makes up for.
+    pub(super) fn report_failed_load(&self, key: &str) {
+        let context = format!("loading {key:?} anew failed: the value that was there goes on serving");
+        self.report(&Error::new(ErrorKind::Loader, context));
     }
 
     /// Tells of a failure that the caller does not hear of.

@@ -104,11 +104,16 @@ fn a_loader_that_fails_leaves_the_stale_value() {
 fn a_failed_load_is_tried_again_after_the_pause() {
     let server = Server::start(Kind::Redis);
     let builder = || Cache::builder(from_url(&server.url("")).unwrap());
-    let impatient = builder().retry_after(Duration::ZERO).build();
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let tell = move |error: &prefork_cache::Error| heard.lock().unwrap().push((error.kind(), error.to_string()));
+    let impatient = builder().retry_after(Duration::ZERO).on_error(tell).build();
     make_stale(impatient.blocking(), "k", 1);
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.stats().failed_loads, 2);
+    let text = "loading \"k\" anew failed: the value that was there goes on serving";
+    assert_eq!(*told.lock().unwrap(), vec![(ErrorKind::Loader, text.to_owned()); 2]);
     let patient = builder().retry_after(Duration::from_millis(20)).build();
     assert_eq!(patient.blocking().fetch("k", HOUR, fails), Ok(1));
     until("the loader is tried again", || patient.blocking().fetch("k", HOUR, loads(2)) == Ok(2));

@@ -11,9 +11,13 @@ use prefork_cache::{Cache, CacheStore};
 use support::servers::{Kind, Server};
 use support::wait::until;
 
+mod compression;
 mod counters;
 mod encoded_keys;
+mod expiry;
 mod failure_safety;
+mod fetch_many;
+mod loading;
 mod store;
 mod version;
 
@@ -77,4 +81,41 @@ fn until_gone(cache: &Cache, key: &str) {
 
 fn text(cache: &Cache, key: &str) -> Option<String> {
     cache.blocking().get(key).unwrap()
+}
+
+/// The guide's page names tests; each of them is there.
+#[test]
+fn the_table_names_tests_that_are_there() {
+    macro_rules! files {
+        ($($file:literal),+) => { [$(($file, include_str!(concat!($file, ".rs")))),+] };
+    }
+    let files = files!(
+        "compression",
+        "counters",
+        "encoded_keys",
+        "expiry",
+        "failure_safety",
+        "fetch_many",
+        "loading",
+        "store",
+        "version"
+    );
+    let page = include_str!("../../../src/guide/rails_behaviours.md");
+    let rows =
+        page.lines().filter(|line| line.starts_with("| `") || line.starts_with("| :") || line.starts_with("| c"));
+    let named: Vec<&str> = rows.flat_map(|row| row.split('`')).filter(|part| is_a_test(part)).collect();
+    assert!(named.len() > 80, "{} names", named.len());
+    for name in named {
+        let (file, test) = name.split_once("::").unwrap();
+        let there = files.iter().any(|(name, text)| *name == file && text.contains(&format!("\nfn {test}() {{")));
+        assert!(there, "{name} is not there");
+    }
+}
+
+/// `file::test`, and not a type's method.
+fn is_a_test(part: &str) -> bool {
+    part.split_once("::").is_some_and(|(file, test)| {
+        let plain = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        plain(file) && plain(test)
+    })
 }
