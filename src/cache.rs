@@ -66,7 +66,7 @@ mod update;
 ///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
-///   `fetch_detached`, [`fetch_many`](Cache::fetch_many).
+///   [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`exists`](Cache::exists), [`delete`](Cache::delete).
@@ -231,14 +231,13 @@ impl Cache {
         Cache { is_forced: force, ..self.clone() }
     }
 
-    /// A handle whose `fetch_detached` waits this long for a load before it answers with a stale value. Defaults to zero: a
+    /// A handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it answers with a stale value. Defaults to zero: a
     /// stale value is answered at once.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
     /// use std::time::Duration;
     ///
-    /// # #[cfg(feature = "tokio")]
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// let expiry = Expiry::after(Duration::from_secs(60)).stale_for(Duration::from_secs(3_600));

@@ -97,7 +97,8 @@ impl Lease {
 
     /// Leaves it to whoever loads next. Answers whether the key was deleted since the lease was won.
     pub(super) async fn release(mut self) -> bool {
-        let Some(held) = &self.held else { return false };
+        // A loader may have forked, and this may be the child.
+        let Some(held) = self.held.as_ref().filter(|_| self.generation == generation()) else { return false };
         let was_there = release(&self.cache, held).await;
         let is_revoked = !was_there && !held.may_have_run_out();
         self.held = None;

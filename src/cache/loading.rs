@@ -56,8 +56,9 @@ pub(super) enum Found<T> {
 /// The duty to load for others.
 #[derive(Default)]
 struct Duty {
-    lead: Option<Lead>,
+    /// Dropped first, for whoever waits in this process to win.
     lease: Option<Lease>,
+    lead: Option<Lead>,
 }
 
 impl<'a> Fetching<'a> {
@@ -337,7 +338,6 @@ impl Duty {
         is_revoked
     }
 
-    /// The lease first: whoever waits in this process is to win it.
     async fn give_up(self) {
         if let Some(lease) = self.lease {
             lease.release().await;

@@ -93,8 +93,10 @@ impl Cache {
             return Err(wrong_count());
         }
         let entries = deleted.split_off(leases.len());
-        for error in deleted.into_iter().filter_map(Result::err) {
-            self.report(&error);
+        for (lease, _) in deleted.into_iter().zip(&entries).filter(|(_, entry)| entry.is_ok()) {
+            if let Err(error) = lease {
+                self.report(&error);
+            }
         }
         Ok(entries)
     }

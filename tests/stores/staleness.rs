@@ -487,6 +487,45 @@ fn a_near_copy_is_stale_with_the_far_one() {
     assert_eq!(cache.get("k").unwrap(), Some(2));
 }
 
+/// Two processes, as it were, each with a near store of its own.
+#[test]
+fn a_tiered_pair_loads_once_for_both() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let tiered = || TieredStore::new(MemoryStore::new(), from_url(&server.url("")).unwrap()).near_ttl(HOUR);
+        let [one, other] = [(); 2].map(|()| Cache::builder(tiered()).fetch_wait(HOUR).lease(HOUR).build());
+        let (begun, begun_here) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let loading = scope.spawn(|| {
+                let (begun, released) = (begun, released);
+                let load = || {
+                    begun.send(()).unwrap();
+                    released.recv().unwrap();
+                    Ok::<u32, Infallible>(1)
+                };
+                one.blocking().fetch("k", STALE_FOR_AN_HOUR, load)
+            });
+            begun_here.recv().unwrap();
+            let waiting = scope.spawn(|| {
+                other
+                    .blocking()
+                    .fetch("k", STALE_FOR_AN_HOUR, || panic!("one loads"))
+                    .map_err(|never: Infallible| never)
+            });
+            release.send(()).unwrap();
+            assert_eq!((loading.join().unwrap(), waiting.join().unwrap()), (Ok(1), Ok(1)));
+        });
+        // Either near store has a copy; the stale one is found out before anything is loaded.
+        assert!(one.blocking().expire("k").unwrap());
+        assert_eq!(one.blocking().fetch("k", STALE_FOR_AN_HOUR, loads(2)), Ok(2));
+        make_stale(other.blocking(), "k", 3);
+        assert_eq!(other.blocking().get("k").unwrap(), Some(3));
+        one.blocking().set("k", &4, STALE_FOR_AN_HOUR).unwrap();
+        assert_eq!(other.blocking().fetch("k", HOUR, || panic!("another has loaded")), Ok::<u32, Infallible>(4));
+    }
+}
+
 async fn until_it_holds(what: &str, condition: impl Fn() -> bool) {
     let held = async {
         while !condition() {
