@@ -41,6 +41,7 @@ mod expiry;
 mod fetch;
 mod fetch_many;
 mod flight;
+mod form;
 mod key;
 mod lease;
 mod loaded;
@@ -66,7 +67,7 @@ mod update;
 ///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
-///   [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
+///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`exists`](Cache::exists), [`delete`](Cache::delete).

@@ -171,6 +171,20 @@ impl<'a> Blocking<'a> {
         now!(self.cache.fetch(key, expiry, async move || lifted(load)))
     }
 
+    /// As [`Cache::fetch_raw`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's.
+    pub fn fetch_raw<V: Into<Bytes>, E>(
+        self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce() -> Result<V, E>,
+    ) -> Result<Bytes, E> {
+        now!(self.cache.fetch_raw(key, expiry, async move || lifted(load)))
+    }
+
     /// As [`Cache::fetch_loaded`], with a loader that blocks.
     ///
     /// # Errors

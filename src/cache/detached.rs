@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
+use super::form::Typed;
 use super::loading::{Fetching, Found};
 use super::{Cache, Expiry, Loaded, settled};
 use crate::net::{Drive, drive};
@@ -57,35 +58,35 @@ impl Cache {
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
         let expiry = expiry.into();
-        let load = async move || load().await.map(|value| Loaded::new(value, expiry));
         if !matches!(drive(), Ok(Drive::Tokio(_))) {
-            return self.fetch_loaded(key, load).await;
+            return self.fetch(key, expiry, async move || load().await).await;
         }
+        let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
         let mut fetching = match Fetching::new(self, key) {
             Ok(fetching) => fetching,
             Err(error) => {
                 self.report(&error);
-                return self.load(load).await;
+                return self.load(load).await.map(|Typed(value)| value);
             }
         };
         let found = if self.is_forced { Found::Nothing } else { fetching.look().await };
         let (cache, key) = (self.clone(), key.to_owned());
         match found {
-            Found::Fresh(value, _) => Ok(value),
+            Found::Fresh(Typed(value), _) => Ok(value),
             Found::Nothing => {
                 let terms = fetching.into_terms();
                 let task = tokio::spawn(async move {
                     let fetching = terms.by(&cache, &key);
                     if cache.is_forced { fetching.load_anyway(load).await } else { fetching.load_missing(load).await }
                 });
-                joined(task).await
+                joined(task).await.map(|Typed(value)| value)
             }
-            Found::Old { value: old, is_stale, .. } => {
+            Found::Old { value: Typed(old), is_stale, .. } => {
                 let Some(lead) = fetching.try_lead() else { return Ok(old) };
                 let terms = fetching.into_terms();
                 let task = tokio::spawn(async move { terms.by(&cache, &key).refresh(lead, load).await });
                 let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
-                Ok(joined_within(patience, task).await.unwrap_or(old))
+                Ok(joined_within(patience, task).await.map_or(old, |Typed(value)| value))
             }
         }
     }

@@ -1,8 +1,10 @@
 //! Read, or load and store: one key.
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::form::{Bare, Form, Typed};
 use super::loading::{Fetching, Found};
 use super::{Cache, Expiry, Loaded};
 use crate::error::Result;
@@ -86,6 +88,40 @@ impl Cache {
     where
         T: Serialize + DeserializeOwned,
     {
+        let fetched = self.fetch_as(key, async move || load().await.map(|loaded| loaded.map(Typed))).await;
+        fetched.map(|Typed(value)| value)
+    }
+
+    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. They are fresh or gone: bare bytes carry no
+    /// times, so nothing is refreshed ahead or served stale.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, to its own caller; it is not stored.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let render = || Ok::<_, std::io::Error>("<h1>hello</h1>");
+    /// let page = cache.blocking().fetch_raw("page", Duration::from_secs(60), render)?;
+    /// assert_eq!(page, "<h1>hello</h1>");
+    /// assert_eq!(cache.blocking().get_raw("page").unwrap(), Some(page));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub async fn fetch_raw<V: Into<Bytes>, E>(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl AsyncFnOnce() -> Result<V, E>,
+    ) -> Result<Bytes, E> {
+        let expiry = expiry.into();
+        let load = async move || load().await.map(|value| Loaded::new(Bare(value.into()), expiry));
+        self.fetch_as(key, load).await.map(|Bare(bytes)| bytes)
+    }
+
+    async fn fetch_as<V: Form, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> Result<V, E> {
         let mut fetching = match Fetching::new(self, key) {
             Ok(fetching) => fetching,
             Err(error) => {

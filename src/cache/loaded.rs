@@ -36,6 +36,10 @@ impl<T> Loaded<T> {
         &self.value
     }
 
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Loaded<U> {
+        Loaded { value: change(self.value), expiry: self.expiry }
+    }
+
     /// How long it serves; `None` if it is not to be stored.
     pub fn expiry(&self) -> Option<Expiry> {
         self.expiry

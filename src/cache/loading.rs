@@ -7,17 +7,15 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::flight::{Landing, Lead, Part};
+use super::form::Form;
 use super::lease::{Lease, Leasing, Patience};
 use super::renewal::as_it_was;
 use super::times::Age;
 use super::{Cache, Loaded, Sealed, settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{When, check_key};
+use bytes::Bytes;
 
 /// A fetch of one key.
 pub(super) struct Fetching<'a> {
@@ -77,9 +75,9 @@ impl<'a> Fetching<'a> {
     }
 
     /// The first look.
-    pub(super) async fn look<T: DeserializeOwned>(&mut self) -> Found<T> {
+    pub(super) async fn look<V: Form>(&mut self) -> Found<V> {
         match self.cache.get_raw(self.key).await {
-            Ok(found) => self.found(found, Cache::open),
+            Ok(found) => self.found(found, V::open),
             Err(error) => self.nothing_but(&error),
         }
     }
@@ -90,9 +88,9 @@ impl<'a> Fetching<'a> {
     }
 
     /// A look at what others have stored since.
-    async fn look_again<T: DeserializeOwned>(&mut self) -> Found<T> {
+    async fn look_again<V: Form>(&mut self) -> Found<V> {
         match self.latest().await {
-            Ok(found) => self.found(found, Cache::decode),
+            Ok(found) => self.found(found, V::decode),
             Err(error) => self.nothing_but(&error),
         }
     }
@@ -102,7 +100,7 @@ impl<'a> Fetching<'a> {
         self.cache.answered(settled(store.get_latest(&self.full_key())).await)
     }
 
-    fn found<T>(&mut self, found: Option<Bytes>, open: impl FnOnce(&Cache, &[u8]) -> Option<(T, Age)>) -> Found<T> {
+    fn found<V>(&mut self, found: Option<Bytes>, open: impl FnOnce(&Cache, &Bytes) -> Option<(V, Age)>) -> Found<V> {
         let opened = found.as_ref().and_then(|encoded| open(self.cache, encoded));
         match (opened, found) {
             (Some((value, Age::Fresh)), Some(encoded)) => Found::Fresh(value, encoded),
@@ -117,7 +115,7 @@ impl<'a> Fetching<'a> {
         }
     }
 
-    fn nothing_but<T>(&mut self, error: &Error) -> Found<T> {
+    fn nothing_but<V>(&mut self, error: &Error) -> Found<V> {
         self.cache.report(error);
         if is_outage(error) {
             self.terms.store_answers = false;
@@ -126,10 +124,10 @@ impl<'a> Fetching<'a> {
     }
 
     /// Loads what is missing, or has it from somebody who does.
-    pub(super) async fn load_missing<T, E>(mut self, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
-    where
-        T: Serialize + DeserializeOwned,
-    {
+    pub(super) async fn load_missing<V: Form, E>(
+        mut self,
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
         loop {
             // Anew after each wait: the process may have forked meanwhile, and this may be the child.
             let flights = &self.cache.local().flights;
@@ -141,7 +139,7 @@ impl<'a> Fetching<'a> {
                     self.terms.landed = landed_before;
                     match flight.landing(self.terms.deadline).await {
                         Some(Landing::Failed) => {}
-                        Some(Landing::Loaded(encoded)) => match self.cache.decode(&encoded) {
+                        Some(Landing::Loaded(encoded)) => match V::decode(self.cache, &encoded) {
                             Some((value, _)) => return Ok(self.coalesced(value)),
                             None => return self.cache.load(load).await,
                         },
@@ -155,14 +153,11 @@ impl<'a> Fetching<'a> {
     }
 
     /// Loads a missing key as this process's leader, if no other process does.
-    async fn load_for_others<T, E>(
+    async fn load_for_others<V: Form, E>(
         mut self,
         lead: Lead,
-        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
-    ) -> Result<T, E>
-    where
-        T: Serialize + DeserializeOwned,
-    {
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
         let mut patience = Patience::until(self.terms.deadline);
         let mut lease = None;
         while self.terms.store_answers {
@@ -171,7 +166,7 @@ impl<'a> Fetching<'a> {
                 Leasing::Unneeded if self.terms.landed == self.cache.local().flights.landed() => break,
                 Leasing::Unneeded => {}
                 Leasing::NoAnswer(error) => {
-                    self.nothing_but::<T>(&error);
+                    self.nothing_but::<V>(&error);
                     break;
                 }
                 Leasing::Lost if !patience.wait().await.unwrap_or(false) => break,
@@ -193,14 +188,11 @@ impl<'a> Fetching<'a> {
     }
 
     /// Loads anew what is there, unless somebody else does. `None` where the old value is to go on serving.
-    pub(super) async fn refresh<T, E>(
+    pub(super) async fn refresh<V: Form, E>(
         mut self,
         lead: Lead,
-        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
-    ) -> Option<T>
-    where
-        T: Serialize + DeserializeOwned,
-    {
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Option<V> {
         let lease = match self.cache.lease(&self.full_key()).await {
             Leasing::Won(lease) => Some(lease),
             Leasing::Unneeded => None,
@@ -232,18 +224,18 @@ impl<'a> Fetching<'a> {
     }
 
     /// Loads for nobody else, whatever is there.
-    pub(super) async fn load_anyway<T: Serialize, E>(
+    pub(super) async fn load_anyway<V: Form, E>(
         self,
-        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
-    ) -> Result<T, E> {
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
         self.load_and_store(Duty::default(), load).await
     }
 
-    async fn load_and_store<T: Serialize, E>(
+    async fn load_and_store<V: Form, E>(
         &self,
         duty: Duty,
-        load: impl AsyncFnOnce() -> Result<Loaded<T>, E>,
-    ) -> Result<T, E> {
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
         match self.cache.run(load).await {
             Ok(loaded) => Ok(self.store(duty, loaded).await),
             Err(error) => {
@@ -254,13 +246,13 @@ impl<'a> Fetching<'a> {
     }
 
     /// Stores what was loaded, if it is to be, and hands it to those who wait for it.
-    async fn store<T: Serialize>(&self, duty: Duty, loaded: Loaded<T>) -> T {
+    async fn store<V: Form>(&self, duty: Duty, loaded: Loaded<V>) -> V {
         let Loaded { value, expiry } = loaded;
         // Encoded before anything is awaited, so that values need not be `Sync`.
-        let sealed = expiry.map(|expiry| self.cache.seal(self.key, &value, expiry));
+        let sealed = expiry.map(|expiry| value.seal(self.cache, self.key, expiry));
         let landing = match &sealed {
             Some(Ok(Sealed { bytes, .. })) => Landing::Loaded(bytes.clone()),
-            _ => self.cache.encode(self.key, &value, None).map_or(Landing::NotShareable, Landing::Loaded),
+            _ => value.share(self.cache, self.key).map_or(Landing::NotShareable, Landing::Loaded),
         };
         let stored = match sealed {
             Some(sealed) if self.terms.store_answers => self.put(sealed).await,

@@ -10,6 +10,7 @@ use prefork_cache::stores::{MemoryStore, NullStore, from_url};
 use prefork_cache::{Cache, Codec};
 use tokio::sync::oneshot;
 
+use crate::cache::everywhere;
 use crate::conformance::{current_thread, multi_thread};
 use support::servers::{Kind, Server, free_port};
 
@@ -91,6 +92,22 @@ fn a_value_is_shared_although_nothing_is_stored() {
             assert!(second.is_ok());
         });
     }
+}
+
+#[test]
+fn bytes_are_fetched_as_they_are() {
+    everywhere(|cache| {
+        let name = format!("{cache:?}");
+        let cache = cache.blocking();
+        assert_eq!(cache.fetch_raw("n", TTL, || Ok::<_, Infallible>("41")).unwrap(), "41", "{name}");
+        assert_eq!(cache.increment("n", 1, TTL).unwrap(), 42, "a counter may begin like that");
+        assert_eq!(cache.fetch_raw("n", TTL, || -> Result<&str, Infallible> { panic!("it is there") }).unwrap(), "42");
+        cache.set("typed", &1_u8, TTL).unwrap();
+        let typed = cache.get_raw("typed").unwrap();
+        assert_eq!(cache.fetch_raw("typed", TTL, || Err::<&str, _>("not asked")).ok(), typed, "{name}");
+        assert_eq!(cache.fetch_raw("none", TTL, || Err::<&str, _>("no")), Err("no"));
+        assert!(!cache.exists("none").unwrap());
+    });
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! What a fetch keeps: a typed value in its envelope, or bare bytes.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::times::Age;
+use super::{Cache, Expiry, Sealed};
+use crate::error::Result;
+
+/// A value in the form that it is kept in.
+pub(super) trait Form: Sized {
+    fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
+
+    /// As it is handed to those who wait in this process.
+    fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
+
+    /// `None` for what is no such value.
+    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+
+    /// The same, for a read that counts.
+    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+}
+
+pub(super) struct Typed<T>(pub(super) T);
+
+/// Any bytes are a value, and a fresh one.
+pub(super) struct Bare(pub(super) Bytes);
+
+impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
+    fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
+        cache.seal(key, &self.0, expiry)
+    }
+
+    fn share(&self, cache: &Cache, key: &str) -> Result<Bytes> {
+        cache.encode(key, &self.0, None)
+    }
+
+    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.decode(bytes).map(|(value, age)| (Typed(value), age))
+    }
+
+    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.open(bytes).map(|(value, age)| (Typed(value), age))
+    }
+}
+
+impl Form for Bare {
+    fn seal(&self, _cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
+        Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.ttl })
+    }
+
+    fn share(&self, _cache: &Cache, _key: &str) -> Result<Bytes> {
+        Ok(self.0.clone())
+    }
+
+    fn decode(_cache: &Cache, bytes: &Bytes) -> Option<(Bare, Age)> {
+        Some((Bare(bytes.clone()), Age::Fresh))
+    }
+
+    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Bare, Age)> {
+        Bare::decode(cache, bytes)
+    }
+}
