@@ -79,6 +79,17 @@ fn until_gone(cache: &Cache, key: &str) {
     until(&format!("{key} is gone from {cache:?}"), || !cache.blocking().exists(key).unwrap());
 }
 
+/// Waits until "k" is gone, and has it loaded while nobody sees an old value.
+fn is_gone_and_is_loaded_anew(cache: &Cache) {
+    until_gone(cache, "k");
+    let load = || {
+        assert_eq!(text(cache, "k"), None);
+        Ok::<_, Infallible>("baz".to_owned())
+    };
+    assert_eq!(cache.blocking().fetch("k", LONG, load).as_deref(), Ok("baz"));
+    assert_eq!(text(cache, "k").as_deref(), Some("baz"));
+}
+
 fn text(cache: &Cache, key: &str) -> Option<String> {
     cache.blocking().get(key).unwrap()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use prefork_cache::{Cache, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Everywhere, LONG, SHORT, everywhere, loads, not_called, text, until_gone};
+use super::{Everywhere, LONG, SHORT, everywhere, is_gone_and_is_loaded_anew, loads, not_called, text, until_gone};
 use crate::conformance::current_thread;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -219,15 +219,7 @@ fn an_entry_is_gone_after_its_time() {
 fn an_expired_entry_is_loaded_anew_and_nobody_sees_the_old_one_meanwhile() {
     let everywhere = Everywhere::new();
     everywhere.each(|cache| cache.blocking().set("k", "bar", SHORT).unwrap());
-    everywhere.each(|cache| {
-        until_gone(cache, "k");
-        let load = || {
-            assert_eq!(text(cache, "k"), None);
-            Ok::<_, Infallible>("baz".to_owned())
-        };
-        assert_eq!(cache.blocking().fetch("k", LONG, load).as_deref(), Ok("baz"));
-        assert_eq!(text(cache, "k").as_deref(), Some("baz"));
-    });
+    everywhere.each(is_gone_and_is_loaded_anew);
 }
 
 #[test]
