@@ -130,15 +130,15 @@ impl Cache {
             }
         };
         if self.is_forced {
-            return fetching.load_anyway(load).await;
+            return Box::pin(fetching.load_anyway(load)).await;
         }
         match fetching.look().await {
             Found::Fresh(value, _) => Ok(value),
             Found::Old { value: old, .. } => match fetching.try_lead() {
-                Some(lead) => Ok(fetching.refresh(lead, load).await.unwrap_or(old)),
+                Some(lead) => Ok(Box::pin(fetching.refresh(lead, load)).await.unwrap_or(old)),
                 None => Ok(old),
             },
-            Found::Nothing => fetching.load_missing(load).await,
+            Found::Nothing => Box::pin(fetching.load_missing(load)).await,
         }
     }
 }
