@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use prefork_cache::{Cache, Result, stores};
-use tokio::runtime::{Builder, Runtime};
+use prefork_cache::{Builder, Cache, Expiry, Result, stores};
+use tokio::runtime::Runtime;
 
 use crate::harness::Mode;
 use support::proxy::Proxy;
@@ -22,7 +22,12 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 /// A registered cache on a server.
 pub(crate) fn cache_on(server: &Server, options: &str) -> Cache {
-    Cache::register(stores::from_url(&server.url(options)).expect("a good URL"))
+    builder_on(server, options).register()
+}
+
+/// A cache on a server, with settings of its own.
+pub(crate) fn builder_on(server: &Server, options: &str) -> Builder {
+    Cache::builder(stores::from_url(&server.url(options)).expect("a good URL"))
 }
 
 /// A registered cache on whatever listens on `port`.
@@ -59,11 +64,20 @@ impl<'a> Caller<'a> {
 
     /// Fetches with a loader that gives this value.
     pub(crate) fn fetch(&self, key: &str, loaded: &str) -> String {
+        self.fetch_with(key, MINUTE, || loaded.to_owned(), async || loaded.to_owned())
+    }
+
+    /// Fetches with a loader that takes its time, for either mode.
+    pub(crate) fn fetch_with(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce() -> String,
+        load_async: impl AsyncFnOnce() -> String,
+    ) -> String {
         let fetched = match &self.runtime {
-            None => self.cache.blocking().fetch(key, MINUTE, || Ok::<_, Infallible>(loaded.to_owned())),
-            Some(runtime) => {
-                runtime.block_on(self.cache.fetch(key, MINUTE, async || Ok::<_, Infallible>(loaded.to_owned())))
-            }
+            None => self.cache.blocking().fetch(key, expiry, || Ok::<_, Infallible>(load())),
+            Some(runtime) => runtime.block_on(self.cache.fetch(key, expiry, async || Ok(load_async().await))),
         };
         match fetched {
             Ok(value) => value,
@@ -99,7 +113,16 @@ impl<'a> Caller<'a> {
 }
 
 pub(crate) fn current_thread_runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// As [`until`](support::wait::until), without blocking the runtime.
+pub(crate) async fn until_async(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Drives a future until the proxy holds this many replies, one of which the future waits for.

@@ -6,5 +6,6 @@ pub mod identity;
 pub mod proxy;
 pub mod servers;
 pub mod signals;
+pub mod tally;
 pub mod trace;
 pub mod wait;
