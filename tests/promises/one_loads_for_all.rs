@@ -15,9 +15,10 @@ use prefork_cache::{Cache, Expiry};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::callers::{Caller, HOUR, MINUTE, PATIENT, builder_on, current_thread_runtime, until_async};
+use crate::callers::{Caller, HOUR, MINUTE, PATIENT, builder_on, cache_at, current_thread_runtime, until_async};
 use crate::harness::{Mode, Scenario, count, is_stress, scenario, with_each_server, with_each_server_and_mode};
 use support::forks::{Child, End, Side, Way, split, try_fork_by};
+use support::proxy::Proxy;
 use support::servers::{Kind, Server};
 use support::tally::Tally;
 use support::wait::until;
@@ -25,6 +26,7 @@ use support::wait::until;
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
     all.extend(with_each_server_and_mode("sixty_four_workers_load_a_cold_key_once", load_a_cold_key_once));
+    all.extend(with_each_server_and_mode("a_late_answer_is_not_loaded_upon", a_late_answer));
     all.extend(with_each_server_and_mode("a_leader_that_is_killed_is_replaced", a_leader_is_killed));
     all.extend(with_each_server_and_mode("a_leader_that_fails_hands_over_at_once", a_leader_fails));
     all.extend(with_each_server("a_fork_in_a_loader_leaves_the_lease_to_the_parent", a_fork_in_a_loader));
@@ -165,6 +167,38 @@ fn load_a_cold_key_once(kind: Kind, mode: Mode) {
         let value = in_common(workers.into_iter().map(Child::join));
         assert_eq!(load.runs.count(), 1, "loads of one key by {WORKERS} workers");
         assert_eq!(value, value_of(load.first.count()));
+    }
+}
+
+/// A worker's first look is answered late: another process has loaded, stored and given the lease back meanwhile. So it gets the
+/// lease, and has to look again.
+fn a_late_answer(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let proxy = Proxy::before(server.port());
+    let (near, far) = (cache_at(kind, proxy.port(), PATIENT), patient_cache(&server, HOUR));
+    let nothing = match kind {
+        Kind::Redis => "_\r\n",
+        Kind::Memcached => "EN ",
+    };
+    make_stale(&far, "stale");
+    for (key, answer) in [("missing", nothing), ("stale", HELLO)] {
+        let (load, is_connected, may_fetch) = (Load::new(), Tally::new(), Tally::new());
+        load.may_end.raise(1);
+        let late = worker(|| {
+            let caller = Caller::new(mode, &near);
+            caller.get("another key").expect("the server is there");
+            is_connected.raise(1);
+            until("this worker may fetch", || may_fetch.count() > 0);
+            load.fetch(&caller, key, STALE_SOON)
+        });
+        until("the worker has a connection", || is_connected.count() > 0);
+        proxy.hold_replies_with(answer);
+        may_fetch.raise(1);
+        proxy.wait_until_held(1);
+        assert_eq!(Caller::new(Mode::Blocking, &far).fetch(key, "loaded meanwhile"), "loaded meanwhile");
+        proxy.release();
+        assert_eq!(late.join(), "loaded meanwhile", "{key}");
+        assert_eq!(load.runs.count(), 0, "loads of what was {key}");
     }
 }
 
