@@ -1,4 +1,4 @@
-//! Promise 8: what many processes want is loaded by one of them, and no lease outlives whoever holds it without need.
+//! What many processes want is loaded by one of them, and no lease outlives whoever holds it without need.
 //!
 //! The bounds of a fetch are hours here: only what is promised lets a scenario pass.
 
