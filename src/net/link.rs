@@ -8,6 +8,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
+use super::company::Company;
 use super::dial::dial;
 use super::drive::{Drive, drive};
 use super::endpoint::{Endpoint, timed_out};
@@ -25,9 +26,15 @@ pub(crate) trait Protocol: Debug + Send + Sync + 'static {
     /// Makes a connection of a connected stream: handshake and login.
     fn open(&self, stream: Stream) -> impl Future<Output = Result<Self::Connection>> + Send;
 
-    /// Sends a request and reads its whole reply. What the server answers, an error too, is a reply; `Err` means that the
-    /// connection cannot be used again, and it is destroyed.
-    fn exchange(
+    /// Sends a request: the first half of an exchange. After an `Err`, here and below, the connection is destroyed.
+    fn send(
+        &self,
+        connection: &mut Self::Connection,
+        request: &Self::Request,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reads the whole reply to a request that was sent. What the server answers, an error too, is a reply.
+    fn receive(
         &self,
         connection: &mut Self::Connection,
         request: &Self::Request,
@@ -109,15 +116,15 @@ impl<P: Protocol> Link<P> {
         &self.breaker
     }
 
-    /// One exchange, over a pooled connection or a new one.
-    pub(crate) async fn call(&self, request: &P::Request, retry: Retry) -> Result<P::Reply> {
+    /// One exchange, over a pooled connection or a new one; with a company, at the same time as the others in it.
+    pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         let drive = drive()?;
         self.admit()?;
-        let mut lease = self.lease(drive).await?;
+        let mut lease = self.lease(drive, company).await?;
         if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
             lease.discard();
         }
-        match self.attempt(drive, &mut lease, request).await {
+        match self.attempt(drive, &mut lease, request, company).await {
             Ok(reply) => {
                 lease.finish();
                 self.breaker.succeeded();
@@ -125,7 +132,7 @@ impl<P: Protocol> Link<P> {
             }
             Err(error) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease, &error) => {
                 lease.discard();
-                Box::pin(self.last_attempt(drive, lease, request)).await
+                Box::pin(self.last_attempt(drive, lease, request, company)).await
             }
             Err(error) => Err(self.failed(error)),
         }
@@ -141,8 +148,8 @@ impl<P: Protocol> Link<P> {
     pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
         let drive = drive()?;
         self.reset();
-        let lease = self.lease(drive).await?;
-        self.last_attempt(drive, lease, probe).await
+        let lease = self.lease(drive, None).await?;
+        self.last_attempt(drive, lease, probe, None).await
     }
 
     /// A connected stream for a protocol that keeps its own connections. Counts with the breaker if it fails.
@@ -173,21 +180,25 @@ impl<P: Protocol> Link<P> {
         drive: Drive,
         mut lease: Lease<'_, P::Connection>,
         request: &P::Request,
+        company: Option<&Company>,
     ) -> Result<P::Reply> {
-        let reply = self.attempt(drive, &mut lease, request).await.map_err(|error| self.failed(error))?;
+        let reply = self.attempt(drive, &mut lease, request, company).await.map_err(|error| self.failed(error))?;
         lease.finish();
         self.breaker.succeeded();
         Ok(reply)
     }
 
-    async fn lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
+    async fn lease(&self, drive: Drive, company: Option<&Company>) -> Result<Lease<'_, P::Connection>> {
         match self.pool.try_lease(drive) {
             Some(lease) => Ok(lease),
-            None => Box::pin(self.wait_for_lease(drive)).await,
+            None => Box::pin(self.wait_for_lease(drive, company)).await,
         }
     }
 
-    async fn wait_for_lease(&self, drive: Drive) -> Result<Lease<'_, P::Connection>> {
+    async fn wait_for_lease(&self, drive: Drive, company: Option<&Company>) -> Result<Lease<'_, P::Connection>> {
+        if let Some(company) = company {
+            company.let_finish().await;
+        }
         let deadline = Instant::now() + self.timeouts.exchange;
         let leased = self.within(drive, deadline, self.pool.lease(drive, deadline)).await;
         leased.unwrap_or(Err(NoLease::Exhausted)).map_err(|why| {
@@ -204,18 +215,29 @@ impl<P: Protocol> Link<P> {
         drive: Drive,
         lease: &mut Lease<'_, P::Connection>,
         request: &P::Request,
+        company: Option<&Company>,
     ) -> Result<P::Reply> {
         if lease.connection().is_none() {
-            lease.fill(Box::pin(self.open(drive)).await?);
+            lease.fill(Box::pin(self.open(drive, company)).await?);
         }
         let Some(connection) = lease.connection() else { unreachable!("the lease was just filled") };
         let deadline = Instant::now() + self.timeouts.exchange;
         P::stream(connection).begin(deadline);
-        let replied = self.within(drive, deadline, self.protocol.exchange(connection, request)).await;
+        let exchange = async {
+            self.protocol.send(connection, request).await?;
+            if let Some(company) = company {
+                Box::pin(company.set_aside(P::stream(connection))).await;
+            }
+            self.protocol.receive(connection, request).await
+        };
+        let replied = self.within(drive, deadline, exchange).await;
         replied.unwrap_or_else(|| Err(timed_out("waiting for", &self.endpoint)))
     }
 
-    async fn open(&self, drive: Drive) -> Result<P::Connection> {
+    async fn open(&self, drive: Drive, company: Option<&Company>) -> Result<P::Connection> {
+        if let Some(company) = company {
+            company.let_finish().await;
+        }
         let stream = self.connect(drive).await?;
         let deadline = Instant::now() + self.timeouts.exchange;
         let opened = self.within(drive, deadline, self.protocol.open(stream)).await;
@@ -282,9 +304,11 @@ mod tests {
             Ok(stream)
         }
 
-        async fn exchange(&self, stream: &mut Stream, request: &str) -> Result<String> {
-            let failed = |error| io_error("talking to", &Endpoint::Unix("lines".into()), error);
-            stream.write_all(request.as_bytes()).await.map_err(failed)?;
+        async fn send(&self, stream: &mut Stream, request: &str) -> Result<()> {
+            stream.write_all(request.as_bytes()).await.map_err(failed)
+        }
+
+        async fn receive(&self, stream: &mut Stream, _: &str) -> Result<String> {
             let mut reply = Vec::new();
             while !reply.ends_with(b"\n") {
                 let mut some = [0; 64];
@@ -299,6 +323,10 @@ mod tests {
         fn stream(stream: &mut Stream) -> &mut Stream {
             stream
         }
+    }
+
+    fn failed(error: std::io::Error) -> Error {
+        io_error("talking to", &Endpoint::Unix("lines".into()), error)
     }
 
     /// A link to a server that handles each request as told, and what the server was asked.
@@ -323,7 +351,7 @@ mod tests {
     }
 
     fn call(link: &Link<Lines>, request: &str, retry: Retry) -> Result<String> {
-        inline(|| match pin!(link.call(request, retry)).poll(&mut Context::from_waker(Waker::noop())) {
+        inline(|| match pin!(link.call(request, retry, None)).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(replied) => replied,
             Poll::Pending => panic!("an inline call suspended"),
         })

@@ -79,6 +79,18 @@ impl Stream {
         }
     }
 
+    /// Gives the exchange more time.
+    pub(super) fn prolong(&mut self, by: Duration) {
+        #[cfg_attr(not(feature = "tokio"), expect(irrefutable_let_patterns))]
+        if let Transport::Blocking(blocking) = &mut self.transport {
+            blocking.deadline += by;
+        }
+    }
+
+    pub(super) fn is_blocking(&self) -> bool {
+        matches!(self.transport, Transport::Blocking(_))
+    }
+
     /// Whether a byte of the reply has arrived.
     pub(crate) fn answered(&self) -> bool {
         self.answered

@@ -85,7 +85,8 @@ mod servers;
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
 ///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`, and entries that others store
 ///   meanwhile may stay.
-/// - The batch verbs send one request to each server, or several of 64 KiB, one server after the other.
+/// - The batch verbs send one request to each server, or several of 64 KiB, and the servers work at the same time. Without
+///   a runtime their replies are read one server after the other.
 /// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
 pub struct MemcachedStore {
     servers: Servers,

@@ -94,7 +94,7 @@ impl RedisStore {
 
     async fn call(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
         let replies = match drive()? {
-            Drive::Inline => self.link.call(request, retry).await?,
+            Drive::Inline => self.link.call(request, retry, None).await?,
             #[cfg(feature = "tokio")]
             Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, request, retry).await?,
         };

@@ -1,10 +1,15 @@
 //! What is particular to Memcached: many servers, one that is down, other programs' entries, keys that are commands.
 
+use std::thread;
 use std::time::Duration;
 
 use prefork_cache::stores::MemcachedStore;
-use prefork_cache::{Cache, ErrorKind};
+use prefork_cache::{Cache, ErrorKind, Result};
 
+use tokio::runtime::Runtime;
+
+use crate::conformance::current_thread;
+use support::proxy::{Fault, Proxy};
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(600);
@@ -79,6 +84,119 @@ fn without_failover_they_are_errors() {
                 assert!(found.is_err());
             }
         }
+    }
+}
+
+/// Two servers, a proxy before each, and a cache that has a connection to both in both ways to call.
+fn two_proxied_servers(options: &str) -> ([Server; 2], [Proxy; 2], Cache) {
+    let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
+    let proxies = servers.each_ref().map(|server| Proxy::before(server.port()));
+    let [first, second] = proxies.each_ref().map(Proxy::port);
+    let cache = cache(&format!("memcached://127.0.0.1:{first},127.0.0.1:{second}?{options}"));
+    (servers, proxies, cache)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Blocking,
+    Asynchronous,
+}
+
+impl Way {
+    const BOTH: [Way; 2] = [Way::Blocking, Way::Asynchronous];
+
+    /// The connections of a runtime are its own.
+    fn get_many(self, cache: &Cache, runtime: &Runtime, keys: &[&str]) -> Vec<Result<Option<String>>> {
+        match self {
+            Way::Blocking => cache.blocking().get_many(keys),
+            Way::Asynchronous => runtime.block_on(cache.get_many(keys)),
+        }
+    }
+}
+
+#[test]
+fn the_servers_of_a_batch_work_at_the_same_time() {
+    let (_servers, proxies, cache) = two_proxied_servers("timeout=2m");
+    let keys = keys();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let entries: Vec<(&str, &str)> = names.iter().map(|key| (*key, *key)).collect();
+    cache.blocking().set_many(&entries, TTL).into_iter().for_each(Result::unwrap);
+    let runtime = current_thread();
+    for way in Way::BOTH {
+        way.get_many(&cache, &runtime, &names).into_iter().for_each(|found| _ = found.unwrap());
+        proxies.iter().for_each(|proxy| proxy.plan(|_, _| Fault::Hold));
+        thread::scope(|scope| {
+            let batch = scope.spawn(|| way.get_many(&cache, &runtime, &names));
+            for proxy in &proxies {
+                // Neither is let go before both were asked.
+                proxy.wait_until_held(1);
+            }
+            proxies.iter().for_each(Proxy::release);
+            for (key, found) in names.iter().zip(batch.join().unwrap()) {
+                assert_eq!(found.unwrap().as_deref(), Some(*key), "{way:?}");
+            }
+        });
+    }
+}
+
+/// A reply that lies ready when the wait for another server has taken all the time is not late. This one is larger than what
+/// the kernels on both sides hold.
+#[test]
+fn a_server_that_hangs_costs_a_batch_its_own_entries_only() {
+    let (_servers, proxies, cache) = two_proxied_servers("timeout=2s&failures=100");
+    let keys: Vec<String> = (0..20).map(|number| format!("key:{number}")).collect();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let value = "v".repeat(900_000);
+    let entries: Vec<(&str, &str)> = names.iter().map(|key| (*key, value.as_str())).collect();
+    cache.blocking().set_many(&entries, TTL).into_iter().for_each(Result::unwrap);
+    let runtime = current_thread();
+    for way in Way::BOTH {
+        for hanging in &proxies {
+            way.get_many(&cache, &runtime, &names).into_iter().for_each(|found| _ = found.unwrap());
+            hanging.plan(|_, _| Fault::Hold);
+            let found = way.get_many(&cache, &runtime, &names);
+            hanging.release();
+            let failed = found.iter().filter(|found| found.is_err()).count();
+            assert!((2..=18).contains(&failed), "{way:?}: {failed} of 20 keys are on the server that hangs");
+            for found in found {
+                match found {
+                    Ok(found) => assert_eq!(found.as_deref(), Some(value.as_str()), "{way:?}"),
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{way:?}: {error}"),
+                }
+            }
+        }
+    }
+}
+
+/// Each waits for a place with one server while it has one with the other.
+#[test]
+fn batches_do_not_wait_for_each_other_in_a_circle() {
+    let (_servers, _proxies, cache) = two_proxied_servers("timeout=20s&pool_size=1");
+    let keys = keys();
+    let value = "v".repeat(2_000);
+    let entries: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), value.as_str())).collect();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    cache.blocking().set_many(&entries, TTL).into_iter().for_each(Result::unwrap);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_batch_over_connections_that_have_died_meanwhile_is_sent_again() {
+    let (mut servers, _proxies, cache) = two_proxied_servers("");
+    let keys = keys();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let runtime = current_thread();
+    for _ in 0..3 {
+        for way in Way::BOTH {
+            way.get_many(&cache, &runtime, &names).into_iter().for_each(|found| _ = found.unwrap());
+        }
+        servers.iter_mut().for_each(Server::restart);
     }
 }
 

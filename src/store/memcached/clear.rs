@@ -26,7 +26,7 @@ impl Servers {
     async fn clear_one(&self, server: &Server, prefix: &str) -> Result<()> {
         let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
         let entries: Vec<_> = list(server, prefix).await?.into_iter().map(delete).collect();
-        let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent).await;
+        let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent, None).await;
         deletions.into_iter().try_for_each(|deletion| deletion.map(|_| ()))
     }
 }
@@ -34,7 +34,7 @@ impl Servers {
 async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
     let endpoint = server.link.endpoint();
     for _ in 0..ATTEMPTS {
-        match server.crawler.call(prefix.as_bytes(), Retry::Idempotent).await? {
+        match server.crawler.call(prefix.as_bytes(), Retry::Idempotent, None).await? {
             Listing::Keys(keys) => {
                 // A listing is rare: no connection is kept for the next.
                 server.crawler.reset();

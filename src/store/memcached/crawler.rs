@@ -53,7 +53,12 @@ impl Protocol for Crawler {
         Ok(Connection::new(stream))
     }
 
-    async fn exchange(&self, connection: &mut Connection, prefix: &[u8]) -> Result<Listing> {
+    async fn send(&self, connection: &mut Connection, _: &[u8]) -> Result<()> {
+        let sent = connection.send(b"lru_crawler metadump hash\r\n").await;
+        sent.map_err(|failure| failure.at(&self.endpoint))
+    }
+
+    async fn receive(&self, connection: &mut Connection, prefix: &[u8]) -> Result<Listing> {
         list(connection, prefix).await.map_err(|failure| failure.at(&self.endpoint))
     }
 
@@ -63,7 +68,6 @@ impl Protocol for Crawler {
 }
 
 async fn list(connection: &mut Connection, prefix: &[u8]) -> Result<Listing, Failure> {
-    connection.send(b"lru_crawler metadump hash\r\n").await?;
     let mut keys = Vec::new();
     let listing = loop {
         let line = connection.line().await?;

@@ -244,7 +244,9 @@ impl Protocol for Meta {
     /// To a server that does not know the meta protocol, the value after a command would be a command.
     async fn open(&self, stream: Stream) -> Result<Connection> {
         let mut connection = Connection::new(stream);
-        let greeted = self.exchange(&mut connection, &Request::probe()?).await;
+        let probe = Request::probe()?;
+        self.send(&mut connection, &probe).await?;
+        let greeted = self.receive(&mut connection, &probe).await;
         greeted.map_err(|error| match error.kind() {
             ErrorKind::Server => {
                 let context = format!("{} does not offer the meta protocol of memcached 1.6", self.endpoint);
@@ -255,8 +257,12 @@ impl Protocol for Meta {
         Ok(connection)
     }
 
-    async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Self::Reply> {
-        exchange(connection, request).await.map_err(|failure| failure.at(&self.endpoint))
+    async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
+        connection.send(&request.bytes).await.map_err(|failure| failure.at(&self.endpoint))
+    }
+
+    async fn receive(&self, connection: &mut Connection, request: &Request) -> Result<Self::Reply> {
+        read_answers(connection, request).await.map_err(|failure| failure.at(&self.endpoint))
     }
 
     fn stream(connection: &mut Connection) -> &mut Stream {
@@ -264,8 +270,7 @@ impl Protocol for Meta {
     }
 }
 
-async fn exchange(connection: &mut Connection, request: &Request) -> Result<Answers, Failure> {
-    connection.send(&request.bytes).await?;
+async fn read_answers(connection: &mut Connection, request: &Request) -> Result<Answers, Failure> {
     let mut answers = Vec::with_capacity(request.awaited.len());
     for awaited in &request.awaited {
         match awaited {

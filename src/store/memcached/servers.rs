@@ -13,7 +13,7 @@ use super::key::Key;
 use super::meta::{Answer, Command, Meta, Request};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, Link, Retry};
+use crate::net::{Company, Endpoint, Link, Retry, together};
 
 /// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
 /// sending replies that we do not read yet. A larger command goes alone.
@@ -31,6 +31,14 @@ pub(super) struct Servers {
 pub(super) struct Server {
     pub(super) link: Link<Meta>,
     pub(super) crawler: Link<Crawler>,
+}
+
+/// What one server is asked of a batch.
+struct Share<'e> {
+    server: usize,
+    /// Where each entry stands in the batch.
+    places: Vec<usize>,
+    entries: Vec<&'e Entry<'e>>,
 }
 
 /// A command on a key.
@@ -80,11 +88,11 @@ impl Servers {
     }
 
     pub(super) async fn call_on(&self, server: &Server, entry: &Entry<'_>, retry: Retry) -> Result<Answer> {
-        let mut answers = self.exchange(server, &[entry], retry).await?;
+        let mut answers = self.exchange(server, &[entry], retry, None).await?;
         answers.pop().expect("an exchange answers every command")
     }
 
-    /// An answer for each entry, in their order. Those of one server go together, one server after the other.
+    /// An answer for each entry, in their order. Those of one server go together, and the servers work at the same time.
     pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
         let placeholder = |entry: &Result<Entry<'_>>| entry.as_ref().map(|_| Answer::Absent).map_err(Error::clone);
         let mut answers: Vec<_> = entries.iter().map(placeholder).collect();
@@ -93,19 +101,17 @@ impl Servers {
             entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?))).collect();
         while !pending.is_empty() {
             let mut turned_away = Vec::new();
-            for (index, share) in self.shares(&pending, &down) {
-                let asked: Vec<_> = share.iter().map(|(_, entry)| *entry).collect();
+            let shares = self.shares(&pending, &down);
+            for (share, answered) in shares.iter().zip(self.ask_all(&shares, retry).await) {
                 let before = turned_away.len();
-                for ((place, entry), answer) in
-                    share.into_iter().zip(self.ask(&self.servers[index], &asked, retry).await)
-                {
+                for ((&place, &entry), answer) in share.places.iter().zip(&share.entries).zip(answered) {
                     if answer.as_ref().is_err_and(|error| self.leads_on(error)) {
                         turned_away.push((place, entry));
                     }
                     answers[place] = answer;
                 }
                 if turned_away.len() > before {
-                    down.push(index);
+                    down.push(share.server);
                 }
             }
             pending = turned_away;
@@ -113,12 +119,30 @@ impl Servers {
         answers
     }
 
+    async fn ask_all(&self, shares: &[Share<'_>], retry: Retry) -> Vec<Vec<Result<Answer>>> {
+        if let [share] = shares {
+            return vec![self.ask(&self.servers[share.server], &share.entries, retry, None).await];
+        }
+        let company = Company::default();
+        let mut asked = Vec::with_capacity(shares.len());
+        for share in shares {
+            asked.push(self.ask(&self.servers[share.server], &share.entries, retry, Some(&company)));
+        }
+        together(asked).await
+    }
+
     /// An answer for each entry from one server. Once it fails it is not asked for the rest.
-    pub(super) async fn ask(&self, server: &Server, entries: &[&Entry<'_>], retry: Retry) -> Vec<Result<Answer>> {
+    pub(super) async fn ask(
+        &self,
+        server: &Server,
+        entries: &[&Entry<'_>],
+        retry: Retry,
+        company: Option<&Company>,
+    ) -> Vec<Result<Answer>> {
         let mut answers = Vec::with_capacity(entries.len());
         while answers.len() < entries.len() {
             let rest = &entries[answers.len()..];
-            match self.exchange(server, &rest[..fitting(rest)], retry).await {
+            match self.exchange(server, &rest[..fitting(rest)], retry, company).await {
                 Ok(answered) => answers.extend(answered),
                 Err(error) => answers.extend(rest.iter().map(|_| Err(error.clone()))),
             }
@@ -126,30 +150,35 @@ impl Servers {
         answers
     }
 
-    async fn exchange(&self, server: &Server, entries: &[&Entry<'_>], retry: Retry) -> Result<Vec<Result<Answer>>> {
+    async fn exchange(
+        &self,
+        server: &Server,
+        entries: &[&Entry<'_>],
+        retry: Retry,
+        company: Option<&Company>,
+    ) -> Result<Vec<Result<Answer>>> {
         let mut request = Request::default();
         for entry in entries {
             request.push(&entry.key, &entry.command, self.next_token.fetch_add(1, Ordering::Relaxed))?;
         }
-        let answers = server.link.call(&request, retry).await?;
+        let answers = server.link.call(&request, retry, company).await?;
         let explained =
             entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refusal(server, entry, &text)));
         Ok(explained.collect())
     }
 
     /// The entries by the server that has them now; without those for which nobody is left to ask.
-    fn shares<'e>(
-        &self,
-        entries: &[(usize, &'e Entry<'e>)],
-        down: &[usize],
-    ) -> BTreeMap<usize, Vec<(usize, &'e Entry<'e>)>> {
-        let mut shares = BTreeMap::<_, Vec<_>>::new();
+    fn shares<'e>(&self, entries: &[(usize, &'e Entry<'e>)], down: &[usize]) -> Vec<Share<'e>> {
+        let mut shares = BTreeMap::new();
         for (place, entry) in entries {
             if let Some(server) = self.route(&entry.key, down) {
-                shares.entry(server).or_default().push((*place, *entry));
+                let none = || Share { server, places: Vec::new(), entries: Vec::new() };
+                let share = shares.entry(server).or_insert_with(none);
+                share.places.push(*place);
+                share.entries.push(*entry);
             }
         }
-        shares
+        shares.into_values().collect()
     }
 
     fn route(&self, key: &Key<'_>, down: &[usize]) -> Option<usize> {

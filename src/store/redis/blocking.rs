@@ -42,7 +42,7 @@ impl Resp {
         Resp { endpoint, login }
     }
 
-    async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
+    async fn write(&self, connection: &mut Connection, request: &Request) -> Result<()> {
         request.write(&mut connection.outgoing);
         let sent = connection.stream.write_all(&connection.outgoing).await;
         connection.outgoing.clear();
@@ -50,7 +50,7 @@ impl Resp {
         sent.map_err(|error| io_error("writing to", &self.endpoint, error))
     }
 
-    fn receive(&self, connection: &mut Connection) -> Result<Value> {
+    fn read(&self, connection: &mut Connection) -> Result<Value> {
         loop {
             let mut source = Source { stream: &mut connection.stream, arrived: &mut connection.arrived, failure: None };
             match connection.parser.parse_value(&mut source) {
@@ -67,7 +67,7 @@ impl Resp {
 
     /// Why the server refused to read on, if it said so: a value that is larger than it takes, say.
     fn said_before_it_hung_up(&self, connection: &mut Connection) -> Option<Error> {
-        match self.receive(connection) {
+        match self.read(connection) {
             Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
             _ => None,
         }
@@ -82,8 +82,8 @@ impl Resp {
 
     /// An answer that can be done without, or the connection cannot.
     async fn ask(&self, connection: &mut Connection, command: Cmd) -> Result<Result<Value, redis::ServerError>> {
-        self.send(connection, &Request::Command(command)).await?;
-        Ok(match self.receive(connection)? {
+        self.write(connection, &Request::Command(command)).await?;
+        Ok(match self.read(connection)? {
             Value::ServerError(error) => Err(error),
             value => Ok(value),
         })
@@ -135,13 +135,15 @@ impl Protocol for Resp {
         Ok(connection)
     }
 
-    async fn exchange(&self, connection: &mut Connection, request: &Request) -> Result<Vec<Value>> {
-        if let Err(error) = self.send(connection, request).await {
-            return Err(self.said_before_it_hung_up(connection).unwrap_or(error));
-        }
+    async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
+        let sent = self.write(connection, request).await;
+        sent.map_err(|error| self.said_before_it_hung_up(connection).unwrap_or(error))
+    }
+
+    async fn receive(&self, connection: &mut Connection, request: &Request) -> Result<Vec<Value>> {
         let mut replies = Vec::with_capacity(request.len());
         for _ in 0..request.len() {
-            replies.push(self.receive(connection)?);
+            replies.push(self.read(connection)?);
         }
         if connection.arrived.is_even(connection.parsed) {
             return Ok(replies);

@@ -1,0 +1,97 @@
+//! Exchanges with several servers at the same time.
+//!
+//! In a runtime, futures that are polled together wait together. A thread without one can wait for one socket only, but the
+//! servers can work meanwhile: each exchange of a [`Company`] sends its request and is *set aside* while the others send
+//! theirs; then the replies are read, one server after the other.
+//!
+//! What is set aside holds a place in a pool. So whoever has to wait for such a place, or to dial, lets the others finish
+//! first: a thread that waits for one server keeps nobody from another.
+//!
+//! Time passes for an exchange that is set aside as for any other, so servers that hang do so all at once. But one whose
+//! reply has begun to arrive meanwhile is not charged for the time that the others took.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use super::drive::{Drive, drive};
+use super::stream::Stream;
+
+/// The exchanges that are seen through by one call of [`together`].
+#[derive(Debug, Default)]
+pub(crate) struct Company {
+    set_aside: AtomicUsize,
+}
+
+impl Company {
+    /// Lets the others send before the reply is read. A stream of tokio's needs no such care.
+    pub(super) async fn set_aside(&self, stream: &mut Stream) {
+        if !stream.is_blocking() {
+            return;
+        }
+        let since = Instant::now();
+        self.set_aside.fetch_add(1, Ordering::Relaxed);
+        suspended_once().await;
+        self.set_aside.fetch_sub(1, Ordering::Relaxed);
+        if !stream.is_quiet() {
+            stream.prolong(since.elapsed());
+        }
+    }
+
+    /// Waits until none of the others is set aside: they have finished, or wait as well.
+    pub(super) async fn let_finish(&self) {
+        while self.set_aside.load(Ordering::Relaxed) > 0 {
+            suspended_once().await;
+        }
+    }
+}
+
+/// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only been set
+/// aside, and goes on when it is polled again.
+pub(crate) async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
+    if let Ok(Drive::Inline) = drive() {
+        while poll_all(&mut running, &mut Context::from_waker(Waker::noop())).is_pending() {}
+    } else {
+        poll_fn(|cx| poll_all(&mut running, cx)).await;
+    }
+    let output = |running| match running {
+        Running::Ready(output) => output,
+        Running::Pending(_) => unreachable!("every one of them was polled until it was ready"),
+    };
+    running.into_iter().map(output).collect()
+}
+
+enum Running<F: Future> {
+    Pending(Pin<Box<F>>),
+    Ready(F::Output),
+}
+
+fn poll_all<F: Future>(running: &mut [Running<F>], cx: &mut Context<'_>) -> Poll<()> {
+    let mut all = Poll::Ready(());
+    for one in running {
+        if let Running::Pending(future) = one {
+            match future.as_mut().poll(cx) {
+                Poll::Ready(output) => *one = Running::Ready(output),
+                Poll::Pending => all = Poll::Pending,
+            }
+        }
+    }
+    all
+}
+
+/// Suspends at the first poll, and is ready at the next.
+async fn suspended_once() {
+    let mut suspended = false;
+    poll_fn(|cx| {
+        if suspended {
+            return Poll::Ready(());
+        }
+        suspended = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
