@@ -113,7 +113,7 @@ impl Counters {
             failed_loads: sum(|stripe| &stripe.failed_loads),
             coalesced: sum(|stripe| &stripe.coalesced),
             errors: sum(|stripe| &stripe.errors),
-            reconnects: sum(|stripe| &stripe.reconnects) + u64::from(refreshed == Some(Refresh::Reset)),
+            reconnects: sum(|stripe| &stripe.reconnects) + u64::from(refreshed.is_some_and(|how| how.has_reset())),
             sockets_cut: sockets_cut() as u64,
         }
     }

@@ -23,8 +23,12 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// assert_eq!(Refresh::Reset.to_string(), "reset");
 /// assert_eq!(Refresh::Cold { reason: "it was asked to" }.to_string(), "cold: it was asked to");
+///
+/// let tiered = Refresh::Tiered { near: Refresh::Warm.into(), far: Refresh::Reset.into() };
+/// assert_eq!(tiered.to_string(), "tiered (near warm, far reset)");
+/// assert!(tiered.has_reset());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refresh {
     /// It forgot its connections. The next use dials.
@@ -36,6 +40,31 @@ pub enum Refresh {
         /// Why the parent's entries could not be kept.
         reason: &'static str,
     },
+    /// It is made of two stores, and each came in its own way.
+    Tiered {
+        /// The one that is asked first.
+        near: Box<Refresh>,
+        /// The one that holds the truth.
+        far: Box<Refresh>,
+    },
+}
+
+impl Refresh {
+    /// Whether connections were forgotten, by the store itself or by one that it is made of.
+    ///
+    /// ```
+    /// use prefork_cache::lifecycle::Refresh;
+    ///
+    /// assert!(Refresh::Reset.has_reset());
+    /// assert!(!Refresh::Warm.has_reset());
+    /// ```
+    pub fn has_reset(&self) -> bool {
+        match self {
+            Refresh::Reset => true,
+            Refresh::Warm | Refresh::Cold { .. } => false,
+            Refresh::Tiered { near, far } => near.has_reset() || far.has_reset(),
+        }
+    }
 }
 
 impl fmt::Display for Refresh {
@@ -44,6 +73,7 @@ impl fmt::Display for Refresh {
             Refresh::Reset => f.write_str("reset"),
             Refresh::Warm => f.write_str("warm"),
             Refresh::Cold { reason } => write!(f, "cold: {reason}"),
+            Refresh::Tiered { near, far } => write!(f, "tiered (near {near}, far {far})"),
         }
     }
 }
@@ -90,7 +120,7 @@ impl Registration {
 
     /// How the store came into this process, if it came through a fork and has been refreshed here.
     pub(crate) fn refreshed(&self) -> Option<Refresh> {
-        self.registered.refreshed.get().copied()
+        self.registered.refreshed.get().cloned()
     }
 
     /// Makes sure that the store is this process's own. A load and a compare, once it is.
@@ -115,7 +145,7 @@ impl Drop for Registration {
 
 impl Registered {
     #[cold]
-    fn refresh_once(&self) -> Result<Refresh> {
+    fn refresh_once(&self) -> Result<&Refresh> {
         // Read before the refresh: a signal handler that forks after it makes a child that has not been refreshed.
         let generation = generation();
         let refreshed = self.refreshed.get_or_try_init(|| {
@@ -125,7 +155,7 @@ impl Registered {
             })
         })?;
         self.ready_in.store(generation, Ordering::Release);
-        Ok(*refreshed)
+        Ok(refreshed)
     }
 }
 
@@ -135,7 +165,7 @@ pub(super) fn refresh_all() -> Vec<StoreReport> {
     debug_assert!(generation != FIRST_GENERATION, "only a forked process has something to refresh");
     let inherited = STORES.snapshot().into_iter().filter(|registered| registered.registered_in != generation);
     inherited
-        .map(|registered| StoreReport { name: registered.name.clone(), outcome: registered.refresh_once() })
+        .map(|registered| StoreReport { name: registered.name.clone(), outcome: registered.refresh_once().cloned() })
         .collect()
 }
 

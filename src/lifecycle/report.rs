@@ -89,8 +89,8 @@ impl StoreReport {
     }
 
     /// How it came, or why its refresh failed.
-    pub fn outcome(&self) -> Result<Refresh, &Error> {
-        self.outcome.as_ref().copied()
+    pub fn outcome(&self) -> Result<&Refresh, &Error> {
+        self.outcome.as_ref()
     }
 }
 

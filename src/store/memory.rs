@@ -255,7 +255,7 @@ impl CacheStore for MemoryStore {
     }
 
     fn refresh(&self) -> Refresh {
-        self.local().came
+        self.local().came.clone()
     }
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {

@@ -162,11 +162,7 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
     }
 
     fn refresh(&self) -> Refresh {
-        let far = self.far.refresh();
-        match self.near.refresh() {
-            Refresh::Reset => far,
-            near => near,
-        }
+        Refresh::Tiered { near: self.near.refresh().into(), far: self.far.refresh().into() }
     }
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {

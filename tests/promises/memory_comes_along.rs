@@ -164,7 +164,7 @@ fn why_cold() -> Option<String> {
     let report = lifecycle::after_fork();
     match report.stores()[0].outcome().expect("memory does not fail") {
         Refresh::Warm => None,
-        Refresh::Cold { reason } => Some(reason.to_owned()),
+        Refresh::Cold { reason } => Some((*reason).to_owned()),
         other => panic!("memory came as {other}"),
     }
 }

@@ -89,6 +89,16 @@ fn the_near_store_may_answer_for_as_long_as_one_likes() {
     assert!(Cache::builder(near).build().blocking().exists("k").unwrap());
 }
 
+#[test]
+fn both_tell_how_they_came_into_a_process() {
+    let near = MemoryStore::builder().build();
+    let far = TieredStore::new(MemoryStore::new(), from_url("redis://localhost").unwrap());
+    let refreshed = TieredStore::new(near, far).refresh();
+    assert_eq!(refreshed.to_string(), "tiered (near warm, far tiered (near warm, far reset))");
+    assert!(refreshed.has_reset());
+    assert!(!TieredStore::new(MemoryStore::new(), MemoryStore::new()).refresh().has_reset());
+}
+
 /// What the far store did not take, the near one does not show.
 #[test]
 fn a_write_that_fails_is_nowhere() {
