@@ -4,6 +4,7 @@
 //! address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own time
 //! (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
 
+use std::future::{Future, ready};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -22,7 +23,7 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 pub(super) async fn dial(drive: Drive, endpoint: &Endpoint, deadline: Instant, timeout: Duration) -> Result<Stream> {
     match drive {
         Drive::Inline => {
-            let connected = connect(endpoint, deadline).and_then(|socket| Stream::blocking(socket, timeout));
+            let connected = connect(endpoint, deadline).await.and_then(|socket| Stream::blocking(socket, timeout));
             connected.map_err(|error| dial_error(endpoint, error))
         }
         #[cfg(feature = "tokio")]
@@ -43,7 +44,7 @@ fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
     Error::with_source(kind, format!("connecting to {endpoint}"), error)
 }
 
-fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
+async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
     match endpoint {
         Endpoint::Unix(path) => connect_unix(path, deadline),
         Endpoint::Tcp { host, port } => {
@@ -51,16 +52,25 @@ fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
                 Some(address) => vec![address],
                 None => (host.as_str(), *port).to_socket_addrs()?.collect(),
             };
-            let mut outcome = Err(no_address());
-            for (index, address) in addresses.iter().enumerate() {
-                outcome = connect_tcp(address, share_of(deadline, addresses.len() - index));
-                if outcome.is_ok() {
-                    break;
-                }
-            }
-            outcome
+            connect_to_one_of(&addresses, deadline, |address, share| ready(connect_tcp(&address, share))).await
         }
     }
+}
+
+/// Tries one address after the other. One that does not answer leaves some of the time for the others.
+async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    connect: impl Fn(SocketAddr, Instant) -> F,
+) -> io::Result<S> {
+    let mut outcome = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
+    for (index, address) in addresses.iter().enumerate() {
+        outcome = connect(*address, share_of(deadline, addresses.len() - index)).await;
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }
 
 fn connect_tcp(address: &SocketAddr, deadline: Instant) -> io::Result<Socket> {
@@ -87,49 +97,40 @@ fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
     host.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port))
 }
 
-/// The time for the first of so many addresses: one that does not answer leaves something for the others.
+/// The time for the first of so many addresses.
 fn share_of(deadline: Instant, addresses: usize) -> Instant {
     let now = Instant::now();
     now + deadline.saturating_duration_since(now) / u32::try_from(addresses).unwrap_or(u32::MAX).max(1)
 }
 
-fn no_address() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "the host name has no address")
-}
-
 #[cfg(feature = "tokio")]
 mod on_tokio {
-    use super::{
-        Connecting, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, io, no_address, numeric, share_of,
-    };
+    use tokio::net::lookup_host;
+    use tokio::time::timeout_at;
+
+    use super::{Connecting, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric};
     use crate::net::tokio_socket::TokioSocket;
 
     pub(super) async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<TokioSocket> {
         match endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
             Endpoint::Tcp { host, port } => {
-                if let Some(address) = numeric(host, *port) {
-                    return connect_tcp(&address).await;
-                }
-                let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
-                let mut outcome = Err(no_address());
-                for (index, address) in addresses.iter().enumerate() {
-                    let share = share_of(deadline, addresses.len() - index);
-                    let timed_out = |_| Err(io::ErrorKind::TimedOut.into());
-                    outcome =
-                        tokio::time::timeout_at(share.into(), connect_tcp(address)).await.unwrap_or_else(timed_out);
-                    if outcome.is_ok() {
-                        break;
-                    }
-                }
-                outcome
+                let addresses = match numeric(host, *port) {
+                    Some(address) => vec![address],
+                    None => lookup_host((host.as_str(), *port)).await?.collect(),
+                };
+                let connect = async |address, share: Instant| {
+                    let connected = timeout_at(share.into(), connect_tcp(address)).await;
+                    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                };
+                connect_to_one_of(&addresses, deadline, connect).await
             }
         }
     }
 
-    async fn connect_tcp(address: &SocketAddr) -> io::Result<TokioSocket> {
-        let socket = Socket::tcp(address)?;
-        let connecting = socket.start_connecting_tcp(address)?;
+    async fn connect_tcp(address: SocketAddr) -> io::Result<TokioSocket> {
+        let socket = Socket::tcp(&address)?;
+        let connecting = socket.start_connecting_tcp(&address)?;
         let socket = TokioSocket::new(socket)?;
         if let Connecting::UnderWay = connecting {
             socket.writable().await?;

@@ -108,9 +108,14 @@ impl RedisStore {
 
     /// One command, one reply.
     async fn command(&self, command: Cmd, retry: Retry) -> Result<Reply<'_>> {
-        let replies = self.call(&Request::Command(command), retry).await?;
-        let reply = replies.into_iter().next().expect("as many replies as requests");
+        let reply = self.value(command, retry).await?;
         self.reply(reply)
+    }
+
+    /// One command, and whatever the server answers.
+    async fn value(&self, command: Cmd, retry: Retry) -> Result<Value> {
+        let replies = self.call(&Request::Command(command), retry).await?;
+        Ok(replies.into_iter().next().expect("as many replies as requests"))
     }
 
     /// Several commands in one round trip.
@@ -182,13 +187,11 @@ impl CacheStore for RedisStore {
             self.check_value(key, value)?;
         }
         let script = &self.compare_and_set;
-        let by_hash = self.command(script.by_hash(key, expected, new.as_deref(), ttl)?, Retry::Never).await;
-        match by_hash {
-            Err(error) if reply::is_unknown_script(&error) => {
-                self.command(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?.flag()
-            }
-            answered => answered?.flag(),
+        let answer = self.value(script.by_hash(key, expected, new.as_deref(), ttl)?, Retry::Never).await?;
+        if reply::is_unknown_script(&answer) {
+            return self.command(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?.flag();
         }
+        self.reply(answer)?.flag()
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {

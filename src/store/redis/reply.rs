@@ -116,30 +116,11 @@ fn kind(error: &ServerError) -> ErrorKind {
 
 fn answered(endpoint: &Endpoint, kind: ErrorKind, code: &str, details: &str) -> Error {
     let context = format!("{endpoint} answered {code} {details}");
-    Error::with_source(kind, context.trim_end().to_owned(), ServerSaid { code: code.to_owned() })
+    Error::new(kind, context.trim_end())
 }
 
-/// The code of an error that a server answered with, kept as the error's source.
-#[derive(Debug)]
-struct ServerSaid {
-    code: String,
-}
-
-impl std::fmt::Display for ServerSaid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the server's error code is {}", self.code)
-    }
-}
-
-impl std::error::Error for ServerSaid {}
-
-fn has_code(error: &Error, code: &str) -> bool {
-    let source = std::error::Error::source(error);
-    source.and_then(|source| source.downcast_ref::<ServerSaid>()).is_some_and(|said| said.code == code)
-}
-
-pub(super) fn is_unknown_script(error: &Error) -> bool {
-    has_code(error, "NOSCRIPT")
+pub(super) fn is_unknown_script(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
 /// What the server says of a counter, in this crate's terms.
