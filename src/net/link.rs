@@ -124,6 +124,7 @@ impl<P: Protocol> Link<P> {
         if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
             lease.discard();
         }
+        self.fill(drive, &mut lease, company).await?;
         match self.attempt(drive, &mut lease, request, company).await {
             Ok(reply) => {
                 lease.finish();
@@ -144,18 +145,16 @@ impl<P: Protocol> Link<P> {
         self.breaker.reset();
     }
 
-    /// Resets, dials now, and has the server answer `probe`.
+    /// Has the server answer `probe` now, whatever the breaker says. After a [`reset`](Link::reset) that takes a dial.
     pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
         let drive = drive()?;
-        self.reset();
         let lease = self.lease(drive, None).await?;
         self.last_attempt(drive, lease, probe, None).await
     }
 
-    /// A connected stream for a protocol that keeps its own connections. Counts with the breaker if it fails.
+    /// A connected stream for a protocol that keeps its own connections, and counts its failures to open one.
     pub(crate) async fn dial(&self) -> Result<Stream> {
-        let drive = drive()?;
-        self.connect(drive).await.map_err(|error| self.failed(error))
+        self.connect(drive()?).await
     }
 
     /// Refuses at once while the server is down.
@@ -167,7 +166,16 @@ impl<P: Protocol> Link<P> {
         })
     }
 
-    /// Counts a failure with the breaker, if it says something about the server.
+    /// Counts a failure to open a connection with the breaker, whatever the server had against us: one that turns us away at
+    /// the door is knocked at no more often than one that is not there.
+    pub(crate) fn turned_away(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Forked {
+            self.breaker.failed();
+        }
+        error
+    }
+
+    /// Counts a failed exchange with the breaker, if it says something about the server.
     pub(crate) fn failed(&self, error: Error) -> Error {
         if matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) {
             self.breaker.failed();
@@ -182,6 +190,7 @@ impl<P: Protocol> Link<P> {
         request: &P::Request,
         company: Option<&Company>,
     ) -> Result<P::Reply> {
+        self.fill(drive, &mut lease, company).await?;
         let reply = self.attempt(drive, &mut lease, request, company).await.map_err(|error| self.failed(error))?;
         lease.finish();
         self.breaker.succeeded();
@@ -217,10 +226,7 @@ impl<P: Protocol> Link<P> {
         request: &P::Request,
         company: Option<&Company>,
     ) -> Result<P::Reply> {
-        if lease.connection().is_none() {
-            lease.fill(Box::pin(self.open(drive, company)).await?);
-        }
-        let Some(connection) = lease.connection() else { unreachable!("the lease was just filled") };
+        let connection = lease.connection().expect("the lease is filled");
         let deadline = Instant::now() + self.timeouts.exchange;
         P::stream(connection).begin(deadline);
         let exchange = async {
@@ -234,10 +240,21 @@ impl<P: Protocol> Link<P> {
         replied.unwrap_or_else(|| Err(timed_out("waiting for", &self.endpoint)))
     }
 
-    async fn open(&self, drive: Drive, company: Option<&Company>) -> Result<P::Connection> {
-        if let Some(company) = company {
-            company.let_finish().await;
+    /// Makes sure that there is a connection.
+    async fn fill(&self, drive: Drive, lease: &mut Lease<'_, P::Connection>, company: Option<&Company>) -> Result<()> {
+        if lease.connection().is_none() {
+            let opened = Box::pin(async {
+                if let Some(company) = company {
+                    company.let_finish().await;
+                }
+                self.open(drive).await
+            });
+            lease.fill(opened.await.map_err(|error| self.turned_away(error))?);
         }
+        Ok(())
+    }
+
+    async fn open(&self, drive: Drive) -> Result<P::Connection> {
         let stream = self.connect(drive).await?;
         let deadline = Instant::now() + self.timeouts.exchange;
         let opened = self.within(drive, deadline, self.protocol.open(stream)).await;

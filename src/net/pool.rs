@@ -215,8 +215,8 @@ impl<C> Lease<'_, C> {
     }
 
     /// Puts a fresh connection in.
-    pub(super) fn fill(&mut self, connection: C) -> &mut C {
-        self.connection.insert(connection)
+    pub(super) fn fill(&mut self, connection: C) {
+        self.connection = Some(connection);
     }
 
     /// The exchange is complete: the connection may serve again.

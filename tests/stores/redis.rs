@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use prefork_cache::stores::RedisStore;
 use prefork_cache::{Cache, ErrorKind};
 
 use crate::conformance::current_thread;
+use support::proxy::Proxy;
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(600);
@@ -70,6 +73,75 @@ fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
             assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:#}");
         }
     }
+}
+
+/// Whatever it has against us, it is knocked at no more often than a server that is not there.
+#[test]
+fn a_server_that_turns_us_away_is_not_dialled_on_every_call() {
+    let server = Server::with(Kind::Redis, &["--requirepass", "right"]);
+    let runtime = current_thread();
+    for way in ["blocking", "asynchronous"] {
+        let proxy = Proxy::before(server.port());
+        let cache = cache(&format!("redis://:wrong@127.0.0.1:{}?failures=3&retry_after=60m", proxy.port()));
+        let failures = [(); 5].map(|()| {
+            let failed =
+                if way == "blocking" { cache.blocking().exists("k") } else { runtime.block_on(cache.exists("k")) };
+            failed.unwrap_err().kind()
+        });
+        assert_eq!(failures[..3], [ErrorKind::Auth; 3], "{way}");
+        assert_eq!(failures[3..], [ErrorKind::Unavailable; 2], "{way}");
+        assert_eq!(proxy.connects(), 3, "{way}");
+    }
+}
+
+/// To a greeting it means that the door is closed; to a command it is an answer, and the connection lives on.
+#[test]
+fn a_server_that_is_loading_its_data_says_so() {
+    const GREETED: &[u8] = b"%1\r\n+proto\r\n:3\r\n";
+    const LOADING: &[u8] = b"-LOADING Redis is loading the dataset in memory\r\n";
+    let runtime = current_thread();
+    for (greeting, expected_connects) in [(LOADING, 2), (GREETED, 1)] {
+        for way in ["blocking", "asynchronous"] {
+            let (port, connects) = answering(greeting, LOADING);
+            let cache = cache(&format!("redis://127.0.0.1:{port}?failures=2&retry_after=60m"));
+            for call in 0..5 {
+                let failed =
+                    if way == "blocking" { cache.blocking().exists("k") } else { runtime.block_on(cache.exists("k")) };
+                let error = failed.unwrap_err();
+                let is_left_alone = greeting == LOADING && call >= 2;
+                let kind = if is_left_alone { ErrorKind::Unavailable } else { ErrorKind::Server };
+                assert_eq!(error.kind(), kind, "{way}, call {call}: {error}");
+                if kind == ErrorKind::Server {
+                    let text = format!("127.0.0.1:{port} answered LOADING Redis is loading the dataset in memory");
+                    assert_eq!(format!("{error:#}"), text, "{way}");
+                }
+            }
+            assert_eq!(connects.load(Ordering::SeqCst), expected_connects, "{way}");
+        }
+    }
+}
+
+/// A server that gives one reply to a greeting and another to everything else; and how often it was connected to.
+fn answering(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connects = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connects);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let mut stream = stream.unwrap();
+            let mut request = [0; 1024];
+            while let Ok(1..) = stream.read(&mut request) {
+                let is_greeting = request.windows(5).any(|window| window == b"HELLO");
+                if stream.write_all(if is_greeting { greeting } else { others }).is_err() {
+                    break;
+                }
+                request.fill(0);
+            }
+        }
+    });
+    (port, connects)
 }
 
 #[test]

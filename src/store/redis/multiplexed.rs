@@ -138,16 +138,18 @@ impl Multiplexed {
     /// waited while others failed must be.
     async fn dial(&self, link: &Link<Resp>) -> Result<Connection> {
         link.admit()?;
-        match self.open(link, ProtocolVersion::RESP3).await {
+        let opened = match self.open(link, ProtocolVersion::RESP3).await {
             Err(Refusal::KnowsOnlyResp2) => self.open(link, ProtocolVersion::RESP2).await,
             opened => opened,
-        }
-        .map_err(|refusal| match refusal {
-            Refusal::KnowsOnlyResp2 => {
-                let context = format!("{} speaks neither RESP3 nor RESP2", link.endpoint());
-                link.failed(Error::new(ErrorKind::Protocol, context))
-            }
-            Refusal::Error(error) => error,
+        };
+        opened.map_err(|refusal| {
+            link.turned_away(match refusal {
+                Refusal::KnowsOnlyResp2 => {
+                    let context = format!("{} speaks neither RESP3 nor RESP2", link.endpoint());
+                    Error::new(ErrorKind::Protocol, context)
+                }
+                Refusal::Error(error) => error,
+            })
         })
     }
 
@@ -159,8 +161,8 @@ impl Multiplexed {
         let login = self.login.over(protocol);
         let greeting = MultiplexedConnection::new_with_config(&login, socket, config);
         let greeted = match timeout_at(deadline.into(), greeting).await {
-            Ok(greeted) => greeted.map_err(|error| Refusal::of(link, &self.login, error))?,
-            Err(_) => return Err(Refusal::Error(link.failed(timed_out("greeting", link.endpoint())))),
+            Ok(greeted) => greeted.map_err(|error| Refusal::of(link.endpoint(), &self.login, error))?,
+            Err(_) => return Err(Refusal::Error(timed_out("greeting", link.endpoint()))),
         };
         let (connection, driver) = greeted;
         let driver = tokio::spawn(driver).abort_handle();
@@ -263,8 +265,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn of(link: &Link<Resp>, login: &Login, error: RedisError) -> Refusal {
-        let endpoint = link.endpoint();
+    fn of(endpoint: &Endpoint, login: &Login, error: RedisError) -> Refusal {
         match error.kind() {
             redis::ErrorKind::RESP3NotSupported => Refusal::KnowsOnlyResp2,
             redis::ErrorKind::AuthenticationFailed => {
@@ -273,7 +274,7 @@ impl Refusal {
             _ => match error.clone().into_server_errors().and_then(|errors| errors.first().cloned()) {
                 Some((_, said)) if knows_only_resp2(said.code(), said.details()) => Refusal::KnowsOnlyResp2,
                 Some((_, said)) => Refusal::Error(greeting_error(endpoint, login, &said)),
-                None => Refusal::Error(link.failed(broken(endpoint, error))),
+                None => Refusal::Error(broken(endpoint, error)),
             },
         }
     }
