@@ -33,6 +33,11 @@
 //!
 //! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
 //! test suite for a store of your own.
+//!
+//! `tracing` has each exchange with a server be a span at debug level, in OpenTelemetry's terms for database clients; a new
+//! connection and a refresh after a fork are events at that level, a server that counts as down is a warning. No key and no
+//! value is told. It is off by default, since a subscriber's locks come through a fork as they are, like any other library's:
+//! whether its own subscriber can be trusted in a worker, only the host can judge.
 
 // Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
 #![cfg_attr(
@@ -49,6 +54,7 @@ pub mod lifecycle;
 mod net;
 mod store;
 mod sync;
+mod telemetry;
 
 pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
 pub use error::{Error, ErrorKind, Result};

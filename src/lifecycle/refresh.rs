@@ -13,8 +13,9 @@ use super::generation::generation;
 use super::process_local::ProcessLocal;
 use super::registry::Registry;
 use super::report::StoreReport;
-use super::{FIRST_GENERATION, panic_message};
+use super::{FIRST_GENERATION, ledger, panic_message};
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry;
 
 /// How a store came into a forked process.
 ///
@@ -148,13 +149,18 @@ impl Registered {
     fn refresh_once(&self) -> Result<&Refresh> {
         // Read before the refresh: a signal handler that forks after it makes a child that has not been refreshed.
         let generation = generation();
+        let mut is_news = false;
         let refreshed = self.refreshed.get_or_try_init(|| {
+            is_news = true;
             catch_unwind(AssertUnwindSafe(|| (self.refresh)())).map_err(|panic| {
                 let message = panic_message(&*panic);
                 Error::new(ErrorKind::Other, format!("refreshing the store {:?} after a fork: {message}", self.name))
             })
         })?;
         self.ready_in.store(generation, Ordering::Release);
+        if is_news {
+            telemetry::refreshed(&self.name, refreshed, generation, ledger::cut_count());
+        }
         Ok(refreshed)
     }
 }

@@ -42,25 +42,26 @@ impl Breaker {
         if won { Ok(()) } else { Err(self.delay) }
     }
 
+    /// Answers whether it was open.
     #[inline]
-    pub(crate) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) -> bool {
         // Both: a failure that opens the breaker may be counted before, and noted after, another caller's success.
         if self.failures.load(Ordering::Relaxed) != 0 || self.retry_at.load(Ordering::Relaxed) != 0 {
-            self.reset();
+            return self.reset();
         }
+        false
     }
 
-    pub(crate) fn failed(&self) {
+    /// Answers whether that opened it.
+    pub(crate) fn failed(&self) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if failures >= self.threshold {
-            self.retry_at.store(self.deadline(milliseconds()), Ordering::Relaxed);
-        }
+        failures >= self.threshold && self.retry_at.swap(self.deadline(milliseconds()), Ordering::Relaxed) == 0
     }
 
-    /// Closes it, and forgets the failures.
-    pub(crate) fn reset(&self) {
+    /// Closes it, and forgets the failures. Answers whether it was open.
+    pub(crate) fn reset(&self) -> bool {
         self.failures.store(0, Ordering::Relaxed);
-        self.retry_at.store(0, Ordering::Relaxed);
+        self.retry_at.swap(0, Ordering::Relaxed) != 0
     }
 
     fn deadline(&self, now: u64) -> u64 {
@@ -83,11 +84,13 @@ mod tests {
     #[test]
     fn it_opens_at_the_threshold_and_closes_with_a_success() {
         let breaker = Breaker::new(2, Duration::from_secs(3600));
-        breaker.failed();
+        assert!(!breaker.failed());
         assert!(breaker.admit().is_ok());
-        breaker.failed();
+        assert!(breaker.failed(), "this one opens it");
+        assert!(!breaker.failed());
         assert!(breaker.admit().is_err());
-        breaker.succeeded();
+        assert!(breaker.succeeded(), "this one closes it");
+        assert!(!breaker.succeeded());
         assert!(breaker.admit().is_ok());
     }
 

@@ -15,6 +15,7 @@ use super::endpoint::{Endpoint, timed_out};
 use super::pool::{Lease, NoLease, Pool};
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry;
 
 /// What a protocol offers, so that a [`Link`] can pool, bound and retry for it. Written once, as asynchronous code; over a
 /// blocking stream each future is ready at its first poll.
@@ -112,10 +113,6 @@ impl<P: Protocol> Link<P> {
         self.timeouts
     }
 
-    pub(crate) fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
-
     /// One exchange, over a pooled connection or a new one; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         let drive = drive()?;
@@ -128,7 +125,7 @@ impl<P: Protocol> Link<P> {
         match self.attempt(drive, &mut lease, request, company).await {
             Ok(reply) => {
                 lease.finish();
-                self.breaker.succeeded();
+                self.succeeded();
                 Ok(reply)
             }
             Err(error) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease, &error) => {
@@ -170,7 +167,7 @@ impl<P: Protocol> Link<P> {
     /// the door is knocked at no more often than one that is not there.
     pub(crate) fn turned_away(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Forked {
-            self.breaker.failed();
+            self.count_failure();
         }
         error
     }
@@ -178,9 +175,23 @@ impl<P: Protocol> Link<P> {
     /// Counts a failed exchange with the breaker, if it says something about the server.
     pub(crate) fn failed(&self, error: Error) -> Error {
         if matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) {
-            self.breaker.failed();
+            self.count_failure();
         }
         error
+    }
+
+    fn count_failure(&self) {
+        if self.breaker.failed() {
+            telemetry::breaker_opened(&self.endpoint);
+        }
+    }
+
+    /// Tells the breaker of an exchange that came to its end.
+    #[inline]
+    pub(crate) fn succeeded(&self) {
+        if self.breaker.succeeded() {
+            telemetry::breaker_closed(&self.endpoint);
+        }
     }
 
     async fn last_attempt(
@@ -193,7 +204,7 @@ impl<P: Protocol> Link<P> {
         self.fill(drive, &mut lease, company).await?;
         let reply = self.attempt(drive, &mut lease, request, company).await.map_err(|error| self.failed(error))?;
         lease.finish();
-        self.breaker.succeeded();
+        self.succeeded();
         Ok(reply)
     }
 
@@ -263,7 +274,9 @@ impl<P: Protocol> Link<P> {
 
     async fn connect(&self, drive: Drive) -> Result<Stream> {
         let deadline = Instant::now() + self.timeouts.connect;
-        dial(drive, &self.endpoint, deadline, self.timeouts.exchange).await
+        let stream = dial(drive, &self.endpoint, deadline, self.timeouts.exchange).await?;
+        telemetry::connected(&self.endpoint);
+        Ok(stream)
     }
 
     /// In a runtime, ends `work` at the deadline; a blocking stream keeps its own.

@@ -1,6 +1,7 @@
 //! Memcached, over the meta protocol.
 
 use std::fmt;
+use std::pin::pin;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use self::config::Config;
 use self::expiry::expiry;
 use self::key::Key;
 use self::meta::{Answer, Command, Condition, Request};
-use self::servers::{Entry, Servers};
+use self::servers::{Entry, Servers, told};
 use super::{CacheStore, Ttl, When};
 use crate::error::Result;
 use crate::net::Retry;
@@ -175,7 +176,8 @@ impl CacheStore for MemcachedStore {
         let probe = Request::probe()?;
         let mut outcome = Ok(());
         for server in self.servers.iter() {
-            outcome = outcome.and(server.link.reconnect(&probe).await.map(|_| ()));
+            let answered = pin!(server.link.reconnect(&probe));
+            outcome = outcome.and(told(server, || ("noop".to_owned(), 1), answered, |_| None).await.map(|_| ()));
         }
         outcome
     }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::{Pin, pin};
 
 use ::redis::{Cmd, Pipeline, Value};
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use super::{CacheStore, Ttl, When, check_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Drive, Link, Retry, drive};
+use crate::telemetry;
 use blocking::Resp;
 use commands::{CompareAndSet, Request};
 use config::Config;
@@ -71,6 +73,7 @@ pub struct RedisStore {
     #[cfg(feature = "tokio")]
     multiplexed: Multiplexed,
     compare_and_set: CompareAndSet,
+    database: u32,
     max_value: usize,
 }
 
@@ -84,6 +87,7 @@ impl RedisStore {
         let config = Config::parse(url)?;
         let login = config.login;
         Ok(RedisStore {
+            database: login.database,
             #[cfg(feature = "tokio")]
             multiplexed: Multiplexed::new(login.clone()),
             link: Link::new(Resp::new(config.endpoint.clone(), login), config.endpoint, config.settings),
@@ -93,6 +97,20 @@ impl RedisStore {
     }
 
     async fn call(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
+        self.told(request, pin!(self.exchange(request, retry))).await
+    }
+
+    /// An exchange that is told of.
+    async fn told<F>(&self, request: &Request, exchange: Pin<&mut F>) -> Result<Vec<Value>>
+    where
+        F: Future<Output = Result<Vec<Value>>>,
+    {
+        let failure = |replies: &Vec<Value>| reply::failure(replies);
+        let (endpoint, database) = (self.link.endpoint(), Some(self.database));
+        telemetry::exchange("redis", endpoint, database, || request.operation(), exchange, failure).await
+    }
+
+    async fn exchange(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
         let replies = match drive()? {
             Drive::Inline => self.link.call(request, retry, None).await?,
             #[cfg(feature = "tokio")]
@@ -218,11 +236,14 @@ impl CacheStore for RedisStore {
     async fn reconnect(&self) -> Result<()> {
         self.reset();
         let ping = Request::Command(commands::ping());
-        let replies = match drive()? {
-            Drive::Inline => self.link.reconnect(&ping).await?,
-            #[cfg(feature = "tokio")]
-            Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, &ping, Retry::Never).await?,
-        };
+        let answered = pin!(async {
+            match drive()? {
+                Drive::Inline => self.link.reconnect(&ping).await,
+                #[cfg(feature = "tokio")]
+                Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, &ping, Retry::Never).await,
+            }
+        });
+        let replies = self.told(&ping, answered).await?;
         replies.into_iter().try_for_each(|reply| self.reply(reply).map(|_| ()))
     }
 

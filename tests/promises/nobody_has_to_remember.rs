@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use nix::unistd::{getpid, getppid, setsid};
-use prefork_cache::{Cache, CacheStore, Result, Ttl, When, lifecycle};
+use prefork_cache::{Cache, CacheStore, Result, Ttl, When, lifecycle, stores};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at};
 use crate::harness::{Mode, Scenario, scenario, skip, with_each_server_and_mode};
 use support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
 use support::descriptors::connected_to;
 use support::proxy::Proxy;
+use support::recorder::recorded;
 use support::servers::{Kind, Server};
 use support::wait::Latch;
 
@@ -27,6 +28,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("hooks_run_once_per_process_and_a_panic_stops_no_other", hooks_run_once_per_process),
         scenario("after_fork_in_a_process_that_was_not_forked_does_nothing", after_fork_without_a_fork),
         scenario("a_custom_store_is_reset_once_in_each_process", a_custom_store_is_reset_once),
+        scenario("a_refresh_is_told_once_in_each_process", a_refresh_is_told_once),
     ];
     all.extend(with_each_server_and_mode("after_fork_at_any_time_leads_to_the_same_end", after_fork_at_any_time));
     all
@@ -50,6 +52,37 @@ fn noticed_from_several_threads() {
             looks.into_iter().map(|look| look.join().expect("no panic")).collect::<Vec<u64>>()
         });
         assert_eq!(seen.join(), vec![before + 1; 8], "{way:?}");
+    }
+}
+
+/// Whoever comes first in the process: the hook, or an operation.
+fn a_refresh_is_told_once() {
+    let server = Server::start(Kind::Redis);
+    let store = stores::TieredStore::new(stores::MemoryStore::new(), stores::from_url(&server.url("")).expect("a URL"));
+    let cache = Cache::builder(store).name("words").register();
+    cache.blocking().set("k", &1, MINUTE).expect("a server that answers");
+    for hook_comes_first in [true, false] {
+        let told = fork(|| {
+            let ((), records) = recorded(|| {
+                for _ in 0..2 {
+                    if hook_comes_first {
+                        let _ = lifecycle::after_fork();
+                    }
+                    cache.blocking().touch("k", MINUTE).expect("a server that answers");
+                    let _ = lifecycle::after_fork();
+                }
+            });
+            let refreshes = records.into_iter().filter(|record| record.name == "refreshed after a fork");
+            refreshes.map(|record| (record.level.to_string(), record.fields)).collect::<Vec<_>>()
+        });
+        let expected = [
+            ("cache.name", "words"),
+            ("refresh", "tiered (near warm, far reset)"),
+            ("generation", "2"),
+            ("sockets_cut", "1"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        assert_eq!(told.join(), [("DEBUG".to_owned(), expected)]);
     }
 }
 

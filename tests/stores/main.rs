@@ -11,3 +11,4 @@ mod redis;
 mod removal;
 mod staleness;
 mod tiered;
+mod tracing;

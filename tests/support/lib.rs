@@ -4,6 +4,7 @@ pub mod descriptors;
 pub mod forks;
 pub mod identity;
 pub mod proxy;
+pub mod recorder;
 pub mod servers;
 pub mod signals;
 pub mod tally;

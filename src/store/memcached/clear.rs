@@ -1,11 +1,12 @@
 //! Removing every entry under a prefix: list, and delete what was listed.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use super::crawler::Listing;
 use super::key::Key;
 use super::meta::Command;
-use super::servers::{Entry, Server, Servers};
+use super::servers::{Entry, Server, Servers, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Drive, Retry, drive};
 
@@ -34,7 +35,8 @@ impl Servers {
 async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
     let endpoint = server.link.endpoint();
     for _ in 0..ATTEMPTS {
-        match server.crawler.call(prefix.as_bytes(), Retry::Idempotent, None).await? {
+        let listing = pin!(server.crawler.call(prefix.as_bytes(), Retry::Idempotent, None));
+        match told(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
             Listing::Keys(keys) => {
                 // A listing is rare: no connection is kept for the next.
                 server.crawler.reset();
@@ -49,6 +51,10 @@ async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
     }
     let waited = PAUSE * u32::try_from(ATTEMPTS).unwrap_or(u32::MAX);
     Err(Error::new(ErrorKind::Timeout, format!("listing the keys of {endpoint}: its crawler was busy for {waited:?}")))
+}
+
+fn refused(listing: &Listing) -> Option<ErrorKind> {
+    matches!(listing, Listing::Refused(_)).then_some(ErrorKind::Unsupported)
 }
 
 async fn pause() -> Result<()> {

@@ -154,6 +154,22 @@ impl Command {
         }
     }
 
+    /// What the text protocol calls it.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            Command::Get => "get",
+            Command::GetWithCas => "gets",
+            Command::Touch { .. } => "touch",
+            Command::Set { condition: Condition::Always, .. } => "set",
+            Command::Set { condition: Condition::IfAbsent, .. } => "add",
+            Command::Set { condition: Condition::IfPresent, .. } => "replace",
+            Command::Set { condition: Condition::IfUnchanged { .. }, .. } => "cas",
+            Command::Delete { .. } => "delete",
+            Command::Count { step: Step::Up(_), .. } => "incr",
+            Command::Count { step: Step::Down(_), .. } => "decr",
+        }
+    }
+
     fn expected(&self) -> Expected {
         match self {
             Command::Get => Expected::Value,

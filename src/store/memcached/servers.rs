@@ -5,6 +5,8 @@
 //! nobody knows whether it took effect.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::config::Config;
@@ -14,6 +16,7 @@ use super::meta::{Answer, Command, Meta, Request};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Company, Endpoint, Link, Retry, together};
+use crate::telemetry;
 
 /// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
 /// sending replies that we do not read yet. A larger command goes alone.
@@ -161,10 +164,15 @@ impl Servers {
         for entry in entries {
             request.push(&entry.key, &entry.command, self.next_token.fetch_add(1, Ordering::Relaxed))?;
         }
-        let answers = server.link.call(&request, retry, company).await?;
-        let explained =
-            entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refusal(server, entry, &text)));
-        Ok(explained.collect())
+        let exchange = pin!(async {
+            let answers = server.link.call(&request, retry, company).await?;
+            let explained =
+                entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refusal(server, entry, &text)));
+            Ok(explained.collect::<Vec<Result<Answer>>>())
+        });
+        let failure =
+            |answers: &Vec<Result<Answer>>| answers.iter().find_map(|answer| Some(answer.as_ref().err()?.kind()));
+        told(server, || operation(entries), exchange, failure).await
     }
 
     /// The entries by the server that has them now; without those for which nobody is left to ask.
@@ -189,6 +197,23 @@ impl Servers {
     fn leads_on(&self, error: &Error) -> bool {
         self.failover && matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable)
     }
+}
+
+/// An exchange that is told of.
+pub(super) async fn told<T, F: Future<Output = Result<T>>>(
+    server: &Server,
+    operation: impl FnOnce() -> (String, usize),
+    exchange: Pin<&mut F>,
+    failure: impl FnOnce(&T) -> Option<ErrorKind>,
+) -> Result<T> {
+    telemetry::exchange("memcached", server.link.endpoint(), None, operation, exchange, failure).await
+}
+
+/// What an exchange is called in a trace, and of how many commands it consists. All of them do the same.
+fn operation(entries: &[&Entry<'_>]) -> (String, usize) {
+    let verb = entries.first().map_or("", |entry| entry.command.verb());
+    let name = if entries.len() > 1 { format!("BATCH {verb}") } else { verb.to_owned() };
+    (name, entries.len())
 }
 
 /// What a server is called on the ring.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{Cmd, Pipeline, Script, ToRedisArgs, cmd, pipe};
+use redis::{Arg, Cmd, Pipeline, Script, ToRedisArgs, cmd, pipe};
 
 use crate::error::Result;
 use crate::store::{Ttl, When, milliseconds_rounded_up};
@@ -26,12 +26,40 @@ impl Request {
         }
     }
 
+    /// What it is called in a trace, and of how many commands it consists besides MULTI and EXEC.
+    pub(super) fn operation(&self) -> (String, usize) {
+        let pipeline = match self {
+            Request::Command(command) => return (name(command), 1),
+            Request::Pipeline(pipeline) => pipeline,
+        };
+        let mut names: Vec<String> = pipeline.cmd_iter().map(name).collect();
+        let is_transaction = names.first().is_some_and(|name| name == "MULTI");
+        if is_transaction {
+            names = names[1..names.len() - 1].to_vec();
+        }
+        let kind = if is_transaction { "MULTI" } else { "PIPELINE" };
+        let operation = match names.as_slice() {
+            [only] if !is_transaction => only.clone(),
+            [first, others @ ..] if others.iter().all(|other| other == first) => format!("{kind} {first}"),
+            _ => kind.to_owned(),
+        };
+        (operation, names.len())
+    }
+
     /// Appends it as it goes over the wire.
     pub(super) fn write(&self, buffer: &mut Vec<u8>) {
         match self {
             Request::Command(command) => command.write_packed_command(buffer),
             Request::Pipeline(pipeline) => pipeline.cmd_iter().for_each(|command| command.write_packed_command(buffer)),
         }
+    }
+}
+
+/// The command's name, and nothing of its arguments.
+fn name(command: &Cmd) -> String {
+    match command.args_iter().next() {
+        Some(Arg::Simple(name)) => String::from_utf8_lossy(name).into_owned(),
+        _ => String::new(),
     }
 }
 

@@ -78,7 +78,7 @@ impl Multiplexed {
         };
         match outcome {
             Ok(replies) => {
-                link.breaker().succeeded();
+                link.succeeded();
                 Ok(replies)
             }
             Err(failure) => Err(link.failed(failure.error)),

@@ -84,6 +84,15 @@ fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
 }
 
+/// The first error among replies, also inside of a transaction's.
+pub(super) fn failure(replies: &[Value]) -> Option<ErrorKind> {
+    replies.iter().find_map(|reply| match reply {
+        Value::ServerError(error) => Some(kind(error)),
+        Value::Array(replies) => failure(replies),
+        _ => None,
+    })
+}
+
 pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
     answered(endpoint, kind(error), error.code(), error.details().unwrap_or_default())
 }

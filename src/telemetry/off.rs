@@ -1,0 +1,46 @@
+//! Nothing is told.
+
+use std::future::Future;
+
+use crate::error::ErrorKind;
+use crate::lifecycle::Refresh;
+use crate::net::Endpoint;
+
+pub(crate) struct Span;
+
+impl Span {
+    #[inline]
+    pub(super) fn exchange(_: &'static str, _: &Endpoint, _: Option<u32>, _: impl FnOnce() -> (String, usize)) -> Span {
+        Span
+    }
+
+    #[allow(dead_code, reason = "for the cache, on top of the stores")]
+    #[inline]
+    pub(crate) fn fetch(_: &str) -> Span {
+        Span
+    }
+
+    #[inline]
+    pub(super) fn failed(&self, _: impl FnOnce() -> Option<ErrorKind>) {}
+
+    #[allow(dead_code, reason = "for the cache, on top of the stores")]
+    #[inline]
+    pub(crate) fn outcome(&self, _: &'static str) {}
+}
+
+#[inline]
+pub(crate) fn instrumented<F: Future>(_: &Span, future: F) -> F {
+    future
+}
+
+#[inline]
+pub(crate) fn connected(_: &Endpoint) {}
+
+#[inline]
+pub(crate) fn breaker_opened(_: &Endpoint) {}
+
+#[inline]
+pub(crate) fn breaker_closed(_: &Endpoint) {}
+
+#[inline]
+pub(crate) fn refreshed(_: &str, _: &Refresh, _: u64, _: usize) {}

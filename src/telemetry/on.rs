@@ -1,0 +1,148 @@
+//! Spans and events for `tracing`. What they say is put together only where somebody listens.
+
+use std::borrow::Cow;
+use std::cell::LazyCell;
+use std::future::Future;
+
+use tracing::field::Empty;
+use tracing::instrument::{Instrument, Instrumented};
+
+use crate::error::ErrorKind;
+use crate::lifecycle::Refresh;
+use crate::net::Endpoint;
+
+const TARGET: &str = "prefork_cache";
+
+pub(crate) struct Span(tracing::Span);
+
+impl Span {
+    pub(super) fn exchange(
+        system: &'static str,
+        endpoint: &Endpoint,
+        database: Option<u32>,
+        operation: impl FnOnce() -> (String, usize),
+    ) -> Span {
+        let operation = LazyCell::new(operation);
+        Span(tracing::debug_span!(
+            target: TARGET,
+            "exchange",
+            otel.kind = "client",
+            otel.name = operation.0,
+            otel.status_code = Empty,
+            db.system.name = system,
+            db.operation.name = operation.0,
+            db.operation.batch.size = Some(operation.1).filter(|size| *size > 1),
+            db.namespace = database.map(|number| number.to_string()),
+            server.address = &*address(endpoint),
+            server.port = port(endpoint),
+            network.transport = transport(endpoint),
+            "error.type" = Empty,
+        ))
+    }
+
+    /// A fetch from the cache of that name.
+    #[allow(dead_code, reason = "for the cache, on top of the stores")]
+    pub(crate) fn fetch(cache: &str) -> Span {
+        Span(tracing::debug_span!(target: TARGET, "fetch", cache.name = cache, cache.outcome = Empty))
+    }
+
+    pub(super) fn failed(&self, kind: impl FnOnce() -> Option<ErrorKind>) {
+        if self.0.is_disabled() {
+            return;
+        }
+        if let Some(kind) = kind() {
+            self.0.record("error.type", name(kind)).record("otel.status_code", "ERROR");
+        }
+    }
+
+    /// How a fetch ended.
+    #[allow(dead_code, reason = "for the cache, on top of the stores")]
+    pub(crate) fn outcome(&self, outcome: &'static str) {
+        self.0.record("cache.outcome", outcome);
+    }
+}
+
+/// A future that is polled inside of a span.
+pub(crate) fn instrumented<F: Future>(span: &Span, future: F) -> Instrumented<F> {
+    future.instrument(span.0.clone())
+}
+
+macro_rules! about_server {
+    ($level:ident, $endpoint:expr, $what:literal) => {
+        tracing::$level!(
+            target: TARGET,
+            {
+                server.address = &*address($endpoint),
+                server.port = port($endpoint),
+                network.transport = transport($endpoint),
+            },
+            $what
+        )
+    };
+}
+
+/// There is a new connection.
+pub(crate) fn connected(endpoint: &Endpoint) {
+    about_server!(debug, endpoint, "connected");
+}
+
+/// A server counts as down from now on.
+pub(crate) fn breaker_opened(endpoint: &Endpoint) {
+    about_server!(warn, endpoint, "the server counts as down and is left alone for a while");
+}
+
+/// A server that counted as down has answered.
+pub(crate) fn breaker_closed(endpoint: &Endpoint) {
+    about_server!(info, endpoint, "the server is back");
+}
+
+/// A store came into this process.
+pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
+    tracing::debug!(
+        target: TARGET,
+        { cache.name = store, refresh = %how, generation, sockets_cut },
+        "refreshed after a fork"
+    );
+}
+
+fn address(endpoint: &Endpoint) -> Cow<'_, str> {
+    match endpoint {
+        Endpoint::Tcp { host, .. } => host.into(),
+        Endpoint::Unix(path) => path.to_string_lossy(),
+    }
+}
+
+fn port(endpoint: &Endpoint) -> Option<u16> {
+    match endpoint {
+        Endpoint::Tcp { port, .. } => Some(*port),
+        Endpoint::Unix(_) => None,
+    }
+}
+
+fn transport(endpoint: &Endpoint) -> Option<&'static str> {
+    matches!(endpoint, Endpoint::Unix(_)).then_some("unix")
+}
+
+fn name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidUrl => "invalid_url",
+        ErrorKind::InvalidConfig => "invalid_config",
+        ErrorKind::InvalidKey => "invalid_key",
+        ErrorKind::InvalidTtl => "invalid_ttl",
+        ErrorKind::ValueTooLarge => "value_too_large",
+        ErrorKind::Encode => "encode",
+        ErrorKind::NotANumber => "not_a_number",
+        ErrorKind::Conflict => "conflict",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Auth => "auth",
+        ErrorKind::Connect => "connect",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::Io => "io",
+        ErrorKind::Protocol => "protocol",
+        ErrorKind::Server => "server",
+        ErrorKind::Forked => "forked",
+        ErrorKind::WouldDeadlock => "would_deadlock",
+        ErrorKind::Other => "other",
+    }
+}

@@ -1,0 +1,208 @@
+//! What a subscriber is told of exchanges and of servers: spans in the terms of OpenTelemetry, and no key and no value.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prefork_cache::stores::from_url;
+use prefork_cache::{Cache, Ttl};
+use tokio::runtime::Runtime;
+use tracing::Level;
+
+use crate::conformance::current_thread;
+use support::recorder::{Record, recorded};
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(600);
+const KEYS: [&str; 2] = ["geheimer-schlüssel", "geheimer schlüssel"];
+const VALUE: &str = "geheimer-wert";
+
+fn cache(url: &str) -> Cache {
+    Cache::builder(from_url(url).unwrap()).build()
+}
+
+/// The same verbs in both ways to call, each of which has its own connection.
+fn both_ways(cache: &Cache, check: impl Fn(Vec<Record>)) {
+    let entries = KEYS.map(|key| (key, VALUE));
+    let ((), records) = recorded(|| {
+        let cache = cache.blocking();
+        cache.set(KEYS[0], VALUE, TTL).unwrap();
+        assert_eq!(cache.get::<String>(KEYS[0]).unwrap().as_deref(), Some(VALUE));
+        cache.set_many(&entries, TTL).into_iter().for_each(Result::unwrap);
+        cache
+            .get_many::<String>(&KEYS)
+            .into_iter()
+            .for_each(|found| assert_eq!(found.unwrap().as_deref(), Some(VALUE)));
+        cache.increment("geheimer-zähler", 1, TTL).unwrap();
+        cache.get_raw("geheimer-zähler").unwrap();
+    });
+    check(records);
+    let runtime: Runtime = current_thread();
+    let ((), records) = recorded(|| {
+        runtime.block_on(async {
+            cache.set(KEYS[0], VALUE, TTL).await.unwrap();
+            assert_eq!(cache.get::<String>(KEYS[0]).await.unwrap().as_deref(), Some(VALUE));
+            cache.set_many(&entries, TTL).await.into_iter().for_each(Result::unwrap);
+            let found = cache.get_many::<String>(&KEYS).await;
+            found.into_iter().for_each(|found| assert_eq!(found.unwrap().as_deref(), Some(VALUE)));
+            cache.increment("geheimer-zähler", 1, TTL).await.unwrap();
+            cache.get_raw("geheimer-zähler").await.unwrap();
+        });
+    });
+    check(records);
+}
+
+fn is_discreet(records: &[Record]) {
+    for record in records.iter().filter(|record| record.level <= Level::DEBUG) {
+        assert!(!format!("{record:?}").contains("geheim"), "{record:?}");
+    }
+}
+
+fn fields<const N: usize>(fields: [(&str, &str); N]) -> BTreeMap<String, String> {
+    fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+/// What the spans are called, and of how many commands they consist.
+fn operations(records: &[Record]) -> Vec<(&str, Option<&str>)> {
+    let spans = records.iter().filter(|record| record.is_span);
+    spans
+        .map(|span| (&*span.fields["otel.name"], span.fields.get("db.operation.batch.size").map(|size| &**size)))
+        .collect()
+}
+
+#[test]
+fn exchanges_with_redis_are_spans() {
+    let server = Server::start(Kind::Redis);
+    let port = server.port().to_string();
+    both_ways(&cache(&format!("redis://127.0.0.1:{port}/3")), |records| {
+        is_discreet(&records);
+        let expected = [
+            ("SET", None),
+            ("GET", None),
+            ("PIPELINE SET", Some("2")),
+            ("MGET", None),
+            ("MULTI", Some("2")),
+            ("GET", None),
+        ];
+        assert_eq!(operations(&records), expected);
+        let where_to = [("server.address", "127.0.0.1"), ("server.port", &*port)];
+        let [first, connected, get, ..] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((&*connected.name, connected.level, connected.within), ("connected", Level::DEBUG, Some(0)));
+        assert_eq!(connected.fields, fields(where_to));
+        for (span, name) in [(first, "SET"), (get, "GET")] {
+            assert_eq!((&*span.name, span.level, span.within), ("exchange", Level::DEBUG, None));
+            let mut expected = fields([
+                ("otel.kind", "client"),
+                ("otel.name", name),
+                ("db.system.name", "redis"),
+                ("db.operation.name", name),
+                ("db.namespace", "3"),
+            ]);
+            expected.extend(fields(where_to));
+            assert_eq!(span.fields, expected);
+        }
+    });
+}
+
+#[test]
+fn exchanges_with_memcached_are_spans() {
+    let server = Server::on_socket(Kind::Memcached);
+    let url = server.url("");
+    let path = url.trim_start_matches("memcached+unix://").trim_end_matches('?');
+    both_ways(&cache(&url), |records| {
+        is_discreet(&records);
+        let expected = [
+            ("set", None),
+            ("get", None),
+            ("BATCH set", Some("2")),
+            ("BATCH get", Some("2")),
+            ("incr", None),
+            ("get", None),
+        ];
+        assert_eq!(operations(&records), expected);
+        let expected = [
+            ("otel.kind", "client"),
+            ("otel.name", "set"),
+            ("db.system.name", "memcached"),
+            ("db.operation.name", "set"),
+            ("server.address", path),
+            ("network.transport", "unix"),
+        ];
+        assert_eq!(records[0].fields, fields(expected));
+    });
+}
+
+#[test]
+fn a_server_that_goes_and_comes_back_is_told_of() {
+    for kind in Kind::BOTH {
+        let mut server = Server::start(kind);
+        let port = server.port().to_string();
+        let cache = cache(&server.url("failures=2&retry_after=1ms&timeout=30s"));
+        let runtime = current_thread();
+        server.kill();
+        let (errors, records) = recorded(|| {
+            [
+                cache.blocking().exists(KEYS[0]),
+                runtime.block_on(cache.exists(KEYS[0])),
+                cache.blocking().exists(KEYS[0]),
+            ]
+        });
+        assert!(errors.iter().all(Result::is_err), "{errors:?}");
+        is_discreet(&records);
+        let failed = records.iter().filter(|record| record.is_span);
+        for span in failed.clone().take(2) {
+            assert_eq!((&*span.fields["error.type"], &*span.fields["otel.status_code"]), ("connect", "ERROR"));
+        }
+        assert_eq!(failed.count(), 3);
+        let where_to = fields([("server.address", "127.0.0.1"), ("server.port", &port)]);
+        let warned: Vec<_> = records.iter().filter(|record| record.level == Level::WARN).collect();
+        assert_eq!(warned.len(), 1, "{records:?}");
+        assert_eq!(warned[0].fields, where_to);
+        server.restart();
+        let ((), records) = recorded(|| {
+            support::wait::until("the server is asked again", || cache.blocking().exists(KEYS[0]).is_ok());
+            runtime.block_on(cache.exists(KEYS[0])).unwrap();
+        });
+        let told: Vec<_> = records.iter().filter(|record| record.level == Level::INFO).collect();
+        assert_eq!(told.len(), 1, "{records:?}");
+        assert_eq!(told[0].fields, where_to);
+    }
+}
+
+/// The kind of it, also where it is inside of a transaction; not the text, which may name the key.
+#[test]
+fn an_error_of_the_server_is_told_of() {
+    let server = Server::start(Kind::Redis);
+    server.ask("LPUSH geheim 1");
+    let redis = cache(&server.url(""));
+    let ((), records) = recorded(|| {
+        redis.blocking().get_raw("geheim").unwrap_err();
+        redis.blocking().increment("geheim", 1, Ttl::Never).unwrap_err();
+    });
+    is_discreet(&records);
+    let server = Server::start(Kind::Memcached);
+    let memcached = cache(&server.url(""));
+    memcached.blocking().set_raw("geheim", VALUE, TTL).unwrap();
+    let (_, others) = recorded(|| memcached.blocking().increment("geheim", 1, TTL).unwrap_err());
+    is_discreet(&others);
+    let kinds = |records: &[Record]| -> Vec<String> {
+        let spans = records.iter().filter(|record| record.is_span);
+        spans.map(|span| span.fields["error.type"].clone()).collect()
+    };
+    assert_eq!(kinds(&records), ["server", "server"]);
+    assert_eq!(kinds(&others), ["not_a_number"]);
+}
+
+/// Those of a batch over several servers take turns on one thread.
+#[test]
+fn spans_of_exchanges_at_the_same_time_do_not_stand_in_each_other() {
+    let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
+    let [first, second] = servers.each_ref().map(Server::port);
+    let cache = cache(&format!("memcached://127.0.0.1:{first},127.0.0.1:{second}"));
+    let keys: Vec<String> = (0..50).map(|number| format!("key:{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let (found, records) = recorded(|| cache.blocking().get_many_raw(&keys));
+    assert!(found.iter().all(Result::is_ok));
+    let spans: Vec<_> = records.iter().filter(|record| record.is_span).collect();
+    assert_eq!(spans.len(), 2, "{records:?}");
+    assert!(spans.iter().all(|span| span.within.is_none() && span.fields["otel.name"] == "BATCH get"), "{spans:?}");
+}
