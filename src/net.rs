@@ -27,3 +27,5 @@ pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
 #[cfg(feature = "tokio")]
 pub(crate) use socket::Probe;
 pub(crate) use stream::Stream;
+#[cfg(feature = "tokio")]
+pub(crate) use tokio_socket::TokioSocket;

@@ -26,6 +26,8 @@ mod blocking;
 mod commands;
 mod config;
 #[cfg(feature = "tokio")]
+mod counted;
+#[cfg(feature = "tokio")]
 mod multiplexed;
 mod reply;
 mod tally;
@@ -51,7 +53,7 @@ const PART_BYTES: usize = 1 << 20;
 /// | `timeout` | for a whole exchange, request and reply, with the wait for a free connection | `1s` |
 /// | `connect_timeout` | for making a connection | `1s` |
 /// | `pool_size` | how many blocking connections there are at most, in a process | `16` |
-/// | `failures` | after how many failures in a row the server counts as down | `2` |
+/// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
 /// | `retry_after` | how long a server that is down is not tried again | `1s` |
 /// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |
 /// | `database` | the database, for a Unix socket | `0` |

@@ -310,21 +310,50 @@ fn client_id(line: &str) -> Option<i64> {
 /// No real server does this; one that was damaged on the way might: the reply that nobody asked for answers nobody.
 #[test]
 fn a_reply_too_many_does_not_answer_the_next_request() {
+    for way in ["blocking", "asynchronous"] {
+        let runtime = current_thread();
+        let (cache, server) = answering_in_turn(["$1\r\na\r\n$1\r\nb\r\n", "$1\r\nc\r\n"], 1);
+        let get = |key: &str| {
+            if way == "blocking" { cache.blocking().get_raw(key) } else { runtime.block_on(cache.get_raw(key)) }
+        };
+        let error = get("first").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{way}: {error:#}");
+        assert!(error.to_string().ends_with(" sent more than it was asked for"), "{way}: {error}");
+        assert_eq!(get("second").unwrap().as_deref(), Some(&b"c"[..]), "{way}");
+        server.join().unwrap();
+    }
+}
+
+/// An array of two whose count was damaged, on a connection that others use as well.
+#[test]
+fn a_reply_too_many_does_not_answer_another_request_on_the_same_connection() {
+    let (cache, server) = answering_in_turn(["*1\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n", "$1\r\nd\r\n"], 2);
+    let runtime = current_thread();
+    let (many, one) = runtime.block_on(async { tokio::join!(cache.get_many_raw(&["a", "b"]), cache.get_raw("c")) });
+    assert!(many.iter().all(Result::is_err), "{many:?}");
+    assert!(one.is_err(), "{one:?}");
+    assert_eq!(runtime.block_on(cache.get_raw("d")).unwrap().as_deref(), Some(&b"d"[..]));
+    server.join().unwrap();
+}
+
+/// A server that sends each answer over a connection of its own: the first one once it has read so many requests.
+fn answering_in_turn(answers: [&'static str; 2], requests: usize) -> (Cache, thread::JoinHandle<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let url = format!("redis://127.0.0.1:{}", listener.local_addr().unwrap().port());
-    let server = std::thread::spawn(move || {
-        for answer in ["$1\r\na\r\n$1\r\nb\r\n", "$1\r\nc\r\n"] {
+    let cache = cache(&format!("redis://127.0.0.1:{}?failures=9", listener.local_addr().unwrap().port()));
+    let server = thread::spawn(move || {
+        for (answer, requests) in answers.into_iter().zip([requests, 1]) {
             let (mut connection, _) = listener.accept().unwrap();
-            for reply in ["+OK\r\n", answer] {
-                assert!(connection.read(&mut [0; 1024]).unwrap() > 0, "a request");
+            for (reply, requests) in [("%1\r\n+proto\r\n:3\r\n", 1), (answer, requests)] {
+                let mut read = Vec::new();
+                while read.iter().filter(|byte| **byte == b'*').count() < requests {
+                    let mut some = [0; 1024];
+                    let length = connection.read(&mut some).unwrap();
+                    assert!(length > 0, "a request");
+                    read.extend_from_slice(&some[..length]);
+                }
                 connection.write_all(reply.as_bytes()).unwrap();
             }
         }
     });
-    let cache = cache(&url);
-    let error = cache.blocking().get_raw("first").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol);
-    assert!(error.to_string().ends_with(" sent more than it was asked for"), "{error}");
-    assert_eq!(cache.blocking().get_raw("second").unwrap().as_deref(), Some(&b"c"[..]));
-    server.join().unwrap();
+    (cache, server)
 }

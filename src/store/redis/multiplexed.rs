@@ -1,7 +1,8 @@
 //! The way of a request inside a tokio runtime: the redis crate's multiplexed connection, over a socket of ours.
 //!
 //! Each runtime has one, dialled by whoever comes first. The crate's driver matches replies with requests in their order, so
-//! a request that is dropped half-way has its reply read and thrown away. A connection that let a request run into its
+//! a request that is dropped half-way has its reply read and thrown away, and a reply too many breaks the connection (see
+//! [`Counted`]). A connection that let a request run into its
 //! timeout is *retired*: new requests dial anew, those still under way on it go on, and with the last of them it is closed.
 
 use std::mem;
@@ -18,6 +19,7 @@ use tokio::time::timeout_at;
 use super::blocking::{Resp, knows_only_resp2};
 use super::commands::Request;
 use super::config::Login;
+use super::counted::{Counted, SURPLUS};
 use super::reply::greeting_error;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::runtime::RuntimeId;
@@ -159,7 +161,7 @@ impl Multiplexed {
         let deadline = Instant::now() + link.timeouts().exchange;
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(QUEUE);
         let login = self.login.over(protocol);
-        let greeting = MultiplexedConnection::new_with_config(&login, socket, config);
+        let greeting = MultiplexedConnection::new_with_config(&login, Counted::over(socket), config);
         let greeted = match timeout_at(deadline.into(), greeting).await {
             Ok(greeted) => greeted.map_err(|error| Refusal::of(link.endpoint(), &self.login, error))?,
             Err(_) => return Err(Refusal::Error(timed_out("greeting", link.endpoint()))),
@@ -281,6 +283,9 @@ impl Refusal {
 }
 
 fn broken(endpoint: &Endpoint, error: RedisError) -> Error {
+    if error.to_string().contains(SURPLUS) {
+        return Error::new(ErrorKind::Protocol, format!("{endpoint} sent {SURPLUS}"));
+    }
     // A reply that the server did not finish is no malformed one, though the parser says so too.
     let is_malformed = error.kind() == redis::ErrorKind::Parse && !error.to_string().contains("end of input");
     let kind = if is_malformed { ErrorKind::Protocol } else { ErrorKind::Io };

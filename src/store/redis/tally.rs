@@ -2,7 +2,8 @@
 //!
 //! The crate's parser reads ahead and does not say how much it has kept. A reply more than was asked for (a server gone wrong,
 //! an array whose count was damaged) would stay in its buffer and answer the next request. So whatever the parser reads
-//! passes by here, where only the frames of RESP are followed: once an exchange is done, both counts must agree.
+//! passes by here, where only the frames of RESP are followed: once an exchange is done, both counts must agree. Requests
+//! have the same frames, and are counted alike where many share a connection.
 
 use arrayvec::ArrayVec;
 
@@ -48,6 +49,16 @@ impl Tally {
         let between = self.lacking == 0 && self.header.is_empty();
         let begins_push = self.lacking == 0 && self.header.first() == Some(&b'>');
         self.replies == replies && (between || begins_push || (self.lacking > 0 && self.is_push))
+    }
+
+    /// How many have arrived, with the one of which only a part has.
+    #[cfg(feature = "tokio")]
+    pub(super) fn begun(&self) -> u64 {
+        let is_begun = match self.lacking {
+            0 => self.header.first().is_some_and(|kind| *kind != b'>'),
+            _ => !self.is_push,
+        };
+        self.replies + u64::from(is_begun)
     }
 
     fn begin_value(&mut self) {
@@ -128,6 +139,21 @@ mod tests {
         for piece in ["$", "$1\r\n", "$1\r\na", "*2\r\n:1\r\n", "+O"] {
             assert_eq!(even_after(format!("+OK\r\n{piece}").as_bytes()), None, "{piece:?}");
         }
+    }
+
+    #[cfg(feature = "tokio")]
+    #[test]
+    fn a_piece_of_a_reply_has_begun() {
+        let begun = |bytes: &[u8]| {
+            let mut tally = Tally::default();
+            tally.pass(bytes);
+            tally.begun()
+        };
+        assert_eq!(
+            [&b""[..], b"$", b"$1\r\na", b"$1\r\na\r\n", b"*2\r\n:1\r\n", b"+\r\n:"].map(begun),
+            [0, 1, 1, 1, 1, 2]
+        );
+        assert_eq!([&b">"[..], b">1\r\n$", b">1\r\n+a\r\n", b":1\r\n>"].map(begun), [0, 0, 0, 1]);
     }
 
     #[test]
