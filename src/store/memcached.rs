@@ -52,7 +52,7 @@ mod servers;
 /// | `timeout` | `1s` | for a request and its reply, and as long again for a free connection before |
 /// | `connect_timeout` | `1s` | for making a connection |
 /// | `pool_size` | `16` | connections to each server, at most, in each process |
-/// | `failures` | `2` | after how many failures in a row a server counts as down |
+/// | `failures` | `2` | after how many failures in a row a server counts as down; that it does not let us in is one |
 /// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
 /// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
 /// | `weights` | all equal | a positive whole number for each server, `10,5,1` |

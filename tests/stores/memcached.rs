@@ -67,7 +67,7 @@ fn the_keys_of_a_server_that_is_down_go_to_the_others() {
 #[test]
 fn without_failover_they_are_errors() {
     let (mut servers, url) = three_servers();
-    let cache = cache(&format!("{url}?failover=false&failures=1&retry_after=1m"));
+    let cache = cache(&format!("{url}?failover=false&failures=1&retry_after=1m&timeout=10s"));
     let cache = cache.blocking();
     servers[1].kill();
     let keys = keys();
