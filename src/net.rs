@@ -3,7 +3,7 @@
 //! From the bottom up: a [`Socket`](socket::Socket) is entered in the ledger before it exists and leaves it when it is
 //! closed; a [`Stream`] is a connected one with a deadline, blocking or tokio's, behind one interface; a [`Pool`](pool::Pool)
 //! keeps idle connections and destroys whatever comes back unfinished; a [`Breaker`](breaker::Breaker) keeps a server that is down from being
-//! dialled on every call; a [`Link`] puts these together for one endpoint and one protocol; in [`Company`](company::Company),
+//! dialled on every call; a [`Link`] puts these together for one endpoint and one protocol; in a [`Company`],
 //! exchanges over several links run at the same time.
 
 mod breaker;
