@@ -232,6 +232,8 @@ enum Failure {
     Cancelled,
     /// Its future is dropped where there is no runtime.
     DroppedOutside,
+    /// Its future is dropped along with the runtime.
+    ShutDown,
 }
 
 /// This process leads, and another one waits for it. The lease and the wait are an hour long: only a lease that is given back
@@ -242,7 +244,7 @@ fn a_leader_fails(kind: Kind, mode: Mode) {
     let failures: &[Failure] = match mode {
         Mode::Blocking => &[Failure::Error, Failure::Panic],
         Mode::Tokio => {
-            &[Failure::Error, Failure::Panic, Failure::Cancelled, Failure::DroppedOutside]
+            &[Failure::Error, Failure::Panic, Failure::Cancelled, Failure::DroppedOutside, Failure::ShutDown]
         }
     };
     for &failure in failures {
@@ -323,6 +325,18 @@ fn fail_on_tokio(
                 }
             });
             drop(ends);
+        }
+        Failure::ShutDown => {
+            let (cache, key) = (cache.clone(), key.to_owned());
+            runtime.spawn(async move {
+                let load = async || {
+                    has_begun.raise(1);
+                    std::future::pending::<Result<String, Infallible>>().await
+                };
+                cache.fetch(&key, MINUTE, load).await
+            });
+            runtime.block_on(until_async("the other one waits", &is_waited_for));
+            drop(runtime);
         }
     }
 }
