@@ -145,10 +145,13 @@ impl Builder {
         self
     }
 
-    /// How long a process that loads a key keeps the others from loading it. Choose it longer than loads take: when a process
-    /// is killed in the middle of one, the others wait until then, and when a load takes longer, another process begins one
-    /// as well. At most a year; defaults to 5 s. Memcached counts in whole seconds, and may end it up to one early. Zero turns
-    /// leases off: each process then loads for itself.
+    /// How long a caller that loads a key keeps the others from loading it, in this process and in all on the same server.
+    /// Choose it longer than loads take: when a process ends in the middle of one, the others wait until then, and when a load
+    /// takes longer, somebody else begins one as well. At most a year; defaults to 5 s. Memcached counts in whole seconds, and
+    /// may end it up to one early: give it 2 s or more there. Zero turns leases off: each process then loads for itself.
+    ///
+    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it; a key that ends like that
+    /// is refused.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -1,7 +1,9 @@
 //! A fetch whose load goes on without its caller.
 
-use std::future::{Future, pending};
-use std::panic::resume_unwind;
+use std::future::{Future, pending, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,7 +27,7 @@ impl Cache {
     ///
     /// # Panics
     ///
-    /// If the loader panics while its caller waits for it.
+    /// If there is no old value: when the loader panics, and in a child process that polls the future of its parent.
     ///
     /// # Cancel safety
     ///
@@ -84,12 +86,24 @@ impl Cache {
             Found::Old { value: Typed(old), is_stale, .. } => {
                 let Some(lead) = fetching.try_lead() else { return Ok(old) };
                 let terms = fetching.into_terms();
+                // A panic is a failure like any other here: nobody would hear of it, and the next one would follow at once.
+                let load = async move || caught(load()).await.map_or(Err(None), |loaded| loaded.map_err(Some));
                 let task = tokio::spawn(async move { terms.by(&cache, &key).refresh(lead, load).await });
                 let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
                 Ok(joined_within(patience, task).await.map_or(old, |Typed(value)| value))
             }
         }
     }
+}
+
+/// A load, or nothing if it panics.
+async fn caught<T>(load: impl Future<Output = T>) -> Option<T> {
+    let mut load = pin!(load);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Some),
+        Err(_panic) => Poll::Ready(None),
+    })
+    .await
 }
 
 /// What a task of this process's own returns.

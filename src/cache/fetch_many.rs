@@ -75,8 +75,8 @@ impl Cache {
         }
         let mut missing: Vec<&mut Wanted<'_, T, E>> = unanswered(&mut wanted).collect();
         if !missing.is_empty() {
-            self.local().counters.loaded();
             let asked: Vec<&str> = missing.iter().map(|wanted| wanted.key).collect();
+            self.local().counters.loaded(asked.len());
             let loaded = load(&asked).await;
             let answered = loaded.len();
             assert!(
@@ -90,6 +90,7 @@ impl Cache {
             let failed = self.put_many(sealed).await.into_iter().filter_map(Result::err);
             failed.for_each(|error| self.report(&error));
             self.take_back_what_was_revoked(&wanted).await;
+            self.put_off_what_failed(&wanted).await;
         }
         for wanted in &mut wanted {
             if let Some((lead, landing)) = wanted.lead.take().zip(wanted.landing.take()) {
@@ -104,7 +105,8 @@ impl Cache {
         let keys: Vec<&str> = wanted.iter().map(|wanted| wanted.key).collect();
         for (wanted, found) in wanted.iter_mut().zip(self.get_many_raw(&keys).await) {
             match found {
-                Ok(found) => wanted.take_in(found.and_then(|bytes| self.open(&bytes))),
+                Ok(Some(encoded)) => wanted.take_in(self.open(&encoded), &encoded),
+                Ok(None) => {}
                 Err(error) => {
                     self.report(&error);
                     wanted.is_kept = !is_outage(&error) && error.kind() != ErrorKind::InvalidKey;
@@ -117,7 +119,7 @@ impl Cache {
     async fn wait_for_others<T: DeserializeOwned, E>(&self, wanted: &mut [Wanted<'_, T, E>]) {
         let deadline = Instant::now() + self.shared.settings.fetch_wait;
         let missing = unanswered(wanted).filter(|wanted| wanted.old.is_none());
-        let under_way = |key: &str| self.local().flights.under_way(&self.prefix.owned_key(key).ok()?);
+        let under_way = |key: &str| self.local().flights.under_way(&self.prefix.owned_key(key).ok()?, self.lapse());
         let led: Vec<_> = missing.filter_map(|wanted| under_way(wanted.key).map(|flight| (wanted, flight))).collect();
         for (wanted, flight) in led.into_iter().filter(|(_, flight)| !flight.is_led_by_this_thread()) {
             if let Some(Landing::Loaded(encoded)) = flight.landing(deadline).await
@@ -135,9 +137,18 @@ impl Cache {
         if wanted.answer.is_some() {
             return;
         }
-        match self.local().flights.join(full_key) {
+        match self.local().flights.join(full_key, self.lapse()) {
             Part::Lead(lead) => wanted.lead = Some(lead),
-            Part::Wait(_) => wanted.answer = wanted.old.take().map(Ok),
+            Part::Wait(_) => wanted.answer = wanted.old.take().map(|(value, _)| Ok(value)),
+        }
+    }
+
+    async fn put_off_what_failed<T, E>(&self, wanted: &[Wanted<'_, T, E>]) {
+        let failed = wanted.iter().filter(|wanted| wanted.is_put_off);
+        let held: Vec<(&str, Bytes)> =
+            failed.filter_map(|wanted| Some((wanted.key, wanted.old.as_ref()?.1.clone()))).collect();
+        for (key, held) in held {
+            self.put_off(key, &held).await;
         }
     }
 
@@ -158,14 +169,14 @@ impl Cache {
         let keys: Vec<&str> = missing.iter().map(|wanted| wanted.key).collect();
         for (wanted, found) in missing.into_iter().zip(self.read_many(&keys).await) {
             if let Ok(Some(encoded)) = found {
-                wanted.take_in(self.decode(&encoded));
+                wanted.take_in(self.decode(&encoded), &encoded);
                 wanted.landing = wanted.answer.is_some().then(|| Landing::Loaded(encoded));
             }
         }
     }
 
     /// Answers for a key with what was loaded. What is to be stored, with its full key.
-    fn answer<T: Serialize, E>(
+    fn answer<T: Serialize + Clone, E>(
         &self,
         wanted: &mut Wanted<'_, T, E>,
         loaded: Result<T, E>,
@@ -175,10 +186,8 @@ impl Cache {
             Ok(value) => value,
             Err(error) => {
                 self.local().counters.load_failed();
-                if wanted.old.is_some() {
-                    self.report_failed_load(wanted.key);
-                }
-                wanted.answer = Some(wanted.old.take().ok_or(error));
+                wanted.is_put_off = wanted.old.is_some();
+                wanted.answer = Some(wanted.old.as_ref().map(|(value, _)| value.clone()).ok_or(error));
                 return None;
             }
         };
@@ -186,9 +195,10 @@ impl Cache {
             let Lifetime { ttl, times } = expiry.begin_among_others()?;
             Ok((full_key, Sealed { bytes: self.encode(wanted.key, &value, times)?, ttl }))
         });
-        if let Ok((_, Sealed { bytes, .. })) = &sealed {
-            wanted.landing = Some(Landing::Loaded(bytes.clone()));
-        }
+        wanted.landing = Some(match &sealed {
+            Ok((_, Sealed { bytes, .. })) => Landing::Loaded(bytes.clone()),
+            Err(_) => Landing::NotShareable,
+        });
         wanted.answer = Some(Ok(value));
         wanted.is_kept.then_some(sealed)
     }
@@ -198,8 +208,10 @@ impl Cache {
 struct Wanted<'a, T, E> {
     key: &'a str,
     answer: Option<Result<T, E>>,
-    /// A stale value.
-    old: Option<T>,
+    /// A stale value, and as it is in the store.
+    old: Option<(T, Bytes)>,
+    /// Whether the stale value is the answer, since its load has failed.
+    is_put_off: bool,
     lead: Option<Lead>,
     landing: Option<Landing>,
     /// Whether the store is there to keep what is loaded.
@@ -208,7 +220,7 @@ struct Wanted<'a, T, E> {
 
 impl<T, E> Wanted<'_, T, E> {
     fn new(key: &str) -> Wanted<'_, T, E> {
-        Wanted { key, answer: None, old: None, lead: None, landing: None, is_kept: true }
+        Wanted { key, answer: None, old: None, lead: None, landing: None, is_put_off: false, is_kept: true }
     }
 
     /// The bytes that were loaded and stored.
@@ -219,10 +231,10 @@ impl<T, E> Wanted<'_, T, E> {
         }
     }
 
-    fn take_in(&mut self, found: Option<(T, Age)>) {
-        match found {
+    fn take_in(&mut self, opened: Option<(T, Age)>, encoded: &Bytes) {
+        match opened {
             Some((value, Age::Fresh | Age::Ageing)) => self.answer = Some(Ok(value)),
-            Some((value, Age::Stale)) => self.old = Some(value),
+            Some((value, Age::Stale)) => self.old = Some((value, encoded.clone())),
             Some((_, Age::Gone)) | None => {}
         }
     }

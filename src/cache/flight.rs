@@ -15,17 +15,25 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+#[cfg(feature = "tokio")]
+use super::settled;
 use crate::lifecycle::{generation, thread_token};
 use crate::net::is_inline;
 use crate::sync::{Lock, block_until};
 
+/// How long another process is taken to go on loading, and of how many keys that is known.
+const MOMENT: Duration = Duration::from_millis(100);
+const MOST_ELSEWHERE: usize = 1_000;
+
 #[derive(Debug)]
 pub(super) struct Flights {
     under_way: Lock<HashMap<String, Arc<Flight>>>,
+    /// The keys that another process was found to load anew, and until when that is taken for granted.
+    elsewhere: Lock<HashMap<String, Instant>>,
     /// Goes up with each landing.
     landed: AtomicU64,
 }
@@ -35,6 +43,7 @@ pub(super) struct Flight {
     generation: u64,
     /// The thread of a leader that does not suspend, or 0.
     leader_thread: usize,
+    since: Instant,
     /// Whether the key was deleted since: what is loaded may be what was there before.
     is_revoked: AtomicBool,
     state: Lock<State>,
@@ -76,7 +85,11 @@ pub(super) struct Lead {
 
 impl Default for Flights {
     fn default() -> Flights {
-        Flights { under_way: Lock::new("flights", HashMap::new()), landed: AtomicU64::new(0) }
+        Flights {
+            under_way: Lock::new("flights", HashMap::new()),
+            elsewhere: Lock::new("flights elsewhere", HashMap::new()),
+            landed: AtomicU64::new(0),
+        }
     }
 }
 
@@ -86,19 +99,21 @@ impl Flights {
         self.landed.load(Ordering::Acquire)
     }
 
-    /// The flight that loads a key, if there is one.
-    pub(super) fn under_way(&self, key: &str) -> Option<Arc<Flight>> {
-        self.under_way.lock().get(key).cloned()
+    /// The flight that loads a key, if there is one that has not lapsed.
+    pub(super) fn under_way(&self, key: &str, lapse: Duration) -> Option<Arc<Flight>> {
+        self.under_way.lock().get(key).filter(|flight| flight.since.elapsed() < lapse).cloned()
     }
 
-    pub(super) fn join(self: &Arc<Flights>, key: String) -> Part {
+    /// A flight that takes longer than `lapse` is left to those who wait for it, and another one begins: its load may hang.
+    pub(super) fn join(self: &Arc<Flights>, key: String, lapse: Duration) -> Part {
         let mut under_way = self.under_way.lock();
-        if let Some(flight) = under_way.get(&key) {
+        if let Some(flight) = under_way.get(&key).filter(|flight| flight.since.elapsed() < lapse) {
             return Part::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight {
             generation: generation(),
             leader_thread: if is_inline() { thread_token() } else { 0 },
+            since: Instant::now(),
             is_revoked: AtomicBool::new(false),
             state: Lock::new("flight", State { landing: None, waiting: HashMap::new(), next_ticket: 0 }),
         });
@@ -107,8 +122,32 @@ impl Flights {
         Part::Lead(Lead { flights: Arc::clone(self), key, flight, generation: generation(), landing })
     }
 
+    /// The lead of a key whose value is to be loaded anew, unless somebody does that, in this process or elsewhere.
+    pub(super) fn try_lead(self: &Arc<Flights>, key: String, lapse: Duration) -> Option<Lead> {
+        if self.elsewhere.lock().get(&key).is_some_and(|until| Instant::now() < *until) {
+            return None;
+        }
+        match self.join(key, lapse) {
+            Part::Lead(lead) => Some(lead),
+            Part::Wait(_) => None,
+        }
+    }
+
+    /// Another process is loading a key anew: for a moment nobody here need ask again.
+    pub(super) fn is_elsewhere(&self, key: String) {
+        let now = Instant::now();
+        let mut elsewhere = self.elsewhere.lock();
+        if elsewhere.len() >= MOST_ELSEWHERE {
+            elsewhere.retain(|_, until| now < *until);
+        }
+        if elsewhere.len() < MOST_ELSEWHERE {
+            elsewhere.insert(key, now + MOMENT);
+        }
+    }
+
     /// The key is deleted: what is being loaded is not to be kept, and whoever comes from now on does not wait for it.
     pub(super) fn revoke(&self, key: &str) {
+        self.elsewhere.lock().remove(key);
         if let Some(flight) = self.under_way.lock().remove(key) {
             flight.is_revoked.store(true, Ordering::Release);
         }
@@ -116,6 +155,7 @@ impl Flights {
 
     /// The same for all keys that start with `prefix`.
     pub(super) fn revoke_all(&self, prefix: &str) {
+        self.elsewhere.lock().clear();
         let starts_with = |key: &String, _: &mut Arc<Flight>| key.starts_with(prefix);
         for (_, flight) in self.under_way.lock().extract_if(starts_with) {
             flight.is_revoked.store(true, Ordering::Release);
@@ -160,9 +200,14 @@ impl Drop for Lead {
 }
 
 impl Flight {
-    /// Whether waiting for this flight would be waiting for oneself: a loader that fetches what it is loading.
+    /// Whether waiting for this flight would be waiting for oneself: a blocking loader that fetches what it is loading.
     pub(super) fn is_led_by_this_thread(&self) -> bool {
-        is_inline() && self.leader_thread == thread_token()
+        self.leader_thread == thread_token()
+    }
+
+    /// When others may begin another one.
+    pub(super) fn lapses_at(&self, lapse: Duration) -> Option<Instant> {
+        self.since.checked_add(lapse)
     }
 
     /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no
@@ -175,7 +220,11 @@ impl Flight {
         let landing = poll_fn(|cx| wait.poll(cx));
         #[cfg(feature = "tokio")]
         if tokio::runtime::Handle::try_current().is_ok() {
-            return tokio::time::timeout_at(deadline.into(), landing).await.ok();
+            return match settled(Box::pin(tokio::time::timeout_at(deadline.into(), landing))).await {
+                Ok(in_time) => in_time.ok(),
+                // In a child: who leads it does so in the parent.
+                Err(_) => Some(Landing::Failed),
+            };
         }
         Some(landing.await)
     }
@@ -221,19 +270,46 @@ impl Drop for Wait<'_> {
 mod tests {
     use std::sync::Arc;
     use std::task::{Context, Waker};
+    use std::time::Duration;
 
-    use super::{Flights, Part, Wait};
+    use super::{Flights, MOST_ELSEWHERE, Part, Wait};
 
     #[test]
     fn a_wait_that_is_given_up_leaves_nothing_behind() {
         let flights = Arc::new(Flights::default());
-        let Part::Lead(lead) = flights.join("k".to_owned()) else { panic!("nobody else is under way") };
+        let Part::Lead(lead) = flights.join("k".to_owned(), Duration::MAX) else { panic!("nobody else is under way") };
         for _ in 0..3 {
-            let Part::Wait(flight) = flights.join("k".to_owned()) else { panic!("there is a leader") };
+            let Part::Wait(flight) = flights.join("k".to_owned(), Duration::MAX) else { panic!("there is a leader") };
             let mut wait = Wait { flight: &flight, ticket: None };
             assert!(wait.poll(&mut Context::from_waker(Waker::noop())).is_pending());
             assert_eq!(flight.state.lock().waiting.len(), 1);
         }
         assert!(lead.flight.state.lock().waiting.is_empty());
+    }
+    #[test]
+    fn a_flight_that_has_lapsed_is_replaced_and_takes_nothing_along() {
+        let flights = Arc::new(Flights::default());
+        let Part::Lead(hanging) = flights.join("k".to_owned(), Duration::MAX) else {
+            panic!("nobody else is under way")
+        };
+        assert!(flights.under_way("k", Duration::ZERO).is_none());
+        let Part::Lead(second) = flights.join("k".to_owned(), Duration::ZERO) else { panic!("it has lapsed") };
+        drop(hanging);
+        assert!(flights.under_way("k", Duration::MAX).is_some(), "the second one's");
+        drop(second);
+        assert!(flights.under_way("k", Duration::MAX).is_none());
+    }
+
+    #[test]
+    fn what_is_loaded_elsewhere_is_not_led_for_a_moment() {
+        let flights = Arc::new(Flights::default());
+        flights.is_elsewhere("k".to_owned());
+        assert!(flights.try_lead("k".to_owned(), Duration::MAX).is_none());
+        flights.revoke("k");
+        assert!(flights.try_lead("k".to_owned(), Duration::MAX).is_some());
+        for n in 0..2 * MOST_ELSEWHERE {
+            flights.is_elsewhere(n.to_string());
+        }
+        assert!(flights.elsewhere.lock().len() <= MOST_ELSEWHERE);
     }
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use arrayvec::ArrayString;
 
-use crate::error::Result;
-use crate::store::check_key;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What is put behind a key, with a colon, to make that of its lease, see [`lease`](super::lease).
+const LEASE: &str = "prefork-lease";
 
 /// Keys up to this length are put together on the stack.
 const SHORT: usize = 120;
@@ -38,7 +40,7 @@ impl Prefix {
     ///
     /// # Errors
     ///
-    /// For an empty key, which a namespace would hide from the store.
+    /// As [`check_key`].
     #[inline]
     pub(super) fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
         check_key(key)?;
@@ -53,6 +55,28 @@ impl Prefix {
         check_key(key)?;
         Ok(format!("{}{key}", self.as_str()))
     }
+}
+
+/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease: whoever wrote that would keep
+/// everybody from loading.
+#[inline]
+pub(super) fn check_key(key: &str) -> Result<()> {
+    crate::store::check_key(key)?;
+    // Behind a namespace, the part alone is enough.
+    match key.strip_suffix(LEASE) {
+        Some(rest) if rest.is_empty() || rest.ends_with(':') => Err(key_of_a_lease(key)),
+        _ => Ok(()),
+    }
+}
+
+/// The key of the lease of a key, both as the store sees them.
+pub(super) fn lease_key(full_key: &str) -> String {
+    format!("{full_key}:{LEASE}")
+}
+
+#[cold]
+fn key_of_a_lease(key: &str) -> Error {
+    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} ends in {LEASE:?}, as only those of leases do"))
 }
 
 impl KeyBuffer {
@@ -87,6 +111,18 @@ mod tests {
             assert_eq!(prefix.key(&key, &mut KeyBuffer::default()).unwrap(), format!("a:{key}"));
             assert_eq!(prefix.owned_key(&key).unwrap(), format!("a:{key}"));
         }
+    }
+
+    #[test]
+    fn a_key_of_a_lease_is_refused() {
+        let error = Prefix::none().owned_key("user:bob:prefork-lease").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the key \"user:bob:prefork-lease\" ends in \"prefork-lease\", as only those of leases do"
+        );
+        assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
+        assert!(Prefix::none().join("user:bob").owned_key("prefork-lease").is_err());
+        assert!(Prefix::none().owned_key("no-prefork-lease").is_ok());
     }
 
     #[test]

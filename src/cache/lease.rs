@@ -8,22 +8,25 @@
 //! be out of date, and takes back what it has stored.
 //!
 //! Whatever ends a load without a release (the drop of its future, a panic) has the lease released all the same: in the
-//! background on tokio, on the spot elsewhere and where the runtime is being shut down. Only a process that is killed leaves it behind, until its lifetime ends. A
-//! child never releases its parent's.
+//! background on tokio (when the runtime runs), on the spot elsewhere and where the runtime is being shut down. Only a process
+//! that ends in the middle of a load leaves it behind, until its lifetime ends. A child never releases its parent's.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::key::lease_key;
 use super::{Cache, settled};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::generation;
 use crate::net::{Drive, drive};
 use crate::store::{Ttl, When};
 
-/// What is put behind a key to make its lease's.
-const SUFFIX: &str = ":prefork-lease";
+/// What is left in the place of a lease, for a moment, when its load has stored nothing: nobody need wait for the next one,
+/// which would store nothing either.
+const NOTHING_STORED: Bytes = Bytes::from_static(b"nothing stored");
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// How long those who wait pause between two looks: doubled from the shortest to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -33,13 +36,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Lease {
     cache: Cache,
     /// `None` once it is released.
-    held: Option<Held>,
+    held: Option<Grant>,
     generation: u64,
+    /// Whether the store has said so. If it has not answered, the lease may be held all the same.
+    is_granted: bool,
     /// Whether it is being released by a task, which a runtime that is shut down drops.
     is_in_background: bool,
 }
 
-struct Held {
+struct Grant {
     key: String,
     token: Bytes,
     since: Instant,
@@ -54,8 +59,19 @@ pub(super) enum Leasing {
     Lost,
     /// There are no leases here.
     Unneeded,
-    /// The store did not say.
-    NoAnswer(Error),
+    /// The store did not say. A lease that may be held nevertheless is to be released.
+    NoAnswer(Error, Option<Lease>),
+}
+
+/// What is to be seen of another's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Whoever holds it is loading.
+    Still,
+    /// Nobody does.
+    NoLonger,
+    /// It has ended a moment ago, and nothing was stored.
+    InVain,
 }
 
 impl Cache {
@@ -69,20 +85,43 @@ impl Cache {
         if !self.takes_leases() {
             return Leasing::Unneeded;
         }
-        let held = Held { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
+        let held = Grant { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
         // Made before the request: should that be cancelled, its lease is released even if the server has granted it.
-        let lease = Lease { cache: self.clone(), held: Some(held), generation: generation(), is_in_background: false };
+        let mut lease = Lease {
+            cache: self.clone(),
+            held: Some(held),
+            generation: generation(),
+            is_granted: false,
+            is_in_background: false,
+        };
         match lease.acquire().await {
-            Ok(true) => Leasing::Won(lease),
+            Ok(true) => {
+                lease.is_granted = true;
+                Leasing::Won(lease)
+            }
             Ok(false) => {
                 lease.forget();
                 Leasing::Lost
             }
+            Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) => {
+                Leasing::NoAnswer(error, Some(lease))
+            }
             Err(error) => {
                 lease.forget();
-                Leasing::NoAnswer(error)
+                Leasing::NoAnswer(error, None)
             }
         }
+    }
+
+    /// Looks at another's lease.
+    pub(super) async fn look_at_lease(&self, full_key: &str) -> Result<Held> {
+        let store = self.store()?;
+        let held = self.answered(settled(store.get_latest(&lease_key(full_key))).await)?;
+        Ok(match held {
+            None => Held::NoLonger,
+            Some(token) if token == NOTHING_STORED => Held::InVain,
+            Some(_) => Held::Still,
+        })
     }
 }
 
@@ -96,11 +135,20 @@ impl Lease {
     }
 
     /// Leaves it to whoever loads next. Answers whether the key was deleted since the lease was won.
-    pub(super) async fn release(mut self) -> bool {
+    pub(super) async fn release(self) -> bool {
+        self.replace(None).await
+    }
+
+    /// Releases it, and tells those who wait that nothing was stored.
+    pub(super) async fn release_in_vain(self) {
+        self.replace(Some(NOTHING_STORED)).await;
+    }
+
+    async fn replace(mut self, mark: Option<Bytes>) -> bool {
         // A loader may have forked, and this may be the child.
         let Some(held) = self.held.as_ref().filter(|_| self.generation == generation()) else { return false };
-        let was_there = release(&self.cache, held).await;
-        let is_revoked = !was_there && !held.may_have_run_out();
+        let was_there = replace(&self.cache, held, mark).await;
+        let is_revoked = self.is_granted && !was_there && !held.may_have_run_out();
         self.held = None;
         is_revoked
     }
@@ -118,43 +166,33 @@ impl Drop for Lease {
         }
         #[cfg(feature = "tokio")]
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
-            let lease = Lease {
-                cache: self.cache.clone(),
-                held: Some(held),
-                generation: self.generation,
-                is_in_background: true,
-            };
+            let (cache, generation, is_granted) = (self.cache.clone(), self.generation, self.is_granted);
+            let lease = Lease { cache, held: Some(held), generation, is_granted, is_in_background: true };
             tokio::spawn(lease.release());
             return;
         }
-        let released = std::pin::pin!(release(&self.cache, &held));
-        super::blocking::at_once(released);
+        super::blocking::at_once(std::pin::pin!(replace(&self.cache, &held, None)));
     }
 }
 
-impl Held {
+impl Grant {
     fn may_have_run_out(&self) -> bool {
         // Memcached's clock ticks in seconds.
         self.since.elapsed() + Duration::from_secs(1) >= self.lifetime
     }
 }
 
-/// Answers whether the lease was still there, as far as one can tell.
-async fn release(cache: &Cache, held: &Held) -> bool {
-    let released = async {
+/// Removes a lease, or leaves a mark in its place for a moment. Answers whether it was still there, as far as one can tell.
+async fn replace(cache: &Cache, held: &Grant, mark: Option<Bytes>) -> bool {
+    let replaced = async {
         let store = cache.store()?;
         let expected = Some(&held.token[..]);
-        cache.answered(settled(store.compare_and_set(&held.key, expected, None, Ttl::Never)).await)
+        cache.answered(settled(store.compare_and_set(&held.key, expected, mark, Ttl::After(MOMENT))).await)
     };
-    released.await.unwrap_or_else(|error| {
+    replaced.await.unwrap_or_else(|error| {
         cache.report(&error);
         true
     })
-}
-
-/// The key of the lease of a key, given as the store sees it.
-pub(super) fn lease_key(full_key: &str) -> String {
-    format!("{full_key}{SUFFIX}")
 }
 
 /// Different for every lease there is, in any process on any machine.

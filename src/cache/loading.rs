@@ -5,16 +5,17 @@
 //! or is content with that. Under a duty the store is asked once more before anything is loaded: whoever had the duty before
 //! may have stored a value after the first look.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::flight::{Landing, Lead, Part};
 use super::form::Form;
-use super::lease::{Lease, Leasing, Patience};
+use super::key::check_key;
+use super::lease::{Held, Lease, Leasing, Patience};
 use super::renewal::as_it_was;
 use super::times::Age;
 use super::{Cache, Loaded, Sealed, settled};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{When, check_key};
+use crate::store::When;
 use bytes::Bytes;
 
 /// A fetch of one key.
@@ -48,6 +49,23 @@ pub(super) enum Found<T> {
         is_stale: bool,
         encoded: Bytes,
     },
+    Nothing,
+}
+
+/// What has become of another process's load.
+enum Awaited<V> {
+    Value(V, Bytes),
+    /// It has failed: somebody is to take over.
+    Failure,
+    /// It is not to be waited for.
+    Nothing,
+}
+
+/// What the store holds after a load.
+enum Stored {
+    Ours(Bytes),
+    /// What somebody has stored meanwhile.
+    Others,
     Nothing,
 }
 
@@ -132,18 +150,20 @@ impl<'a> Fetching<'a> {
             // Anew after each wait: the process may have forked meanwhile, and this may be the child.
             let flights = &self.cache.local().flights;
             let landed_before = flights.landed();
-            match flights.join(self.full_key()) {
+            match flights.join(self.full_key(), self.cache.lapse()) {
                 Part::Lead(lead) => return self.load_for_others(lead, load).await,
                 Part::Wait(flight) if flight.is_led_by_this_thread() => return self.cache.load(load).await,
                 Part::Wait(flight) => {
                     self.terms.landed = landed_before;
-                    match flight.landing(self.terms.deadline).await {
+                    let lapses_at = flight.lapses_at(self.cache.lapse()).unwrap_or(self.terms.deadline);
+                    match flight.landing(self.terms.deadline.min(lapses_at)).await {
                         Some(Landing::Failed) => {}
                         Some(Landing::Loaded(encoded)) => match V::decode(self.cache, &encoded) {
                             Some((value, _)) => return Ok(self.coalesced(value)),
                             None => return self.cache.load(load).await,
                         },
                         Some(Landing::NotShareable) => return self.cache.load(load).await,
+                        None if Instant::now() < self.terms.deadline => {}
                         // Stored, or everybody would wait as long until that leader ends.
                         None => return self.load_and_store(Duty::default(), load).await,
                     }
@@ -165,18 +185,19 @@ impl<'a> Fetching<'a> {
                 Leasing::Won(won) => lease = Some(won),
                 Leasing::Unneeded if self.terms.landed == self.cache.local().flights.landed() => break,
                 Leasing::Unneeded => {}
-                Leasing::NoAnswer(error) => {
-                    self.nothing_but::<V>(&error);
+                Leasing::NoAnswer(error, uncertain) => {
+                    self.cache.report(&error);
+                    lease = uncertain;
                     break;
                 }
-                Leasing::Lost if !patience.wait().await.unwrap_or(false) => break,
-                Leasing::Lost => {
-                    if let Some((value, encoded)) = self.look_again().await.into_value() {
+                Leasing::Lost => match self.await_another(&mut patience).await {
+                    Awaited::Value(value, encoded) => {
                         lead.land(Landing::Loaded(encoded));
                         return Ok(self.coalesced(value));
                     }
-                    continue;
-                }
+                    Awaited::Failure => continue,
+                    Awaited::Nothing => break,
+                },
             }
             if let Some((value, encoded)) = self.look_again().await.into_value() {
                 Duty { lead: Some(lead), lease }.fulfil(Landing::Loaded(encoded)).await;
@@ -185,6 +206,30 @@ impl<'a> Fetching<'a> {
             break;
         }
         self.load_and_store(Duty { lead: Some(lead), lease }, load).await
+    }
+
+    /// Waits for another process's load.
+    async fn await_another<V: Form>(&mut self, patience: &mut Patience) -> Awaited<V> {
+        while self.terms.store_answers {
+            // The lease first: it ends after the value was stored.
+            let held = self.cache.look_at_lease(&self.full_key()).await;
+            if let Some((value, encoded)) = self.look_again().await.into_value() {
+                return Awaited::Value(value, encoded);
+            }
+            match held {
+                Ok(Held::NoLonger) => return Awaited::Failure,
+                Ok(Held::InVain) => return Awaited::Nothing,
+                Ok(Held::Still) => {}
+                Err(error) => {
+                    self.cache.report(&error);
+                    return Awaited::Nothing;
+                }
+            }
+            if !patience.wait().await.unwrap_or(false) {
+                return Awaited::Nothing;
+            }
+        }
+        Awaited::Nothing
     }
 
     /// Loads anew what is there, unless somebody else does. `None` where the old value is to go on serving.
@@ -196,9 +241,13 @@ impl<'a> Fetching<'a> {
         let lease = match self.cache.lease(&self.full_key()).await {
             Leasing::Won(lease) => Some(lease),
             Leasing::Unneeded => None,
-            Leasing::Lost => return None,
-            Leasing::NoAnswer(error) => {
+            Leasing::Lost => {
+                self.cache.local().flights.is_elsewhere(self.full_key());
+                return None;
+            }
+            Leasing::NoAnswer(error, uncertain) => {
                 self.cache.report(&error);
+                Duty { lease: uncertain, lead: Some(lead) }.give_up().await;
                 return None;
             }
         };
@@ -215,8 +264,9 @@ impl<'a> Fetching<'a> {
         match self.cache.run(load).await {
             Ok(loaded) => Some(self.store(duty, loaded).await),
             Err(_) => {
-                self.cache.report_failed_load(self.key);
-                self.put_off().await;
+                if let Some(held) = &self.terms.held {
+                    self.cache.put_off(self.key, held).await;
+                }
                 duty.give_up().await;
                 None
             }
@@ -256,12 +306,18 @@ impl<'a> Fetching<'a> {
         };
         let stored = match sealed {
             Some(sealed) if self.terms.store_answers => self.put(sealed).await,
-            Some(sealed) => self.cache.counted(sealed).map(|_| None),
-            None => Ok(None),
+            Some(sealed) => self.cache.counted(sealed).map(|_| Stored::Nothing),
+            None => Ok(Stored::Nothing),
         };
-        let is_revoked = duty.fulfil(landing).await;
+        let is_revoked = match &stored {
+            Ok(Stored::Ours(_) | Stored::Others) => duty.fulfil(landing).await,
+            Ok(Stored::Nothing) | Err(_) => {
+                duty.fulfil_in_vain(landing).await;
+                false
+            }
+        };
         let kept = match stored {
-            Ok(Some(stored)) if is_revoked => {
+            Ok(Stored::Ours(stored)) if is_revoked => {
                 let former = self.terms.held.as_ref().and_then(as_it_was);
                 self.cache.swap(self.key, Some(&stored), former).await.map(|_| ())
             }
@@ -274,8 +330,8 @@ impl<'a> Fetching<'a> {
         value
     }
 
-    /// Stores a value in the place of what was held. Answers what is stored now, unless that is somebody else's.
-    async fn put(&self, sealed: Result<Sealed>) -> Result<Option<Bytes>> {
+    /// Stores a value in the place of what was held.
+    async fn put(&self, sealed: Result<Sealed>) -> Result<Stored> {
         let sealed = self.cache.counted(sealed)?;
         let stored = sealed.bytes.clone();
         let is_stored = match &self.terms.held {
@@ -283,16 +339,7 @@ impl<'a> Fetching<'a> {
             None => self.cache.put(self.key, Ok(sealed), When::IfAbsent, |stored| stored).await?,
             Some(held) => self.cache.swap(self.key, Some(held), Some(sealed)).await?,
         };
-        Ok(is_stored.then_some(stored))
-    }
-
-    /// Keeps everybody from trying at once what has just failed.
-    async fn put_off(&self) {
-        let pause = self.cache.shared.settings.retry_after;
-        let Some(held) = self.terms.held.as_ref().filter(|_| !pause.is_zero()) else { return };
-        if let Err(error) = self.cache.put_off(self.key, held, pause).await {
-            self.cache.report(&error);
-        }
+        Ok(if is_stored { Stored::Ours(stored) } else { Stored::Others })
     }
 
     fn coalesced<T>(&self, value: T) -> T {
@@ -302,10 +349,7 @@ impl<'a> Fetching<'a> {
 
     /// The lead of this process for an old value; `None` if somebody is loading it.
     pub(super) fn try_lead(&self) -> Option<Lead> {
-        match self.cache.local().flights.join(self.full_key()) {
-            Part::Lead(lead) => Some(lead),
-            Part::Wait(_) => None,
-        }
+        self.cache.local().flights.try_lead(self.full_key(), self.cache.lapse())
     }
 }
 
@@ -330,6 +374,16 @@ impl Duty {
         is_revoked
     }
 
+    /// The same where nothing is stored: the others need not wait for the next one.
+    async fn fulfil_in_vain(self, landing: Landing) {
+        if let Some(lead) = self.lead {
+            lead.land(landing);
+        }
+        if let Some(lease) = self.lease {
+            lease.release_in_vain().await;
+        }
+    }
+
     async fn give_up(self) {
         if let Some(lease) = self.lease {
             lease.release().await;
@@ -347,9 +401,17 @@ impl<T> Found<T> {
 }
 
 impl Cache {
+    /// How long those of this process leave a load to its leader: as long as other processes do.
+    pub(super) fn lapse(&self) -> Duration {
+        match self.shared.settings.lease {
+            Duration::ZERO => Duration::MAX,
+            lease => lease,
+        }
+    }
+
     /// Runs a loader.
     pub(super) async fn run<T, E>(&self, load: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
-        self.local().counters.loaded();
+        self.local().counters.loaded(1);
         let loaded = load().await;
         if loaded.is_err() {
             self.local().counters.load_failed();
@@ -360,12 +422,6 @@ impl Cache {
     /// Runs a loader for its caller alone.
     pub(super) async fn load<T, E>(&self, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E> {
         self.run(load).await.map(|loaded| loaded.value)
-    }
-
-    /// Tells of a loader's failure that an old value makes up for.
-    pub(super) fn report_failed_load(&self, key: &str) {
-        let context = format!("loading {key:?} anew failed: the value that was there goes on serving");
-        self.report(&Error::new(ErrorKind::Loader, context));
     }
 
     /// Tells of a failure that the caller does not hear of.

@@ -4,7 +4,7 @@
 //! revokes the flight of this process and deletes the lease of all processes, before it deletes the entry: the leader, which
 //! looks at both after it has stored its value, then takes that back.
 
-use super::lease::lease_key;
+use super::key::lease_key;
 use super::{Cache, settled};
 use crate::error::Result;
 use crate::store::{batch, wrong_count};

@@ -2,14 +2,12 @@
 //!
 //! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it meanwhile.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::envelope::{Envelope, with_times};
 use super::times::{Age, Times};
 use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed, settled};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
 
 impl Cache {
@@ -85,10 +83,18 @@ impl Cache {
         self.counted(Err(conflict("expiring", key)))
     }
 
-    /// Has a value that could not be loaded anew count as fresh for a while, unless it was changed meanwhile.
-    pub(super) async fn put_off(&self, key: &str, held: &[u8], pause: Duration) -> Result<()> {
-        let times = Envelope::open(held).and_then(|envelope| envelope.times).unwrap_or(Times::ALWAYS_FRESH);
-        self.swap(key, Some(held), Some(retimed(held, times.put_off(pause)))).await.map(|_| ())
+    /// A value could not be loaded anew, which is told. It counts as fresh for a while, unless it was changed meanwhile, or
+    /// everybody would try at once what has just failed.
+    pub(super) async fn put_off(&self, key: &str, held: &[u8]) {
+        let context = format!("loading {key:?} anew failed: the value that was there goes on serving");
+        self.report(&Error::new(ErrorKind::Loader, context));
+        let pause = self.shared.settings.retry_after;
+        let Some(times) = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero()) else {
+            return;
+        };
+        if let Err(error) = self.swap(key, Some(held), Some(retimed(held, times.put_off(pause)))).await {
+            self.report(&error);
+        }
     }
 
     async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {

@@ -26,9 +26,9 @@ pub struct Stats {
     pub undecodable: u64,
     /// Reads that found a stale value.
     pub stale: u64,
-    /// Loaders that [`fetch`](crate::Cache::fetch) and its kin have run, failed ones too.
+    /// Keys that the loaders of [`fetch`](crate::Cache::fetch) and its kin were asked for.
     pub loads: u64,
-    /// Loaders that failed.
+    /// Keys that they failed to load.
     pub failed_loads: u64,
     /// Fetches that found no value and were answered by another's load, in this process or in another one.
     pub coalesced: u64,
@@ -79,8 +79,8 @@ impl Counters {
         count(&self.own().stale);
     }
 
-    pub(super) fn loaded(&self) {
-        count(&self.own().loads);
+    pub(super) fn loaded(&self, keys: usize) {
+        self.own().loads.fetch_add(keys as u64, Ordering::Relaxed);
     }
 
     pub(super) fn load_failed(&self) {

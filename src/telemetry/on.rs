@@ -143,6 +143,7 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Server => "server",
         ErrorKind::Forked => "forked",
         ErrorKind::WouldDeadlock => "would_deadlock",
+        ErrorKind::Loader => "loader",
         ErrorKind::Other => "other",
     }
 }

@@ -5,6 +5,7 @@ mod cache;
 mod conformance;
 mod fetch;
 mod foreign_store;
+mod leases;
 mod memcached;
 mod rails;
 mod redis;

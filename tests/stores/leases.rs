@@ -1,0 +1,238 @@
+//! Leases: none is left behind, none is waited for without need. Two caches on one store stand for two processes.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Barrier, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, from_url};
+use prefork_cache::{Cache, CacheStore, ErrorKind, Expiry, Loaded};
+
+use crate::conformance::current_thread;
+use crate::staleness::until_it_holds;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server, url_of};
+use support::wait::until;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn shared(server: &Server) -> (Arc<dyn CacheStore>, impl Fn() -> Cache) {
+    let store = from_url(&server.url("timeout=20s&connect_timeout=20s")).unwrap();
+    let process = Arc::clone(&store);
+    (store, move || Cache::builder(Arc::clone(&process)).lease(HOUR).fetch_wait(HOUR).build())
+}
+
+/// Outside of a runtime a store's future is ready at once.
+fn is_leased(store: &dyn CacheStore, key: &str) -> bool {
+    let lease = format!("{key}:prefork-lease");
+    let mut looked = pin!(store.get(&lease));
+    match looked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(found) => found.unwrap().is_some(),
+        Poll::Pending => panic!("a store of this crate does not suspend without a runtime"),
+    }
+}
+
+#[test]
+fn a_lease_lasts_as_long_as_the_load() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let (store, process) = shared(&server);
+        let cache = process();
+        let cache = cache.blocking();
+        let loads = |value: u32| {
+            assert!(is_leased(&store, "k"));
+            Ok::<_, &str>(value)
+        };
+        assert_eq!(cache.fetch("k", HOUR, || loads(1)), Ok(1));
+        assert!(!is_leased(&store, "k"));
+        assert!(cache.expire("k").unwrap());
+        assert_eq!(cache.fetch("k", HOUR, || loads(2)), Ok(2));
+        assert!(!is_leased(&store, "k"));
+        assert!(cache.delete("k").unwrap());
+        assert_eq!(cache.fetch("k", HOUR, || Err::<u32, _>("no")), Err("no"));
+        assert!(!is_leased(&store, "k"));
+        let panics = || -> Result<u32, Infallible> { panic!("as planned") };
+        catch_unwind(AssertUnwindSafe(|| cache.fetch("k", HOUR, panics))).unwrap_err();
+        assert!(!is_leased(&store, "k"));
+    }
+}
+
+/// Otherwise a user's key could keep everybody from loading another one.
+#[test]
+fn the_key_of_a_lease_is_nobodys() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    for (cache, key) in [(cache.clone(), "user:bob:prefork-lease"), (cache.namespace("user:bob"), "prefork-lease")] {
+        let refused = cache.blocking().set_raw(key, "bob's", HOUR).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidKey);
+        assert!(cache.blocking().get_many_raw(&[key])[0].is_err());
+        assert_eq!(cache.blocking().fetch(key, HOUR, || Ok::<u32, Infallible>(1)), Ok(1), "not cached");
+    }
+}
+
+/// Each of those who wait would find out for itself that nothing is to be stored: they do so at the same time.
+#[test]
+fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let (_, process) = shared(&server);
+        let [first, others @ ..] = [(); 3].map(|()| process());
+        let (begun, begun_here) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let together = Barrier::new(others.len());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (begun, released) = (begun, released);
+                let load = || {
+                    begun.send(()).unwrap();
+                    released.recv().unwrap();
+                    Ok::<_, Infallible>(Loaded::uncached(1))
+                };
+                assert_eq!(first.blocking().fetch_loaded("k", load), Ok(1));
+            });
+            begun_here.recv().unwrap();
+            for other in &others {
+                scope.spawn(|| {
+                    let load = || {
+                        together.wait();
+                        Ok::<_, Infallible>(Loaded::uncached(2))
+                    };
+                    assert_eq!(other.blocking().fetch_loaded("k", load), Ok(2));
+                });
+            }
+            release.send(()).unwrap();
+        });
+    }
+}
+
+/// The store has granted it, and the answer was lost.
+#[test]
+fn a_lease_whose_answer_was_lost_is_released() {
+    let server = Server::start(Kind::Redis);
+    let proxy = Proxy::before(server.port());
+    let url = url_of(Kind::Redis, proxy.port(), "timeout=300ms&failures=1000");
+    let cache = Cache::builder(from_url(&url).unwrap()).lease(HOUR).build();
+    let (store, _) = shared(&server);
+    assert_eq!(cache.blocking().get::<u32>("k").unwrap(), None, "there is a connection");
+    let fetched = std::thread::scope(|scope| {
+        // The reply to the SET that takes the lease; the read before it was answered with nothing.
+        proxy.hold_replies_with("OK");
+        let fetching = scope.spawn(|| {
+            cache.blocking().fetch("k", HOUR, || {
+                assert!(is_leased(&store, "k"), "it was granted");
+                proxy.release();
+                Ok::<u32, Infallible>(1)
+            })
+        });
+        fetching.join().unwrap()
+    });
+    assert_eq!(fetched, Ok(1));
+    assert!(!is_leased(&store, "k"));
+    assert_eq!(cache.blocking().get("k").unwrap(), Some(1), "the value's store has answered");
+}
+
+/// The value's own server is up: it is stored, although nobody could be kept from loading it as well.
+#[test]
+fn a_lease_that_cannot_be_had_keeps_nothing_from_being_stored() {
+    let mut servers = [(); 2].map(|()| Server::start(Kind::Memcached));
+    let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
+    let url = format!("memcached://{hosts}?failover=false&timeout=20s&connect_timeout=20s");
+    let cache = Cache::builder(from_url(&url).unwrap()).build();
+    let cache = cache.blocking();
+    servers[0].kill();
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    let reachable: Vec<&String> = keys.iter().filter(|key| cache.get::<u32>(key).is_ok()).collect();
+    assert!((1..40).contains(&reachable.len()), "{} of 40 keys", reachable.len());
+    for key in reachable {
+        assert_eq!(cache.fetch(key, HOUR, || Ok::<u32, Infallible>(1)), Ok(1));
+        assert_eq!(cache.get(key).unwrap(), Some(1), "{key}");
+    }
+}
+
+/// On an executor that is not tokio, in the blocking loader's own thread: nobody else could end that wait.
+#[test]
+fn a_blocking_loader_does_not_wait_for_itself_asynchronously() {
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).lease(HOUR).build();
+    let inner = || {
+        let mut fetch = pin!(cache.fetch("k", HOUR, async || Ok::<u32, Infallible>(1)));
+        match fetch.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(fetched) => fetched,
+            Poll::Pending => panic!("it waits for itself"),
+        }
+    };
+    assert_eq!(cache.blocking().fetch("k", HOUR, || inner().map(|value| value + 1)), Ok(2));
+}
+
+/// As other processes do once its lease has ended.
+#[test]
+fn a_load_that_hangs_is_begun_once_more() {
+    let server = Server::start(Kind::Redis);
+    for store in [Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>, from_url(&server.url("")).unwrap()] {
+        let cache = Cache::builder(store).lease(Duration::from_millis(50)).fetch_wait(HOUR).build();
+        let stale = Expiry::after(HOUR).stale_for(HOUR);
+        current_thread().block_on(async {
+            let hanging = async || std::future::pending::<Result<u32, Infallible>>().await;
+            cache.set("k", &1, stale).await.unwrap();
+            cache.expire("k").await.unwrap();
+            assert_eq!(cache.fetch_detached("k", stale, hanging).await, Ok(1));
+            until_it_has_begun(&cache, 1).await;
+            until("the value is loaded anew", || {
+                cache.blocking().fetch("k", stale, || Ok::<u32, Infallible>(2)) == Ok(2)
+            });
+            let hangs = tokio::spawn({
+                let cache = cache.clone();
+                async move { cache.fetch_detached("other", stale, hanging).await }
+            });
+            until_it_has_begun(&cache, 3).await;
+            until("the missing value is loaded", || {
+                let cache = Cache::clone(&cache);
+                std::thread::spawn(move || cache.blocking().fetch("other", stale, || Ok::<u32, Infallible>(3)))
+                    .join()
+                    .unwrap()
+                    == Ok(3)
+            });
+            hangs.abort();
+        });
+    }
+}
+
+async fn until_it_has_begun(cache: &Cache, loads: u64) {
+    until_it_holds("the load has begun", || cache.stats().loads == loads).await;
+}
+
+/// Nobody would hear of it, and the next one would panic at once.
+#[test]
+fn a_detached_refresh_that_panics_is_a_failure() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let stale = Expiry::after(HOUR).stale_for(HOUR);
+    current_thread().block_on(async {
+        cache.set("k", &1, stale).await.unwrap();
+        cache.expire("k").await.unwrap();
+        let fetch = || cache.fetch_detached("k", stale, async || -> Result<u32, Infallible> { panic!("as planned") });
+        assert_eq!(fetch().await, Ok(1));
+        until_it_holds("the load has failed", || cache.stats().failed_loads > 0).await;
+        for _ in 0..10 {
+            assert_eq!(fetch().await, Ok(1));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((cache.stats().loads, cache.stats().failed_loads), (1, 1), "it is put off");
+    });
+}
+
+/// Those stale values that could not be loaded anew are left alone for a while, each for itself.
+#[test]
+fn many_that_fail_are_put_off() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let cache = cache.blocking();
+    let stale = Expiry::after(HOUR).stale_for(HOUR);
+    for key in ["a", "b"] {
+        cache.set(key, &1, stale).unwrap();
+        cache.expire(key).unwrap();
+    }
+    let fetched = cache.fetch_many(&["a", "b"], stale, |_| vec![Err("no"), Ok(2)]);
+    assert_eq!(fetched, [Ok(1), Ok(2)]);
+    let none = |_: &[&str]| -> Vec<Result<u32, &str>> { panic!("nothing is to be loaded") };
+    assert_eq!(cache.fetch_many(&["a", "b"], stale, none), [Ok(1), Ok(2)]);
+}
