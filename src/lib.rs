@@ -32,12 +32,9 @@
 //! # Features
 //!
 //! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
-//! test suite for a store of your own.
-//!
-//! `tracing` has each exchange with a server be a span at debug level, in OpenTelemetry's terms for database clients; a new
-//! connection and a refresh after a fork are events at that level, a server that counts as down is a warning. No key and no
-//! value is told. It is off by default, since a subscriber's locks come through a fork as they are, like any other library's:
-//! whether its own subscriber can be trusted in a worker, only the host can judge.
+//! test suite for a store of your own. `tracing`, which is off by default, has a span for each exchange with a server and each
+//! fetch, with the fields of OpenTelemetry's conventions for databases, and events for connections, outages and refreshes; it
+//! tells no key and no value. A subscriber's locks come through a fork as they are, which only the host can judge.
 
 // Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
 #![cfg_attr(

@@ -14,6 +14,7 @@ use super::form::Typed;
 use super::loading::{Fetching, Found};
 use super::{Cache, Expiry, Loaded, settled};
 use crate::net::{Drive, drive};
+use crate::telemetry::{self, Span};
 
 impl Cache {
     /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own: an old value, stale or to be refreshed
@@ -64,23 +65,25 @@ impl Cache {
             return self.fetch(key, expiry, async move || load().await).await;
         }
         let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
-        let mut fetching = match Fetching::new(self, key) {
+        let span = Span::fetch(self.shared.registration.name());
+        let mut fetching = match Fetching::new(self, key, &span) {
             Ok(fetching) => fetching,
             Err(error) => {
                 self.report(&error);
                 return self.load(load).await.map(|Typed(value)| value);
             }
         };
-        let found = if self.is_forced { Found::Nothing } else { fetching.look().await };
+        let found = if self.is_forced { Found::Nothing } else { telemetry::instrumented(&span, fetching.look()).await };
         let (cache, key) = (self.clone(), key.to_owned());
         match found {
             Found::Fresh(Typed(value), _) => Ok(value),
             Found::Nothing => {
                 let terms = fetching.into_terms();
-                let task = tokio::spawn(async move {
+                let loading = async move {
                     let fetching = terms.by(&cache, &key);
                     if cache.is_forced { fetching.load_anyway(load).await } else { fetching.load_missing(load).await }
-                });
+                };
+                let task = tokio::spawn(telemetry::instrumented(&span, loading));
                 joined(task).await.map(|Typed(value)| value)
             }
             Found::Old { value: Typed(old), is_stale, .. } => {
@@ -88,7 +91,8 @@ impl Cache {
                 let terms = fetching.into_terms();
                 // A panic is a failure like any other here: nobody would hear of it, and the next one would follow at once.
                 let load = async move || caught(load()).await.map_or(Err(None), |loaded| loaded.map_err(Some));
-                let task = tokio::spawn(async move { terms.by(&cache, &key).refresh(lead, load).await });
+                let refreshing = async move { terms.by(&cache, &key).refresh(lead, load).await };
+                let task = tokio::spawn(telemetry::instrumented(&span, refreshing));
                 let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
                 Ok(joined_within(patience, task).await.map_or(old, |Typed(value)| value))
             }

@@ -8,6 +8,7 @@ use super::form::{Bare, Form, Typed};
 use super::loading::{Fetching, Found};
 use super::{Cache, Expiry, Loaded};
 use crate::error::Result;
+use crate::telemetry::{self, Span};
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
@@ -122,7 +123,17 @@ impl Cache {
     }
 
     async fn fetch_as<V: Form, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> Result<V, E> {
-        let mut fetching = match Fetching::new(self, key) {
+        let span = Span::fetch(self.shared.registration.name());
+        telemetry::instrumented(&span, self.fetch_within(&span, key, load)).await
+    }
+
+    async fn fetch_within<V: Form, E>(
+        &self,
+        span: &Span,
+        key: &str,
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
+        let mut fetching = match Fetching::new(self, key, span) {
             Ok(fetching) => fetching,
             Err(error) => {
                 self.report(&error);

@@ -122,7 +122,8 @@ impl Cache {
         let under_way = |key: &str| self.local().flights.under_way(&self.prefix.owned_key(key).ok()?, self.lapse());
         let led: Vec<_> = missing.filter_map(|wanted| under_way(wanted.key).map(|flight| (wanted, flight))).collect();
         for (wanted, flight) in led.into_iter().filter(|(_, flight)| !flight.is_led_by_this_thread()) {
-            if let Some(Landing::Loaded(encoded)) = flight.landing(deadline).await
+            let lapses_at = flight.lapses_at(self.lapse()).unwrap_or(deadline);
+            if let Some(Landing::Loaded(encoded)) = flight.landing(deadline.min(lapses_at)).await
                 && let Some((value, _)) = self.decode(&encoded)
             {
                 self.local().counters.coalesced();

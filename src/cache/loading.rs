@@ -16,6 +16,7 @@ use super::times::Age;
 use super::{Cache, Loaded, Sealed, settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::When;
+use crate::telemetry::Span;
 use bytes::Bytes;
 
 /// A fetch of one key.
@@ -38,6 +39,7 @@ pub(super) struct Terms {
     /// What the store held at the last look, if it has to be loaded anew: what is loaded takes the place of that, and of
     /// nothing else that was stored meanwhile.
     held: Option<Bytes>,
+    span: Span,
 }
 
 /// What a look into the store has found.
@@ -81,23 +83,29 @@ impl<'a> Fetching<'a> {
     /// # Errors
     ///
     /// For a key that is refused.
-    pub(super) fn new(cache: &'a Cache, key: &'a str) -> Result<Fetching<'a>> {
+    pub(super) fn new(cache: &'a Cache, key: &'a str, span: &Span) -> Result<Fetching<'a>> {
         cache.counted(check_key(key))?;
         let deadline = Instant::now() + cache.shared.settings.fetch_wait;
         let landed = cache.local().flights.landed();
-        Ok(Terms { deadline, landed, store_answers: true, held: None }.by(cache, key))
+        Ok(Terms { deadline, landed, store_answers: true, held: None, span: span.clone() }.by(cache, key))
     }
 
     pub(super) fn into_terms(self) -> Terms {
         self.terms
     }
 
-    /// The first look.
+    /// The first look. What it finds may be all that there is to the fetch.
     pub(super) async fn look<V: Form>(&mut self) -> Found<V> {
-        match self.cache.get_raw(self.key).await {
+        let found = match self.cache.get_raw(self.key).await {
             Ok(found) => self.found(found, V::open),
             Err(error) => self.nothing_but(&error),
+        };
+        match found {
+            Found::Fresh(..) | Found::Old { is_stale: false, .. } => self.ends_as("hit"),
+            Found::Old { is_stale: true, .. } => self.ends_as("stale"),
+            Found::Nothing => {}
         }
+        found
     }
 
     /// The key as the store sees it.
@@ -152,7 +160,7 @@ impl<'a> Fetching<'a> {
             let landed_before = flights.landed();
             match flights.join(self.full_key(), self.cache.lapse()) {
                 Part::Lead(lead) => return self.load_for_others(lead, load).await,
-                Part::Wait(flight) if flight.is_led_by_this_thread() => return self.cache.load(load).await,
+                Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load_alone(load).await,
                 Part::Wait(flight) => {
                     self.terms.landed = landed_before;
                     let lapses_at = flight.lapses_at(self.cache.lapse()).unwrap_or(self.terms.deadline);
@@ -160,9 +168,9 @@ impl<'a> Fetching<'a> {
                         Some(Landing::Failed) => {}
                         Some(Landing::Loaded(encoded)) => match V::decode(self.cache, &encoded) {
                             Some((value, _)) => return Ok(self.coalesced(value)),
-                            None => return self.cache.load(load).await,
+                            None => return self.load_alone(load).await,
                         },
-                        Some(Landing::NotShareable) => return self.cache.load(load).await,
+                        Some(Landing::NotShareable) => return self.load_alone(load).await,
                         None if Instant::now() < self.terms.deadline => {}
                         // Stored, or everybody would wait as long until that leader ends.
                         None => return self.load_and_store(Duty::default(), load).await,
@@ -255,7 +263,7 @@ impl<'a> Fetching<'a> {
             match self.look_again().await {
                 Found::Fresh(value, encoded) => {
                     Duty { lead: Some(lead), lease }.fulfil(Landing::Loaded(encoded)).await;
-                    return Some(value);
+                    return Some(self.coalesced(value));
                 }
                 Found::Old { .. } | Found::Nothing => {}
             }
@@ -289,14 +297,23 @@ impl<'a> Fetching<'a> {
         match self.cache.run(load).await {
             Ok(loaded) => Ok(self.store(duty, loaded).await),
             Err(error) => {
+                self.ends_as("failed");
                 duty.give_up().await;
                 Err(error)
             }
         }
     }
 
+    /// Loads for its caller, and stores nothing.
+    async fn load_alone<V, E>(&self, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> Result<V, E> {
+        let loaded = self.cache.load(load).await;
+        self.ends_as(if loaded.is_ok() { "loaded" } else { "failed" });
+        loaded
+    }
+
     /// Stores what was loaded, if it is to be, and hands it to those who wait for it.
     async fn store<V: Form>(&self, duty: Duty, loaded: Loaded<V>) -> V {
+        self.ends_as("loaded");
         let Loaded { value, expiry } = loaded;
         // Encoded before anything is awaited, so that values need not be `Sync`.
         let sealed = expiry.map(|expiry| value.seal(self.cache, self.key, expiry));
@@ -342,9 +359,15 @@ impl<'a> Fetching<'a> {
         Ok(if is_stored { Stored::Ours(stored) } else { Stored::Others })
     }
 
-    fn coalesced<T>(&self, value: T) -> T {
+    fn coalesced<V>(&self, value: V) -> V {
         self.cache.local().counters.coalesced();
+        self.ends_as("coalesced");
         value
+    }
+
+    /// Tells how the fetch has ended.
+    pub(super) fn ends_as(&self, outcome: &'static str) {
+        self.terms.span.outcome(outcome);
     }
 
     /// The lead of this process for an old value; `None` if somebody is loading it.

@@ -119,6 +119,11 @@ impl Registration {
         }
     }
 
+    /// What the store was registered as.
+    pub(crate) fn name(&self) -> &str {
+        &self.registered.name
+    }
+
     /// How the store came into this process, if it came through a fork and has been refreshed here.
     pub(crate) fn refreshed(&self) -> Option<Refresh> {
         self.registered.refreshed.get().cloned()

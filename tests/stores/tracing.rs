@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prefork_cache::stores::from_url;
-use prefork_cache::{Cache, Ttl};
+use prefork_cache::{Cache, Expiry, Ttl};
 use tokio::runtime::Runtime;
 use tracing::Level;
 
@@ -205,4 +205,41 @@ fn spans_of_exchanges_at_the_same_time_do_not_stand_in_each_other() {
     let spans: Vec<_> = records.iter().filter(|record| record.is_span).collect();
     assert_eq!(spans.len(), 2, "{records:?}");
     assert!(spans.iter().all(|span| span.within.is_none() && span.fields["otel.name"] == "BATCH get"), "{spans:?}");
+}
+
+/// One span for each, around its exchanges, and how it ended.
+#[test]
+fn fetches_are_spans_with_an_outcome() {
+    let server = Server::start(Kind::Redis);
+    let cache = Cache::builder(from_url(&server.url("")).unwrap()).name("prices").build();
+    let fetch = |cache: &Cache, loaded: Result<u32, &'static str>| {
+        cache.blocking().fetch(KEYS[0], Expiry::after(TTL).stale_for(TTL), || loaded)
+    };
+    let ((), records) = recorded(|| {
+        assert_eq!(fetch(&cache, Err("no")), Err("no"));
+        assert_eq!(fetch(&cache, Ok(1)), Ok(1));
+        assert_eq!(fetch(&cache, Ok(2)), Ok(1));
+        assert!(cache.blocking().expire(KEYS[0]).unwrap());
+        assert_eq!(fetch(&cache, Err("no")), Ok(1));
+        assert!(cache.blocking().expire(KEYS[0]).unwrap());
+        assert_eq!(fetch(&cache, Ok(2)), Ok(2));
+        current_thread().block_on(async {
+            let load = async || Ok::<u32, &str>(3);
+            assert_eq!(cache.fetch_detached(KEYS[0], TTL, load).await, Ok(2));
+            assert_eq!(cache.force(true).fetch_detached(KEYS[0], TTL, load).await, Ok(3));
+        });
+    });
+    is_discreet(&records);
+    let fetches: Vec<&Record> = records.iter().filter(|record| record.is_span && record.name == "fetch").collect();
+    let outcomes: Vec<&str> = fetches.iter().map(|fetch| &*fetch.fields["cache.outcome"]).collect();
+    assert_eq!(outcomes, ["failed", "loaded", "hit", "stale", "loaded", "hit", "loaded"]);
+    assert!(fetches.iter().all(|fetch| fetch.fields["cache.name"] == "prices"));
+    let place = records.iter().position(|record| record.name == "fetch").unwrap();
+    let inside = records.iter().filter(|record| record.is_span && record.within == Some(place));
+    let operations: Vec<&str> = inside.map(|span| &*span.fields["otel.name"]).collect();
+    assert_eq!(
+        operations,
+        ["GET", "SET", "GET", "EVALSHA", "EVAL"],
+        "a look, a lease, another look, and the lease's end"
+    );
 }
