@@ -36,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Lease {
     cache: Cache,
     /// `None` once it is released.
-    held: Option<Grant>,
+    claim: Option<Claim>,
     generation: u64,
     /// Whether the store has said so. If it has not answered, the lease may be held all the same.
     is_granted: bool,
@@ -44,7 +44,7 @@ pub(super) struct Lease {
     is_in_background: bool,
 }
 
-struct Grant {
+struct Claim {
     key: String,
     token: Bytes,
     since: Instant,
@@ -85,11 +85,11 @@ impl Cache {
         if !self.takes_leases() {
             return Leasing::Unneeded;
         }
-        let held = Grant { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
+        let claim = Claim { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
         // Made before the request: should that be cancelled, its lease is released even if the server has granted it.
         let mut lease = Lease {
             cache: self.clone(),
-            held: Some(held),
+            claim: Some(claim),
             generation: generation(),
             is_granted: false,
             is_in_background: false,
@@ -127,10 +127,10 @@ impl Cache {
 
 impl Lease {
     async fn acquire(&self) -> Result<bool> {
-        let Some(held) = &self.held else { return Ok(false) };
+        let Some(claim) = &self.claim else { return Ok(false) };
         let store = self.cache.store()?;
         let acquired =
-            settled(store.set(&held.key, held.token.clone(), Ttl::After(held.lifetime), When::IfAbsent)).await;
+            settled(store.set(&claim.key, claim.token.clone(), Ttl::After(claim.lifetime), When::IfAbsent)).await;
         self.cache.answered(acquired)
     }
 
@@ -146,36 +146,36 @@ impl Lease {
 
     async fn replace(mut self, mark: Option<Bytes>) -> bool {
         // A loader may have forked, and this may be the child.
-        let Some(held) = self.held.as_ref().filter(|_| self.generation == generation()) else { return false };
-        let was_there = replace(&self.cache, held, mark).await;
-        let is_revoked = self.is_granted && !was_there && !held.may_have_run_out();
-        self.held = None;
+        let Some(claim) = self.claim.as_ref().filter(|_| self.generation == generation()) else { return false };
+        let was_there = replace(&self.cache, claim, mark).await;
+        let is_revoked = self.is_granted && !was_there && !claim.may_have_run_out();
+        self.claim = None;
         is_revoked
     }
 
     fn forget(mut self) {
-        self.held = None;
+        self.claim = None;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(held) = self.held.take() else { return };
+        let Some(claim) = self.claim.take() else { return };
         if self.generation != generation() {
             return;
         }
         #[cfg(feature = "tokio")]
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
             let (cache, generation, is_granted) = (self.cache.clone(), self.generation, self.is_granted);
-            let lease = Lease { cache, held: Some(held), generation, is_granted, is_in_background: true };
+            let lease = Lease { cache, claim: Some(claim), generation, is_granted, is_in_background: true };
             tokio::spawn(lease.release());
             return;
         }
-        super::blocking::at_once(std::pin::pin!(replace(&self.cache, &held, None)));
+        super::blocking::at_once(std::pin::pin!(replace(&self.cache, &claim, None)));
     }
 }
 
-impl Grant {
+impl Claim {
     fn may_have_run_out(&self) -> bool {
         // Memcached's clock ticks in seconds.
         self.since.elapsed() + Duration::from_secs(1) >= self.lifetime
@@ -183,11 +183,11 @@ impl Grant {
 }
 
 /// Removes a lease, or leaves a mark in its place for a moment. Answers whether it was still there, as far as one can tell.
-async fn replace(cache: &Cache, held: &Grant, mark: Option<Bytes>) -> bool {
+async fn replace(cache: &Cache, claim: &Claim, mark: Option<Bytes>) -> bool {
     let replaced = async {
         let store = cache.store()?;
-        let expected = Some(&held.token[..]);
-        cache.answered(settled(store.compare_and_set(&held.key, expected, mark, Ttl::After(MOMENT))).await)
+        let expected = Some(&claim.token[..]);
+        cache.answered(settled(store.compare_and_set(&claim.key, expected, mark, Ttl::After(MOMENT))).await)
     };
     replaced.await.unwrap_or_else(|error| {
         cache.report(&error);
