@@ -74,7 +74,8 @@ mod servers;
 /// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and
 /// stored as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole.
 /// [`clear`](CacheStore::clear) finds such an entry by the beginning, up to 212 bytes of it (146 if there are other
-/// characters among them), and leaves it alone when given a longer prefix.
+/// characters among them), and leaves it alone when given a longer prefix. A digested key with a namespace is not Dalli's,
+/// which since 3.0.5 keeps another number of its characters in front of the digest.
 ///
 /// # What is particular to Memcached
 ///
