@@ -14,7 +14,7 @@ use crate::store::{CacheStore, Ttl};
 use codec::Decoded;
 use envelope::Cover;
 use expiry::Lifetime;
-use flight::Flights;
+use fetch::Flights;
 use key::{KeyBuffer, Prefix};
 use settled::settled;
 use stats::Counters;
@@ -24,7 +24,7 @@ pub use blocking::Blocking;
 pub use builder::Builder;
 pub use codec::Codec;
 pub use expiry::Expiry;
-pub use loaded::Loaded;
+pub use fetch::Loaded;
 pub use stats::Stats;
 
 mod batch;
@@ -33,19 +33,11 @@ mod builder;
 mod codec;
 mod compression;
 mod counter;
-#[cfg(feature = "tokio")]
-mod detached;
 mod entry;
 mod envelope;
 mod expiry;
 mod fetch;
-mod fetch_many;
-mod flight;
-mod form;
 mod key;
-mod lease;
-mod loaded;
-mod loading;
 mod removal;
 mod renewal;
 mod settled;
@@ -232,8 +224,8 @@ impl Cache {
         Cache { is_forced: force, ..self.clone() }
     }
 
-    /// A handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it answers with a stale value. Defaults to zero: a
-    /// stale value is answered at once.
+    /// A handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it answers with a stale
+    /// value. Defaults to zero: a stale value is answered at once.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};

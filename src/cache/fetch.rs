@@ -4,11 +4,23 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{Bare, Form, Typed};
-use super::loading::{Fetching, Found};
-use super::{Cache, Expiry, Loaded};
+use super::{Cache, Expiry};
 use crate::error::Result;
 use crate::telemetry::{self, Span};
+use form::{Bare, Form, Typed};
+use loading::{Fetching, Found};
+
+pub(super) use flight::Flights;
+pub use loaded::Loaded;
+
+#[cfg(feature = "tokio")]
+mod detached;
+mod flight;
+mod form;
+mod lease;
+mod loaded;
+mod loading;
+mod many;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.

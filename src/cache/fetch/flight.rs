@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
-use super::settled;
+use crate::cache::settled;
 use crate::lifecycle::{generation, thread_token};
 use crate::net::is_inline;
 use crate::sync::{Lock, block_until};
@@ -30,7 +30,7 @@ const MOMENT: Duration = Duration::from_millis(100);
 const MOST_ELSEWHERE: usize = 1_000;
 
 #[derive(Debug)]
-pub(super) struct Flights {
+pub(in crate::cache) struct Flights {
     under_way: Lock<HashMap<String, Arc<Flight>>>,
     /// The keys that another process was found to load anew, and until when that is taken for granted.
     elsewhere: Lock<HashMap<String, Instant>>,
@@ -146,7 +146,7 @@ impl Flights {
     }
 
     /// The key is deleted: what is being loaded is not to be kept, and whoever comes from now on does not wait for it.
-    pub(super) fn revoke(&self, key: &str) {
+    pub(in crate::cache) fn revoke(&self, key: &str) {
         self.elsewhere.lock().remove(key);
         if let Some(flight) = self.under_way.lock().remove(key) {
             flight.is_revoked.store(true, Ordering::Release);
@@ -154,7 +154,7 @@ impl Flights {
     }
 
     /// The same for all keys that start with `prefix`.
-    pub(super) fn revoke_all(&self, prefix: &str) {
+    pub(in crate::cache) fn revoke_all(&self, prefix: &str) {
         self.elsewhere.lock().clear();
         let starts_with = |key: &String, _: &mut Arc<Flight>| key.starts_with(prefix);
         for (_, flight) in self.under_way.lock().extract_if(starts_with) {

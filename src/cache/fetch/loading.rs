@@ -7,13 +7,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::Loaded;
 use super::flight::{Landing, Lead, Part};
 use super::form::Form;
-use super::key::check_key;
 use super::lease::{Held, Lease, Leasing, Patience};
-use super::renewal::as_it_was;
-use super::times::Age;
-use super::{Cache, Loaded, Sealed, settled};
+use crate::cache::key::check_key;
+use crate::cache::renewal::as_it_was;
+use crate::cache::times::Age;
+use crate::cache::{Cache, Sealed, settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::When;
 use crate::telemetry::Span;
@@ -448,7 +449,7 @@ impl Cache {
     }
 
     /// Tells of a failure that the caller does not hear of.
-    pub(super) fn report(&self, error: &Error) {
+    pub(in crate::cache) fn report(&self, error: &Error) {
         if let Some(on_error) = &self.shared.on_error {
             on_error(error);
         }

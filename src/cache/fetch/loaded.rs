@@ -1,6 +1,6 @@
 //! What a loader that chooses the expiry returns.
 
-use super::Expiry;
+use crate::cache::Expiry;
 
 /// What the loader of [`fetch_loaded`](crate::Cache::fetch_loaded) returns: a value, and how long it serves, if at all.
 ///

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 
 use super::flight::{Landing, Lead, Part};
 use super::loading::is_outage;
-use super::times::Age;
-use super::{Cache, Expiry, Lifetime, Sealed};
+use crate::cache::times::Age;
+use crate::cache::{Cache, Expiry, Lifetime, Sealed};
 use crate::error::{ErrorKind, Result};
 
 impl Cache {

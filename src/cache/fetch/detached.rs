@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
+use super::Loaded;
 use super::form::Typed;
 use super::loading::{Fetching, Found};
-use super::{Cache, Expiry, Loaded, settled};
+use crate::cache::{Cache, Expiry, settled};
 use crate::net::{Drive, drive};
 use crate::telemetry::{self, Span};
 

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::times::Age;
-use super::{Cache, Expiry, Sealed};
+use crate::cache::times::Age;
+use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
 
 /// A value in the form that it is kept in.

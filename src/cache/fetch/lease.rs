@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::key::lease_key;
-use super::{Cache, settled};
+use crate::cache::key::lease_key;
+use crate::cache::{Cache, blocking, settled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::generation;
 use crate::net::{Drive, drive};
@@ -75,7 +75,7 @@ pub(super) enum Held {
 }
 
 impl Cache {
-    pub(super) fn takes_leases(&self) -> bool {
+    pub(in crate::cache) fn takes_leases(&self) -> bool {
         !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
     }
 
@@ -171,7 +171,7 @@ impl Drop for Lease {
             tokio::spawn(lease.release());
             return;
         }
-        super::blocking::at_once(std::pin::pin!(replace(&self.cache, &claim, None)));
+        blocking::at_once(std::pin::pin!(replace(&self.cache, &claim, None)));
     }
 }
 
