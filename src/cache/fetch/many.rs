@@ -21,7 +21,8 @@ impl Cache {
     /// The results stand in the order of `keys`, each key with its own. A stale value is answered where its load fails.
     ///
     /// A key that somebody else in this process is loading is waited for, as `fetch` does. Among processes there is no
-    /// lease: each loads what it misses. Nothing is refreshed ahead.
+    /// lease: each loads what it misses. Nothing is refreshed ahead. The write is unconditional: a value that was set while the
+    /// loader ran is overwritten, which `fetch` leaves alone.
     ///
     /// # Errors
     ///
