@@ -338,7 +338,7 @@ impl Cache {
 
     /// A value as it goes into the store, its time beginning now.
     fn seal<T: Serialize + ?Sized>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
-        let Lifetime { ttl, times } = expiry.begin()?;
+        let Lifetime { ttl, times, .. } = expiry.begin()?;
         Ok(Sealed { bytes: self.encode(key, value, times)?, ttl })
     }
 
@@ -360,7 +360,7 @@ impl Cache {
         let decoded = self.decode(bytes);
         match &decoded {
             None => self.local().counters.undecodable(),
-            Some((_, Age::Stale)) => self.local().counters.stale(),
+            Some((_, Age::Stale | Age::Resting)) => self.local().counters.stale(),
             Some(_) => {}
         }
         decoded

@@ -53,7 +53,7 @@ pub enum Ttl {
 }
 
 impl Ttl {
-    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
     /// The duration, unless it is for ever.
     ///
@@ -76,13 +76,13 @@ impl Ttl {
             Ttl::After(duration) if duration > Ttl::LONGEST => Err(Error::new(
                 ErrorKind::InvalidTtl,
                 format!(
-                    "a TTL of {} s is longer than a hundred years: use Ttl::Never for an entry that does not expire",
+                    "a TTL of {} s is longer than a hundred years: an entry that does not expire has Ttl::Never, or Expiry::NEVER",
                     duration.as_secs()
                 ),
             )),
             Ttl::After(Duration::ZERO) => Err(Error::new(
                 ErrorKind::InvalidTtl,
-                "a TTL of zero: use Ttl::Never for an entry that does not expire",
+                "a TTL of zero: an entry that does not expire has Ttl::Never, or Expiry::NEVER",
             )),
             Ttl::After(duration) => Ok(Some(duration)),
         }

@@ -88,7 +88,7 @@ impl Cache {
         let expiry = expiry.into();
         let prepare = |(key, value): &(&'a str, T)| {
             let full_key = self.prefix.owned_key(key)?;
-            let Lifetime { ttl, times } = expiry.begin_among_others()?;
+            let Lifetime { ttl, times, .. } = expiry.begin_among_others()?;
             Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
         };
         self.put_many(entries.iter().map(prepare).collect())

@@ -166,7 +166,7 @@ impl Cache {
         E: Into<Expiry>,
     {
         let begun = expiry.into().begin();
-        self.put(key, begun.map(|begun| Sealed { bytes: value.into(), ttl: begun.ttl }), When::Always, |_| ())
+        self.put(key, begun.map(|begun| Sealed { bytes: value.into(), ttl: begun.bare }), When::Always, |_| ())
     }
 
     /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of

@@ -12,8 +12,9 @@ use crate::store::Ttl;
 /// How long a value serves: a [`Duration`] will do wherever one is asked for.
 ///
 /// ```text
-/// set          refresh_ahead                after              stale_for
-///  |------ fresh ------|------ refreshed ahead ------|------ stale ------|  gone
+///  |<-------------- after -------------->|<- stale_for ->|
+///  |                  |<- refresh_ahead ->|               |
+///  |      fresh       |       ahead       |     stale     |  gone
 /// ```
 ///
 /// - *fresh*: it is what [`get`](crate::Cache::get) and [`fetch`](crate::Cache::fetch) return.
@@ -23,7 +24,7 @@ use crate::store::Ttl;
 ///
 /// [Choosing an expiry](crate::guide::choosing_an_expiry) says which of them to use when. Stale and refreshed-ahead are
 /// told by the clocks of the machines, in milliseconds: processes on several machines agree as well as their clocks do. They
-/// are properties of typed values; for bare bytes and counters only the end counts, which is that of the stale time.
+/// are properties of typed values: bare bytes and counters are gone when their fresh time ends.
 ///
 /// ```
 /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -59,12 +60,15 @@ enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lifetime {
     pub(super) ttl: Ttl,
+    /// What it is told of bare bytes, which have no stale time.
+    pub(super) bare: Ttl,
     /// `None` for an entry that never expires.
     pub(super) times: Option<Times>,
 }
 
 impl Expiry {
-    /// Until it is deleted or evicted. The value is always fresh: the other settings mean nothing beside it.
+    /// Until it is deleted or evicted. The value is fresh until it is [expired](crate::Cache::expire): the other settings
+    /// mean nothing beside it.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -182,7 +186,7 @@ impl Expiry {
         let fresh = self.shortened(asked);
         let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
         let times = self.times(fresh, ttl)?;
-        Ok(Lifetime { ttl, times: Some(times) })
+        Ok(Lifetime { ttl, bare: Ttl::After(fresh), times: Some(times) })
     }
 
     /// The same for one of several values that are stored with one TTL, the longest: with jitter, each ends by its own times.
@@ -193,19 +197,26 @@ impl Expiry {
         if self.jitter > 0.0 {
             times.stale_from = times.stale_from.min(times.gone_from);
         }
-        Ok(Lifetime { ttl: Ttl::After(asked.saturating_add(self.stale_for)), times: Some(times) })
+        let ttl = Ttl::After(asked.saturating_add(self.stale_for));
+        Ok(Lifetime { ttl, bare: Ttl::After(asked), times: Some(times) })
     }
 
     /// How long the value is to be fresh, before any jitter; `None` for ever.
     fn checked(self, now: SystemTime) -> Result<Option<Duration>> {
         let asked = match self.end {
-            End::Never => return Ok(None),
+            End::Never => Duration::MAX,
             End::After(duration) => duration,
             End::At(time) => time.duration_since(now).map_err(|past| in_the_past(past.duration()))?,
         };
-        Ttl::After(asked).duration()?;
         if !(0.0..=1.0).contains(&self.jitter) {
             return Err(refused(format!("a jitter of {} is not between 0 and 1", self.jitter)));
+        }
+        if self.end == End::Never {
+            return Ok(None);
+        }
+        Ttl::After(asked).duration()?;
+        if self.stale_for > Ttl::LONGEST {
+            return Err(refused("a stale_for of more than a hundred years".to_owned()));
         }
         if self.refresh_ahead >= asked {
             let ahead = self.refresh_ahead;
@@ -238,7 +249,7 @@ impl Expiry {
 }
 
 impl Lifetime {
-    const FOR_EVER: Lifetime = Lifetime { ttl: Ttl::Never, times: None };
+    const FOR_EVER: Lifetime = Lifetime { ttl: Ttl::Never, bare: Ttl::Never, times: None };
 }
 
 impl From<Duration> for Expiry {
@@ -289,7 +300,8 @@ mod tests {
     fn the_store_is_told_when_the_stale_time_ends() {
         assert_eq!(Expiry::NEVER.begin().unwrap(), Lifetime::FOR_EVER);
         assert_eq!(Expiry::after(MINUTE).begin().unwrap().ttl, Ttl::After(MINUTE));
-        assert_eq!(Expiry::after(MINUTE).stale_for(MINUTE).begin().unwrap().ttl, Ttl::After(2 * MINUTE));
+        let stale = Expiry::after(MINUTE).stale_for(MINUTE).begin().unwrap();
+        assert_eq!((stale.ttl, stale.bare), (Ttl::After(2 * MINUTE), Ttl::After(MINUTE)));
         let at = Expiry::at(SystemTime::now() + MINUTE).begin().unwrap().ttl.duration().unwrap().unwrap();
         assert!(at <= MINUTE, "{at:?}");
     }
@@ -308,7 +320,7 @@ mod tests {
     fn jitter_shortens_the_fresh_time_alone() {
         let mut seen = Vec::new();
         for _ in 0..100 {
-            let Lifetime { ttl, times } = Expiry::after(MINUTE).stale_for(MINUTE).jitter(0.5).begin().unwrap();
+            let Lifetime { ttl, times, .. } = Expiry::after(MINUTE).stale_for(MINUTE).jitter(0.5).begin().unwrap();
             let lives = ttl.duration().unwrap().unwrap();
             assert!((90 * Duration::from_secs(1)..=2 * MINUTE).contains(&lives), "{lives:?}");
             let times = times.unwrap();
@@ -343,7 +355,8 @@ mod tests {
         };
         assert!(text(Expiry::after(Duration::ZERO)).starts_with("a TTL of zero"));
         assert!(text(Expiry::after(Duration::MAX)).contains("hundred years"));
-        assert!(text(Expiry::after(MINUTE).stale_for(Duration::MAX)).contains("hundred years"));
+        assert_eq!(text(Expiry::after(MINUTE).stale_for(Duration::MAX)), "a stale_for of more than a hundred years");
+        assert!(text(Expiry::NEVER.jitter(2.0)).starts_with("a jitter of 2"));
         assert!(text(Expiry::at(SystemTime::UNIX_EPOCH)).starts_with("an expiry at a time that passed"));
         assert_eq!(text(Expiry::after(MINUTE).jitter(1.5)), "a jitter of 1.5 is not between 0 and 1");
         assert_eq!(text(Expiry::after(MINUTE).jitter(f64::NAN)), "a jitter of NaN is not between 0 and 1");

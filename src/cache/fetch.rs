@@ -156,10 +156,13 @@ impl Cache {
             return Box::pin(fetching.load_anyway(load)).await;
         }
         match fetching.look().await {
-            Found::Fresh(value, _) => Ok(value),
-            Found::Old { value: old, .. } => match fetching.try_lead() {
-                Some(lead) => Ok(Box::pin(fetching.refresh(lead, load)).await.unwrap_or(old)),
-                None => Ok(old),
+            Found::Settled { value, is_stale, .. } => Ok(fetching.served(value, is_stale)),
+            Found::Old { value: old, is_stale, .. } => match fetching.try_lead() {
+                Some(lead) => match Box::pin(fetching.refresh(lead, load)).await {
+                    Some(value) => Ok(value),
+                    None => Ok(fetching.served(old, is_stale)),
+                },
+                None => Ok(fetching.served(old, is_stale)),
             },
             Found::Nothing => Box::pin(fetching.load_missing(load)).await,
         }

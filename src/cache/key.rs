@@ -76,7 +76,7 @@ pub(super) fn lease_key(full_key: &str) -> String {
 
 #[cold]
 fn key_of_a_lease(key: &str) -> Error {
-    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} ends in {LEASE:?}, as only those of leases do"))
+    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a lease"))
 }
 
 impl KeyBuffer {
@@ -116,10 +116,7 @@ mod tests {
     #[test]
     fn a_key_of_a_lease_is_refused() {
         let error = Prefix::none().owned_key("user:bob:prefork-lease").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the key \"user:bob:prefork-lease\" ends in \"prefork-lease\", as only those of leases do"
-        );
+        assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is that of a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
         assert!(Prefix::none().join("user:bob").owned_key("prefork-lease").is_err());
         assert!(Prefix::none().owned_key("no-prefork-lease").is_ok());

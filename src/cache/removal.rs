@@ -7,7 +7,7 @@
 use super::key::lease_key;
 use super::{Cache, settled};
 use crate::error::Result;
-use crate::store::{batch, wrong_count};
+use crate::store::{CacheStore, batch, wrong_count};
 
 impl Cache {
     /// Removes an entry. Answers whether there was one.
@@ -75,6 +75,11 @@ impl Cache {
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
         self.local().flights.revoke_all(self.prefix.as_str());
+        if self.takes_leases() {
+            // A server lists an entry and its lease in any order. What was loaded until now is removed by the second round;
+            // what ends later finds its lease gone.
+            self.answered(settled(store.clear(self.prefix.as_str())).await)?;
+        }
         self.answered(settled(store.clear(self.prefix.as_str())).await)
     }
 
@@ -84,16 +89,10 @@ impl Cache {
         full_keys.iter().for_each(|key| self.local().flights.revoke(key));
         let leases: Vec<String> =
             if self.takes_leases() { full_keys.iter().map(|key| lease_key(key)).collect() } else { Vec::new() };
-        let keys: Vec<&str> = leases.iter().chain(&full_keys).map(String::as_str).collect();
-        let mut deleted = match *keys {
-            [key] => vec![settled(store.delete(key)).await?],
-            _ => settled(store.delete_many(&keys)).await?,
-        };
-        if deleted.len() != keys.len() {
-            return Err(wrong_count());
-        }
-        let entries = deleted.split_off(leases.len());
-        for (lease, _) in deleted.into_iter().zip(&entries).filter(|(_, entry)| entry.is_ok()) {
+        // One after the other: a batch has no order among several servers.
+        let leases = delete_all(store, &leases).await?;
+        let entries = delete_all(store, &full_keys).await?;
+        for (lease, _) in leases.into_iter().zip(&entries).filter(|(_, entry)| entry.is_ok()) {
             if let Err(error) = lease {
                 self.report(&error);
             }
@@ -111,4 +110,14 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+async fn delete_all(store: &dyn CacheStore, keys: &[String]) -> Result<Vec<Result<bool>>> {
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let deleted = match *keys {
+        [] => Vec::new(),
+        [key] => vec![settled(store.delete(key)).await?],
+        _ => settled(store.delete_many(&keys)).await?,
+    };
+    if deleted.len() == keys.len() { Ok(deleted) } else { Err(wrong_count()) }
 }

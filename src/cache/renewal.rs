@@ -31,11 +31,11 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let Lifetime { ttl, times } = self.counted(expiry.into().begin())?;
+        let Lifetime { ttl, bare, times } = self.counted(expiry.into().begin())?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             if Envelope::open(&held).is_none() {
-                return self.touch_bare(key, ttl).await;
+                return self.touch_bare(key, bare).await;
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
                 return Ok(true);
@@ -74,7 +74,7 @@ impl Cache {
             match times.age() {
                 Age::Gone => return Ok(false),
                 Age::Stale => return Ok(true),
-                Age::Fresh | Age::Ageing => {}
+                Age::Fresh | Age::Ageing | Age::Resting => {}
             }
             if self.swap(key, Some(&held), Some(retimed(&held, times.expired()))).await? {
                 return Ok(true);

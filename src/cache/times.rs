@@ -24,6 +24,8 @@ pub(super) enum Age {
     /// Fresh, and due to be loaded anew.
     Ageing,
     Stale,
+    /// Stale, and not to be loaded anew yet, since that has just failed.
+    Resting,
     /// Still in the store, which was told a later time, or rounded it up.
     Gone,
 }
@@ -41,7 +43,7 @@ impl Times {
         if now >= self.gone_from {
             Age::Gone
         } else if now >= self.stale_from {
-            Age::Stale
+            if self.refresh_from != NEVER && now < self.refresh_from { Age::Resting } else { Age::Stale }
         } else if now >= self.refresh_from {
             Age::Ageing
         } else {
@@ -51,21 +53,25 @@ impl Times {
 
     /// The same end, and stale from now on.
     pub(super) fn expired(self) -> Times {
-        Times { stale_from: now(), ..self }
+        Times { refresh_from: NEVER, stale_from: now(), ..self }
     }
 
-    /// The same end, and not due for another load before `pause` has passed.
+    /// The same, and not due for another load before `pause` has passed.
     pub(super) fn put_off(self, pause: Duration) -> Times {
         let later = now().saturating_add(crate::store::milliseconds_rounded_up(pause));
-        let put_off = |time: u64| if time == NEVER { NEVER } else { time.max(later) };
-        Times { refresh_from: put_off(self.refresh_from), stale_from: put_off(self.stale_from), ..self }
+        // Never is no pause.
+        Times { refresh_from: later.min(NEVER - 1), ..self }
     }
 
     /// How long the entry lives from now on, at least a millisecond.
     pub(super) fn ttl(self) -> Ttl {
         match self.gone_from {
             NEVER => Ttl::Never,
-            gone_from => Ttl::After(Duration::from_millis(gone_from.saturating_sub(now()).max(1))),
+            gone_from => {
+                let left = Duration::from_millis(gone_from.saturating_sub(now()).max(1));
+                // Whoever wrote the entry may have had a clock of its own, or none.
+                Ttl::After(left.min(Ttl::LONGEST))
+            }
         }
     }
 }
@@ -106,7 +112,9 @@ mod tests {
     #[test]
     fn what_is_put_off_is_fresh_for_a_while() {
         let stale = Times { refresh_from: 0, stale_from: 0, gone_from: NEVER };
-        assert_eq!(stale.put_off(Duration::from_secs(60)).age(), Age::Fresh);
+        assert_eq!(stale.put_off(Duration::from_secs(60)).age(), Age::Resting);
+        assert_eq!(stale.put_off(Duration::from_secs(60)).expired().age(), Age::Stale);
+        assert_eq!(Times { gone_from: NEVER - 1, ..stale }.ttl(), Ttl::After(Ttl::LONGEST));
         let ageing = Times { refresh_from: 0, stale_from: NEVER, gone_from: NEVER };
         let put_off = ageing.put_off(Duration::from_secs(60));
         assert_eq!((put_off.age(), put_off.stale_from), (Age::Fresh, NEVER));

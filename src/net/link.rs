@@ -91,6 +91,9 @@ pub(crate) struct Link<P: Protocol> {
     timeouts: Timeouts,
     pool: Pool<P::Connection>,
     breaker: Breaker,
+    /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new password,
+    /// still answers over those that it has let in.
+    door: Breaker,
 }
 
 impl<P: Protocol> Link<P> {
@@ -102,6 +105,7 @@ impl<P: Protocol> Link<P> {
             timeouts: settings.timeouts,
             pool: Pool::new(settings.pool_size),
             breaker: Breaker::new(settings.failures, settings.retry_after),
+            door: Breaker::new(settings.failures, settings.retry_after),
         }
     }
 
@@ -140,6 +144,7 @@ impl<P: Protocol> Link<P> {
     pub(crate) fn reset(&self) {
         self.pool.reset();
         self.breaker.reset();
+        self.door.reset();
     }
 
     /// Has the server answer `probe` now, whatever the breaker says. After a [`reset`](Link::reset) that takes a dial.
@@ -163,18 +168,33 @@ impl<P: Protocol> Link<P> {
         })
     }
 
-    /// Counts a failure to open a connection with the breaker, whatever the server had against us: one that turns us away at
-    /// the door is knocked at no more often than one that is not there.
+    /// Refuses at once while the server turns us away.
+    pub(crate) fn admit_at_door(&self) -> Result<()> {
+        self.door.admit().map_err(|wait| {
+            let milliseconds = wait.as_millis();
+            let context =
+                format!("{} turned us away a moment ago: not tried again for {milliseconds} ms", self.endpoint);
+            Error::new(ErrorKind::Unavailable, context)
+        })
+    }
+
+    /// The server has let us in.
+    pub(crate) fn welcomed(&self) {
+        self.door.succeeded();
+    }
+
+    /// Counts a failure to open a connection, whatever the server had against us: one that turns us away at the door is
+    /// knocked at no more often than one that is not there.
     pub(crate) fn turned_away(&self, error: Error) -> Error {
-        if error.kind() != ErrorKind::Forked {
-            self.count_failure();
+        if !is_outage(error.kind()) && error.kind() != ErrorKind::Forked && self.door.failed() {
+            telemetry::breaker_opened(&self.endpoint);
         }
-        error
+        self.failed(error)
     }
 
     /// Counts a failed exchange with the breaker, if it says something about the server.
     pub(crate) fn failed(&self, error: Error) -> Error {
-        if matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) {
+        if is_outage(error.kind()) {
             self.count_failure();
         }
         error
@@ -258,9 +278,11 @@ impl<P: Protocol> Link<P> {
                 if let Some(company) = company {
                     company.let_finish().await;
                 }
-                self.open(drive).await
+                self.admit_at_door()?;
+                self.open(drive).await.map_err(|error| self.turned_away(error))
             });
-            lease.fill(opened.await.map_err(|error| self.turned_away(error))?);
+            lease.fill(opened.await?);
+            self.welcomed();
         }
         Ok(())
     }
@@ -288,6 +310,11 @@ impl<P: Protocol> Link<P> {
             Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
         }
     }
+}
+
+/// Whether a failure says that the server, or the way to it, is out of order.
+fn is_outage(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
 }
 
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.

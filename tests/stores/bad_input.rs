@@ -94,13 +94,13 @@ fn keys_and_times_to_live() {
     let cache = cache.blocking();
     refused(cache.get::<u8>(""), ErrorKind::InvalidKey, "the key is empty");
     refused(cache.set("", &1, TTL), ErrorKind::InvalidKey, "the key is empty");
-    let zero = "a TTL of zero: use Ttl::Never for an entry that does not expire";
+    let zero = "a TTL of zero: an entry that does not expire has Ttl::Never, or Expiry::NEVER";
     refused(cache.set("k", &1, Duration::ZERO), ErrorKind::InvalidTtl, zero);
     refused(cache.touch("k", Duration::ZERO), ErrorKind::InvalidTtl, zero);
     refused(
         cache.set("k", &1, Duration::MAX),
         ErrorKind::InvalidTtl,
-        "a TTL of 18446744073709551615 s is longer than a hundred years: use Ttl::Never for an entry that does not expire",
+        "a TTL of 18446744073709551615 s is longer than a hundred years: an entry that does not expire has Ttl::Never, or Expiry::NEVER",
     );
 }
 
@@ -179,7 +179,7 @@ fn a_fetch_gives_the_loaders_value_whatever_the_cache_refuses() {
     let load = || Ok::<u8, std::convert::Infallible>(7);
     assert_eq!(cache.fetch("", TTL, load), Ok(7));
     assert_eq!(cache.fetch("k", Expiry::after(Duration::ZERO), load), Ok(7));
-    let zero = "a TTL of zero: use Ttl::Never for an entry that does not expire";
+    let zero = "a TTL of zero: an entry that does not expire has Ttl::Never, or Expiry::NEVER";
     assert_eq!(*reported.lock().unwrap(), ["the key is empty", zero]);
     assert!(!cache.exists("k").unwrap());
     assert_eq!(cache.stats().errors, 2);

@@ -1,14 +1,16 @@
 //! What is deleted while it is being loaded: what the loader had read before is not kept.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use prefork_cache::stores::{MemoryStore, from_url};
-use prefork_cache::{Cache, CacheStore, Expiry};
+use prefork_cache::{Cache, CacheStore, Expiry, Loaded};
 
-use support::servers::{Kind, Server};
+use support::proxy::{Fault, Proxy};
+use support::servers::{Kind, Server, url_of};
+use support::wait::until;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
@@ -134,4 +136,84 @@ fn what_is_no_value_is_replaced() {
         assert_eq!(fetch_during(loading, || changing.blocking().set_raw("k", "changed", HOUR).unwrap()), Ok(1));
         assert_eq!(changing.blocking().get_raw("k").unwrap().as_deref(), Some(&b"changed"[..]));
     });
+}
+
+/// Whoever creates what was not there, right after somebody has found nothing.
+#[test]
+fn a_load_after_one_that_stored_nothing_is_revoked_as_well() {
+    everywhere(|loading, changing| {
+        let declined = || Ok::<_, Infallible>(Loaded::uncached(0));
+        assert_eq!(changing.blocking().fetch_loaded("k", declined), Ok(0));
+        assert_eq!(fetch_during(loading, || assert!(!changing.blocking().delete("k").unwrap())), Ok(1));
+        assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None);
+        assert_eq!(changing.blocking().fetch_loaded("k", declined), Ok(0));
+        assert_eq!(fetch_during(loading, || ()), Ok(1));
+        assert_eq!(changing.blocking().get("k").unwrap(), Some(1));
+    });
+}
+
+/// The answer to the write, or to the lease's release, does not come: nobody knows, so nothing is kept.
+#[test]
+fn a_lost_answer_keeps_nothing_that_was_deleted() {
+    for lost in ["+OK", ":0"] {
+        let server = Server::start(Kind::Redis);
+        let proxy = Proxy::before(server.port());
+        let options = "timeout=300ms&failures=1000";
+        let loading = Cache::builder(from_url(&url_of(Kind::Redis, proxy.port(), options)).unwrap()).build();
+        let changing = Cache::builder(from_url(&server.url("timeout=20s")).unwrap()).build();
+        let fetched = loading.blocking().fetch("k", HOUR, || {
+            // The look before the write is answered: the delete comes after it.
+            let changing = changing.clone();
+            let deleted = AtomicBool::new(false);
+            proxy.plan(move |_, piece| {
+                if piece.starts_with(b"$16") && !deleted.swap(true, Ordering::SeqCst) {
+                    changing.blocking().delete("k").unwrap();
+                }
+                if deleted.load(Ordering::SeqCst) && piece.starts_with(lost.as_bytes()) {
+                    Fault::Swallow
+                } else {
+                    Fault::None
+                }
+            });
+            Ok::<u32, Infallible>(1)
+        });
+        assert_eq!(fetched, Ok(1));
+        proxy.plan(|_, _| Fault::None);
+        assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None, "without {lost:?}");
+    }
+}
+
+/// On two servers nothing but the order of its two requests makes a delete win.
+#[test]
+fn a_delete_ends_the_lease_before_the_entry() {
+    let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
+    let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
+    let process = || Cache::builder(from_url(&format!("memcached://{hosts}?timeout=20s")).unwrap()).build();
+    let [loading, changing] = [process(), process()];
+    for n in 0..40 {
+        let key = format!("k{n}");
+        let fetched = loading.blocking().fetch(&key, HOUR, || {
+            changing.blocking().delete(&key).unwrap();
+            Ok::<u32, Infallible>(1)
+        });
+        assert_eq!(fetched, Ok(1));
+        assert_eq!(changing.blocking().get::<u32>(&key).unwrap(), None, "{key}");
+    }
+}
+
+/// Near the end of its lease too, and after a second one has begun in the same process.
+#[test]
+fn a_slow_load_is_revoked() {
+    let server = Server::start(Kind::Redis);
+    let process = || Cache::builder(from_url(&server.url("")).unwrap()).lease(Duration::from_millis(900)).build();
+    let [loading, changing] = [process(), process()];
+    assert_eq!(fetch_during(&loading, || assert!(!changing.blocking().delete("k").unwrap())), Ok(1));
+    assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None, "a lease of less than a second");
+    let memory = Cache::builder(MemoryStore::new()).lease(Duration::from_millis(1)).build();
+    let fetched = fetch_during(&memory, || {
+        until("a second load may begin", || memory.blocking().fetch("k", HOUR, || Err::<u32, _>("no")) == Err("no"));
+        assert!(!memory.blocking().delete("k").unwrap());
+    });
+    assert_eq!(fetched, Ok(1));
+    assert_eq!(memory.blocking().get::<u32>("k").unwrap(), None);
 }

@@ -77,7 +77,7 @@ impl Cache {
         let found = if self.is_forced { Found::Nothing } else { telemetry::instrumented(&span, fetching.look()).await };
         let (cache, key) = (self.clone(), key.to_owned());
         match found {
-            Found::Fresh(Typed(value), _) => Ok(value),
+            Found::Settled { value: Typed(value), is_stale, .. } => Ok(fetching.served(value, is_stale)),
             Found::Nothing => {
                 let terms = fetching.into_terms();
                 let loading = async move {
@@ -88,7 +88,8 @@ impl Cache {
                 joined(task).await.map(|Typed(value)| value)
             }
             Found::Old { value: Typed(old), is_stale, .. } => {
-                let Some(lead) = fetching.try_lead() else { return Ok(old) };
+                let Some(lead) = fetching.try_lead() else { return Ok(fetching.served(old, is_stale)) };
+                let old = fetching.served(old, is_stale);
                 let terms = fetching.into_terms();
                 // A panic is a failure like any other here: nobody would hear of it, and the next one would follow at once.
                 let load = async move || caught(load()).await.map_or(Err(None), |loaded| loaded.map_err(Some));

@@ -46,6 +46,8 @@ pub(super) struct Flight {
     since: Instant,
     /// Whether the key was deleted since: what is loaded may be what was there before.
     is_revoked: AtomicBool,
+    /// The one that had lapsed when this one began.
+    before: Option<Arc<Flight>>,
     state: Lock<State>,
 }
 
@@ -107,14 +109,16 @@ impl Flights {
     /// A flight that takes longer than `lapse` is left to those who wait for it, and another one begins: its load may hang.
     pub(super) fn join(self: &Arc<Flights>, key: String, lapse: Duration) -> Part {
         let mut under_way = self.under_way.lock();
-        if let Some(flight) = under_way.get(&key).filter(|flight| flight.since.elapsed() < lapse) {
-            return Part::Wait(Arc::clone(flight));
-        }
+        let before = match under_way.get(&key) {
+            Some(flight) if flight.since.elapsed() < lapse => return Part::Wait(Arc::clone(flight)),
+            lapsed => lapsed.cloned(),
+        };
         let flight = Arc::new(Flight {
             generation: generation(),
             leader_thread: if is_inline() { thread_token() } else { 0 },
             since: Instant::now(),
             is_revoked: AtomicBool::new(false),
+            before,
             state: Lock::new("flight", State { landing: None, waiting: HashMap::new(), next_ticket: 0 }),
         });
         under_way.insert(key.clone(), Arc::clone(&flight));
@@ -149,7 +153,7 @@ impl Flights {
     pub(in crate::cache) fn revoke(&self, key: &str) {
         self.elsewhere.lock().remove(key);
         if let Some(flight) = self.under_way.lock().remove(key) {
-            flight.is_revoked.store(true, Ordering::Release);
+            flight.revoke();
         }
     }
 
@@ -158,7 +162,7 @@ impl Flights {
         self.elsewhere.lock().clear();
         let starts_with = |key: &String, _: &mut Arc<Flight>| key.starts_with(prefix);
         for (_, flight) in self.under_way.lock().extract_if(starts_with) {
-            flight.is_revoked.store(true, Ordering::Release);
+            flight.revoke();
         }
     }
 
@@ -167,7 +171,10 @@ impl Flights {
         self.landed.fetch_add(1, Ordering::Release);
         let mut under_way = self.under_way.lock();
         if under_way.get(key).is_some_and(|current| std::ptr::eq(&**current, flight)) {
-            under_way.remove(key);
+            match &flight.before {
+                Some(before) if !before.has_landed() => _ = under_way.insert(key.to_owned(), Arc::clone(before)),
+                _ => _ = under_way.remove(key),
+            }
         }
         drop(under_way);
         let waiting = {
@@ -200,6 +207,18 @@ impl Drop for Lead {
 }
 
 impl Flight {
+    fn revoke(&self) {
+        let mut flight = Some(self);
+        while let Some(revoked) = flight {
+            revoked.is_revoked.store(true, Ordering::Release);
+            flight = revoked.before.as_deref();
+        }
+    }
+
+    fn has_landed(&self) -> bool {
+        self.state.lock().landing.is_some()
+    }
+
     /// Whether waiting for this flight would be waiting for oneself: a blocking loader that fetches what it is loading.
     pub(super) fn is_led_by_this_thread(&self) -> bool {
         self.leader_thread == thread_token()
@@ -298,6 +317,12 @@ mod tests {
         assert!(flights.under_way("k", Duration::MAX).is_some(), "the second one's");
         drop(second);
         assert!(flights.under_way("k", Duration::MAX).is_none());
+        let Part::Lead(hanging) = flights.join("k".to_owned(), Duration::MAX) else {
+            panic!("nobody else is under way")
+        };
+        drop(flights.join("k".to_owned(), Duration::ZERO));
+        flights.revoke("k");
+        assert!(hanging.is_revoked(), "also when the second one has ended");
     }
 
     #[test]

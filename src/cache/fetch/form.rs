@@ -47,7 +47,7 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
 
 impl Form for Bare {
     fn seal(&self, _cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
-        Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.ttl })
+        Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.bare })
     }
 
     fn share(&self, _cache: &Cache, _key: &str) -> Result<Bytes> {

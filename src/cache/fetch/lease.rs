@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::loading::is_uncertain;
 use crate::cache::key::lease_key;
 use crate::cache::{Cache, blocking, settled};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::lifecycle::generation;
 use crate::net::{Drive, drive};
 use crate::store::{Ttl, When};
@@ -63,6 +64,14 @@ pub(super) enum Leasing {
     NoAnswer(Error, Option<Lease>),
 }
 
+/// What a lease takes the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Empty,
+    /// The mark of a load that has stored nothing.
+    Marked,
+}
+
 /// What is to be seen of another's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
@@ -79,8 +88,8 @@ impl Cache {
         !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
     }
 
-    /// Tries to win the lease of a key, given as the store sees it.
-    pub(super) async fn lease(&self, full_key: &str) -> Leasing {
+    /// Tries to win the lease of a key, given as the store sees it: where there is none, or where there is only a mark.
+    pub(super) async fn lease(&self, full_key: &str, place: Place) -> Leasing {
         let lifetime = self.shared.settings.lease;
         if !self.takes_leases() {
             return Leasing::Unneeded;
@@ -94,7 +103,7 @@ impl Cache {
             is_granted: false,
             is_in_background: false,
         };
-        match lease.acquire().await {
+        match lease.acquire(place).await {
             Ok(true) => {
                 lease.is_granted = true;
                 Leasing::Won(lease)
@@ -103,9 +112,7 @@ impl Cache {
                 lease.forget();
                 Leasing::Lost
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol) => {
-                Leasing::NoAnswer(error, Some(lease))
-            }
+            Err(error) if is_uncertain(&error) => Leasing::NoAnswer(error, Some(lease)),
             Err(error) => {
                 lease.forget();
                 Leasing::NoAnswer(error, None)
@@ -126,12 +133,27 @@ impl Cache {
 }
 
 impl Lease {
-    async fn acquire(&self) -> Result<bool> {
-        let Some(claim) = &self.claim else { return Ok(false) };
+    async fn acquire(&self, place: Place) -> Result<bool> {
+        let Some(Claim { key, token, lifetime, .. }) = &self.claim else { return Ok(false) };
+        let (token, ttl) = (token.clone(), Ttl::After(*lifetime));
         let store = self.cache.store()?;
-        let acquired =
-            settled(store.set(&claim.key, claim.token.clone(), Ttl::After(claim.lifetime), When::IfAbsent)).await;
-        self.cache.answered(acquired)
+        self.cache.answered(match place {
+            Place::Empty => settled(store.set(key, token, ttl, When::IfAbsent)).await,
+            Place::Marked => settled(store.compare_and_set(key, Some(&NOTHING_STORED), Some(token), ttl)).await,
+        })
+    }
+
+    /// Whether it is gone before its time.
+    pub(super) async fn is_revoked(&self) -> bool {
+        let Some(claim) = self.claim.as_ref().filter(|_| self.is_granted && self.generation == generation()) else {
+            return false;
+        };
+        let held = async {
+            let store = self.cache.store()?;
+            self.cache.answered(settled(store.get_latest(&claim.key)).await)
+        };
+        // What cannot be known now is found out at the release.
+        held.await.is_ok_and(|held| held.is_none_or(|token| token != claim.token) && !claim.has_run_out())
     }
 
     /// Leaves it to whoever loads next. Answers whether the key was deleted since the lease was won.
@@ -148,7 +170,7 @@ impl Lease {
         // A loader may have forked, and this may be the child.
         let Some(claim) = self.claim.as_ref().filter(|_| self.generation == generation()) else { return false };
         let was_there = replace(&self.cache, claim, mark).await;
-        let is_revoked = self.is_granted && !was_there && !claim.may_have_run_out();
+        let is_revoked = self.is_granted && !was_there && !claim.has_run_out();
         self.claim = None;
         is_revoked
     }
@@ -176,13 +198,13 @@ impl Drop for Lease {
 }
 
 impl Claim {
-    fn may_have_run_out(&self) -> bool {
-        // Memcached's clock ticks in seconds.
-        self.since.elapsed() + Duration::from_secs(1) >= self.lifetime
+    /// By this side's clock. Where the server's ends it early, as Memcached's may, that looks like a delete.
+    fn has_run_out(&self) -> bool {
+        self.since.elapsed() >= self.lifetime
     }
 }
 
-/// Removes a lease, or leaves a mark in its place for a moment. Answers whether it was still there, as far as one can tell.
+/// Removes a lease, or leaves a mark in its place for a moment. Answers whether it was still there; not, if nobody knows.
 async fn replace(cache: &Cache, claim: &Claim, mark: Option<Bytes>) -> bool {
     let replaced = async {
         let store = cache.store()?;
@@ -191,7 +213,7 @@ async fn replace(cache: &Cache, claim: &Claim, mark: Option<Bytes>) -> bool {
     };
     replaced.await.unwrap_or_else(|error| {
         cache.report(&error);
-        true
+        false
     })
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Loaded;
 use super::flight::{Landing, Lead, Part};
 use super::form::Form;
-use super::lease::{Held, Lease, Leasing, Patience};
+use super::lease::{Held, Lease, Leasing, Patience, Place};
 use crate::cache::key::check_key;
 use crate::cache::renewal::as_it_was;
 use crate::cache::times::Age;
@@ -45,7 +45,12 @@ pub(super) struct Terms {
 
 /// What a look into the store has found.
 pub(super) enum Found<T> {
-    Fresh(T, Bytes),
+    /// It serves, and is not to be loaded anew now.
+    Settled {
+        value: T,
+        is_stale: bool,
+        encoded: Bytes,
+    },
     /// A value that serves, and is to be loaded anew.
     Old {
         value: T,
@@ -60,13 +65,19 @@ enum Awaited<V> {
     Value(V, Bytes),
     /// It has failed: somebody is to take over.
     Failure,
+    /// It has stored nothing, as the next one would.
+    InVain,
+    /// It had ended before this fetch came, and stored nothing.
+    Mark,
     /// It is not to be waited for.
-    Nothing,
+    TooLate,
 }
 
 /// What the store holds after a load.
 enum Stored {
     Ours(Bytes),
+    /// The answer was lost.
+    Perhaps(Bytes, Error),
     /// What somebody has stored meanwhile.
     Others,
     Nothing,
@@ -95,18 +106,12 @@ impl<'a> Fetching<'a> {
         self.terms
     }
 
-    /// The first look. What it finds may be all that there is to the fetch.
+    /// The first look.
     pub(super) async fn look<V: Form>(&mut self) -> Found<V> {
-        let found = match self.cache.get_raw(self.key).await {
+        match self.cache.get_raw(self.key).await {
             Ok(found) => self.found(found, V::open),
             Err(error) => self.nothing_but(&error),
-        };
-        match found {
-            Found::Fresh(..) | Found::Old { is_stale: false, .. } => self.ends_as("hit"),
-            Found::Old { is_stale: true, .. } => self.ends_as("stale"),
-            Found::Nothing => {}
         }
-        found
     }
 
     /// The key as the store sees it.
@@ -130,7 +135,9 @@ impl<'a> Fetching<'a> {
     fn found<V>(&mut self, found: Option<Bytes>, open: impl FnOnce(&Cache, &Bytes) -> Option<(V, Age)>) -> Found<V> {
         let opened = found.as_ref().and_then(|encoded| open(self.cache, encoded));
         match (opened, found) {
-            (Some((value, Age::Fresh)), Some(encoded)) => Found::Fresh(value, encoded),
+            (Some((value, age @ (Age::Fresh | Age::Resting))), Some(encoded)) => {
+                Found::Settled { value, is_stale: age == Age::Resting, encoded }
+            }
             (Some((value, age @ (Age::Ageing | Age::Stale))), Some(encoded)) => {
                 self.terms.held = Some(encoded.clone());
                 Found::Old { value, is_stale: age == Age::Stale, encoded }
@@ -189,8 +196,9 @@ impl<'a> Fetching<'a> {
     ) -> Result<V, E> {
         let mut patience = Patience::until(self.terms.deadline);
         let mut lease = None;
+        let mut place = Place::Empty;
         while self.terms.store_answers {
-            match self.cache.lease(&self.full_key()).await {
+            match self.cache.lease(&self.full_key(), place).await {
                 Leasing::Won(won) => lease = Some(won),
                 Leasing::Unneeded if self.terms.landed == self.cache.local().flights.landed() => break,
                 Leasing::Unneeded => {}
@@ -204,8 +212,19 @@ impl<'a> Fetching<'a> {
                         lead.land(Landing::Loaded(encoded));
                         return Ok(self.coalesced(value));
                     }
-                    Awaited::Failure => continue,
-                    Awaited::Nothing => break,
+                    Awaited::Failure => {
+                        place = Place::Empty;
+                        continue;
+                    }
+                    Awaited::Mark => {
+                        place = Place::Marked;
+                        continue;
+                    }
+                    Awaited::InVain => {
+                        drop(lead);
+                        return self.load_alone(load).await;
+                    }
+                    Awaited::TooLate => break,
                 },
             }
             if let Some((value, encoded)) = self.look_again().await.into_value() {
@@ -219,6 +238,7 @@ impl<'a> Fetching<'a> {
 
     /// Waits for another process's load.
     async fn await_another<V: Form>(&mut self, patience: &mut Patience) -> Awaited<V> {
+        let mut has_waited = false;
         while self.terms.store_answers {
             // The lease first: it ends after the value was stored.
             let held = self.cache.look_at_lease(&self.full_key()).await;
@@ -227,27 +247,27 @@ impl<'a> Fetching<'a> {
             }
             match held {
                 Ok(Held::NoLonger) => return Awaited::Failure,
-                Ok(Held::InVain) => return Awaited::Nothing,
-                Ok(Held::Still) => {}
+                Ok(Held::InVain) => return if has_waited { Awaited::InVain } else { Awaited::Mark },
+                Ok(Held::Still) => has_waited = true,
                 Err(error) => {
                     self.cache.report(&error);
-                    return Awaited::Nothing;
+                    return Awaited::TooLate;
                 }
             }
             if !patience.wait().await.unwrap_or(false) {
-                return Awaited::Nothing;
+                return Awaited::TooLate;
             }
         }
-        Awaited::Nothing
+        Awaited::TooLate
     }
 
     /// Loads anew what is there, unless somebody else does. `None` where the old value is to go on serving.
     pub(super) async fn refresh<V: Form, E>(
-        mut self,
+        &mut self,
         lead: Lead,
         load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
     ) -> Option<V> {
-        let lease = match self.cache.lease(&self.full_key()).await {
+        let lease = match self.cache.lease(&self.full_key(), Place::Empty).await {
             Leasing::Won(lease) => Some(lease),
             Leasing::Unneeded => None,
             Leasing::Lost => {
@@ -262,7 +282,7 @@ impl<'a> Fetching<'a> {
         };
         if lease.is_some() || self.terms.landed != self.cache.local().flights.landed() {
             match self.look_again().await {
-                Found::Fresh(value, encoded) => {
+                Found::Settled { value, encoded, .. } => {
                     Duty { lead: Some(lead), lease }.fulfil(Landing::Loaded(encoded)).await;
                     return Some(self.coalesced(value));
                 }
@@ -323,41 +343,62 @@ impl<'a> Fetching<'a> {
             _ => value.share(self.cache, self.key).map_or(Landing::NotShareable, Landing::Loaded),
         };
         let stored = match sealed {
+            // Looked at first as well, so that hardly anybody sees what is to be taken back.
+            Some(_) if duty.is_revoked().await => Ok(Stored::Nothing),
             Some(sealed) if self.terms.store_answers => self.put(sealed).await,
             Some(sealed) => self.cache.counted(sealed).map(|_| Stored::Nothing),
             None => Ok(Stored::Nothing),
         };
-        let is_revoked = match &stored {
-            Ok(Stored::Ours(_) | Stored::Others) => duty.fulfil(landing).await,
-            Ok(Stored::Nothing) | Err(_) => {
+        match stored {
+            Ok(Stored::Ours(stored)) => {
+                if duty.fulfil(landing).await {
+                    self.take_back(&stored).await;
+                }
+            }
+            Ok(Stored::Perhaps(stored, error)) => {
+                self.cache.report(&error);
+                if duty.fulfil(landing).await {
+                    self.take_back(&stored).await;
+                }
+            }
+            Ok(Stored::Others) => _ = duty.fulfil(landing).await,
+            Ok(Stored::Nothing) => duty.fulfil_in_vain(landing).await,
+            Err(error) => {
+                self.cache.report(&error);
                 duty.fulfil_in_vain(landing).await;
-                false
             }
-        };
-        let kept = match stored {
-            Ok(Stored::Ours(stored)) if is_revoked => {
-                let former = self.terms.held.as_ref().and_then(as_it_was);
-                self.cache.swap(self.key, Some(&stored), former).await.map(|_| ())
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = kept {
-            self.cache.report(&error);
         }
         value
+    }
+
+    /// The key was deleted while its value was loaded: has the store as it was before.
+    async fn take_back(&self, stored: &[u8]) {
+        let former = self.terms.held.as_ref().and_then(as_it_was);
+        if let Err(error) = self.cache.swap(self.key, Some(stored), former).await {
+            self.cache.report(&error);
+        }
     }
 
     /// Stores a value in the place of what was held.
     async fn put(&self, sealed: Result<Sealed>) -> Result<Stored> {
         let sealed = self.cache.counted(sealed)?;
         let stored = sealed.bytes.clone();
-        let is_stored = match &self.terms.held {
-            _ if self.cache.is_forced => self.cache.put(self.key, Ok(sealed), When::Always, |stored| stored).await?,
-            None => self.cache.put(self.key, Ok(sealed), When::IfAbsent, |stored| stored).await?,
-            Some(held) => self.cache.swap(self.key, Some(held), Some(sealed)).await?,
+        let when = if self.cache.is_forced { When::Always } else { When::IfAbsent };
+        let replaced = match self.terms.held.as_ref().filter(|_| when == When::IfAbsent) {
+            Some(held) => self.cache.swap(self.key, Some(held), Some(sealed.clone())).await,
+            None => Ok(false),
         };
-        Ok(if is_stored { Stored::Ours(stored) } else { Stored::Others })
+        let is_stored = match replaced {
+            // What was held may have ended meanwhile.
+            Ok(false) => self.cache.put(self.key, Ok(sealed), when, |stored| stored).await,
+            replaced => replaced,
+        };
+        match is_stored {
+            Ok(true) => Ok(Stored::Ours(stored)),
+            Ok(false) => Ok(Stored::Others),
+            Err(error) if is_uncertain(&error) => Ok(Stored::Perhaps(stored, error)),
+            Err(error) => Err(error),
+        }
     }
 
     fn coalesced<V>(&self, value: V) -> V {
@@ -366,8 +407,14 @@ impl<'a> Fetching<'a> {
         value
     }
 
+    /// Answers with what was found.
+    pub(super) fn served<V>(&self, value: V, is_stale: bool) -> V {
+        self.ends_as(if is_stale { "stale" } else { "hit" });
+        value
+    }
+
     /// Tells how the fetch has ended.
-    pub(super) fn ends_as(&self, outcome: &'static str) {
+    fn ends_as(&self, outcome: &'static str) {
         self.terms.span.outcome(outcome);
     }
 
@@ -384,6 +431,17 @@ impl Terms {
 }
 
 impl Duty {
+    /// Whether the key was deleted since the duty was taken, as far as one can tell now.
+    async fn is_revoked(&self) -> bool {
+        if self.lead.as_ref().is_some_and(Lead::is_revoked) {
+            return true;
+        }
+        match &self.lease {
+            Some(lease) => lease.is_revoked().await,
+            None => false,
+        }
+    }
+
     /// Those who wait in this process first: for the others the value is in the store. Answers whether the key was deleted
     /// since the duty was taken.
     async fn fulfil(self, landing: Landing) -> bool {
@@ -418,7 +476,7 @@ impl Duty {
 impl<T> Found<T> {
     fn into_value(self) -> Option<(T, Bytes)> {
         match self {
-            Found::Fresh(value, encoded) | Found::Old { value, encoded, .. } => Some((value, encoded)),
+            Found::Settled { value, encoded, .. } | Found::Old { value, encoded, .. } => Some((value, encoded)),
             Found::Nothing => None,
         }
     }
@@ -454,6 +512,11 @@ impl Cache {
             on_error(error);
         }
     }
+}
+
+/// Whether a write that failed like this may have taken effect.
+pub(super) fn is_uncertain(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
 }
 
 pub(super) fn is_outage(error: &Error) -> bool {

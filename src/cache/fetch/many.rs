@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::flight::{Landing, Lead, Part};
 use super::loading::is_outage;
+use crate::cache::renewal::as_it_was;
 use crate::cache::times::Age;
 use crate::cache::{Cache, Expiry, Lifetime, Sealed};
 use crate::error::{ErrorKind, Result};
@@ -157,9 +158,14 @@ impl Cache {
     /// What was deleted while it was loaded.
     async fn take_back_what_was_revoked<T, E>(&self, wanted: &[Wanted<'_, T, E>]) {
         let revoked = wanted.iter().filter(|wanted| wanted.lead.as_ref().is_some_and(Lead::is_revoked));
-        let stored: Vec<(&str, Bytes)> = revoked.filter_map(|wanted| Some((wanted.key, wanted.stored()?))).collect();
-        for (key, stored) in stored {
-            if let Err(error) = self.swap(key, Some(&stored), None).await {
+        let stored: Vec<(&str, Bytes, Option<Sealed>)> = revoked
+            .filter_map(|wanted| {
+                let former = wanted.old.as_ref().and_then(|(_, held)| as_it_was(held));
+                Some((wanted.key, wanted.stored()?, former))
+            })
+            .collect();
+        for (key, stored, former) in stored {
+            if let Err(error) = self.swap(key, Some(&stored), former).await {
                 self.report(&error);
             }
         }
@@ -194,7 +200,7 @@ impl Cache {
             }
         };
         let sealed = self.prefix.owned_key(wanted.key).and_then(|full_key| {
-            let Lifetime { ttl, times } = expiry.begin_among_others()?;
+            let Lifetime { ttl, times, .. } = expiry.begin_among_others()?;
             Ok((full_key, Sealed { bytes: self.encode(wanted.key, &value, times)?, ttl }))
         });
         wanted.landing = Some(match &sealed {
@@ -235,7 +241,7 @@ impl<T, E> Wanted<'_, T, E> {
 
     fn take_in(&mut self, opened: Option<(T, Age)>, encoded: &Bytes) {
         match opened {
-            Some((value, Age::Fresh | Age::Ageing)) => self.answer = Some(Ok(value)),
+            Some((value, Age::Fresh | Age::Ageing | Age::Resting)) => self.answer = Some(Ok(value)),
             Some((value, Age::Stale)) => self.old = Some((value, encoded.clone())),
             Some((_, Age::Gone)) | None => {}
         }

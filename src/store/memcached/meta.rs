@@ -264,6 +264,7 @@ impl Protocol for Meta {
         self.send(&mut connection, &probe).await?;
         let greeted = self.receive(&mut connection, &probe).await;
         greeted.map_err(|error| match error.kind() {
+            ErrorKind::Server if error.to_string().contains("Too many open connections") => error,
             ErrorKind::Server => {
                 let context = format!("{} does not offer the meta protocol of memcached 1.6", self.endpoint);
                 Error::with_source(ErrorKind::Unsupported, context, error)

@@ -140,10 +140,14 @@ impl Multiplexed {
     /// waited while others failed must be.
     async fn dial(&self, link: &Link<Resp>) -> Result<Connection> {
         link.admit()?;
+        link.admit_at_door()?;
         let opened = match self.open(link, ProtocolVersion::RESP3).await {
             Err(Refusal::KnowsOnlyResp2) => self.open(link, ProtocolVersion::RESP2).await,
             opened => opened,
         };
+        if opened.is_ok() {
+            link.welcomed();
+        }
         opened.map_err(|refusal| {
             link.turned_away(match refusal {
                 Refusal::KnowsOnlyResp2 => {
