@@ -32,9 +32,20 @@
 //! # Features
 //!
 //! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
-//! test suite for a store of your own. `tracing`, which is off by default, has a span for each exchange with a server and each
-//! fetch, with the fields of OpenTelemetry's conventions for databases, and events for connections, outages and refreshes; it
-//! tells no key and no value. A subscriber's locks come through a fork as they are, which only the host can judge.
+//! test suite for a store of your own.
+//!
+//! `tracing`, which is off by default, tells the crate of that name, under the target `prefork_cache`:
+//!
+//! | what | level | fields |
+//! | --- | --- | --- |
+//! | span `fetch` | debug | `cache.name`; `cache.outcome`: `hit`, `stale`, `coalesced`, `loaded` or `failed` |
+//! | span `exchange`, with a server | debug | those of OpenTelemetry's conventions for database clients: `db.system.name`, `db.operation.name`, `db.operation.batch.size`, `db.namespace`, `server.address`, `server.port`, `network.transport`, `error.type` |
+//! | "connected" | debug | `server.address`, `server.port` |
+//! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
+//! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
+//!
+//! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which only the
+//! host can judge.
 
 // Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
 #![cfg_attr(

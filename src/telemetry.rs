@@ -7,6 +7,8 @@
 //! A subscriber is somebody else's code, which may use a cache itself. So nothing is told by the fork handlers, the gate or
 //! the ledger, or while a lock of this crate is held.
 //!
+//! An exchange is told while it holds its place in a pool: a subscriber that uses a cache on the same server needs a spare one.
+//!
 //! The spans are what OpenTelemetry's conventions for database clients call for. No key and no value is told, and of an error
 //! only its kind: the text may name a key.
 

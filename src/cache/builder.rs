@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::codec::Codec;
+use super::handle::CACHES;
 use super::key::Prefix;
-use super::{CACHES, Cache, Observer, Settings, Shared};
+use super::{Cache, Observer, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;

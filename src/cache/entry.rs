@@ -83,7 +83,7 @@ impl Cache {
         self.put(key, self.seal(key, value, expiry.into()), When::Always, |_| ())
     }
 
-    /// Stores a value where there is none. Answers whether it was stored.
+    /// Stores a value where there is no entry, not even a stale one. Answers whether it was stored.
     ///
     /// # Errors
     ///

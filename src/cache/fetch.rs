@@ -25,22 +25,27 @@ mod many;
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
     ///
-    /// - *A fresh value* is returned.
-    /// - *An old one*, [stale or to be refreshed ahead](Expiry), is loaded anew by one caller among all processes on the same
-    ///   server, who waits for that; everybody else has the old value at once. If the loader fails, the one has the old value
-    ///   too, and the next try comes after [`Builder::retry_after`](crate::Builder::retry_after).
-    /// - *Where there is none*, one caller among all processes on the same server loads it (on
-    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), and the others wait for its value, each at most as
-    ///   long as [`Builder::fetch_wait`](crate::Builder::fetch_wait) says, and then run their own loader and store what it
-    ///   returns. Where the one fails, panics or is cancelled, another one takes over at once; where its process is killed,
-    ///   when its [lease](crate::Builder::lease) ends.
+    /// - *There is a fresh value*: it is returned.
+    /// - *There is an old value*, [stale or to be refreshed ahead](Expiry): one caller, among all processes on the same server,
+    ///   runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails, its caller
+    ///   gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is told that it failed (not why: the loader's
+    ///   error is the loader's to log), and the next try comes after [`Builder::retry_after`](crate::Builder::retry_after).
+    /// - *There is none*: one caller, among all processes on the same server (on
+    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The other callers wait for its value,
+    ///   each for [`Builder::fetch_wait`](crate::Builder::fetch_wait) at most; then they run their own loaders and store what
+    ///   these return. If the caller that loads fails, panics or is cancelled, another one takes over: at once in the same
+    ///   process, within about 0.1 s in another one. If its process is killed, another one takes over when the
+    ///   [lease](crate::Builder::lease) ends.
+    ///
+    /// What is loaded takes the place of what was there when the load began. A value that somebody sets meanwhile stays, and
+    /// after a [`delete`](Cache::delete) nothing is kept.
     ///
     /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
     /// cannot be encoded are counted, and told to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
     /// returned. A store that did not answer the read is not asked to keep the value.
     ///
-    /// A loader that fetches the very key that it loads: blocking, the inner fetch runs its own loader; asynchronous, it waits
-    /// in vain for as long as a fetch waits.
+    /// A loader may fetch other keys. If it fetches the very key that it loads: a blocking one runs the inner loader; an
+    /// asynchronous one waits for `fetch_wait` (10 s), and then runs it.
     ///
     /// # Errors
     ///
@@ -105,8 +110,8 @@ impl Cache {
         fetched.map(|Typed(value)| value)
     }
 
-    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. They are fresh or gone: bare bytes carry no
-    /// times, so nothing is refreshed ahead or served stale.
+    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Bare bytes carry no times: they are fresh until
+    /// `after` has passed, and then gone. `stale_for` and `refresh_ahead` mean nothing for them.
     ///
     /// # Errors
     ///

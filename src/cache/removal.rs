@@ -12,8 +12,10 @@ use crate::store::{CacheStore, batch, wrong_count};
 impl Cache {
     /// Removes an entry. Answers whether there was one.
     ///
-    /// What a fetch is loading for this key at the same time is not kept, in any process: it may be what was there before
-    /// the change that this delete is for. The store is asked to remove the key's [lease](crate::Builder::lease) as well.
+    /// What a fetch is loading for this key at the same time is not kept, in any process on the same store: it may be what was
+    /// there before the change that this delete is for. On a server that takes two requests, for the key's
+    /// [lease](crate::Builder::lease) and for the entry. Out of reach are, in other processes, loads that have outlived their
+    /// lease and those of [`fetch_many`](Cache::fetch_many); and everywhere, [forced](Cache::force) ones.
     ///
     /// # Errors
     ///
@@ -53,7 +55,7 @@ impl Cache {
     }
 
     /// Removes every entry of this handle's namespace; without a namespace, every entry of the store. What is being loaded
-    /// meanwhile is not kept.
+    /// meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice.
     ///
     /// # Errors
     ///

@@ -14,7 +14,8 @@ impl Cache {
     /// Has an entry expire as if it had been stored just now with this expiry, the times of [staleness](Expiry) included.
     /// Answers whether there is one.
     ///
-    /// A typed value is read for that, and written back if it is unchanged.
+    /// A typed value is read for that, and written back if it is unchanged. It is fresh again, even if it was
+    /// [expired](Cache::expire) on purpose; on whatever version it is of.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use crate::store::{CONFLICT_ATTEMPTS, conflict};
 
 impl Cache {
     /// Changes a value, and answers the new one. `change` gets the current value (`None` where there is none, or none of this
-    /// type) and returns the new one (`None` removes the entry). It is called again whenever another writer came between.
+    /// type: whatever else was under the key is replaced) and returns the new one (`None` removes the entry). It is called again whenever another writer came between.
     ///
     /// # Errors
     ///

@@ -18,10 +18,10 @@ use crate::net::{Drive, drive};
 use crate::telemetry::{self, Span};
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own: an old value, stale or to be refreshed
-    /// ahead, is answered at once, or after [`soft_timeout`](Cache::soft_timeout), while the load goes on; and a caller that
-    /// is cancelled does not cancel it. Outside of a tokio runtime, and where there is no value yet, the caller waits as for
-    /// `fetch`.
+    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own. A value that is to be refreshed ahead is
+    /// answered at once, and a stale one at once or after [`soft_timeout`](Cache::soft_timeout), while the load goes on; a
+    /// caller that is cancelled does not cancel it. Where there is no value yet, and outside of a tokio runtime, the caller
+    /// waits as for `fetch`. A panic of a loader that nobody waits for is a failure like any other.
     ///
     /// # Errors
     ///

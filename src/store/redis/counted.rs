@@ -2,8 +2,9 @@
 //!
 //! The driver gives each reply to the request that has waited longest. After a reply too many (a server gone wrong, an array
 //! whose count was damaged) every answer would be another's, for as long as somebody is always waiting. So requests and
-//! replies are counted as they pass by, and what exceeds the count breaks the connection before the driver sees it. A reply
-//! too few is noticed by whoever waits for it in vain.
+//! replies are counted as they pass by, and what exceeds the count breaks the connection before the driver sees it. Where
+//! several requests are under way, that is when the last of them would be answered: until then a reply too many is not told
+//! from a right one. A reply too few is noticed by whoever waits for it in vain.
 //!
 //! One that comes before the first request is none too many: a server that has no room says so at once.
 

@@ -112,8 +112,9 @@ fn the_table_names_tests_that_are_there() {
         "version"
     );
     let page = include_str!("../../../src/guide/rails_behaviours.md");
-    let rows =
-        page.lines().filter(|line| line.starts_with("| `") || line.starts_with("| :") || line.starts_with("| c"));
+    // Long names may break.
+    let page = page.replace("<wbr>", "").replace("<code>", "`").replace("</code>", "`");
+    let rows = page.lines().filter(|line| line.starts_with("| "));
     let named: Vec<&str> = rows.flat_map(|row| row.split('`')).filter(|part| is_a_test(part)).collect();
     assert!(named.len() > 80, "{} names", named.len());
     for name in named {

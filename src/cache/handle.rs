@@ -1,0 +1,205 @@
+//! Handles: where they come from, what is derived from them, and their connections.
+
+use std::sync::Arc;
+#[cfg(feature = "tokio")]
+use std::time::Duration;
+
+use super::{Blocking, Builder, Cache, Stats, settled};
+use crate::error::Result;
+use crate::lifecycle::Registry;
+use crate::store::CacheStore;
+
+pub(super) static CACHES: Registry<(String, Cache)> = Registry::new();
+
+impl Cache {
+    /// Registers a store under the name "default", for the life of the process and of its children. No I/O.
+    ///
+    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. Where several are registered under one name,
+    /// [`named`](Cache::named) gives the last, and all are refreshed.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::register(MemoryStore::new());
+    /// assert!(Cache::named("default").is_some());
+    /// ```
+    pub fn register(store: impl CacheStore) -> Cache {
+        Cache::builder(store).register()
+    }
+
+    /// Settings for a cache: name, namespace, codec and more.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).name("words").namespace("v1").codec(Codec::Json).register();
+    /// ```
+    pub fn builder(store: impl CacheStore) -> Builder {
+        Builder::new(Arc::new(store))
+    }
+
+    /// The cache that was registered last under a name, in this process or in one that it was forked from.
+    ///
+    /// ```
+    /// use prefork_cache::Cache;
+    ///
+    /// assert!(Cache::named("never registered").is_none());
+    /// ```
+    pub fn named(name: &str) -> Option<Cache> {
+        let mut newest_first = CACHES.snapshot().into_iter().rev();
+        newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
+    }
+
+    /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
+    ///
+    /// A part is taken as it is: one with a colon of its own, which a user's input may have, is two parts.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let tenant = cache.namespace("tenant").namespace("7");
+    /// tenant.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
+    /// assert!(cache.blocking().exists("tenant:7:motd")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn namespace(&self, part: &str) -> Cache {
+        Cache { prefix: self.prefix.join(part), ..self.clone() }
+    }
+
+    /// A handle whose values carry a version: what was written under another version, or under none, is a miss.
+    ///
+    /// As in Rails' `cache.fetch(key, version:)`, the key stays the same, so that a new version overwrites the old one. The
+    /// version is looked at by what reads a value: `get`, `fetch`, `exists`, `take` and `update` and their kin. An entry of
+    /// another version is there for `add`, `replace`, `touch`, `expire` and `delete`.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.version("1").blocking().set("widget", "round", Duration::from_secs(60))?;
+    /// assert_eq!(cache.version("2").blocking().get::<String>("widget")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn version(&self, version: &str) -> Cache {
+        Cache { version: Some(version.into()), ..self.clone() }
+    }
+
+    /// A handle whose fetches always load, and store what they have loaded, as Rails' `force: true`. Defaults to `false`.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let fetch = |force, value: u32| {
+    ///     cache.force(force).blocking().fetch("price", Duration::from_secs(60), || Ok::<_, std::io::Error>(value))
+    /// };
+    /// assert_eq!(fetch(false, 100)?, 100);
+    /// assert_eq!(fetch(false, 200)?, 100);
+    /// assert_eq!(fetch(true, 300)?, 300);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn force(&self, force: bool) -> Cache {
+        Cache { is_forced: force, ..self.clone() }
+    }
+
+    /// A handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it answers with a stale
+    /// value. Defaults to zero: a stale value is answered at once.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let expiry = Expiry::after(Duration::from_secs(60)).stale_for(Duration::from_secs(3_600));
+    /// cache.set("price", &100, expiry).await?;
+    /// cache.expire("price").await?;
+    ///
+    /// let patient = cache.soft_timeout(Duration::from_secs(10));
+    /// let price = patient.fetch_detached("price", expiry, async || Ok::<_, std::io::Error>(200)).await;
+    /// assert_eq!(price.unwrap(), 200);
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
+    #[cfg(feature = "tokio")]
+    #[must_use]
+    pub fn soft_timeout(&self, wait: Duration) -> Cache {
+        Cache { soft_timeout: wait, ..self.clone() }
+    }
+
+    /// The same verbs, inline on the calling thread, without a runtime; also on a thread of a tokio runtime.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(cache.blocking().get::<String>("nothing")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[inline]
+    pub fn blocking(&self) -> Blocking<'_> {
+        Blocking::new(self)
+    }
+
+    /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::RedisStore};
+    ///
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:6379")?).build();
+    /// cache.reset();
+    /// assert_eq!(cache.stats().reconnects, 1);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn reset(&self) {
+        // What may fail here is the store's own refresh after a fork; the next operation reports it.
+        if let Ok(store) = self.store() {
+            store.reset();
+            self.local().counters.reconnected();
+        }
+    }
+
+    /// Forgets every connection, dials now and proves that the server answers.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) and the store's others.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, ErrorKind, stores::RedisStore};
+    ///
+    /// // Nothing listens on port 1.
+    /// let cache = Cache::builder(RedisStore::new("redis://127.0.0.1:1")?).build();
+    /// let error = cache.blocking().reconnect().unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Connect);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn reconnect(&self) -> Result<()> {
+        let store = self.store()?;
+        self.local().counters.reconnected();
+        self.answered(settled(store.reconnect()).await)
+    }
+
+    /// What this process has done through this cache so far. Handles of other namespaces count together.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// cache.blocking().get::<String>("motd")?;
+    /// cache.blocking().get::<String>("other")?;
+    /// assert_eq!((cache.stats().hits, cache.stats().misses), (1, 1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.local().counters.read(self.shared.registration.refreshed())
+    }
+}
