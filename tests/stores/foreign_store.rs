@@ -111,3 +111,49 @@ fn asynchronously_it_is_awaited() {
         assert_eq!(cache.fetch("k", TTL, async || Ok::<u8, std::convert::Infallible>(2)).await, Ok(1));
     });
 }
+
+/// Says that there is an entry where it then finds none.
+#[derive(Debug)]
+struct Fickle(MemoryStore);
+
+#[async_trait]
+impl CacheStore for Fickle {
+    fn name(&self) -> &str {
+        "fickle"
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        self.0.get(key).await
+    }
+
+    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
+        if when == When::IfAbsent { Ok(false) } else { self.0.set(key, value, ttl, when).await }
+    }
+
+    async fn delete(&self, key: &str) -> Result<bool> {
+        self.0.delete(key).await
+    }
+
+    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
+        self.0.compare_and_set(key, expected, new, ttl).await
+    }
+
+    async fn clear(&self, prefix: &str) -> Result<()> {
+        self.0.clear(prefix).await
+    }
+
+    fn reset(&self) {}
+
+    async fn reconnect(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// There is no lease to win, and none to wait for: the bound of the wait is what ends it.
+#[test]
+fn a_fetch_ends_whatever_a_store_says_of_leases() {
+    let cache = Cache::builder(Fickle(MemoryStore::new())).fetch_wait(Duration::from_millis(50)).build();
+    let load = || Ok::<u32, std::convert::Infallible>(1);
+    assert_eq!(cache.blocking().fetch("k", TTL, load), Ok(1));
+    assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || load())), Ok(1));
+}

@@ -5,6 +5,7 @@
 //! or is content with that. Under a duty the store is asked once more before anything is loaded: whoever had the duty before
 //! may have stored a value after the first look.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::Loaded;
@@ -197,6 +198,7 @@ impl<'a> Fetching<'a> {
         let mut patience = Patience::until(self.terms.deadline);
         let mut lease = None;
         let mut place = Place::Empty;
+        let mut has_tried_again = false;
         while self.terms.store_answers {
             match self.cache.lease(&self.full_key(), place).await {
                 Leasing::Won(won) => lease = Some(won),
@@ -212,12 +214,12 @@ impl<'a> Fetching<'a> {
                         lead.land(Landing::Loaded(encoded));
                         return Ok(self.coalesced(value));
                     }
-                    Awaited::Failure => {
-                        place = Place::Empty;
-                        continue;
-                    }
-                    Awaited::Mark => {
-                        place = Place::Marked;
+                    ended @ (Awaited::Failure | Awaited::Mark) => {
+                        place = if matches!(ended, Awaited::Mark) { Place::Marked } else { Place::Empty };
+                        // Others may be quicker each time, or the store may not mean what it says.
+                        if mem::replace(&mut has_tried_again, true) && !patience.wait().await.unwrap_or(false) {
+                            break;
+                        }
                         continue;
                     }
                     Awaited::InVain => {
