@@ -50,7 +50,11 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
-        let found = self.read(key).await?;
+        // As `read`, without the size of its future: this is the shortest way there is.
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        let found = self.answered(settled(store.get(key)).await)?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
