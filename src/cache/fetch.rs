@@ -21,6 +21,7 @@ mod lease;
 mod loaded;
 mod loading;
 mod many;
+mod storing;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.

@@ -121,18 +121,6 @@ fn counted_in<T>(cache: &Cache, have_looked: Tally, work: impl FnOnce() -> T) ->
     })
 }
 
-/// How often somebody has tried to take a lease, or has set anything else.
-fn attempts(server: &Server) -> usize {
-    let (question, line) = match server.kind() {
-        Kind::Redis => ("INFO commandstats", "cmdstat_set:calls="),
-        Kind::Memcached => ("stats", "STAT cmd_set "),
-    };
-    let answer = server.ask(question);
-    let number = answer.lines().find_map(|answered| answered.strip_prefix(line)).unwrap_or("0");
-    let end = number.find(|character: char| !character.is_ascii_digit()).unwrap_or(number.len());
-    number[..end].parse().expect("a number")
-}
-
 /// Has all workers ask for a cold key, and waits until each has missed it while one of them loads.
 fn all_miss<T: Serialize + DeserializeOwned>(
     server: &Server,
@@ -140,11 +128,11 @@ fn all_miss<T: Serialize + DeserializeOwned>(
     load: Load,
     work: impl Fn() -> T,
 ) -> Vec<Child<T>> {
-    let (before, have_looked) = (attempts(server), Tally::new());
+    let (before, have_looked) = (server.sets(), Tally::new());
     let workers = workers(|| counted_in(cache, have_looked, &work));
     until("every worker has looked", || have_looked.count() == WORKERS);
     // What is wrong if two load is said in the end.
-    let is_clear = || attempts(server) >= before + WORKERS || load.runs.count() > 1;
+    let is_clear = || server.sets() >= before + WORKERS || load.runs.count() > 1;
     until("as many attempts to take the lease as there are workers", is_clear);
     workers
 }
@@ -249,7 +237,7 @@ fn a_leader_fails(kind: Kind, mode: Mode) {
     };
     for &failure in failures {
         let key = format!("{failure:?}");
-        let before = attempts(&server);
+        let before = server.sets();
         let (has_begun, has_looked, is_done) = (Tally::new(), Tally::new(), Tally::new());
         let waiting = worker(|| {
             until("the other one loads", || has_begun.count() > 0);
@@ -259,7 +247,7 @@ fn a_leader_fails(kind: Kind, mode: Mode) {
             value
         });
         // The leader's attempt, and that of the one that waits.
-        let is_waited_for = || has_looked.count() > 0 && attempts(&server) >= before + 2;
+        let is_waited_for = || has_looked.count() > 0 && server.sets() >= before + 2;
         match mode {
             Mode::Blocking => fail_blocking(&cache, failure, &key, has_begun, is_waited_for),
             Mode::Tokio => fail_on_tokio(&cache, failure, &key, has_begun, is_waited_for, is_done),
@@ -393,13 +381,13 @@ fn a_child_waits(kind: Kind, mode: Mode) {
         let (fetched, of_child) = thread::scope(|scope| {
             let leading = scope.spawn(|| parents.fetch(&Caller::new(mode, &cache), &key, MINUTE));
             until("the parent loads", || parents.runs.count() == 1);
-            let (before, has_looked) = (attempts(&server), Tally::new());
+            let (before, has_looked) = (server.sets(), Tally::new());
             let child = try_fork_by(way, WORKER_TIME, || {
                 let fetch = || childs.fetch(&Caller::new(mode, &cache), &key, MINUTE);
                 counted_in(&cache, has_looked, fetch)
             });
             let child = child.expect("a child");
-            until("the child waits", || has_looked.count() == 1 && attempts(&server) > before);
+            until("the child waits", || has_looked.count() == 1 && server.sets() > before);
             parents.may_end.raise(1);
             (leading.join().expect("no panic"), child.join())
         });

@@ -93,7 +93,7 @@ fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
                 assert_eq!(first.blocking().fetch_loaded("k", load), Ok(1));
             });
             begun_here.recv().unwrap();
-            let before = reads(&server);
+            let before = server.gets();
             let waiting = scope.spawn(|| {
                 let load = || {
                     // It would wait for an hour, if the second had a lease.
@@ -104,23 +104,11 @@ fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
                 second.blocking().fetch_loaded("k", load)
             });
             // The first look, one at the lease and one at the value, and the same again.
-            until("the second waits", || reads(&server) >= before + 5);
+            until("the second waits", || server.gets() >= before + 5);
             release.send(()).unwrap();
             assert_eq!(waiting.join().unwrap(), Ok(2));
         });
     }
-}
-
-/// How often the server was asked for an entry.
-fn reads(server: &Server) -> usize {
-    let (question, line) = match server.kind() {
-        Kind::Redis => ("INFO commandstats", "cmdstat_get:calls="),
-        Kind::Memcached => ("stats", "STAT cmd_get "),
-    };
-    let answer = server.ask(question);
-    let number = answer.lines().find_map(|answered| answered.strip_prefix(line)).unwrap_or("0");
-    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().expect("a number")
 }
 
 /// The store has granted it, and the answer was lost.

@@ -140,6 +140,27 @@ impl Server {
         self.try_ask(command).unwrap_or_else(|error| panic!("asking {} for {command:?}: {error}", self.kind.name()))
     }
 
+    /// How often it was asked to set something.
+    pub fn sets(&self) -> usize {
+        self.counted("cmdstat_set:calls=", "STAT cmd_set ")
+    }
+
+    /// How often it was asked for an entry.
+    pub fn gets(&self) -> usize {
+        self.counted("cmdstat_get:calls=", "STAT cmd_get ")
+    }
+
+    fn counted(&self, redis: &str, memcached: &str) -> usize {
+        let (question, line) = match self.kind {
+            Kind::Redis => ("INFO commandstats", redis),
+            Kind::Memcached => ("stats", memcached),
+        };
+        let answer = self.ask(question);
+        let number = answer.lines().find_map(|answered| answered.strip_prefix(line)).unwrap_or("0");
+        let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().expect("a number")
+    }
+
     fn try_ask(&self, command: &str) -> std::io::Result<String> {
         match &self.place {
             Place::Port(port) => {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::loading::is_uncertain;
+use super::storing::is_uncertain;
 use crate::cache::key::lease_key;
 use crate::cache::{Cache, blocking, settled};
 use crate::error::{Error, Result};

@@ -11,21 +11,20 @@ use std::time::{Duration, Instant};
 use super::Loaded;
 use super::flight::{Landing, Lead, Part};
 use super::form::Form;
-use super::lease::{Held, Lease, Leasing, Patience, Place};
+use super::lease::{Held, Leasing, Patience, Place};
+use super::storing::Duty;
 use crate::cache::key::check_key;
-use crate::cache::renewal::as_it_was;
 use crate::cache::times::Age;
-use crate::cache::{Cache, Sealed, settled};
+use crate::cache::{Cache, settled};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::When;
 use crate::telemetry::Span;
 use bytes::Bytes;
 
 /// A fetch of one key.
 pub(super) struct Fetching<'a> {
-    cache: &'a Cache,
-    key: &'a str,
-    terms: Terms,
+    pub(super) cache: &'a Cache,
+    pub(super) key: &'a str,
+    pub(super) terms: Terms,
 }
 
 /// What a fetch goes by, whoever carries it out.
@@ -37,10 +36,10 @@ pub(super) struct Terms {
     landed: u64,
     /// Whether the store is there to keep what is loaded. If not it is left alone, or each fetch would wait for the same
     /// outage several times.
-    store_answers: bool,
+    pub(super) store_answers: bool,
     /// What the store held at the last look, if it has to be loaded anew: what is loaded takes the place of that, and of
     /// nothing else that was stored meanwhile.
-    held: Option<Bytes>,
+    pub(super) held: Option<Bytes>,
     span: Span,
 }
 
@@ -72,24 +71,6 @@ enum Awaited<V> {
     Mark,
     /// It is not to be waited for.
     TooLate,
-}
-
-/// What the store holds after a load.
-enum Stored {
-    Ours(Bytes),
-    /// The answer was lost.
-    Perhaps(Bytes, Error),
-    /// What somebody has stored meanwhile.
-    Others,
-    Nothing,
-}
-
-/// The duty to load for others.
-#[derive(Default)]
-struct Duty {
-    /// Dropped first, for whoever waits in this process to win.
-    lease: Option<Lease>,
-    lead: Option<Lead>,
 }
 
 impl<'a> Fetching<'a> {
@@ -334,75 +315,6 @@ impl<'a> Fetching<'a> {
         loaded
     }
 
-    /// Stores what was loaded, if it is to be, and hands it to those who wait for it.
-    async fn store<V: Form>(&self, duty: Duty, loaded: Loaded<V>) -> V {
-        self.ends_as("loaded");
-        let Loaded { value, expiry } = loaded;
-        // Encoded before anything is awaited, so that values need not be `Sync`.
-        let sealed = expiry.map(|expiry| value.seal(self.cache, self.key, expiry));
-        let landing = match &sealed {
-            Some(Ok(Sealed { bytes, .. })) => Landing::Loaded(bytes.clone()),
-            _ => value.share(self.cache, self.key).map_or(Landing::NotShareable, Landing::Loaded),
-        };
-        let stored = match sealed {
-            // Looked at first as well, so that hardly anybody sees what is to be taken back.
-            Some(_) if duty.is_revoked().await => Ok(Stored::Nothing),
-            Some(sealed) if self.terms.store_answers => self.put(sealed).await,
-            Some(sealed) => self.cache.counted(sealed).map(|_| Stored::Nothing),
-            None => Ok(Stored::Nothing),
-        };
-        match stored {
-            Ok(Stored::Ours(stored)) => {
-                if duty.fulfil(landing).await {
-                    self.take_back(&stored).await;
-                }
-            }
-            Ok(Stored::Perhaps(stored, error)) => {
-                self.cache.report(&error);
-                if duty.fulfil(landing).await {
-                    self.take_back(&stored).await;
-                }
-            }
-            Ok(Stored::Others) => _ = duty.fulfil(landing).await,
-            Ok(Stored::Nothing) => duty.fulfil_in_vain(landing).await,
-            Err(error) => {
-                self.cache.report(&error);
-                duty.fulfil_in_vain(landing).await;
-            }
-        }
-        value
-    }
-
-    /// The key was deleted while its value was loaded: has the store as it was before.
-    async fn take_back(&self, stored: &[u8]) {
-        let former = self.terms.held.as_ref().and_then(as_it_was);
-        if let Err(error) = self.cache.swap(self.key, Some(stored), former).await {
-            self.cache.report(&error);
-        }
-    }
-
-    /// Stores a value in the place of what was held.
-    async fn put(&self, sealed: Result<Sealed>) -> Result<Stored> {
-        let sealed = self.cache.counted(sealed)?;
-        let stored = sealed.bytes.clone();
-        let when = if self.cache.is_forced { When::Always } else { When::IfAbsent };
-        let replaced = match self.terms.held.as_ref().filter(|_| when == When::IfAbsent) {
-            Some(held) => self.cache.swap(self.key, Some(held), Some(sealed.clone())).await,
-            None => Ok(false),
-        };
-        let is_stored = match replaced {
-            // What was held may have ended meanwhile.
-            Ok(false) => self.cache.put(self.key, Ok(sealed), when, |stored| stored).await,
-            replaced => replaced,
-        };
-        match is_stored {
-            Ok(true) => Ok(Stored::Ours(stored)),
-            Ok(false) => Ok(Stored::Others),
-            Err(error) if is_uncertain(&error) => Ok(Stored::Perhaps(stored, error)),
-            Err(error) => Err(error),
-        }
-    }
-
     fn coalesced<V>(&self, value: V) -> V {
         self.cache.local().counters.coalesced();
         self.ends_as("coalesced");
@@ -416,7 +328,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// Tells how the fetch has ended.
-    fn ends_as(&self, outcome: &'static str) {
+    pub(super) fn ends_as(&self, outcome: &'static str) {
         self.terms.span.outcome(outcome);
     }
 
@@ -429,49 +341,6 @@ impl<'a> Fetching<'a> {
 impl Terms {
     pub(super) fn by<'a>(self, cache: &'a Cache, key: &'a str) -> Fetching<'a> {
         Fetching { cache, key, terms: self }
-    }
-}
-
-impl Duty {
-    /// Whether the key was deleted since the duty was taken, as far as one can tell now.
-    async fn is_revoked(&self) -> bool {
-        if self.lead.as_ref().is_some_and(Lead::is_revoked) {
-            return true;
-        }
-        match &self.lease {
-            Some(lease) => lease.is_revoked().await,
-            None => false,
-        }
-    }
-
-    /// Those who wait in this process first: for the others the value is in the store. Answers whether the key was deleted
-    /// since the duty was taken.
-    async fn fulfil(self, landing: Landing) -> bool {
-        let mut is_revoked = false;
-        if let Some(lead) = self.lead {
-            is_revoked |= lead.is_revoked();
-            lead.land(landing);
-        }
-        if let Some(lease) = self.lease {
-            is_revoked |= lease.release().await;
-        }
-        is_revoked
-    }
-
-    /// The same where nothing is stored: the others need not wait for the next one.
-    async fn fulfil_in_vain(self, landing: Landing) {
-        if let Some(lead) = self.lead {
-            lead.land(landing);
-        }
-        if let Some(lease) = self.lease {
-            lease.release_in_vain().await;
-        }
-    }
-
-    async fn give_up(self) {
-        if let Some(lease) = self.lease {
-            lease.release().await;
-        }
     }
 }
 
@@ -514,11 +383,6 @@ impl Cache {
             on_error(error);
         }
     }
-}
-
-/// Whether a write that failed like this may have taken effect.
-pub(super) fn is_uncertain(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
 }
 
 pub(super) fn is_outage(error: &Error) -> bool {
