@@ -3,7 +3,9 @@
 mod bad_input;
 mod cache;
 mod conformance;
+mod detached;
 mod fetch;
+mod fetch_many;
 mod foreign_store;
 mod leases;
 mod memcached;

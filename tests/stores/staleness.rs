@@ -9,14 +9,14 @@ use prefork_cache::stores::{MemoryStore, TieredStore, from_url};
 use prefork_cache::{Blocking, Cache, ErrorKind, Expiry, Loaded};
 
 use crate::cache::everywhere;
-use crate::conformance::{current_thread, multi_thread};
+use crate::conformance::current_thread;
 use support::servers::{Kind, Server};
 use support::wait::until;
 
-const HOUR: Duration = Duration::from_secs(3_600);
-const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
+pub(crate) const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
 /// To be refreshed a millisecond after it was stored.
-const ALWAYS_AHEAD: Expiry = Expiry::after(HOUR).refresh_ahead(Duration::from_millis(3_599_999));
+pub(crate) const ALWAYS_AHEAD: Expiry = Expiry::after(HOUR).refresh_ahead(Duration::from_millis(3_599_999));
 
 fn loads(value: u32) -> impl FnOnce() -> Result<u32, Infallible> {
     move || Ok(value)
@@ -27,7 +27,7 @@ fn fails() -> Result<u32, &'static str> {
 }
 
 /// A value that is stale now.
-fn make_stale(cache: Blocking<'_>, key: &str, value: u32) {
+pub(crate) fn make_stale(cache: Blocking<'_>, key: &str, value: u32) {
     cache.set(key, &value, STALE_FOR_AN_HOUR).unwrap();
     assert!(cache.expire(key).unwrap());
 }
@@ -259,214 +259,6 @@ fn what_is_forced_is_loaded_and_stored() {
         let many = forced.blocking().fetch_many(&["k"], HOUR, |_| vec![Ok::<u32, Infallible>(4)]);
         assert_eq!(many, [Ok(4)]);
         assert_eq!(cache.blocking().get("k").unwrap(), Some(4));
-    });
-}
-
-#[test]
-fn many_keys_are_loaded_together() {
-    everywhere(|cache| {
-        let cache = cache.blocking();
-        assert!(
-            cache.fetch_many(&[], HOUR, |_| -> Vec<Result<u32, String>> { panic!("nothing is missing") }).is_empty()
-        );
-        cache.set("a", &1, HOUR).unwrap();
-        make_stale(cache, "b", 2);
-        make_stale(cache, "c", 3);
-        let before = cache.stats();
-        let fetched = cache.fetch_many(&["d", "a", "b", "d", "c", "", "e"], HOUR, |missing| {
-            assert_eq!(missing, ["d", "b", "c", "", "e"]);
-            vec![Ok(40), Ok(20), Err("c fails".to_owned()), Ok(50), Err("e fails".to_owned())]
-        });
-        let expected: [Result<u32, &str>; 7] = [Ok(40), Ok(1), Ok(20), Ok(40), Ok(3), Ok(50), Err("e fails")];
-        assert_eq!(fetched, expected.map(|result| result.map_err(str::to_owned)));
-        let stats = cache.stats();
-        assert_eq!((stats.loads - before.loads, stats.failed_loads - before.failed_loads), (5, 2));
-        assert_eq!(stats.errors - before.errors, 1, "for the empty key");
-        let stored: Vec<Option<u32>> = cache.get_many(&["d", "b", "c", "e"]).into_iter().map(Result::unwrap).collect();
-        assert_eq!(stored, [Some(40), Some(20), Some(3), None]);
-        let none = |_: &[&str]| -> Vec<Result<u32, String>> { panic!("nothing is missing") };
-        assert_eq!(cache.fetch_many(&["d", "b"], HOUR, none), [Ok(40), Ok(20)]);
-    });
-}
-
-#[test]
-#[should_panic = "the loader was asked for 2 keys, and has answered for 1"]
-fn a_loader_answers_for_every_key() {
-    let cache = Cache::builder(MemoryStore::new()).build();
-    let _ = cache.blocking().fetch_many(&["a", "b"], HOUR, |_| vec![Ok::<u32, Infallible>(1)]);
-}
-
-/// Two that want the same keys in another order do not wait for each other for ever.
-#[test]
-fn many_keys_are_loaded_once_at_a_time() {
-    let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).build();
-    current_thread().block_on(async {
-        let asked = std::sync::Mutex::new(Vec::new());
-        let load = async |missing: &[&str]| {
-            asked.lock().unwrap().extend(missing.iter().map(|key| (*key).to_owned()));
-            tokio::task::yield_now().await;
-            missing.iter().map(|_| Ok::<u32, Infallible>(1)).collect()
-        };
-        let (one, other, third) = tokio::join!(
-            cache.fetch_many(&["a", "b"], HOUR, load),
-            cache.fetch_many(&["b", "c", "a"], HOUR, load),
-            cache.fetch("b", HOUR, async || -> Result<u32, Infallible> { panic!("it is being loaded") }),
-        );
-        assert_eq!((one, other, third), (vec![Ok(1); 2], vec![Ok(1); 3], Ok(1)));
-        let mut asked = asked.into_inner().unwrap();
-        asked.sort();
-        assert_eq!(asked, ["a", "b", "c"]);
-    });
-}
-
-/// Those keys whose server is down are loaded, the others come from theirs.
-#[test]
-fn many_keys_are_fetched_although_a_server_is_down() {
-    let mut servers = [(); 2].map(|()| Server::start(Kind::Memcached));
-    let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
-    let url = format!("memcached://{hosts}?failover=false&timeout=20s&connect_timeout=20s");
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
-    let cache = Cache::builder(from_url(&url).unwrap()).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
-    let cache = cache.build();
-    let cache = cache.blocking();
-    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let load = |missing: &[&str]| -> Vec<Result<String, Infallible>> {
-        missing.iter().map(|key| Ok((*key).to_owned())).collect()
-    };
-    cache.fetch_many(&keys, HOUR, load);
-    servers[0].kill();
-    let mut asked = 0;
-    let fetched = cache.fetch_many(&keys, HOUR, |missing| {
-        asked = missing.len();
-        load(missing)
-    });
-    assert!((1..20).contains(&asked), "{asked} keys of the server that is down");
-    assert_eq!(fetched, keys.iter().map(|key| Ok((*key).to_owned())).collect::<Vec<_>>());
-    assert_eq!(told.load(Ordering::SeqCst), asked, "one failure for each");
-}
-
-#[test]
-fn a_detached_load_makes_nobody_wait() {
-    everywhere(|cache| {
-        for runtime in [current_thread(), multi_thread()] {
-            runtime.block_on(async {
-                let loads = Arc::new(AtomicUsize::new(0));
-                let (release, released) = tokio::sync::watch::channel(false);
-                let fetch = || {
-                    let (loads, mut released) = (Arc::clone(&loads), released.clone());
-                    cache.fetch_detached("k", STALE_FOR_AN_HOUR, async move || {
-                        loads.fetch_add(1, Ordering::SeqCst);
-                        released.wait_for(|released| *released).await.unwrap();
-                        Ok::<u32, Infallible>(2)
-                    })
-                };
-                cache.set("k", &1, STALE_FOR_AN_HOUR).await.unwrap();
-                assert_eq!(fetch().await, Ok(1), "it is fresh");
-                cache.expire("k").await.unwrap();
-                for _ in 0..10 {
-                    assert_eq!(fetch().await, Ok(1));
-                }
-                until_it_holds("the load has begun", || loads.load(Ordering::SeqCst) == 1).await;
-                release.send(true).unwrap();
-                while cache.get("k").await.unwrap() != Some(2) {
-                    tokio::task::yield_now().await;
-                }
-                assert_eq!(loads.load(Ordering::SeqCst), 1);
-                cache.delete("k").await.unwrap();
-            });
-        }
-    });
-}
-
-/// The value of the load if it comes in time, the stale one if not, and the load goes on.
-#[test]
-fn a_soft_timeout_is_waited_for() {
-    let cache = Cache::builder(MemoryStore::new()).build();
-    current_thread().block_on(async {
-        let stale = async || {
-            cache.set("k", &1, STALE_FOR_AN_HOUR).await.unwrap();
-            cache.expire("k").await.unwrap();
-        };
-        stale().await;
-        let patient = cache.soft_timeout(HOUR);
-        let load = async || {
-            tokio::task::yield_now().await;
-            Ok::<u32, Infallible>(2)
-        };
-        assert_eq!(patient.fetch_detached("k", STALE_FOR_AN_HOUR, load).await, Ok(2));
-        stale().await;
-        let fails = async || Err::<u32, _>("no");
-        assert_eq!(patient.fetch_detached("k", STALE_FOR_AN_HOUR, fails).await, Ok(1));
-        stale().await;
-        let (release, released) = tokio::sync::oneshot::channel::<()>();
-        let slow = async || {
-            released.await.unwrap();
-            Ok::<u32, Infallible>(3)
-        };
-        let brief = cache.soft_timeout(Duration::from_millis(5));
-        assert_eq!(brief.fetch_detached("k", STALE_FOR_AN_HOUR, slow).await, Ok(1));
-        release.send(()).unwrap();
-        until_it_holds("the load has gone on", || cache.blocking().get("k").unwrap() == Some(3)).await;
-        // Refreshed ahead it is fresh: there is nothing to wait for.
-        cache.set("k", &4, ALWAYS_AHEAD).await.unwrap();
-        let pending = async || std::future::pending::<Result<u32, Infallible>>().await;
-        assert_eq!(patient.fetch_detached("k", ALWAYS_AHEAD, pending).await, Ok(4));
-    });
-}
-
-#[test]
-fn a_detached_load_outlives_its_caller() {
-    let cache = Cache::builder(MemoryStore::new()).build();
-    current_thread().block_on(async {
-        let (begun, begun_here) = tokio::sync::oneshot::channel();
-        let (release, released) = tokio::sync::oneshot::channel::<()>();
-        let caller = tokio::spawn({
-            let cache = cache.clone();
-            let load = async || {
-                begun.send(()).unwrap();
-                released.await.unwrap();
-                Ok::<u32, Infallible>(1)
-            };
-            async move { cache.fetch_detached("k", HOUR, load).await }
-        });
-        begun_here.await.unwrap();
-        caller.abort();
-        assert!(caller.await.unwrap_err().is_cancelled());
-        let waiting = cache.clone();
-        let load = async || -> Result<u32, Infallible> { panic!("it is being loaded") };
-        let waiter = tokio::spawn(async move { waiting.fetch("k", HOUR, load).await });
-        tokio::task::yield_now().await;
-        release.send(()).unwrap();
-        assert_eq!(waiter.await.unwrap(), Ok(1));
-    });
-}
-
-#[test]
-fn a_detached_load_that_fails_or_panics_is_its_own_callers() {
-    let cache = Cache::builder(MemoryStore::new()).build();
-    current_thread().block_on(async {
-        assert_eq!(cache.fetch_detached("k", HOUR, async || Err::<u32, _>("no")).await, Err("no"));
-        let caller = tokio::spawn({
-            let cache = cache.clone();
-            let load = async || -> Result<u32, Infallible> { panic!("as planned") };
-            async move { cache.fetch_detached("k", HOUR, load).await }
-        });
-        assert!(caller.await.unwrap_err().is_panic());
-        assert_eq!(cache.fetch_detached("k", HOUR, async || Ok::<u32, Infallible>(1)).await, Ok(1));
-        assert_eq!(cache.fetch_detached("", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2), "not cached");
-    });
-}
-
-/// Where there is no runtime it is a fetch.
-#[test]
-fn a_detached_fetch_works_without_a_runtime() {
-    everywhere(|cache| {
-        make_stale(cache.blocking(), "k", 1);
-        let mut fetch = std::pin::pin!(cache.fetch_detached("k", HOUR, async || Ok::<u32, Infallible>(2)));
-        let polled = fetch.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
-        assert_eq!(polled, std::task::Poll::Ready(Ok(2)));
     });
 }
 
