@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 use tracing::Level;
 
 use crate::conformance::current_thread;
+use crate::staleness::until_it_holds;
 use support::recorder::{Record, recorded};
 use support::servers::{Kind, Server};
 
@@ -227,12 +228,17 @@ fn fetches_are_spans_with_an_outcome() {
             let load = async || Ok::<u32, &str>(3);
             assert_eq!(cache.fetch_detached(KEYS[0], TTL, load).await, Ok(2));
             assert_eq!(cache.force(true).fetch_detached(KEYS[0], TTL, load).await, Ok(3));
+            cache.set(KEYS[0], &3, Expiry::after(TTL).stale_for(TTL)).await.unwrap();
+            assert!(cache.expire(KEYS[0]).await.unwrap());
+            let load = async || Ok::<u32, &str>(4);
+            assert_eq!(cache.fetch_detached(KEYS[0], TTL, load).await, Ok(3));
+            until_it_holds("the load has ended", || cache.blocking().get(KEYS[0]).unwrap() == Some(4)).await;
         });
     });
     is_discreet(&records);
     let fetches: Vec<&Record> = records.iter().filter(|record| record.is_span && record.name == "fetch").collect();
     let outcomes: Vec<&str> = fetches.iter().map(|fetch| &*fetch.fields["cache.outcome"]).collect();
-    assert_eq!(outcomes, ["failed", "loaded", "hit", "stale", "loaded", "hit", "loaded"]);
+    assert_eq!(outcomes, ["failed", "loaded", "hit", "stale", "loaded", "hit", "loaded", "stale", "loaded"]);
     assert!(fetches.iter().all(|fetch| fetch.fields["cache.name"] == "prices"));
     let place = records.iter().position(|record| record.name == "fetch").unwrap();
     let inside = records.iter().filter(|record| record.is_span && record.within == Some(place));

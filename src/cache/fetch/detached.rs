@@ -89,14 +89,20 @@ impl Cache {
             }
             Found::Old { value: Typed(old), is_stale, .. } => {
                 let Some(lead) = fetching.try_lead() else { return Ok(fetching.served(old, is_stale)) };
-                let old = fetching.served(old, is_stale);
-                let terms = fetching.into_terms();
+                let own = Span::fetch(self.shared.registration.name());
+                let terms = fetching.into_terms().within(own.clone());
                 // A panic is a failure like any other here: nobody would hear of it, and the next one would follow at once.
                 let load = async move || caught(load()).await.map_or(Err(None), |loaded| loaded.map_err(Some));
                 let refreshing = async move { terms.by(&cache, &key).refresh(lead, load).await };
-                let task = tokio::spawn(telemetry::instrumented(&span, refreshing));
+                let task = tokio::spawn(telemetry::instrumented(&own, refreshing));
                 let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
-                Ok(joined_within(patience, task).await.map_or(old, |Typed(value)| value))
+                let (value, outcome) = match joined_within(patience, task).await {
+                    Some(Typed(value)) => (value, "loaded"),
+                    None if is_stale => (old, "stale"),
+                    None => (old, "hit"),
+                };
+                span.outcome(outcome);
+                Ok(value)
             }
         }
     }

@@ -339,6 +339,12 @@ impl<'a> Fetching<'a> {
 }
 
 impl Terms {
+    /// The same in a span of its own: the load of a fetch that has ended.
+    #[cfg(feature = "tokio")]
+    pub(super) fn within(self, span: Span) -> Terms {
+        Terms { span, ..self }
+    }
+
     pub(super) fn by<'a>(self, cache: &'a Cache, key: &'a str) -> Fetching<'a> {
         Fetching { cache, key, terms: self }
     }
