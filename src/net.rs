@@ -21,7 +21,7 @@ mod tokio_socket;
 pub(crate) use company::{Company, together};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
-pub(crate) use drive::{Drive, drive, inline, is_inline, lifted};
+pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause};
 pub(crate) use endpoint::{Endpoint, io_error, timed_out};
 pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
 #[cfg(feature = "tokio")]

@@ -53,7 +53,12 @@ impl Prefix {
     /// The full key, to keep.
     pub(super) fn owned_key(&self, key: &str) -> Result<String> {
         check_key(key)?;
-        Ok(format!("{}{key}", self.as_str()))
+        Ok(self.full_key(key))
+    }
+
+    /// The same for a key that was checked before.
+    pub(super) fn full_key(&self, key: &str) -> String {
+        format!("{}{key}", self.as_str())
     }
 }
 

@@ -4,6 +4,8 @@
 //! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll.
 
 use std::cell::Cell;
+use std::thread;
+use std::time::Duration;
 
 use crate::error::Result;
 #[cfg(feature = "tokio")]
@@ -46,6 +48,20 @@ pub(crate) fn drive() -> Result<Drive> {
         }
     }
     Ok(Drive::Inline)
+}
+
+/// Waits for this long, in the way that an operation polled here and now waits.
+///
+/// # Errors
+///
+/// As [`drive`].
+pub(crate) async fn pause(pause: Duration) -> Result<()> {
+    match drive()? {
+        Drive::Inline => thread::sleep(pause),
+        #[cfg(feature = "tokio")]
+        Drive::Tokio(_) => tokio::time::sleep(pause).await,
+    }
+    Ok(())
 }
 
 /// Whether this thread is marked by [`inline`].

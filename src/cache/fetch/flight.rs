@@ -224,9 +224,9 @@ impl Flight {
         self.leader_thread == thread_token()
     }
 
-    /// When others may begin another one.
-    pub(super) fn lapses_at(&self, lapse: Duration) -> Option<Instant> {
-        self.since.checked_add(lapse)
+    /// Until when it is worth waiting for: the deadline, unless others may begin another one before.
+    pub(super) fn awaited_until(&self, deadline: Instant, lapse: Duration) -> Instant {
+        self.since.checked_add(lapse).map_or(deadline, |lapses_at| deadline.min(lapses_at))
     }
 
     /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no

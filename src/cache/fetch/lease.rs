@@ -21,6 +21,8 @@ use crate::cache::key::lease_key;
 use crate::cache::{Cache, blocking, settled};
 use crate::error::{Error, Result};
 use crate::lifecycle::generation;
+use crate::net::pause;
+#[cfg(feature = "tokio")]
 use crate::net::{Drive, drive};
 use crate::store::{Ttl, When};
 
@@ -253,17 +255,8 @@ impl Patience {
         if left.is_zero() {
             return Ok(false);
         }
-        sleep(self.pause.min(left)).await?;
+        settled(Box::pin(pause(self.pause.min(left)))).await??;
         self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         Ok(true)
     }
-}
-
-async fn sleep(pause: Duration) -> Result<()> {
-    match drive()? {
-        Drive::Inline => std::thread::sleep(pause),
-        #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => settled(Box::pin(tokio::time::sleep(pause))).await?,
-    }
-    Ok(())
 }

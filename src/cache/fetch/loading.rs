@@ -98,7 +98,7 @@ impl<'a> Fetching<'a> {
 
     /// The key as the store sees it.
     fn full_key(&self) -> String {
-        format!("{}{}", self.cache.prefix.as_str(), self.key)
+        self.cache.prefix.full_key(self.key)
     }
 
     /// A look at what others have stored since.
@@ -153,8 +153,8 @@ impl<'a> Fetching<'a> {
                 Part::Wait(flight) if flight.is_led_by_this_thread() => return self.load_alone(load).await,
                 Part::Wait(flight) => {
                     self.terms.landed = landed_before;
-                    let lapses_at = flight.lapses_at(self.cache.lapse()).unwrap_or(self.terms.deadline);
-                    match flight.landing(self.terms.deadline.min(lapses_at)).await {
+                    let until = flight.awaited_until(self.terms.deadline, self.cache.lapse());
+                    match flight.landing(until).await {
                         Some(Landing::Failed) => {}
                         Some(Landing::Loaded(encoded)) => match V::decode(self.cache, &encoded) {
                             Some((value, _)) => return Ok(self.coalesced(value)),

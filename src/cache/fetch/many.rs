@@ -124,8 +124,8 @@ impl Cache {
         let under_way = |key: &str| self.local().flights.under_way(&self.prefix.owned_key(key).ok()?, self.lapse());
         let led: Vec<_> = missing.filter_map(|wanted| under_way(wanted.key).map(|flight| (wanted, flight))).collect();
         for (wanted, flight) in led.into_iter().filter(|(_, flight)| !flight.is_led_by_this_thread()) {
-            let lapses_at = flight.lapses_at(self.lapse()).unwrap_or(deadline);
-            if let Some(Landing::Loaded(encoded)) = flight.landing(deadline.min(lapses_at)).await
+            let until = flight.awaited_until(deadline, self.lapse());
+            if let Some(Landing::Loaded(encoded)) = flight.landing(until).await
                 && let Some((value, _)) = self.decode(&encoded)
             {
                 self.local().counters.coalesced();

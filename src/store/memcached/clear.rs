@@ -8,7 +8,7 @@ use super::key::Key;
 use super::meta::Command;
 use super::servers::{Entry, Server, Servers, told};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Drive, Retry, drive};
+use crate::net::{Retry, pause};
 
 /// How often a server whose crawler is busy is asked again, and after what time.
 const ATTEMPTS: usize = 100;
@@ -42,7 +42,7 @@ async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
                 server.crawler.reset();
                 return Ok(keys);
             }
-            Listing::Busy => pause().await?,
+            Listing::Busy => pause(PAUSE).await?,
             Listing::Refused(text) => {
                 let context = format!("{endpoint} does not list its keys: {text}");
                 return Err(Error::new(ErrorKind::Unsupported, context));
@@ -55,13 +55,4 @@ async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
 
 fn refused(listing: &Listing) -> Option<ErrorKind> {
     matches!(listing, Listing::Refused(_)).then_some(ErrorKind::Unsupported)
-}
-
-async fn pause() -> Result<()> {
-    match drive()? {
-        Drive::Inline => std::thread::sleep(PAUSE),
-        #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => tokio::time::sleep(PAUSE).await,
-    }
-    Ok(())
 }
