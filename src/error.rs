@@ -59,6 +59,8 @@ pub enum ErrorKind {
     Connect,
     /// The server failed a moment ago and is not dialled again yet.
     Unavailable,
+    /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not sent.
+    Full,
     /// The time for the operation ran out.
     Timeout,
     /// A connection broke in the middle of an exchange.
@@ -117,6 +119,12 @@ impl Error {
         Error { inner: Arc::new(Inner { kind, context, source }) }
     }
 
+    /// Of an operation that came through a fork.
+    #[cold]
+    pub(crate) fn begun_by_parent() -> Error {
+        Error::new(ErrorKind::Forked, "a parent process began this operation, before a fork: begin it again")
+    }
+
     /// What kind of failure this is.
     ///
     /// ```
@@ -141,8 +149,8 @@ impl Error {
     /// assert!(!Error::new(ErrorKind::InvalidKey, "the key is empty").is_transient());
     /// ```
     pub fn is_transient(&self) -> bool {
-        use ErrorKind::{Conflict, Connect, Io, Protocol, Timeout, Unavailable};
-        matches!(self.kind(), Connect | Unavailable | Timeout | Io | Protocol | Conflict)
+        use ErrorKind::{Conflict, Connect, Full, Io, Protocol, Timeout, Unavailable};
+        matches!(self.kind(), Connect | Unavailable | Full | Timeout | Io | Protocol | Conflict)
     }
 }
 

@@ -26,6 +26,7 @@
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
 mod atfork;
+mod bound;
 pub(crate) mod gate;
 mod generation;
 #[cfg(feature = "__injection")]
@@ -42,6 +43,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use bound::ProcessBound;
 pub use generation::generation;
 pub use process_local::ProcessLocal;
 pub use refresh::Refresh;

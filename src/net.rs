@@ -1,31 +1,37 @@
 //! Every socket of this crate: dialled, owned and closed here, so that a child can cut the ones it inherited.
 //!
-//! From the bottom up: a [`Socket`](socket::Socket) is entered in the ledger before it exists and leaves it when it is
-//! closed; a [`Stream`] is a connected one with a deadline, blocking or tokio's, behind one interface; a [`Pool`](pool::Pool)
-//! keeps idle connections and destroys whatever comes back unfinished; a [`Breaker`](breaker::Breaker) keeps a server that is down from being
-//! dialled on every call; a [`Link`] puts these together for one endpoint and one protocol; in a [`Company`],
-//! exchanges over several links run at the same time.
+//! From the top down: a [`Link`] is the way to one server over one protocol. Callers that block take a connection out of its
+//! [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a [`Breaker`](breaker::Breaker) keeps a server
+//! that is down from being dialled on every call. Either way a [`Connection`] writes what is [`Outgoing`] and cuts
+//! [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket) with a deadline, entered in the
+//! ledger before it exists. In a [`Company`], exchanges over several links run at the same time.
 
 mod breaker;
 mod company;
+mod connection;
 mod dial;
 mod drive;
 mod endpoint;
+mod frame;
 mod link;
+mod outgoing;
+#[cfg(feature = "tokio")]
+mod pipeline;
 mod pool;
 mod socket;
 mod stream;
 #[cfg(feature = "tokio")]
-mod tokio_socket;
+mod tokio_stream;
 
 pub(crate) use company::{Company, together};
+pub(crate) use connection::{Accepted, Connection, Marking, Protocol, show};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause};
-pub(crate) use endpoint::{Endpoint, io_error, timed_out};
-pub(crate) use link::{Link, Protocol, Retry, Settings, Timeouts};
-#[cfg(feature = "tokio")]
-pub(crate) use socket::Probe;
-pub(crate) use stream::Stream;
-#[cfg(feature = "tokio")]
-pub(crate) use tokio_socket::TokioSocket;
+pub(crate) use endpoint::Endpoint;
+pub(crate) use frame::{Frame, Framing, Scan};
+pub(crate) use link::{Link, Retry, Settings, Timeouts};
+pub(crate) use outgoing::Outgoing;
+
+/// A value of more bytes than this is neither copied into a buffer with others nor received into one.
+pub(crate) const LARGE: usize = 16 << 10;

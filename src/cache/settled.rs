@@ -2,9 +2,8 @@
 //!
 //! # Inherited futures
 //!
-//! What would wake an inherited future is its parent's: a runtime's driver, a task, a queue of waiters. Polled in a child it
-//! would wait for ever, or take a lock that nobody will open; dropped there it might do the same on its way out. So in a
-//! child it is an error at the next poll, and it is forgotten instead of dropped, which it can be since it is on the heap.
+//! In a child an operation that its parent began is an error at the next poll, and is forgotten instead of dropped
+//! ([`ProcessBound`]), which it can be since it is on the heap.
 //!
 //! # Stores of somebody else's
 //!
@@ -13,39 +12,31 @@
 //! multi-thread runtime after telling tokio so. On the thread of a current-thread runtime that would wait for itself.
 
 use std::future::Future;
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::generation;
+use crate::lifecycle::ProcessBound;
 use crate::net::is_inline;
 use crate::sync::block_on;
 
 /// A store's future.
-type Operation<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
 
 /// Has a store's future end in the process that began it, and at its first poll where the blocking API is at work.
 #[inline]
-pub(super) fn settled<T>(operation: Operation<'_, T>) -> Settled<'_, T> {
-    Settled { generation: generation(), operation: Some(operation) }
+pub(super) fn settled<T>(operation: Pin<Box<Operation<'_, T>>>) -> Settled<'_, T> {
+    Settled(ProcessBound::new(operation))
 }
 
-pub(super) struct Settled<'a, T> {
-    generation: u64,
-    /// Taken by the drop.
-    operation: Option<Operation<'a, T>>,
-}
+pub(super) struct Settled<'a, T>(ProcessBound<Operation<'a, T>>);
 
 impl<T> Future for Settled<'_, T> {
     type Output = Result<T>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        if self.generation != generation() {
-            return Poll::Ready(Err(begun_by_parent()));
-        }
-        let operation = self.operation.as_mut().expect("only the drop takes it");
+        let Some(operation) = self.0.get() else { return Poll::Ready(Err(Error::begun_by_parent())) };
         match operation.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending if is_inline() => Poll::Ready(wait_for(operation)),
@@ -54,23 +45,9 @@ impl<T> Future for Settled<'_, T> {
     }
 }
 
-impl<T> Drop for Settled<'_, T> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.generation != generation() {
-            mem::forget(self.operation.take());
-        }
-    }
-}
-
-#[cold]
-fn begun_by_parent() -> Error {
-    Error::new(ErrorKind::Forked, "this operation was begun by a parent process, before a fork: begin it anew")
-}
-
 #[cold]
 #[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
-fn wait_for<T>(operation: &mut Operation<'_, T>) -> Result<T> {
+fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Result<T> {
     #[cfg(feature = "tokio")]
     if let Ok(handle) = tokio::runtime::Handle::try_current() {
         use tokio::runtime::RuntimeFlavor;

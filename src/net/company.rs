@@ -14,10 +14,8 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use super::drive::{Drive, drive};
-use super::stream::Stream;
 
 /// The exchanges that are seen through by one call of [`together`].
 #[derive(Debug, Default)]
@@ -26,18 +24,11 @@ pub(crate) struct Company {
 }
 
 impl Company {
-    /// Lets the others send before the reply is read. A stream of tokio's needs no such care.
-    pub(super) async fn set_aside(&self, stream: &mut Stream) {
-        if !stream.is_blocking() {
-            return;
-        }
-        let since = Instant::now();
+    /// Lets the others send before the reply is read.
+    pub(super) async fn set_aside(&self) {
         self.set_aside.fetch_add(1, Ordering::Relaxed);
         suspended_once().await;
         self.set_aside.fetch_sub(1, Ordering::Relaxed);
-        if !stream.is_quiet() {
-            stream.prolong(since.elapsed());
-        }
     }
 
     /// Waits until none of the others is set aside: they have finished, or wait as well.

@@ -13,27 +13,31 @@ use std::time::{Duration, Instant};
 use super::drive::Drive;
 use super::endpoint::{Endpoint, is_stale, timed_out};
 use super::socket::{Connecting, Socket};
-use super::stream::Stream;
+use super::stream::{BlockingStream, ByteStream};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long to wait before a full queue is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Connects to `endpoint`, for exchanges of at most `timeout` each.
-pub(super) async fn dial(drive: Drive, endpoint: &Endpoint, deadline: Instant, timeout: Duration) -> Result<Stream> {
-    match drive {
-        Drive::Inline => {
-            let connected = connect(endpoint, deadline).await.and_then(|socket| Stream::blocking(socket, timeout));
-            connected.map_err(|error| dial_error(endpoint, error))
-        }
+pub(super) async fn dial(
+    drive: Drive,
+    endpoint: &Endpoint,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<Box<dyn ByteStream>> {
+    let connected: io::Result<Box<dyn ByteStream>> = match drive {
+        Drive::Inline => connect(endpoint, deadline)
+            .await
+            .and_then(|socket| BlockingStream::new(socket, timeout))
+            .map(|stream| Box::new(stream) as _),
         #[cfg(feature = "tokio")]
         Drive::Tokio(_) => {
-            match tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint, deadline)).await {
-                Ok(connected) => connected.map(Stream::tokio).map_err(|error| dial_error(endpoint, error)),
-                Err(_) => Err(dial_error(endpoint, io::ErrorKind::TimedOut.into())),
-            }
+            let connected = tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint, deadline)).await;
+            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(|stream| Box::new(stream) as _)
         }
-    }
+    };
+    connected.map_err(|error| dial_error(endpoint, error))
 }
 
 fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
@@ -109,9 +113,9 @@ mod on_tokio {
     use tokio::time::timeout_at;
 
     use super::{Connecting, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric};
-    use crate::net::tokio_socket::TokioSocket;
+    use crate::net::tokio_stream::TokioStream;
 
-    pub(super) async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<TokioSocket> {
+    pub(super) async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<TokioStream> {
         match endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
             Endpoint::Tcp { host, port } => {
@@ -128,10 +132,10 @@ mod on_tokio {
         }
     }
 
-    async fn connect_tcp(address: SocketAddr) -> io::Result<TokioSocket> {
+    async fn connect_tcp(address: SocketAddr) -> io::Result<TokioStream> {
         let socket = Socket::tcp(&address)?;
         let connecting = socket.start_connecting_tcp(&address)?;
-        let socket = TokioSocket::new(socket)?;
+        let socket = TokioStream::new(socket)?;
         if let Connecting::UnderWay = connecting {
             socket.writable().await?;
             socket.socket().connected()?;
@@ -139,11 +143,11 @@ mod on_tokio {
         Ok(socket)
     }
 
-    async fn connect_unix(path: &Path) -> io::Result<TokioSocket> {
+    async fn connect_unix(path: &Path) -> io::Result<TokioStream> {
         let socket = Socket::unix()?;
         while let Connecting::Full = socket.start_connecting_unix(path)? {
             tokio::time::sleep(QUEUE_PAUSE).await;
         }
-        TokioSocket::new(socket)
+        TokioStream::new(socket)
     }
 }

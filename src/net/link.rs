@@ -1,48 +1,25 @@
-//! One server, over one protocol: pooled connections, deadlines, one retry, and a breaker.
+//! One server, over one protocol: connections, deadlines, one retry, and breakers.
 //!
-//! What happens now and then (a dial, a wait for a place, a second attempt) is a future of its own on the heap: otherwise
+//! What happens now and then (a dial, a wait for a slot, a second attempt) is a future of its own on the heap: otherwise
 //! every exchange would carry its size about.
 
 use std::fmt::{self, Debug};
-use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
 use super::company::Company;
+use super::connection::{Connection, Protocol};
 use super::dial::dial;
 use super::drive::{Drive, drive};
-use super::endpoint::{Endpoint, timed_out};
+use super::endpoint::Endpoint;
+#[cfg(feature = "tokio")]
+use super::endpoint::timed_out;
+#[cfg(feature = "tokio")]
+use super::pipeline::{self, Pipelines};
 use super::pool::{Lease, NoLease, Pool};
-use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
-
-/// What a protocol offers, so that a [`Link`] can pool, bound and retry for it. Written once, as asynchronous code; over a
-/// blocking stream each future is ready at its first poll.
-pub(crate) trait Protocol: Debug + Send + Sync + 'static {
-    type Connection: Send;
-    type Request: Sync + ?Sized;
-    type Reply: Send;
-
-    /// Makes a connection of a connected stream: handshake and login.
-    fn open(&self, stream: Stream) -> impl Future<Output = Result<Self::Connection>> + Send;
-
-    /// Sends a request: the first half of an exchange. After an `Err`, here and below, the connection is destroyed.
-    fn send(
-        &self,
-        connection: &mut Self::Connection,
-        request: &Self::Request,
-    ) -> impl Future<Output = Result<()>> + Send;
-
-    /// Reads the whole reply to a request that was sent. What the server answers, an error too, is a reply.
-    fn receive(
-        &self,
-        connection: &mut Self::Connection,
-        request: &Self::Request,
-    ) -> impl Future<Output = Result<Self::Reply>> + Send;
-
-    fn stream(connection: &mut Self::Connection) -> &mut Stream;
-}
 
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,231 +62,213 @@ impl Default for Settings {
     }
 }
 
+/// A server, and the two ways to it: pooled connections for callers that block, one pipeline for each tokio runtime.
 pub(crate) struct Link<P: Protocol> {
-    protocol: P,
-    endpoint: Endpoint,
-    timeouts: Timeouts,
-    pool: Pool<P::Connection>,
+    server: Arc<Server<P>>,
+    pool: Pool<Connection<P>>,
+}
+
+/// What every connection to a server has in common.
+pub(super) struct Server<P: Protocol> {
+    pub(super) protocol: P,
+    pub(super) timeouts: Timeouts,
     breaker: Breaker,
     /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new password,
     /// still answers over those that it has let in.
-    door: Breaker,
+    login_breaker: Breaker,
+    #[cfg(feature = "tokio")]
+    pub(super) pipelines: Pipelines<P>,
 }
 
 impl<P: Protocol> Link<P> {
     /// No I/O.
-    pub(crate) fn new(protocol: P, endpoint: Endpoint, settings: Settings) -> Link<P> {
-        Link {
+    pub(crate) fn new(protocol: P, settings: Settings) -> Link<P> {
+        let server = Server {
             protocol,
-            endpoint,
             timeouts: settings.timeouts,
-            pool: Pool::new(settings.pool_size),
             breaker: Breaker::new(settings.failures, settings.retry_after),
-            door: Breaker::new(settings.failures, settings.retry_after),
-        }
+            login_breaker: Breaker::new(settings.failures, settings.retry_after),
+            #[cfg(feature = "tokio")]
+            pipelines: Pipelines::new(settings.pool_size),
+        };
+        Link { server: Arc::new(server), pool: Pool::new(settings.pool_size) }
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        self.server.protocol.endpoint()
     }
 
-    pub(crate) fn timeouts(&self) -> Timeouts {
-        self.timeouts
-    }
-
-    /// One exchange, over a pooled connection or a new one; with a company, at the same time as the others in it.
+    /// One exchange; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
-        let drive = drive()?;
-        self.admit()?;
-        let mut lease = self.lease(drive, company).await?;
-        if retry == Retry::Never && lease.connection().is_some_and(|connection| !P::stream(connection).is_quiet()) {
-            lease.discard();
-        }
-        self.fill(drive, &mut lease, company).await?;
-        match self.attempt(drive, &mut lease, request, company).await {
-            Ok(reply) => {
-                lease.finish();
-                self.succeeded();
-                Ok(reply)
-            }
-            Err(error) if retry == Retry::Idempotent && is_dead_on_arrival::<P>(&mut lease, &error) => {
-                lease.discard();
-                Box::pin(self.last_attempt(drive, lease, request, company)).await
-            }
-            Err(error) => Err(self.failed(error)),
+        match drive()? {
+            Drive::Inline => self.call_inline(request, retry, company).await,
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(runtime) => pipeline::call(&self.server, runtime, request, retry).await,
         }
     }
 
     /// Forgets every connection, and that the server was down.
     pub(crate) fn reset(&self) {
         self.pool.reset();
-        self.breaker.reset();
-        self.door.reset();
+        #[cfg(feature = "tokio")]
+        self.server.pipelines.reset();
+        self.server.breaker.reset();
+        self.server.login_breaker.reset();
     }
 
-    /// Has the server answer `probe` now, whatever the breaker says. After a [`reset`](Link::reset) that takes a dial.
+    /// Forgets every connection, then dials and has the server answer `probe`.
     pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
-        let drive = drive()?;
-        let lease = self.lease(drive, None).await?;
-        self.last_attempt(drive, lease, probe, None).await
+        self.reset();
+        self.call(probe, Retry::Never, None).await
     }
 
-    /// A connected stream for a protocol that keeps its own connections, and counts its failures to open one.
-    pub(crate) async fn dial(&self) -> Result<Stream> {
-        self.connect(drive()?).await
-    }
-
-    /// Refuses at once while the server is down.
-    pub(crate) fn admit(&self) -> Result<()> {
-        self.breaker.admit().map_err(|wait| {
-            let milliseconds = wait.as_millis();
-            let context = format!("{} failed a moment ago: not tried again for {milliseconds} ms", self.endpoint);
-            Error::new(ErrorKind::Unavailable, context)
-        })
-    }
-
-    /// Refuses at once while the server turns us away.
-    pub(crate) fn admit_at_door(&self) -> Result<()> {
-        self.door.admit().map_err(|wait| {
-            let milliseconds = wait.as_millis();
-            let context =
-                format!("{} turned us away a moment ago: not tried again for {milliseconds} ms", self.endpoint);
-            Error::new(ErrorKind::Unavailable, context)
-        })
-    }
-
-    /// The server has let us in.
-    pub(crate) fn welcomed(&self) {
-        self.door.succeeded();
-    }
-
-    /// Counts a failure to open a connection, whatever the server had against us: one that turns us away at the door is
-    /// knocked at no more often than one that is not there.
-    pub(crate) fn turned_away(&self, error: Error) -> Error {
-        if !is_outage(error.kind()) && error.kind() != ErrorKind::Forked && self.door.failed() {
-            telemetry::breaker_opened(&self.endpoint);
+    async fn call_inline(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
+        self.server.admit()?;
+        let mut lease = self.lease(company).await?;
+        let is_suspect = |connection: &mut Connection<P>| {
+            (retry == Retry::Never || connection.has_rested()) && !connection.stream.is_quiet()
+        };
+        if lease.connection().is_some_and(is_suspect) {
+            lease.discard();
         }
-        self.failed(error)
-    }
-
-    /// Counts a failed exchange with the breaker, if it says something about the server.
-    pub(crate) fn failed(&self, error: Error) -> Error {
-        if is_outage(error.kind()) {
-            self.count_failure();
-        }
-        error
-    }
-
-    fn count_failure(&self) {
-        if self.breaker.failed() {
-            telemetry::breaker_opened(&self.endpoint);
+        match self.attempt(&mut lease, request, company).await {
+            Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
+                lease.discard();
+                let again = Box::pin(self.attempt(&mut lease, request, company)).await;
+                self.concluded(lease, again)
+            }
+            outcome => self.concluded(lease, outcome),
         }
     }
 
-    /// Tells the breaker of an exchange that came to its end.
-    #[inline]
-    pub(crate) fn succeeded(&self) {
-        if self.breaker.succeeded() {
-            telemetry::breaker_closed(&self.endpoint);
+    fn concluded(&self, lease: Lease<'_, Connection<P>>, outcome: Result<P::Reply>) -> Result<P::Reply> {
+        match outcome {
+            Ok(_) => {
+                lease.finish();
+                self.server.succeeded();
+            }
+            Err(ref error) => self.server.failed(error),
         }
+        outcome
     }
 
-    async fn last_attempt(
-        &self,
-        drive: Drive,
-        mut lease: Lease<'_, P::Connection>,
-        request: &P::Request,
-        company: Option<&Company>,
-    ) -> Result<P::Reply> {
-        self.fill(drive, &mut lease, company).await?;
-        let reply = self.attempt(drive, &mut lease, request, company).await.map_err(|error| self.failed(error))?;
-        lease.finish();
-        self.succeeded();
-        Ok(reply)
-    }
-
-    async fn lease(&self, drive: Drive, company: Option<&Company>) -> Result<Lease<'_, P::Connection>> {
-        match self.pool.try_lease(drive) {
+    async fn lease(&self, company: Option<&Company>) -> Result<Lease<'_, Connection<P>>> {
+        match self.pool.try_lease() {
             Some(lease) => Ok(lease),
-            None => Box::pin(self.wait_for_lease(drive, company)).await,
+            None => Box::pin(self.wait_for_lease(company)).await,
         }
     }
 
-    async fn wait_for_lease(&self, drive: Drive, company: Option<&Company>) -> Result<Lease<'_, P::Connection>> {
+    async fn wait_for_lease(&self, company: Option<&Company>) -> Result<Lease<'_, Connection<P>>> {
         if let Some(company) = company {
             company.let_finish().await;
         }
-        let deadline = Instant::now() + self.timeouts.exchange;
-        let leased = self.within(drive, deadline, self.pool.lease(drive, deadline)).await;
-        leased.unwrap_or(Err(NoLease::Exhausted)).map_err(|why| {
-            let (kind, why) = match why {
-                NoLease::Exhausted => (ErrorKind::Timeout, "every connection of the pool is in use"),
-                NoLease::Forked => (ErrorKind::Forked, "the operation began in a parent process"),
-            };
-            Error::new(kind, format!("talking to {}: {why}", self.endpoint))
+        self.pool.lease(Instant::now() + self.server.timeouts.exchange).map_err(|why| match why {
+            NoLease::Exhausted => full(self.endpoint()),
+            NoLease::Forked => Error::begun_by_parent(),
         })
     }
 
     async fn attempt(
         &self,
-        drive: Drive,
-        lease: &mut Lease<'_, P::Connection>,
+        lease: &mut Lease<'_, Connection<P>>,
         request: &P::Request,
         company: Option<&Company>,
     ) -> Result<P::Reply> {
-        let connection = lease.connection().expect("the lease is filled");
-        let deadline = Instant::now() + self.timeouts.exchange;
-        P::stream(connection).begin(deadline);
-        let exchange = async {
-            self.protocol.send(connection, request).await?;
-            if let Some(company) = company {
-                Box::pin(company.set_aside(P::stream(connection))).await;
-            }
-            self.protocol.receive(connection, request).await
-        };
-        let replied = self.within(drive, deadline, exchange).await;
-        replied.unwrap_or_else(|| Err(timed_out("waiting for", &self.endpoint)))
-    }
-
-    /// Makes sure that there is a connection.
-    async fn fill(&self, drive: Drive, lease: &mut Lease<'_, P::Connection>, company: Option<&Company>) -> Result<()> {
         if lease.connection().is_none() {
-            let opened = Box::pin(async {
-                if let Some(company) = company {
-                    company.let_finish().await;
+            lease.fill(Box::pin(self.open(company)).await?);
+        }
+        let connection = lease.connection().expect("the lease is filled");
+        let protocol = &self.server.protocol;
+        let deadline = connection.begin(self.server.timeouts.exchange);
+        let exchange = connection.send(protocol, request).await?;
+        if let Some(company) = company {
+            Box::pin(connection.set_aside(company, deadline)).await;
+        }
+        connection.receive(protocol, exchange).await
+    }
+
+    async fn open(&self, company: Option<&Company>) -> Result<Connection<P>> {
+        if let Some(company) = company {
+            company.let_finish().await;
+        }
+        self.server.admit_login()?;
+        self.server.open(Drive::Inline).await
+    }
+}
+
+impl<P: Protocol> Server<P> {
+    /// Refuses at once while the server is down.
+    pub(super) fn admit(&self) -> Result<()> {
+        self.breaker.admit().map_err(|wait| {
+            let milliseconds = wait.as_millis();
+            let endpoint = self.protocol.endpoint();
+            let context = format!("{endpoint} failed a moment ago: not tried again for {milliseconds} ms");
+            Error::new(ErrorKind::Unavailable, context)
+        })
+    }
+
+    /// Refuses at once while the server lets no connection in.
+    pub(super) fn admit_login(&self) -> Result<()> {
+        self.login_breaker.admit().map_err(|wait| {
+            let milliseconds = wait.as_millis();
+            let endpoint = self.protocol.endpoint();
+            let context = format!("{endpoint} refused a login a moment ago: not tried again for {milliseconds} ms");
+            Error::new(ErrorKind::Unavailable, context)
+        })
+    }
+
+    /// Dials, greets and logs in. A failure counts, whatever the server has against it: one that refuses every login is
+    /// tried no more often than one that is not there.
+    pub(super) async fn open(&self, drive: Drive) -> Result<Connection<P>> {
+        let opened = self.dial_and_greet(drive).await;
+        match &opened {
+            Ok(_) => _ = self.login_breaker.succeeded(),
+            Err(error) if !is_outage(error.kind()) && error.kind() != ErrorKind::Forked => {
+                if self.login_breaker.failed() {
+                    telemetry::breaker_opened(self.protocol.endpoint());
                 }
-                self.admit_at_door()?;
-                self.open(drive).await.map_err(|error| self.turned_away(error))
-            });
-            lease.fill(opened.await?);
-            self.welcomed();
+            }
+            Err(_) => {}
         }
-        Ok(())
+        opened
     }
 
-    async fn open(&self, drive: Drive) -> Result<P::Connection> {
-        let stream = self.connect(drive).await?;
-        let deadline = Instant::now() + self.timeouts.exchange;
-        let opened = self.within(drive, deadline, self.protocol.open(stream)).await;
-        opened.unwrap_or_else(|| Err(timed_out("greeting", &self.endpoint)))
-    }
-
-    async fn connect(&self, drive: Drive) -> Result<Stream> {
+    async fn dial_and_greet(&self, drive: Drive) -> Result<Connection<P>> {
+        let endpoint = self.protocol.endpoint();
         let deadline = Instant::now() + self.timeouts.connect;
-        let stream = dial(drive, &self.endpoint, deadline, self.timeouts.exchange).await?;
-        telemetry::connected(&self.endpoint);
-        Ok(stream)
-    }
-
-    /// In a runtime, ends `work` at the deadline; a blocking stream keeps its own.
-    #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
-    async fn within<F: Future>(&self, drive: Drive, deadline: Instant, work: F) -> Option<F::Output> {
+        let stream = dial(drive, endpoint, deadline, self.timeouts.exchange).await?;
+        telemetry::connected(endpoint);
+        let greeting = Connection::open(&self.protocol, stream);
         match drive {
-            Drive::Inline => Some(work.await),
+            Drive::Inline => greeting.await,
             #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
+            Drive::Tokio(_) => tokio::time::timeout(self.timeouts.exchange, greeting)
+                .await
+                .unwrap_or_else(|_| Err(timed_out("greeting", endpoint))),
         }
     }
+
+    /// Counts a failure with the breaker, if it says something about the server.
+    pub(super) fn failed(&self, error: &Error) {
+        if is_outage(error.kind()) && self.breaker.failed() {
+            telemetry::breaker_opened(self.protocol.endpoint());
+        }
+    }
+
+    /// Records with the breaker that an exchange came to its end.
+    #[inline]
+    pub(super) fn succeeded(&self) {
+        if self.breaker.succeeded() {
+            telemetry::breaker_closed(self.protocol.endpoint());
+        }
+    }
+}
+
+/// Of a request for which there is no room.
+pub(super) fn full(endpoint: &Endpoint) -> Error {
+    let context = format!("as many requests to {endpoint} are under way as there may be, and none ended in time");
+    Error::new(ErrorKind::Full, context)
 }
 
 /// Whether a failure says that the server, or the way to it, is out of order.
@@ -318,25 +277,31 @@ fn is_outage(kind: ErrorKind) -> bool {
 }
 
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
-fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, P::Connection>, error: &Error) -> bool {
+fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Connection<P>>, error: &Error) -> bool {
     let broke = error.kind() == ErrorKind::Io;
-    broke && lease.is_reused() && lease.connection().is_some_and(|connection| !P::stream(connection).answered())
+    broke && lease.is_reused() && lease.connection().is_some_and(|connection| !connection.answered)
 }
 
 impl<P: Protocol> Debug for Link<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link")
-            .field("endpoint", &self.endpoint)
-            .field("protocol", &self.protocol)
-            .field("breaker", &self.breaker)
+            .field("protocol", &self.server.protocol)
+            .field("breaker", &self.server.breaker)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<P: Protocol> Drop for Link<P> {
+    fn drop(&mut self) {
+        self.server.pipelines.reset();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::Future;
-    use std::io::{BufRead, BufReader, ErrorKind as Kind, Write};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::pin::pin;
     use std::sync::mpsc::{Receiver, channel};
@@ -344,46 +309,64 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::{Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Stream, Timeouts};
+    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts};
     use crate::net::drive::inline;
-    use crate::net::io_error;
+    use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan};
 
     /// Lines there, lines back.
     #[derive(Debug)]
-    struct Lines;
+    struct Lines(Endpoint);
 
-    impl Protocol for Lines {
-        type Connection = Stream;
-        type Request = str;
-        type Reply = String;
+    #[derive(Debug)]
+    struct LineFraming;
 
-        async fn open(&self, stream: Stream) -> Result<Stream> {
-            Ok(stream)
-        }
-
-        async fn send(&self, stream: &mut Stream, request: &str) -> Result<()> {
-            stream.write_all(request.as_bytes()).await.map_err(failed)
-        }
-
-        async fn receive(&self, stream: &mut Stream, _: &str) -> Result<String> {
-            let mut reply = Vec::new();
-            while !reply.ends_with(b"\n") {
-                let mut some = [0; 64];
-                match stream.read(&mut some).await.map_err(failed)? {
-                    0 => return Err(failed(Kind::UnexpectedEof.into())),
-                    received => reply.extend_from_slice(&some[..received]),
-                }
-            }
-            String::from_utf8(reply).map_err(|error| Error::with_source(ErrorKind::Protocol, "reading", error))
-        }
-
-        fn stream(stream: &mut Stream) -> &mut Stream {
-            stream
+    impl Framing for LineFraming {
+        fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            Ok(end.map_or(Scan::Partial, |end| Scan::Complete { length: end + 1 }))
         }
     }
 
-    fn failed(error: std::io::Error) -> Error {
-        io_error("talking to", &Endpoint::Unix("lines".into()), error)
+    impl Protocol for Lines {
+        type Framing = LineFraming;
+        type Request = String;
+        type Partial = String;
+        type Reply = String;
+
+        fn endpoint(&self) -> &Endpoint {
+            &self.0
+        }
+
+        fn framing(&self) -> LineFraming {
+            LineFraming
+        }
+
+        async fn greet(&self, _: &mut Connection<Lines>) -> Result<Marking> {
+            Ok(Marking::Impossible)
+        }
+
+        fn is_read(_: &String) -> bool {
+            true
+        }
+
+        fn write(&self, request: &String, outgoing: &mut Outgoing) -> String {
+            outgoing.buffer().extend_from_slice(request.as_bytes());
+            String::new()
+        }
+
+        fn accept(&self, partial: &mut String, frame: Frame<'_>) -> Result<Accepted> {
+            *partial = String::from_utf8(frame.bytes.to_vec())
+                .map_err(|error| Error::with_source(ErrorKind::Protocol, "reading", error))?;
+            Ok(Accepted::Complete { proven: false })
+        }
+
+        fn refusal(&self, _: &String) -> Option<Error> {
+            None
+        }
+
+        fn finish(partial: String) -> String {
+            partial
+        }
     }
 
     /// A link to a server that handles each request as told, and what the server was asked.
@@ -404,11 +387,12 @@ mod tests {
             }
         });
         let timeouts = Timeouts { connect: Duration::from_secs(60), exchange: Duration::from_millis(200) };
-        (Link::new(Lines, endpoint, Settings { timeouts, ..Settings::default() }), requests)
+        (Link::new(Lines(endpoint), Settings { timeouts, ..Settings::default() }), requests)
     }
 
     fn call(link: &Link<Lines>, request: &str, retry: Retry) -> Result<String> {
-        inline(|| match pin!(link.call(request, retry, None)).poll(&mut Context::from_waker(Waker::noop())) {
+        let request = request.to_owned();
+        inline(|| match pin!(link.call(&request, retry, None)).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(replied) => replied,
             Poll::Pending => panic!("an inline call suspended"),
         })

@@ -1,4 +1,4 @@
-//! Idle connections, and leave to have one.
+//! Idle connections, and a permit to have one.
 //!
 //! A connection is leased for one exchange. A [`Lease`] destroys its connection unless [`Lease::finish`] says that the
 //! exchange is complete: a future that is dropped, an error, a timeout and a panic all end in the lease's drop, so a reply
@@ -7,17 +7,15 @@
 //! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other threads
 //! had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
 //!
-//! Waiters stand in a queue of wakers, threads and tasks alike. A waiter that was woken and then gave up passes the turn on.
+//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline. Waiters stand in a queue of
+//! wakers. One that was woken and then gave up passes the turn on.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::mem;
-use std::pin::pin;
 use std::sync::MutexGuard;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use super::drive::Drive;
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 
@@ -30,18 +28,12 @@ pub(super) struct Pool<C> {
 #[derive(Debug)]
 struct State<C> {
     size: usize,
-    idle: Vec<Idle<C>>,
+    idle: Vec<C>,
     leased: usize,
     waiting: VecDeque<(u64, Waker)>,
     next_ticket: u64,
     /// Goes up with each reset: what was leased before is not taken back.
     epoch: u64,
-}
-
-#[derive(Debug)]
-struct Idle<C> {
-    drive: Drive,
-    connection: C,
 }
 
 /// Why there is no lease.
@@ -59,22 +51,17 @@ impl<C: Send> Pool<C> {
         Pool { state: ProcessLocal::new(), size: size.max(1) }
     }
 
-    /// A lease, with an idle connection of the same drive if there is one; `None` while every place is taken.
-    pub(super) fn try_lease(&self, drive: Drive) -> Option<Lease<'_, C>> {
+    /// A lease, with an idle connection if there is one; `None` while every slot is taken.
+    pub(super) fn try_lease(&self) -> Option<Lease<'_, C>> {
         let mut turn = self.turn();
         let state = turn.state.lock();
-        (state.leased < state.size).then(|| turn.lease(state, drive))
+        (state.leased < state.size).then(|| turn.lease(state))
     }
 
-    /// Waits for a lease. Inline, the wait blocks until `deadline`; in a runtime the caller's timer bounds it.
-    pub(super) async fn lease(&self, drive: Drive, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
+    /// Waits for a lease until `deadline`, blocking this thread.
+    pub(super) fn lease(&self, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
         let mut turn = self.turn();
-        let mut leased = pin!(poll_fn(|cx| turn.poll(cx, drive)));
-        #[cfg_attr(not(feature = "tokio"), expect(irrefutable_let_patterns))]
-        if let Drive::Inline = drive {
-            return block_until(Some(deadline), |cx| leased.as_mut().poll(cx)).unwrap_or(Err(NoLease::Exhausted));
-        }
-        leased.await
+        block_until(Some(deadline), |cx| turn.poll(cx)).unwrap_or(Err(NoLease::Exhausted))
     }
 
     fn turn(&self) -> Turn<'_, C> {
@@ -115,7 +102,7 @@ struct Turn<'a, C> {
 }
 
 impl<'a, C> Turn<'a, C> {
-    fn poll(&mut self, cx: &mut Context<'_>, drive: Drive) -> Poll<Result<Lease<'a, C>, NoLease>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease<'a, C>, NoLease>> {
         if self.generation != generation() {
             return Poll::Ready(Err(NoLease::Forked));
         }
@@ -124,30 +111,23 @@ impl<'a, C> Turn<'a, C> {
             self.wait(&mut state, cx.waker());
             return Poll::Pending;
         }
-        Poll::Ready(Ok(self.lease(state, drive)))
+        Poll::Ready(Ok(self.lease(state)))
     }
 
     /// Takes a place, of which there must be one.
-    fn lease(&mut self, mut state: MutexGuard<'_, State<C>>, drive: Drive) -> Lease<'a, C> {
+    fn lease(&mut self, mut state: MutexGuard<'_, State<C>>) -> Lease<'a, C> {
         if let Some(ticket) = self.ticket.take() {
             state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
         state.leased += 1;
-        let own = state.idle.iter().rposition(|idle| idle.drive == drive);
-        let connection = own.map(|position| state.idle.remove(position).connection);
-        let surplus = connection.is_none() && state.idle.len() + state.leased > state.size;
-        let evicted = surplus.then(|| state.idle.remove(0));
-        let lease = Lease {
+        let connection = state.idle.pop();
+        Lease {
             state: self.state,
             generation: self.generation,
             epoch: state.epoch,
-            drive,
             reused: connection.is_some(),
             connection,
-        };
-        drop(state);
-        drop(evicted);
-        lease
+        }
     }
 
     /// Queues, at the place it had before if it was woken in vain.
@@ -187,12 +167,11 @@ impl<C> Drop for Turn<'_, C> {
     }
 }
 
-/// Leave to have one connection, for one exchange.
+/// A permit to have one connection, for one exchange.
 pub(super) struct Lease<'a, C> {
     state: &'a Lock<State<C>>,
     generation: u64,
     epoch: u64,
-    drive: Drive,
     reused: bool,
     connection: Option<C>,
 }
@@ -235,7 +214,7 @@ impl<C> Lease<'_, C> {
             state.leased -= 1;
             let refused = match connection {
                 Some(connection) if state.epoch == self.epoch => {
-                    state.idle.push(Idle { drive: self.drive, connection });
+                    state.idle.push(connection);
                     None
                 }
                 other => other,
@@ -267,20 +246,14 @@ impl<C> Drop for Lease<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future;
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
+        use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
-    use super::{Drive, Lease, NoLease, Pool, Turn};
+    use super::{Lease, NoLease, Pool, Turn};
     use crate::lifecycle::generation;
 
     fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, NoLease> {
-        let future = pin!(pool.lease(Drive::Inline, Instant::now() + patience));
-        match future.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(leased) => leased,
-            Poll::Pending => panic!("an inline lease suspended"),
-        }
+        pool.lease(Instant::now() + patience)
     }
 
     const GENEROUS: Duration = Duration::from_secs(60);
@@ -345,13 +318,13 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let mut first = Turn { state, generation: generation(), ticket: None };
         let mut second = Turn { state, generation: generation(), ticket: None };
-        assert!(first.poll(&mut context, Drive::Inline).is_pending());
-        assert!(second.poll(&mut context, Drive::Inline).is_pending());
+        assert!(first.poll(&mut context).is_pending());
+        assert!(second.poll(&mut context).is_pending());
         drop(held);
         assert_eq!(state.lock().waiting.len(), 1, "one of them was woken");
         drop(first);
         assert_eq!(state.lock().waiting.len(), 0, "and so is the other");
-        assert!(second.poll(&mut context, Drive::Inline).is_ready());
+        assert!(second.poll(&mut context).is_ready());
     }
 
     #[test]
@@ -361,7 +334,7 @@ mod tests {
         let state = pool.state.get().unwrap();
         let _held_by_a_vanished_thread = state.lock();
         let mut inherited = Turn { state, generation: generation() - 1, ticket: Some(0) };
-        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()), Drive::Inline);
+        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Ready(Err(NoLease::Forked))));
         drop(inherited);
     }

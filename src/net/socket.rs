@@ -4,7 +4,7 @@
 //! operation is an error and the drop does nothing: the number stands for the ledger's tombstone there.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -124,10 +124,14 @@ impl Socket {
     }
 
     /// Sends what fits, without waiting. (The kernel's timeout would not do: on a Unix socket it starts over with each
-    /// piece that the peer makes room for.)
+    /// part that the peer makes room for.)
     #[inline]
-    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(socket::send(self.number()?, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?)
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match pieces {
+            [piece] => Ok(socket::send(self.number()?, piece, flags)?),
+            pieces => Ok(socket::sendmsg::<()>(self.number()?, pieces, &[], flags, None)?),
+        }
     }
 
     #[inline]
@@ -165,27 +169,6 @@ impl Socket {
     #[inline]
     fn own(&self) -> io::Result<BorrowedFd<'_>> {
         if self.is_current() { Ok(self.descriptor.as_fd()) } else { Err(io::Error::other(StaleSocket)) }
-    }
-}
-
-/// Looks at a socket that somebody else drives.
-#[cfg(feature = "tokio")]
-#[derive(Debug)]
-pub(crate) struct Probe {
-    number: RawFd,
-}
-
-#[cfg(feature = "tokio")]
-impl Probe {
-    pub(crate) fn of(socket: &Socket) -> Probe {
-        Probe { number: socket.as_raw_fd() }
-    }
-
-    /// Whether the other side has closed it, and nothing is left to be read. Once this side has, the number may be another's:
-    /// then the answer means nothing, and looking does no harm.
-    pub(crate) fn has_ended(&self) -> bool {
-        let looked = socket::recv(self.number, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
-        !matches!(looked, Ok(1..) | Err(Errno::EAGAIN))
     }
 }
 

@@ -18,10 +18,10 @@ use crate::net::Retry;
 mod atomic;
 mod clear;
 mod config;
-mod connection;
 mod crawler;
 mod expiry;
 mod key;
+mod lines;
 mod meta;
 mod ring;
 mod servers;
@@ -174,11 +174,11 @@ impl CacheStore for MemcachedStore {
 
     async fn reconnect(&self) -> Result<()> {
         self.reset();
-        let probe = Request::probe()?;
+        let probe = Request::probe(self.servers.tokens(1))?;
         let mut outcome = Ok(());
         for server in self.servers.iter() {
             let answered = pin!(server.link.reconnect(&probe));
-            outcome = outcome.and(told(server, || ("noop".to_owned(), 1), answered, |_| None).await.map(|_| ()));
+            outcome = outcome.and(told(server, || ("get".to_owned(), 1), answered, |_| None).await.map(|_| ()));
         }
         outcome
     }

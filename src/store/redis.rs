@@ -1,36 +1,29 @@
 //! A store on a Redis server: the redis crate's commands and replies, over sockets of ours.
 //!
-//! A verb is a [`Request`] and what its replies mean. Only the way there differs: inline over pooled blocking connections
-//! ([`blocking`]), inside a tokio runtime over one multiplexed connection per runtime ([`multiplexed`]).
+//! A verb is a [`Request`] and what its replies mean; a [`Link`] takes it there and back.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 
-use ::redis::{Cmd, Pipeline, Value};
+use ::redis::Value;
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{CacheStore, Ttl, When, check_key};
-use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Drive, Link, Retry, drive};
+use crate::error::Result;
+use crate::net::{Link, Retry};
 use crate::telemetry;
-use blocking::Resp;
-use commands::{CompareAndSet, Request};
+use commands::{Command, CompareAndSet, Request};
 use config::Config;
-#[cfg(feature = "tokio")]
-use multiplexed::Multiplexed;
+use protocol::{Replies, Resp};
 use reply::Reply;
 
-mod blocking;
 mod commands;
 mod config;
-#[cfg(feature = "tokio")]
-mod counted;
-#[cfg(feature = "tokio")]
-mod multiplexed;
+mod protocol;
 mod reply;
-mod tally;
+mod resp;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;
@@ -72,8 +65,6 @@ const PART_BYTES: usize = 1 << 20;
 /// ```
 pub struct RedisStore {
     link: Link<Resp>,
-    #[cfg(feature = "tokio")]
-    multiplexed: Multiplexed,
     compare_and_set: CompareAndSet,
     database: u32,
     max_value: usize,
@@ -90,64 +81,48 @@ impl RedisStore {
         let login = config.login;
         Ok(RedisStore {
             database: login.database,
-            #[cfg(feature = "tokio")]
-            multiplexed: Multiplexed::new(login.clone()),
-            link: Link::new(Resp::new(config.endpoint.clone(), login), config.endpoint, config.settings),
+            link: Link::new(Resp::new(config.endpoint, login, config.max_value), config.settings),
             compare_and_set: CompareAndSet::new(),
             max_value: config.max_value,
         })
     }
 
-    async fn call(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
-        self.told(request, pin!(self.exchange(request, retry))).await
+    async fn call(&self, request: &Request, retry: Retry) -> Result<Replies> {
+        self.traced(request, pin!(self.link.call(request, retry, None))).await
     }
 
-    /// An exchange that is told of.
-    async fn told<F>(&self, request: &Request, exchange: Pin<&mut F>) -> Result<Vec<Value>>
-    where
-        F: Future<Output = Result<Vec<Value>>>,
-    {
-        let failure = |replies: &Vec<Value>| reply::failure(replies);
+    async fn traced<F: Future<Output = Result<Replies>>>(
+        &self,
+        request: &Request,
+        exchange: Pin<&mut F>,
+    ) -> Result<Replies> {
+        let failure = |replies: &Replies| reply::failure(replies);
         let (endpoint, database) = (self.link.endpoint(), Some(self.database));
         telemetry::exchange("redis", endpoint, database, || request.operation(), exchange, failure).await
     }
 
-    async fn exchange(&self, request: &Request, retry: Retry) -> Result<Vec<Value>> {
-        let replies = match drive()? {
-            Drive::Inline => self.link.call(request, retry, None).await?,
-            #[cfg(feature = "tokio")]
-            Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, request, retry).await?,
-        };
-        if replies.len() == request.len() {
-            return Ok(replies);
-        }
-        let context =
-            format!("{} answered {} requests with {} replies", self.link.endpoint(), request.len(), replies.len());
-        Err(Error::new(ErrorKind::Protocol, context))
-    }
-
     /// One command, one reply.
-    async fn command(&self, command: Cmd, retry: Retry) -> Result<Reply<'_>> {
+    async fn command(&self, command: Command, retry: Retry) -> Result<Reply<'_>> {
         let reply = self.value(command, retry).await?;
         self.reply(reply)
     }
 
     /// One command, and whatever the server answers.
-    async fn value(&self, command: Cmd, retry: Retry) -> Result<Value> {
-        let replies = self.call(&Request::Command(command), retry).await?;
+    async fn value(&self, command: Command, retry: Retry) -> Result<Value> {
+        let replies = self.call(&Request::one(command), retry).await?;
         Ok(replies.into_iter().next().expect("as many replies as requests"))
     }
 
     /// Several commands in one round trip.
-    async fn pipeline(&self, pipeline: Pipeline, retry: Retry) -> Result<Vec<Result<Reply<'_>>>> {
-        let replies = self.call(&Request::Pipeline(pipeline), retry).await?;
+    async fn several(&self, request: Request, retry: Retry) -> Result<Vec<Result<Reply<'_>>>> {
+        let replies = self.call(&request, retry).await?;
         Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
     }
 
     /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded: the
     /// first error says why, and that of EXEC only that.
-    async fn transaction(&self, commands: impl IntoIterator<Item = Cmd>, retry: Retry) -> Result<Reply<'_>> {
-        let replies = self.pipeline(commands::transaction(commands), retry).await?;
+    async fn transaction(&self, commands: impl IntoIterator<Item = Command>, retry: Retry) -> Result<Reply<'_>> {
+        let replies = self.several(Request::transaction(commands), retry).await?;
         let accepted: Vec<Reply<'_>> = replies.into_iter().collect::<Result<_>>()?;
         let executed = accepted.into_iter().next_back().expect("as many replies as requests");
         let last = executed.array()?.into_iter().next_back().unwrap_or(Value::Nil);
@@ -160,12 +135,14 @@ impl RedisStore {
     }
 
     async fn set_part(&self, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
-        let replies = self.pipeline(commands::set_many(&entries, ttl)?, Retry::Idempotent).await?;
+        let sets = entries.iter().map(|(key, value)| commands::set(key, value, ttl, When::Always));
+        let sets: Vec<Command> = sets.collect::<Result<_>>()?;
+        let replies = self.several(Request::several(sets), Retry::Idempotent).await?;
         Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
     }
 
     async fn delete_part(&self, keys: Vec<&str>) -> Result<Vec<Result<bool>>> {
-        let replies = self.pipeline(commands::delete_many(&keys), Retry::Never).await?;
+        let replies = self.several(Request::several(keys.iter().map(|key| commands::unlink(&[*key]))), Retry::Never).await?;
         Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
     }
 
@@ -207,9 +184,9 @@ impl CacheStore for RedisStore {
             self.check_value(key, value)?;
         }
         let script = &self.compare_and_set;
-        let answer = self.value(script.by_hash(key, expected, new.as_deref(), ttl)?, Retry::Never).await?;
+        let answer = self.value(script.by_hash(key, expected, new.as_ref(), ttl)?, Retry::Never).await?;
         if reply::is_unknown_script(&answer) {
-            return self.command(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?.flag();
+            return self.command(script.by_text(key, expected, new.as_ref(), ttl)?, Retry::Never).await?.flag();
         }
         self.reply(answer)?.flag()
     }
@@ -231,21 +208,11 @@ impl CacheStore for RedisStore {
 
     fn reset(&self) {
         self.link.reset();
-        #[cfg(feature = "tokio")]
-        self.multiplexed.reset();
     }
 
     async fn reconnect(&self) -> Result<()> {
-        self.reset();
-        let ping = Request::Command(commands::ping());
-        let answered = pin!(async {
-            match drive()? {
-                Drive::Inline => self.link.reconnect(&ping).await,
-                #[cfg(feature = "tokio")]
-                Drive::Tokio(runtime) => self.multiplexed.call(&self.link, runtime, &ping, Retry::Never).await,
-            }
-        });
-        let replies = self.told(&ping, answered).await?;
+        let ping = Request::one(commands::ping());
+        let replies = self.traced(&ping, pin!(self.link.reconnect(&ping))).await?;
         replies.into_iter().try_for_each(|reply| self.reply(reply).map(|_| ()))
     }
 

@@ -42,4 +42,7 @@ pub(crate) fn breaker_opened(_: &Endpoint) {}
 pub(crate) fn breaker_closed(_: &Endpoint) {}
 
 #[inline]
+pub(crate) fn unproven(_: &Endpoint) {}
+
+#[inline]
 pub(crate) fn refreshed(_: &str, _: &Refresh, _: u64, _: usize) {}

@@ -95,6 +95,15 @@ pub(crate) fn breaker_closed(endpoint: &Endpoint) {
     about_server!(info, endpoint, "the server is back");
 }
 
+/// Surplus replies of this server are not noticed while others are awaited.
+pub(crate) fn unproven(endpoint: &Endpoint) {
+    about_server!(
+        warn,
+        endpoint,
+        "the account may neither ECHO nor PING: a surplus reply is noticed only while none is awaited"
+    );
+}
+
 /// A store came into this process.
 pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
     tracing::debug!(
@@ -136,6 +145,7 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Auth => "auth",
         ErrorKind::Connect => "connect",
         ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Full => "full",
         ErrorKind::Timeout => "timeout",
         ErrorKind::Io => "io",
         ErrorKind::Protocol => "protocol",

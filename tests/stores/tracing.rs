@@ -86,10 +86,11 @@ fn exchanges_with_redis_are_spans() {
         ];
         assert_eq!(operations(&records), expected);
         let where_to = [("server.address", "127.0.0.1"), ("server.port", &*port)];
-        let [first, connected, get, ..] = &records[..] else { panic!("{records:?}") };
-        assert_eq!((&*connected.name, connected.level, connected.within), ("connected", Level::DEBUG, Some(0)));
-        assert_eq!(connected.fields, fields(where_to));
-        for (span, name) in [(first, "SET"), (get, "GET")] {
+        // Inside a runtime a task of its own dials, for all that wait.
+        let connected = records.iter().find(|record| record.name == "connected").expect("it has connected");
+        assert_eq!((connected.level, connected.fields.clone()), (Level::DEBUG, fields(where_to)));
+        let spans: Vec<_> = records.iter().filter(|record| record.is_span).collect();
+        for (span, name) in [(spans[0], "SET"), (spans[1], "GET")] {
             assert_eq!((&*span.name, span.level, span.within), ("exchange", Level::DEBUG, None));
             let mut expected = fields([
                 ("otel.kind", "client"),

@@ -1,6 +1,7 @@
 //! Removing every entry under a prefix: list, and delete what was listed.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::crawler::Listing;
@@ -34,8 +35,9 @@ impl Servers {
 
 async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
     let endpoint = server.link.endpoint();
+    let prefix = Arc::from(prefix.as_bytes());
     for _ in 0..ATTEMPTS {
-        let listing = pin!(server.crawler.call(prefix.as_bytes(), Retry::Idempotent, None));
+        let listing = pin!(server.crawler.call(&prefix, Retry::Idempotent, None));
         match told(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
             Listing::Keys(keys) => {
                 // A listing is rare: no connection is kept for the next.

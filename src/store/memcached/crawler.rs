@@ -5,14 +5,15 @@
 //! a link of its own.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode;
 
-use super::connection::{Connection, Failure, malformed};
 use super::key::starts_with;
-use crate::error::Result;
-use crate::net::{Endpoint, Protocol, Settings, Stream, Timeouts};
+use super::lines::{LineFraming, without_end};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Settings, Timeouts};
 
 /// How long a server may take to list its keys.
 const LISTING: Duration = Duration::from_secs(60);
@@ -43,50 +44,68 @@ pub(super) enum Listing {
     Refused(String),
 }
 
-impl Protocol for Crawler {
-    type Connection = Connection;
-    /// What the keys start with.
-    type Request = [u8];
-    type Reply = Listing;
-
-    async fn open(&self, stream: Stream) -> Result<Connection> {
-        Ok(Connection::new(stream))
-    }
-
-    async fn send(&self, connection: &mut Connection, _: &[u8]) -> Result<()> {
-        let sent = connection.send(b"lru_crawler metadump hash\r\n").await;
-        sent.map_err(|failure| failure.at(&self.endpoint))
-    }
-
-    async fn receive(&self, connection: &mut Connection, prefix: &[u8]) -> Result<Listing> {
-        list(connection, prefix).await.map_err(|failure| failure.at(&self.endpoint))
-    }
-
-    fn stream(connection: &mut Connection) -> &mut Stream {
-        connection.stream()
-    }
+/// A listing that is being received.
+pub(super) struct Partial {
+    prefix: Arc<[u8]>,
+    keys: Vec<Vec<u8>>,
+    ended: Option<Listing>,
 }
 
-async fn list(connection: &mut Connection, prefix: &[u8]) -> Result<Listing, Failure> {
-    let mut keys = Vec::new();
-    let listing = loop {
-        let line = connection.line().await?;
-        if let Some(key) = listed_key(line) {
-            if starts_with(&key, prefix) {
-                keys.push(key.into_owned());
+impl Protocol for Crawler {
+    type Framing = LineFraming;
+    /// What the keys start with.
+    type Request = Arc<[u8]>;
+    type Partial = Partial;
+    type Reply = Listing;
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn framing(&self) -> LineFraming {
+        LineFraming::new(0)
+    }
+
+    async fn greet(&self, _: &mut Connection<Crawler>) -> Result<Marking> {
+        Ok(Marking::Impossible)
+    }
+
+    fn is_read(_: &Arc<[u8]>) -> bool {
+        true
+    }
+
+    fn write(&self, prefix: &Arc<[u8]>, outgoing: &mut Outgoing) -> Partial {
+        outgoing.buffer().extend_from_slice(b"lru_crawler metadump hash\r\n");
+        Partial { prefix: Arc::clone(prefix), keys: Vec::new(), ended: None }
+    }
+
+    fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
+        let line = without_end(frame.bytes);
+        partial.ended = if let Some(key) = listed_key(line) {
+            if starts_with(&key, &partial.prefix) {
+                partial.keys.push(key.into_owned());
             }
+            return Ok(Accepted::Incomplete);
         } else if line == b"END" {
-            break Listing::Keys(keys);
+            None
         } else if line.starts_with(b"BUSY") {
-            break Listing::Busy;
+            Some(Listing::Busy)
         } else if is_error(line) {
-            break Listing::Refused(String::from_utf8_lossy(line).into_owned());
+            Some(Listing::Refused(String::from_utf8_lossy(line).into_owned()))
         } else {
-            return Err(malformed("a line that lists no key"));
-        }
-    };
-    connection.finish()?;
-    Ok(listing)
+            let context = format!("{} sent a line that lists no key", self.endpoint);
+            return Err(Error::new(ErrorKind::Protocol, context));
+        };
+        Ok(Accepted::Complete { proven: false })
+    }
+
+    fn refusal(&self, _: &Partial) -> Option<Error> {
+        None
+    }
+
+    fn finish(partial: Partial) -> Listing {
+        partial.ended.unwrap_or(Listing::Keys(partial.keys))
+    }
 }
 
 /// `key=<percent-encoded> exp=... la=...`

@@ -1,30 +1,31 @@
 //! Commands and replies: the meta protocol, and the text protocol's `get` for many plain keys at once.
 //!
-//! Every meta command carries a token of its own, which its reply repeats: a late reply to something else cannot be
-//! taken for it. A text `get` always follows a meta command in its exchange, so what comes after that one's reply is
-//! its own.
+//! Every meta command carries a token of its own, which its reply repeats: no other reply can be taken for it. A text `get`
+//! stands between two meta commands of its request, and its values are held back until the reply to the second one has
+//! come. An error reply has no token, and is held until a marker behind it is answered.
 //!
 //! The memcache crate's wire layer, which calls itself experimental, is used in this file only.
 
-use std::ops::Range;
+use std::fmt::Display;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memcache::exp::{
     ArithmeticMode, ArithmeticOptions, DeleteOptions, Error as WireError, GetOptions, MetaCommand, MetaCommandResult,
-    MetaResponse, ReturnCode, SetMode, SetOptions, build_arithmetic, build_delete, build_get, build_noop, build_set,
+    MetaResponse, ReturnCode, SetMode, SetOptions, build_arithmetic, build_delete, build_get, build_set,
     parse_meta_result,
 };
 
-use super::connection::{Connection, Failure, malformed};
 use super::key::Key;
+use super::lines::{LineFraming, without_end, word};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, Protocol, Stream};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, show};
 
-/// More than a value can have: what the largest server can be configured to take.
-const LARGEST_VALUE: usize = 1 << 30;
-/// How much of a reply that cannot be understood is repeated in an error.
-const SHOWN: usize = 80;
+const LINE_END: &[u8] = b"\r\n";
+
+/// A command whose answer repeats the token that it is followed by, up to that token.
+const MARKER: &[u8] = b"mg prefork-cache O";
 
 /// What a server is asked to do with one key.
 #[derive(Debug)]
@@ -78,20 +79,20 @@ pub(super) enum Answer {
 
 /// The commands of one exchange.
 #[derive(Debug, Default)]
-pub(super) struct Request {
-    bytes: Vec<u8>,
+pub(super) struct Request(Arc<Commands>);
+
+#[derive(Debug, Default)]
+struct Commands {
+    outgoing: Outgoing,
     awaited: Vec<Awaited>,
+    changes: bool,
 }
 
 #[derive(Debug)]
 enum Awaited {
-    Reply {
-        token: u64,
-        expected: Expected,
-    },
-    /// To a text `get` of the keys in these parts of the request.
-    Values(Vec<Range<usize>>),
-    Noop,
+    Reply { token: u64, expected: Expected },
+    /// To a text `get` of these keys.
+    Values(Vec<Box<[u8]>>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,42 +106,64 @@ enum Expected {
 }
 
 impl Request {
-    /// Has the server answer, and do nothing.
-    pub(super) fn probe() -> Result<Request> {
-        let mut request = Request::default();
-        encode(build_noop(), &mut request.bytes)?;
-        request.awaited.push(Awaited::Noop);
-        Ok(request)
+    /// Has the server answer, and change nothing.
+    pub(super) fn probe(token: u64) -> Result<Request> {
+        Request::of(&[(&Key::new("prefork-cache")?, &Command::Get)], token)
     }
 
-    /// Adds a command. `token` must be one that the server has not seen on this connection.
-    pub(super) fn push(&mut self, key: &Key<'_>, command: &Command, token: u64) -> Result<()> {
-        if matches!(command, Command::Get) && !key.is_base64() && !self.awaited.is_empty() {
-            self.push_text_get(key);
-            return Ok(());
+    /// These commands, with the tokens from `token` on, which the server must not have seen on the connection.
+    pub(super) fn of(commands: &[(&Key<'_>, &Command)], token: u64) -> Result<Request> {
+        let mut request = Commands::default();
+        let last = commands.len() - 1;
+        for (index, (token, (key, command))) in (token..).zip(commands).enumerate() {
+            let is_between = index > 0 && index < last;
+            if is_between && matches!(command, Command::Get) && !key.is_base64() {
+                request.push_text_get(key);
+            } else {
+                request.push(key, command, token)?;
+            }
         }
-        let expected = command.expected();
+        Ok(Request(Arc::new(request)))
+    }
+}
+
+impl Commands {
+    fn push(&mut self, key: &Key<'_>, command: &Command, token: u64) -> Result<()> {
         let built = command.build(key.wire(), token).map_err(refused_here)?;
-        encode(if key.is_base64() { built.flag("b") } else { built }, &mut self.bytes)?;
-        self.awaited.push(Awaited::Reply { token, expected });
+        let built = if key.is_base64() { built.flag("b") } else { built };
+        let start = self.outgoing.buffer().len();
+        built.encode_into(self.outgoing.buffer()).map_err(refused_here)?;
+        if let Command::Set { value, .. } = command {
+            self.push_value(start + "ms ".len() + key.wire().len() + 1, value);
+        }
+        self.changes |= !matches!(command, Command::Get | Command::GetWithCas);
+        self.awaited.push(Awaited::Reply { token, expected: command.expected() });
         Ok(())
+    }
+
+    /// Puts a value behind the command that was built without one, and its length in the place of that one's, a zero.
+    fn push_value(&mut self, place: usize, value: &Bytes) {
+        let line = self.outgoing.buffer();
+        line.splice(place..=place, value.len().to_string().into_bytes());
+        line.truncate(line.len() - LINE_END.len());
+        self.outgoing.push(value);
+        self.outgoing.buffer().extend_from_slice(LINE_END);
     }
 
     /// Continues the `get` before, if that is what the request ends with.
     fn push_text_get(&mut self, key: &Key<'_>) {
-        if let Some(Awaited::Values(_)) = self.awaited.last() {
-            self.bytes.truncate(self.bytes.len() - 2);
-        } else {
-            self.bytes.extend_from_slice(b"get");
-            self.awaited.push(Awaited::Values(Vec::new()));
-        }
-        let start = self.bytes.len() + 1;
-        self.bytes.push(b' ');
-        self.bytes.extend_from_slice(key.wire());
+        let line = self.outgoing.buffer();
+        let key = key.wire();
         if let Some(Awaited::Values(keys)) = self.awaited.last_mut() {
-            keys.push(start..self.bytes.len());
+            line.truncate(line.len() - LINE_END.len());
+            keys.push(key.into());
+        } else {
+            line.extend_from_slice(b"get");
+            self.awaited.push(Awaited::Values(vec![key.into()]));
         }
-        self.bytes.extend_from_slice(b"\r\n");
+        line.push(b' ');
+        line.extend_from_slice(key);
+        line.extend_from_slice(LINE_END);
     }
 }
 
@@ -197,7 +220,7 @@ impl Command {
                 options.opaque = opaque;
                 build_get(key, &options)
             }
-            Command::Set { value, expiry, condition } => {
+            Command::Set { value: _, expiry, condition } => {
                 let mut options = SetOptions::default();
                 options.ttl = Some(*expiry);
                 options.opaque = opaque;
@@ -207,7 +230,7 @@ impl Command {
                     Condition::IfPresent => options.mode = SetMode::Replace,
                     Condition::IfUnchanged { cas } => options.compare_cas = Some(*cas),
                 }
-                build_set(key, value.clone(), &options)
+                build_set(key, Vec::new(), &options)
             }
             Command::Delete { cas } => {
                 let mut options = DeleteOptions::default();
@@ -230,10 +253,6 @@ impl Command {
     }
 }
 
-fn encode(command: MetaCommand, bytes: &mut Vec<u8>) -> Result<()> {
-    command.encode_into(bytes).map_err(refused_here)
-}
-
 fn refused_here(error: WireError) -> Error {
     Error::with_source(ErrorKind::InvalidKey, "writing a command for memcached", error)
 }
@@ -241,97 +260,162 @@ fn refused_here(error: WireError) -> Error {
 /// An answer or an error reply for each command.
 pub(super) type Answers = Vec<Result<Answer, String>>;
 
+/// Answers of which some are still to come.
+pub(super) struct Partial {
+    commands: Arc<Commands>,
+    /// How many of what is awaited has come, and how many values of the next.
+    come: usize,
+    values: usize,
+    answers: Answers,
+}
+
 #[derive(Debug)]
 pub(super) struct Meta {
     endpoint: Endpoint,
+    longest_value: usize,
 }
 
 impl Meta {
-    pub(super) fn new(endpoint: Endpoint) -> Meta {
-        Meta { endpoint }
+    pub(super) fn new(endpoint: Endpoint, longest_value: usize) -> Meta {
+        Meta { endpoint, longest_value }
+    }
+
+    fn malformed(&self, what: impl Display) -> Error {
+        Error::new(ErrorKind::Protocol, format!("{} sent {what}", self.endpoint))
+    }
+
+    fn refused(&self, text: impl Display) -> Error {
+        Error::new(ErrorKind::Server, format!("{} answered: {text}", self.endpoint))
+    }
+
+    fn refused_or_malformed(&self, line: &[u8]) -> Error {
+        match MetaResponse::parse_header(line) {
+            Err(WireError::Server(text) | WireError::Rejected(text)) => self.refused(text),
+            _ => self.malformed(format_args!("{}, which is no reply", show(line))),
+        }
+    }
+
+    /// The answer in a frame to a meta command, and whether it carries the command's token.
+    fn answer(&self, frame: Frame<'_>, token: u64, expected: Expected) -> Result<(Result<Answer, String>, bool)> {
+        let line = line_of(frame.bytes);
+        let header = match MetaResponse::parse_header(line) {
+            Ok(header) => header,
+            Err(WireError::Server(text)) => return Ok((Err(text), false)),
+            // Behind a refused store, the value may have been taken for commands.
+            Err(WireError::Rejected(text)) if expected != Expected::Stored => return Ok((Err(text), false)),
+            Err(_) => return Err(self.refused_or_malformed(line)),
+        };
+        let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame));
+        let reply = parse_meta_result(header).map_err(|_| self.refused_or_malformed(line))?;
+        if reply.opaque.as_deref().and_then(parse_number) != Some(token) {
+            return Err(self.malformed(format_args!("{}, which answers another request", show(line))));
+        }
+        let answer = answer(&reply, value, expected);
+        let answer = answer.ok_or_else(|| {
+            self.malformed(format_args!("{:?}, which is no answer to what it was asked", reply.rc))
+        })?;
+        Ok((Ok(answer), true))
+    }
+
+    /// A frame of the reply to a text `get`: one of its values, in the order of the keys, or the end. A key that is left out
+    /// is absent. Answers whether it was the end.
+    fn value(&self, frame: Frame<'_>, keys: &[Box<[u8]>], come: &mut usize, answers: &mut Answers) -> Result<bool> {
+        let line = line_of(frame.bytes);
+        let is_end = line == b"END";
+        let skipped = match word(line, 0) {
+            _ if is_end => keys.len() - *come,
+            Some(b"VALUE") => keys[*come..]
+                .iter()
+                .position(|key| word(line, 1) == Some(key))
+                .ok_or_else(|| self.malformed(format_args!("{}, which was not asked for", show(line))))?,
+            _ => return Err(self.refused_or_malformed(line)),
+        };
+        answers.extend((0..skipped).map(|_| Ok(Answer::Absent)));
+        *come += skipped;
+        if !is_end {
+            *come += 1;
+            answers.push(Ok(Answer::Value { value: value_of(frame), cas: 0 }));
+        }
+        Ok(is_end)
     }
 }
 
 impl Protocol for Meta {
-    type Connection = Connection;
+    type Framing = LineFraming;
     type Request = Request;
+    type Partial = Partial;
     type Reply = Answers;
 
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn framing(&self) -> LineFraming {
+        LineFraming::new(self.longest_value)
+    }
+
     /// To a server that does not know the meta protocol, the value after a command would be a command.
-    async fn open(&self, stream: Stream) -> Result<Connection> {
-        let mut connection = Connection::new(stream);
-        let probe = Request::probe()?;
-        self.send(&mut connection, &probe).await?;
-        let greeted = self.receive(&mut connection, &probe).await;
-        greeted.map_err(|error| match error.kind() {
-            ErrorKind::Server if error.to_string().contains("Too many open connections") => error,
-            ErrorKind::Server => {
-                let context = format!("{} does not offer the meta protocol of memcached 1.6", self.endpoint);
-                Error::with_source(ErrorKind::Unsupported, context, error)
-            }
-            _ => error,
-        })?;
-        Ok(connection)
-    }
-
-    async fn send(&self, connection: &mut Connection, request: &Request) -> Result<()> {
-        connection.send(&request.bytes).await.map_err(|failure| failure.at(&self.endpoint))
-    }
-
-    async fn receive(&self, connection: &mut Connection, request: &Request) -> Result<Self::Reply> {
-        read_answers(connection, request).await.map_err(|failure| failure.at(&self.endpoint))
-    }
-
-    fn stream(connection: &mut Connection) -> &mut Stream {
-        connection.stream()
-    }
-}
-
-async fn read_answers(connection: &mut Connection, request: &Request) -> Result<Answers, Failure> {
-    let mut answers = Vec::with_capacity(request.awaited.len());
-    for awaited in &request.awaited {
-        match awaited {
-            Awaited::Reply { token, expected } => answers.push(read_reply(connection, *token, *expected).await?),
-            Awaited::Values(keys) => read_values(connection, &request.bytes, keys, &mut answers).await?,
-            Awaited::Noop => read_noop(connection).await?,
+    async fn greet(&self, connection: &mut Connection<Meta>) -> Result<Marking> {
+        let Err(answer) = connection.try_marker(self, MARKER).await? else {
+            return Ok(Marking::WhereUnproven(MARKER));
+        };
+        if answer.contains("Too many open connections") {
+            return Err(self.refused(answer));
         }
+        let context = format!("{} does not offer the meta protocol of memcached 1.6", self.endpoint);
+        Err(Error::with_source(ErrorKind::Unsupported, context, self.refused(answer)))
     }
-    connection.finish()?;
-    Ok(answers)
+
+    fn is_read(request: &Request) -> bool {
+        !request.0.changes
+    }
+
+    fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
+        outgoing.append(&request.0.outgoing);
+        Partial { commands: Arc::clone(&request.0), come: 0, values: 0, answers: Vec::new() }
+    }
+
+    fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
+        let Partial { commands, come, values, answers } = partial;
+        let mut proven = false;
+        match &commands.awaited[*come] {
+            Awaited::Reply { token, expected } => {
+                let (answer, has_token) = self.answer(frame, *token, *expected)?;
+                answers.push(answer);
+                proven = has_token;
+            }
+            Awaited::Values(keys) => {
+                if !self.value(frame, keys, values, answers)? {
+                    return Ok(Accepted::Incomplete);
+                }
+                *values = 0;
+            }
+        }
+        *come += 1;
+        Ok(if *come == commands.awaited.len() { Accepted::Complete { proven } } else { Accepted::Incomplete })
+    }
+
+    fn refusal(&self, partial: &Partial) -> Option<Error> {
+        partial.answers.iter().rev().find_map(|answer| answer.as_ref().err()).map(|text| self.refused(text))
+    }
+
+    fn finish(partial: Partial) -> Answers {
+        partial.answers
+    }
 }
 
-async fn read_noop(connection: &mut Connection) -> Result<(), Failure> {
-    let line = connection.line().await?;
-    match MetaResponse::parse_header(line) {
-        Ok(header) if header.rc() == ReturnCode::Mn => Ok(()),
-        _ => Err(refused_or_malformed(line)),
-    }
+fn line_of(frame: &[u8]) -> &[u8] {
+    let length = frame.iter().position(|byte| *byte == b'\n').map_or(frame.len(), |place| place + 1);
+    without_end(&frame[..length])
 }
 
-async fn read_reply(
-    connection: &mut Connection,
-    token: u64,
-    expected: Expected,
-) -> Result<Result<Answer, String>, Failure> {
-    let line = connection.line().await?;
-    let header = match MetaResponse::parse_header(line) {
-        Ok(header) => header,
-        Err(WireError::Server(text)) => return Ok(Err(text)),
-        // Behind a refused store, the value may have been taken for commands.
-        Err(WireError::Rejected(text)) if expected != Expected::Stored => return Ok(Err(text)),
-        Err(_) => return Err(refused_or_malformed(line)),
-    };
-    let length = if header.rc() == ReturnCode::Va { word(line, 1).and_then(parse_length) } else { None };
-    let reply = parse_meta_result(header).map_err(|_| refused_or_malformed(line))?;
-    if reply.opaque.as_deref().and_then(parse_number) != Some(token) {
-        return Err(malformed(format!("{}, which answers another request", show(line))));
+/// The value in a frame that has one.
+fn value_of(mut frame: Frame<'_>) -> Bytes {
+    if let Some((_, value)) = frame.large.pop() {
+        return value.into();
     }
-    let value = match length {
-        Some(length) => Some(connection.data(length).await?),
-        None => None,
-    };
-    let answer = answer(&reply, value, expected);
-    answer.map(Ok).ok_or_else(|| malformed(format!("{:?}, which is no answer to what it was asked", reply.rc)))
+    let start = frame.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |place| place + 1);
+    Bytes::copy_from_slice(&frame.bytes[start..frame.bytes.len() - LINE_END.len()])
 }
 
 /// The answer, if it is one of those that are expected.
@@ -356,55 +440,6 @@ fn answer(reply: &MetaCommandResult, value: Option<Bytes>, expected: Expected) -
     }
 }
 
-/// The values of a text `get` come in the order of the keys; one that is left out is absent.
-async fn read_values(
-    connection: &mut Connection,
-    request: &[u8],
-    keys: &[Range<usize>],
-    answers: &mut Answers,
-) -> Result<(), Failure> {
-    let mut asked = keys.iter();
-    loop {
-        let line = connection.line().await?;
-        if line == b"END" {
-            answers.extend(asked.map(|_| Ok(Answer::Absent)));
-            return Ok(());
-        }
-        let (key, length) = parse_value_line(line).ok_or_else(|| refused_or_malformed(line))?;
-        let skipped = asked.as_slice().iter().position(|range| &request[range.clone()] == key);
-        let skipped = skipped.ok_or_else(|| malformed(format!("{}, which was not asked for", show(line))))?;
-        answers.extend(asked.by_ref().take(skipped).map(|_| Ok(Answer::Absent)));
-        asked.next();
-        let value = connection.data(length).await?;
-        answers.push(Ok(Answer::Value { value, cas: 0 }));
-    }
-}
-
-/// `VALUE <key> <flags> <length>`
-fn parse_value_line(line: &[u8]) -> Option<(&[u8], usize)> {
-    let key = word(line.strip_prefix(b"VALUE ")?, 0)?;
-    Some((key, parse_length(word(line, 3)?)?))
-}
-
-fn word(line: &[u8], position: usize) -> Option<&[u8]> {
-    line.split(|byte| *byte == b' ').nth(position)
-}
-
-fn parse_length(text: &[u8]) -> Option<usize> {
-    parse_number(text).filter(|length| *length <= LARGEST_VALUE)
-}
-
 fn parse_number<N: FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn refused_or_malformed(line: &[u8]) -> Failure {
-    match MetaResponse::parse_header(line) {
-        Err(WireError::Server(text) | WireError::Rejected(text)) => Failure::Refused(text),
-        _ => malformed(format!("{}, which is no reply", show(line))),
-    }
-}
-
-fn show(line: &[u8]) -> String {
-    format!("{:?}", String::from_utf8_lossy(&line[..line.len().min(SHOWN)]))
 }

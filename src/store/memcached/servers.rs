@@ -22,6 +22,9 @@ use crate::telemetry;
 /// sending replies that we do not read yet. A larger command goes alone.
 const EXCHANGE: usize = 64 * 1024;
 
+/// More than a value can have: what the largest server can be configured to take.
+const LONGEST_VALUE: usize = 1 << 30;
+
 #[derive(Debug)]
 pub(super) struct Servers {
     servers: Vec<Server>,
@@ -55,8 +58,8 @@ impl Servers {
     pub(super) fn new(config: &Config) -> Servers {
         let names: Vec<_> = config.servers.iter().map(|(endpoint, weight)| (ring_name(endpoint), *weight)).collect();
         let open = |endpoint: &Endpoint| Server {
-            link: Link::new(Meta::new(endpoint.clone()), endpoint.clone(), config.settings),
-            crawler: Link::new(Crawler::new(endpoint.clone()), endpoint.clone(), crawl_settings(config.settings)),
+            link: Link::new(Meta::new(endpoint.clone(), LONGEST_VALUE), config.settings),
+            crawler: Link::new(Crawler::new(endpoint.clone()), crawl_settings(config.settings)),
         };
         Servers {
             servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
@@ -64,6 +67,11 @@ impl Servers {
             failover: config.failover,
             next_token: AtomicU64::new(1),
         }
+    }
+
+    /// The first of so many tokens that no other command has.
+    pub(super) fn tokens(&self, count: usize) -> u64 {
+        self.next_token.fetch_add(count as u64, Ordering::Relaxed)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Server> {
@@ -160,10 +168,8 @@ impl Servers {
         retry: Retry,
         company: Option<&Company>,
     ) -> Result<Vec<Result<Answer>>> {
-        let mut request = Request::default();
-        for entry in entries {
-            request.push(&entry.key, &entry.command, self.next_token.fetch_add(1, Ordering::Relaxed))?;
-        }
+        let commands: Vec<_> = entries.iter().map(|entry| (&entry.key, &entry.command)).collect();
+        let request = Request::of(&commands, self.tokens(commands.len()))?;
         let exchange = pin!(async {
             let answers = server.link.call(&request, retry, company).await?;
             let explained =

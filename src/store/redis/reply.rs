@@ -80,7 +80,7 @@ impl<'a> Reply<'a> {
     }
 }
 
-fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
+pub(super) fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
 }
 

@@ -3,60 +3,53 @@
 //! Its drop takes it off the runtime's epoll instance, leaves the ledger and closes, in this order. In a child it is
 //! forgotten instead: the epoll instance is shared with the parent, and taking the socket off it would silence the parent's.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::socket::{Probe, Socket};
+use super::socket::Socket;
+use super::stream::ByteStream;
 
 #[derive(Debug)]
-pub(crate) struct TokioSocket {
+pub(super) struct TokioStream {
     /// `None` only in the middle of the drop.
     registered: Option<AsyncFd<Socket>>,
 }
 
-impl TokioSocket {
+impl TokioStream {
     /// Registers a non-blocking socket with the current runtime.
-    pub(crate) fn new(socket: Socket) -> io::Result<TokioSocket> {
-        Ok(TokioSocket { registered: Some(socket.register()?) })
+    pub(super) fn new(socket: Socket) -> io::Result<TokioStream> {
+        Ok(TokioStream { registered: Some(socket.register()?) })
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
+    pub(super) fn socket(&self) -> &Socket {
         self.registered().get_ref()
-    }
-
-    /// For whoever hands the socket over to a driver.
-    pub(crate) fn probe(&self) -> Probe {
-        Probe::of(self.socket())
     }
 
     fn registered(&self) -> &AsyncFd<Socket> {
         self.registered.as_ref().expect("only the drop takes it out")
     }
 
-    pub(crate) async fn writable(&self) -> io::Result<()> {
+    pub(super) async fn writable(&self) -> io::Result<()> {
         self.registered().writable().await?.retain_ready();
         Ok(())
     }
 }
 
-impl AsyncRead for TokioSocket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl ByteStream for TokioStream {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.registered().poll_read_ready(cx))?;
-            let space = buffer.initialize_unfilled();
-            match self.socket().receive(space) {
+            match self.socket().receive(buffer) {
                 Ok(received) => {
-                    // The kernel had no more: it will say so when there is, and a call to be told is saved.
-                    if received > 0 && received < space.len() {
+                    // The kernel had no more, and will say when it has: a system call is saved.
+                    if received > 0 && received < buffer.len() {
                         ready.clear_ready();
                     }
-                    buffer.advance(received);
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(received));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -64,37 +57,27 @@ impl AsyncRead for TokioSocket {
             }
         }
     }
-}
 
-impl AsyncWrite for TokioSocket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.registered().poll_write_ready(cx))?;
-            match self.socket().send(bytes) {
-                Ok(sent) => {
-                    if sent > 0 && sent < bytes.len() {
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(Ok(sent));
-                }
+            match self.socket().send(pieces) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                sent => return Poll::Ready(sent),
             }
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
+    /// The pipeline has a timer.
+    fn set_deadline(&mut self, _: Instant) {}
 
-    /// The end of the stream is said by closing it.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn is_quiet(&self) -> bool {
+        self.socket().is_quiet()
     }
 }
 
-impl Drop for TokioSocket {
+impl Drop for TokioStream {
     fn drop(&mut self) {
         let registered = self.registered.take();
         if registered.as_ref().is_some_and(|registered| !registered.get_ref().is_current()) {
@@ -105,27 +88,31 @@ impl Drop for TokioSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::thread;
 
-    use tokio::io::AsyncReadExt;
-    use tokio::runtime::{Builder, Runtime};
+        use tokio::runtime::{Builder, Runtime};
 
-    use super::{Socket, TokioSocket};
+    use super::{ByteStream, Socket, TokioStream};
 
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_all().build().unwrap()
     }
 
-    fn pair(name: &str, runtime: &Runtime) -> (TokioSocket, UnixStream) {
+    fn pair(name: &str, runtime: &Runtime) -> (TokioStream, UnixStream) {
         let path = std::env::temp_dir().join(format!("prefork-cache-{name}-{}", std::process::id()));
         let listener = UnixListener::bind(&path).unwrap();
         let socket = Socket::unix().unwrap();
         let _ = socket.start_connecting_unix(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _inside = runtime.enter();
-        (TokioSocket::new(socket).unwrap(), listener.accept().unwrap().0)
+        (TokioStream::new(socket).unwrap(), listener.accept().unwrap().0)
+    }
+
+    async fn receive(stream: &mut TokioStream) -> usize {
+        poll_fn(|cx| stream.poll_receive(cx, &mut [0; 16])).await.unwrap()
     }
 
     #[test]
@@ -135,15 +122,15 @@ mod tests {
         peer.write_all(b"ab").unwrap();
         drop(peer);
         runtime.block_on(async {
-            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 2);
-            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 0);
+            assert_eq!(receive(&mut socket).await, 2);
+            assert_eq!(receive(&mut socket).await, 0);
         });
         let (mut socket, mut peer) = pair("end-later", &runtime);
         peer.write_all(b"ab").unwrap();
         runtime.block_on(async {
-            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 2);
+            assert_eq!(receive(&mut socket).await, 2);
             drop(peer);
-            assert_eq!(socket.read(&mut [0; 16]).await.unwrap(), 0);
+            assert_eq!(receive(&mut socket).await, 0);
         });
     }
 

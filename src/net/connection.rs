@@ -1,0 +1,281 @@
+//! A connection to a server, and what a protocol has to say for one to be used.
+//!
+//! # No foreign reply
+//!
+//! Replies come in the order of their requests, and that is all that tells whose they are: after one surplus reply every
+//! request would be given another's. So no reply is handed out before a *proof* has arrived behind it: a frame that repeats
+//! a token which only this connection has sent. In a protocol whose commands carry tokens, a reply proves itself and those
+//! before it. Elsewhere every write ends with a *marker*, a command that has the server repeat a random token.
+
+use std::fmt::Debug;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::company::Company;
+use super::endpoint::{Endpoint, io_error};
+use super::frame::{Frame, FrameReader, Framing};
+use super::outgoing::Outgoing;
+use super::stream::ByteStream;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a [`Link`](super::Link) has to know of a protocol that answers in order.
+pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
+    type Framing: Framing;
+    /// What is asked, and can be asked again.
+    type Request: Send + Sync;
+    /// A reply that is being put together.
+    type Partial: Send;
+    type Reply: Send;
+
+    fn endpoint(&self) -> &Endpoint;
+
+    fn framing(&self) -> Self::Framing;
+
+    /// Handshake and login, over a connection on which nothing is marked yet. Answers with how its writes are to be proven.
+    fn greet(&self, connection: &mut Connection<Self>) -> impl Future<Output = Result<Marking>> + Send;
+
+    /// Whether a request changes nothing, so that it may be answered out of turn.
+    fn is_read(request: &Self::Request) -> bool;
+
+    /// Appends a request as it goes over the wire.
+    fn write(&self, request: &Self::Request, outgoing: &mut Outgoing) -> Self::Partial;
+
+    /// Adds a frame to a reply.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be part of the reply: the connection is of no use any more.
+    fn accept(&self, partial: &mut Self::Partial, frame: Frame<'_>) -> Result<Accepted>;
+
+    /// The last thing that the server has refused in this reply.
+    fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
+
+    fn finish(partial: Self::Partial) -> Self::Reply;
+}
+
+/// What has become of a reply with one more frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    Incomplete,
+    /// Complete, and its last frame a proof or not.
+    Complete { proven: bool },
+}
+
+/// How a reply is proven. A marker is a command up to its token, which a line end follows; the reply to it ends with both.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Marking {
+    /// By a marker at the end of each write.
+    EveryWrite(&'static [u8]),
+    /// By the tokens of its own commands, or by a marker where the last reply has none.
+    WhereUnproven(&'static [u8]),
+    /// Not at all: a surplus reply is noticed only while none is awaited.
+    Impossible,
+}
+
+/// 64 random bits in hexadecimal digits.
+pub(super) type Token = [u8; 16];
+
+/// The tokens of a connection, which no other one has.
+#[derive(Debug)]
+pub(super) struct Tokens(u64);
+
+impl Tokens {
+    pub(super) fn new() -> Result<Tokens> {
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed)
+            .map_err(|error| Error::with_source(ErrorKind::Other, "drawing a random number", error))?;
+        Ok(Tokens(u64::from_le_bytes(seed)))
+    }
+
+    /// The next number of SplitMix64 (Steele, Lea and Flood 2014).
+    fn draw(&mut self) -> Token {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^= mixed >> 31;
+        std::array::from_fn(|place| DIGITS[(mixed >> (4 * place)) as usize & 15])
+    }
+
+    pub(super) fn write_marker(&mut self, command: &[u8], outgoing: &mut Outgoing) -> Token {
+        let token = self.draw();
+        let buffer = outgoing.buffer();
+        buffer.extend_from_slice(command);
+        buffer.extend_from_slice(&token);
+        buffer.extend_from_slice(b"\r\n");
+        token
+    }
+}
+
+/// Whether a frame is the reply to the marker with this token.
+pub(super) fn is_proof(frame: &Frame<'_>, token: &Token) -> bool {
+    frame.bytes.strip_suffix(b"\r\n").is_some_and(|line| line.ends_with(token))
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection<P: Protocol> {
+    pub(super) stream: Box<dyn ByteStream>,
+    pub(super) frames: FrameReader<P::Framing>,
+    pub(super) outgoing: Outgoing,
+    pub(super) marking: Marking,
+    pub(super) tokens: Tokens,
+    /// Whether a byte has arrived since the last exchange began.
+    pub(super) answered: bool,
+    /// When the last exchange began.
+    begun: Instant,
+}
+
+/// After what time without an exchange a connection is looked at before it is used.
+pub(super) const REST: Duration = Duration::from_millis(10);
+
+/// A request that was sent, and the reply to it.
+pub(super) struct Exchange<P: Protocol> {
+    partial: P::Partial,
+    marker: Option<Token>,
+}
+
+impl<P: Protocol> Connection<P> {
+    /// Makes a connection of a connected stream.
+    pub(super) async fn open(protocol: &P, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
+        let mut connection = Connection {
+            stream,
+            frames: FrameReader::new(protocol.framing()),
+            outgoing: Outgoing::default(),
+            marking: Marking::Impossible,
+            tokens: Tokens::new()?,
+            answered: false,
+            begun: Instant::now(),
+        };
+        connection.marking = protocol.greet(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// One request and its reply, for a greeting.
+    pub(crate) async fn ask(&mut self, protocol: &P, request: &P::Request) -> Result<P::Reply> {
+        let exchange = self.send(protocol, request).await?;
+        self.receive(protocol, exchange).await
+    }
+
+    /// Whether this marker is answered with its token; if not, what was answered.
+    pub(crate) async fn try_marker(&mut self, protocol: &P, command: &[u8]) -> Result<Result<(), String>> {
+        let token = self.tokens.write_marker(command, &mut self.outgoing);
+        self.flush(protocol).await?;
+        let frame = self.frame(protocol).await?;
+        let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(show(frame.bytes)) };
+        if self.frames.is_empty() { Ok(answer) } else { Err(surplus(protocol)) }
+    }
+
+    /// Begins an exchange over a blocking stream. Returns its deadline.
+    pub(super) fn begin(&mut self, timeout: Duration) -> Instant {
+        self.begun = Instant::now();
+        self.answered = false;
+        self.stream.set_deadline(self.begun + timeout);
+        self.begun + timeout
+    }
+
+    /// Whether the last exchange was a while ago, so that the server may have sent something since.
+    pub(super) fn has_rested(&self) -> bool {
+        self.begun.elapsed() > REST
+    }
+
+    /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used again.
+    pub(super) async fn send(&mut self, protocol: &P, request: &P::Request) -> Result<Exchange<P>> {
+        let partial = protocol.write(request, &mut self.outgoing);
+        let marker = match self.marking {
+            Marking::EveryWrite(command) => Some(self.tokens.write_marker(command, &mut self.outgoing)),
+            Marking::WhereUnproven(_) | Marking::Impossible => None,
+        };
+        let mut exchange = Exchange { partial, marker };
+        match self.flush(protocol).await {
+            Ok(()) => Ok(exchange),
+            Err(error) => {
+                // It may have said why it does not read on: a value that is larger than it takes, say.
+                let _ = self.receive_reply(protocol, &mut exchange.partial).await;
+                Err(protocol.refusal(&exchange.partial).unwrap_or(error))
+            }
+        }
+    }
+
+    /// Lets the other exchanges of a company send before the reply to this one is read.
+    pub(super) async fn set_aside(&mut self, company: &Company, deadline: Instant) {
+        let since = Instant::now();
+        company.set_aside().await;
+        if !self.stream.is_quiet() {
+            self.stream.set_deadline(deadline + since.elapsed());
+        }
+    }
+
+    /// Receives the reply to what was sent, and the proof that it is.
+    pub(super) async fn receive(&mut self, protocol: &P, mut exchange: Exchange<P>) -> Result<P::Reply> {
+        let proven = self.receive_reply(protocol, &mut exchange.partial).await?;
+        if let (Marking::WhereUnproven(command), false) = (self.marking, proven) {
+            exchange.marker = Some(self.tokens.write_marker(command, &mut self.outgoing));
+            self.flush(protocol).await?;
+        }
+        if let Some(token) = exchange.marker {
+            let marker = self.frame(protocol).await;
+            if !is_proof(&marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?, &token) {
+                return Err(foreign(protocol));
+            }
+        }
+        if self.frames.is_empty() { Ok(P::finish(exchange.partial)) } else { Err(surplus(protocol)) }
+    }
+
+    /// Answers whether the reply was proven.
+    async fn receive_reply(&mut self, protocol: &P, partial: &mut P::Partial) -> Result<bool> {
+        loop {
+            if let Accepted::Complete { proven } = protocol.accept(partial, self.frame(protocol).await?)? {
+                return Ok(proven);
+            }
+        }
+    }
+
+    async fn flush(&mut self, protocol: &P) -> Result<()> {
+        let Connection { stream, outgoing, .. } = self;
+        let sent = poll_fn(|cx| outgoing.poll_send(&mut **stream, cx)).await;
+        sent.map_err(|error| io_error("writing to", protocol.endpoint(), error))
+    }
+
+    async fn frame(&mut self, protocol: &P) -> Result<Frame<'_>> {
+        let Connection { stream, frames, answered, .. } = self;
+        let cut = loop {
+            if let Some(cut) = frames.next().map_err(|what| malformed(protocol, &what))? {
+                break cut;
+            }
+            let received = poll_fn(|cx| stream.poll_receive(cx, frames.space())).await;
+            let count = at_least_one(received).map_err(|error| io_error("reading from", protocol.endpoint(), error))?;
+            frames.received(count);
+            *answered = true;
+        };
+        Ok(frames.frame(cut))
+    }
+}
+
+/// What was received, unless it is the end.
+pub(super) fn at_least_one(received: io::Result<usize>) -> io::Result<usize> {
+    match received? {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+        count => Ok(count),
+    }
+}
+
+pub(super) fn malformed<P: Protocol>(protocol: &P, what: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{} sent {what}", protocol.endpoint()))
+}
+
+pub(super) fn foreign<P: Protocol>(protocol: &P) -> Error {
+    malformed(protocol, "a reply to another request")
+}
+
+pub(super) fn surplus<P: Protocol>(protocol: &P) -> Error {
+    malformed(protocol, "more than it was asked for")
+}
+
+/// The beginning of what cannot be understood, for an error.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    const SHOWN: usize = 80;
+    let line = bytes.strip_suffix(b"\r\n").unwrap_or(bytes);
+    format!("{:?}", String::from_utf8_lossy(&line[..line.len().min(SHOWN)]))
+}

@@ -1,0 +1,288 @@
+//! Replies cut out of a stream of bytes.
+//!
+//! A protocol says where a frame ends ([`Framing`]). It goes on where it stopped and never looks at a byte twice. Frames are
+//! cut out of one read buffer; a value of more than [`LARGE`](super::LARGE) bytes is left out of its frame and read into a buffer of its
+//! own, which grows as the bytes arrive, whatever length was announced. So nothing that is handed out keeps a read buffer
+//! alive.
+
+use std::fmt::Debug;
+use std::mem;
+use std::ops::Range;
+
+/// The size of a read buffer at first, and the most that is kept of it.
+const BUFFER: usize = 16 << 10;
+const LONGEST_KEPT: usize = 64 << 10;
+
+/// How much of a large value is received at a time.
+const AT_A_TIME: usize = 256 << 10;
+
+/// The most that a frame may have besides its large values.
+const LONGEST_FRAME: usize = 64 << 20;
+
+const LINE_END: &[u8] = b"\r\n";
+
+/// Where the frames of a protocol end.
+pub(crate) trait Framing: Debug + Send {
+    /// Looks on in a frame, of which `bytes` has arrived.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String>;
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Scan {
+    Partial,
+    /// A value of more than [`LARGE`](super::LARGE) bytes begins here. It is taken out, with the line end behind it, and the scan goes on
+    /// as if it had none.
+    Large { place: usize, length: usize },
+    Complete { length: usize },
+    /// Complete, and no part of any reply: the server says it unasked.
+    Unasked { length: usize },
+}
+
+/// A whole frame.
+#[derive(Debug)]
+pub(crate) struct Frame<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// The large values, each with its place in `bytes`.
+    pub(crate) large: Vec<(usize, Vec<u8>)>,
+}
+
+/// Where in the read buffer a frame is.
+#[derive(Debug)]
+pub(super) struct Cut {
+    range: Range<usize>,
+    large: Vec<(usize, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct FrameReader<F> {
+    framing: F,
+    buffer: Vec<u8>,
+    /// What was received and not yet cut is `buffer[start..end]`.
+    start: usize,
+    end: usize,
+    /// The large value that is being received.
+    value: Option<LargeValue>,
+    large: Vec<(usize, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct LargeValue {
+    place: usize,
+    /// With the line end behind it.
+    whole: usize,
+    data: Vec<u8>,
+    filled: usize,
+}
+
+impl<F: Framing> FrameReader<F> {
+    pub(super) fn new(framing: F) -> FrameReader<F> {
+        FrameReader { framing, buffer: vec![0; BUFFER], start: 0, end: 0, value: None, large: Vec::new() }
+    }
+
+    /// Whether everything that has arrived was cut.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.end && self.value.is_none() && self.large.is_empty()
+    }
+
+    /// The length of the large value that is being received.
+    pub(super) fn announced(&self) -> Option<usize> {
+        self.value.as_ref().map(|value| value.whole)
+    }
+
+    /// Where to receive to.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        if let Some(value) = &mut self.value {
+            return value.space();
+        }
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            if self.buffer.len() > LONGEST_KEPT {
+                self.buffer.truncate(LONGEST_KEPT);
+                self.buffer.shrink_to_fit();
+            }
+        } else if self.end == self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.end == self.buffer.len() {
+            self.buffer.resize(2 * self.buffer.len(), 0);
+        }
+        &mut self.buffer[self.end..]
+    }
+
+    /// So many bytes were received into [`space`](FrameReader::space).
+    pub(super) fn received(&mut self, count: usize) {
+        match &mut self.value {
+            Some(value) => value.filled += count,
+            None => self.end += count,
+        }
+        if self.end == self.buffer.len() && self.start == 0 && self.buffer.len() < LONGEST_KEPT {
+            self.buffer.resize(2 * self.buffer.len(), 0);
+        }
+    }
+
+    /// Cuts the next frame off, if the whole of it has arrived.
+    ///
+    /// # Errors
+    ///
+    /// Why what has arrived is no frame.
+    pub(super) fn next(&mut self) -> Result<Option<Cut>, String> {
+        loop {
+            if let Some(value) = self.value.take_if(|value| value.filled == value.whole) {
+                self.large.push(value.finish()?);
+            }
+            if self.value.is_some() {
+                return Ok(None);
+            }
+            match self.framing.scan(&self.buffer[self.start..self.end])? {
+                Scan::Partial if self.end - self.start > LONGEST_FRAME => {
+                    return Err(format!("a reply of more than {LONGEST_FRAME} bytes"));
+                }
+                Scan::Partial => return Ok(None),
+                Scan::Large { place, length } => self.take_out(place, length),
+                Scan::Unasked { length } => self.start += length,
+                Scan::Complete { length } => {
+                    let start = self.start;
+                    self.start += length;
+                    return Ok(Some(Cut { range: start..self.start, large: mem::take(&mut self.large) }));
+                }
+            }
+        }
+    }
+
+    /// The frame that was cut off last.
+    pub(super) fn frame(&self, cut: Cut) -> Frame<'_> {
+        Frame { bytes: &self.buffer[cut.range], large: cut.large }
+    }
+
+    fn take_out(&mut self, place: usize, length: usize) {
+        let whole = length + LINE_END.len();
+        let from = self.start + place;
+        let until = self.end.min(from + whole);
+        let data = self.buffer[from..until].to_vec();
+        self.buffer.copy_within(until..self.end, from);
+        self.end -= until - from;
+        self.value = Some(LargeValue { place, whole, filled: data.len(), data });
+    }
+}
+
+impl LargeValue {
+    fn space(&mut self) -> &mut [u8] {
+        if self.filled == self.data.len() {
+            let room = self.whole.min(self.filled + self.filled.max(AT_A_TIME));
+            self.data.reserve_exact(room - self.filled);
+            self.data.resize(self.whole.min(self.filled + AT_A_TIME), 0);
+        }
+        &mut self.data[self.filled..]
+    }
+
+    fn finish(mut self) -> Result<(usize, Vec<u8>), String> {
+        if !self.data.ends_with(LINE_END) {
+            return Err("a value that does not end where it should".to_owned());
+        }
+        self.data.truncate(self.whole - LINE_END.len());
+        Ok((self.place, self.data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FrameReader, Framing, Scan};
+    use crate::net::LARGE;
+
+    /// A length, a line feed, the value and a line end.
+    #[derive(Debug, Default)]
+    struct Sized {
+        /// Where a large value was announced.
+        announced: Option<usize>,
+    }
+
+    impl Framing for Sized {
+        fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
+            if let Some(place) = self.announced.take() {
+                return Ok(Scan::Complete { length: place });
+            }
+            let Some(line) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(Scan::Partial) };
+            let length: usize = std::str::from_utf8(&bytes[..line]).unwrap().parse().map_err(|_| "no number")?;
+            let place = line + 1;
+            if length > LARGE {
+                self.announced = Some(place);
+                return Ok(Scan::Large { place, length });
+            }
+            let whole = place + length + 2;
+            Ok(if bytes.len() < whole { Scan::Partial } else { Scan::Complete { length: whole } })
+        }
+    }
+
+    fn values(wire: &[u8], at_a_time: usize) -> Vec<Vec<u8>> {
+        let mut reader = FrameReader::new(Sized::default());
+        let mut values = Vec::new();
+        let mut rest = wire;
+        while !rest.is_empty() {
+            let space = reader.space();
+            let count = space.len().min(rest.len()).min(at_a_time);
+            space[..count].copy_from_slice(&rest[..count]);
+            reader.received(count);
+            rest = &rest[count..];
+            while let Some(cut) = reader.next().unwrap() {
+                let mut frame = reader.frame(cut);
+                let line = frame.bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+                values.push(match frame.large.pop() {
+                    Some((place, value)) => {
+                        assert_eq!((place, frame.bytes.len()), (line, line));
+                        value
+                    }
+                    None => frame.bytes[line..frame.bytes.len() - 2].to_vec(),
+                });
+            }
+        }
+        assert!(reader.is_empty());
+        values
+    }
+
+    #[test]
+    fn frames_are_the_same_however_their_bytes_arrive() {
+        let sizes = [0, 1, LARGE, LARGE + 1, 5, 10 * LARGE, 2 << 20, 3];
+        let sent: Vec<Vec<u8>> = (0_u8..).zip(sizes).map(|(number, size)| vec![number; size]).collect();
+        let mut wire = Vec::new();
+        for value in &sent {
+            wire.extend_from_slice(format!("{}\n", value.len()).as_bytes());
+            wire.extend_from_slice(value);
+            wire.extend_from_slice(b"\r\n");
+        }
+        for at_a_time in [1, 7, 1_000, LARGE, usize::MAX] {
+            assert!(values(&wire, at_a_time) == sent, "{at_a_time} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn a_large_value_grows_as_it_arrives() {
+        let mut reader = FrameReader::new(Sized::default());
+        let announced = b"1000000000\n";
+        reader.space()[..announced.len()].copy_from_slice(announced);
+        reader.received(announced.len());
+        assert!(reader.next().unwrap().is_none());
+        assert_eq!(reader.announced(), Some(1_000_000_002));
+        assert!(reader.space().len() <= 256 << 10);
+    }
+
+    #[test]
+    fn a_value_that_does_not_end_where_it_should_is_refused() {
+        let mut reader = FrameReader::new(Sized::default());
+        let mut wire = format!("{}\n", LARGE + 1).into_bytes();
+        wire.resize(wire.len() + LARGE + 3, b'x');
+        for byte in wire {
+            reader.space()[0] = byte;
+            reader.received(1);
+            if let Err(error) = reader.next() {
+                assert!(error.contains("does not end"), "{error}");
+                return;
+            }
+        }
+        panic!("it was taken for a value");
+    }
+}

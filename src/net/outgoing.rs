@@ -1,0 +1,196 @@
+//! What is to be sent: small parts together in one buffer, large ones as they are.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+
+use arrayvec::ArrayVec;
+use bytes::{Buf, Bytes};
+
+use super::LARGE;
+use super::stream::ByteStream;
+
+/// How many parts go in one system call.
+const PIECES: usize = 16;
+
+/// What an empty buffer may keep.
+const KEPT: usize = 64 << 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    buffer: Vec<u8>,
+    /// How much of the buffer was sent.
+    sent: usize,
+    /// Large parts, each with its place in the buffer.
+    large: VecDeque<(usize, Bytes)>,
+}
+
+impl Outgoing {
+    /// The end of the buffer, for small parts.
+    #[inline]
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Appends a value: copied if it is small, shared otherwise.
+    pub(crate) fn push(&mut self, value: &Bytes) {
+        if value.len() <= LARGE {
+            self.buffer.extend_from_slice(value);
+        } else {
+            self.large.push_back((self.buffer.len(), value.clone()));
+        }
+    }
+
+    /// Appends what `other` holds, none of which was sent.
+    pub(crate) fn append(&mut self, other: &Outgoing) {
+        let length = self.buffer.len();
+        self.large.extend(other.large.iter().map(|(place, value)| (length + place, value.clone())));
+        self.buffer.extend_from_slice(&other.buffer);
+    }
+
+    /// Appends all of it to another.
+    pub(crate) fn move_to(&mut self, other: &mut Outgoing) {
+        if other.is_empty() {
+            std::mem::swap(self, other);
+        } else {
+            other.append(self);
+        }
+        self.clear();
+    }
+
+    /// How many bytes are left to be sent.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len() - self.sent + self.large.iter().map(|(_, value)| value.len()).sum::<usize>()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.len() == self.sent && self.large.is_empty()
+    }
+
+    pub(crate) fn has_large(&self) -> bool {
+        !self.large.is_empty()
+    }
+
+    /// Sends all of it. After an error nothing is left.
+    pub(crate) fn poll_send(&mut self, stream: &mut dyn ByteStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let sent = ready!(stream.poll_send(cx, &self.pieces()));
+            match sent {
+                Ok(sent) => self.advance(sent),
+                Err(error) => {
+                    self.clear();
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        self.clear();
+        Poll::Ready(Ok(()))
+    }
+
+    fn pieces(&self) -> ArrayVec<IoSlice<'_>, PIECES> {
+        let mut pieces = ArrayVec::new();
+        let mut start = self.sent;
+        for (place, value) in self.large.iter().take(PIECES / 2 - 1) {
+            if *place > start {
+                pieces.push(IoSlice::new(&self.buffer[start..*place]));
+            }
+            pieces.push(IoSlice::new(value));
+            start = *place;
+        }
+        let end = self.large.get(PIECES / 2 - 1).map_or(self.buffer.len(), |(place, _)| *place);
+        if end > start {
+            pieces.push(IoSlice::new(&self.buffer[start..end]));
+        }
+        pieces
+    }
+
+    fn advance(&mut self, mut sent: usize) {
+        while sent > 0 {
+            let end = self.large.front().map_or(self.buffer.len(), |(place, _)| *place);
+            let before = sent.min(end - self.sent);
+            self.sent += before;
+            sent -= before;
+            if let Some((place, value)) = self.large.front_mut()
+                && *place == self.sent
+            {
+                let of_value = sent.min(value.len());
+                value.advance(of_value);
+                sent -= of_value;
+                if value.is_empty() {
+                    self.large.pop_front();
+                }
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.buffer.clear();
+        self.buffer.shrink_to(KEPT);
+        self.sent = 0;
+        self.large.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice};
+    use std::task::{Context, Poll, Waker};
+    use std::time::Instant;
+
+    use bytes::Bytes;
+
+    use super::{ByteStream, LARGE, Outgoing};
+
+    /// Takes a number of bytes at a time.
+    #[derive(Debug)]
+    struct Sink {
+        at_a_time: usize,
+        taken: Vec<u8>,
+    }
+
+    impl ByteStream for Sink {
+        fn poll_receive(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_send(&mut self, _: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).take(self.at_a_time).collect();
+            self.taken.extend_from_slice(&all);
+            Poll::Ready(Ok(all.len()))
+        }
+
+        fn set_deadline(&mut self, _: Instant) {}
+
+        fn is_quiet(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn parts_are_sent_in_their_order_however_few_bytes_fit() {
+        let mut expected = Vec::new();
+        let mut one = Outgoing::default();
+        for number in 0..40_u8 {
+            let small = [number; 3];
+            one.push(&Bytes::copy_from_slice(&small));
+            expected.extend_from_slice(&small);
+            if number % 2 == 0 {
+                let large = vec![number; LARGE + 1];
+                expected.extend_from_slice(&large);
+                one.push(&Bytes::from(large));
+            }
+        }
+        for at_a_time in [1, 1_000, LARGE, usize::MAX] {
+            let mut outgoing = Outgoing::default();
+            outgoing.buffer().extend_from_slice(b"before");
+            outgoing.append(&one);
+            assert_eq!(outgoing.len(), b"before".len() + expected.len());
+            let mut sink = Sink { at_a_time, taken: Vec::new() };
+            let sent = outgoing.poll_send(&mut sink, &mut Context::from_waker(Waker::noop()));
+            assert!(matches!(sent, Poll::Ready(Ok(()))));
+            assert_eq!(&sink.taken[..6], b"before");
+            assert!(sink.taken[6..] == expected, "{at_a_time} bytes at a time");
+            assert!(outgoing.is_empty());
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Inside a tokio runtime: one connection on which many requests are in flight.
+//!
+//! A caller appends its request to a shared buffer, under one short lock, and waits for its slot. A [`driver`], a task of the
+//! runtime, writes what has gathered in one go, cuts the replies and hands them to the slots in order. It also dials, so that
+//! a caller that gives up takes nobody's connection with it.
+//!
+//! From being appended a request's bytes belong to the pipeline. A caller that is dropped neither removes nor truncates them,
+//! and the reply to it is read and thrown away.
+//!
+//! # Order
+//!
+//! A runtime has one *primary* pipeline to a server, which every change goes through, in order. While that one is behind a
+//! large value, reads go through an extra one, which is closed when it has had nothing to do for a while.
+//!
+//! # Backpressure
+//!
+//! A pipeline takes a bounded number of requests and of bytes. Who comes next waits, within the timeouts, until there is room.
+//!
+//! # Over a fork
+//!
+//! The table of pipelines is a process's own. The driver and the future of a request are bound to their process: in another
+//! one they touch no lock, no waker and no socket, and are forgotten when they are dropped.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::mem::{self, ManuallyDrop};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use tokio::time::timeout;
+
+use super::connection::{Marking, Protocol, Token, Tokens};
+use super::link::{Retry, Server, full};
+use super::outgoing::Outgoing;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::runtime::RuntimeId;
+use crate::lifecycle::{ProcessBound, ProcessLocal, generation};
+use crate::sync::Lock;
+
+mod driver;
+mod in_flight;
+
+/// How much a pipeline takes before callers wait, and while it is not yet connected.
+const ROOM: Room = Room { requests: 8 << 10, bytes: 16 << 20 };
+const ROOM_BEFORE: Room = UNMARKED;
+
+/// After how much a marker is written.
+const UNMARKED: Room = Room { requests: 64, bytes: 64 << 10 };
+
+/// How often a request that was not sent is tried over another connection.
+const ATTEMPTS: usize = 4;
+
+#[derive(Clone, Copy)]
+struct Room {
+    requests: usize,
+    bytes: usize,
+}
+
+/// One exchange over this runtime's pipeline.
+pub(super) async fn call<P: Protocol>(
+    server: &Arc<Server<P>>,
+    runtime: RuntimeId,
+    request: &P::Request,
+    retry: Retry,
+) -> Result<P::Reply> {
+    match exchange(server, runtime, request, retry).await {
+        Err(failure) if failure.may_retry(retry) => Box::pin(call_again(server, runtime, request, failure, retry)).await,
+        outcome => outcome.map_err(|failure| failure.error),
+    }
+}
+
+async fn call_again<P: Protocol>(
+    server: &Arc<Server<P>>,
+    runtime: RuntimeId,
+    request: &P::Request,
+    mut failure: Failure,
+    mut retry: Retry,
+) -> Result<P::Reply> {
+    for _ in 1..ATTEMPTS {
+        if !failure.may_retry(retry) {
+            break;
+        }
+        if failure.progress == Progress::Unanswered {
+            retry = Retry::Never;
+        }
+        match exchange(server, runtime, request, retry).await {
+            Ok(reply) => return Ok(reply),
+            Err(again) => failure = again,
+        }
+    }
+    Err(failure.error)
+}
+
+async fn exchange<P: Protocol>(
+    server: &Arc<Server<P>>,
+    runtime: RuntimeId,
+    request: &P::Request,
+    retry: Retry,
+) -> Result<P::Reply, Failure> {
+    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
+    let appended = match pipeline.append_or_wait(&server.protocol, request, retry, None)? {
+        Some(appended) => appended,
+        None => Box::pin(append_when_there_is_room(server, pipeline, request, retry)).await?,
+    };
+    appended.await
+}
+
+/// A future of its own, on the heap, since it is rare and holds a timer.
+async fn append_when_there_is_room<P: Protocol>(
+    server: &Server<P>,
+    pipeline: Arc<Pipeline<P>>,
+    request: &P::Request,
+    retry: Retry,
+) -> Result<Appended<P>, Failure> {
+    let longest = server.timeouts.connect + server.timeouts.exchange;
+    let room = ProcessBound::new(Box::pin(async {
+        let _turn = Turn(&pipeline);
+        let appended = poll_fn(|cx| match pipeline.append_or_wait(&server.protocol, request, retry, Some(cx.waker())) {
+            Ok(appended) => appended.map_or(Poll::Pending, |appended| Poll::Ready(Ok(appended))),
+            Err(failure) => Poll::Ready(Err(failure)),
+        });
+        timeout(longest, appended).await.unwrap_or_else(|_| Err(full(server.protocol.endpoint()).into()))
+    }));
+    room.await.unwrap_or_else(|| Err(Error::begun_by_parent().into()))
+}
+
+/// A caller that may have been woken since there is room. If it gives up, the next one is to have it.
+struct Turn<'a, P: Protocol>(&'a Pipeline<P>);
+
+impl<P: Protocol> Drop for Turn<'_, P> {
+    fn drop(&mut self) {
+        let next = self.0.inbox.lock().take_waiting();
+        next.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Why a request came to nothing, and how far it had come.
+#[derive(Clone, Debug)]
+struct Failure {
+    error: Error,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// No byte of it was sent.
+    Unsent,
+    /// The connection had served before, and ended before a byte of the reply.
+    Unanswered,
+    /// The server may have done what it was asked.
+    Unknown,
+}
+
+impl Failure {
+    fn may_retry(&self, retry: Retry) -> bool {
+        match self.progress {
+            Progress::Unsent => true,
+            Progress::Unanswered => retry == Retry::Idempotent,
+            Progress::Unknown => false,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { error, progress: Progress::Unknown }
+    }
+}
+
+/// The pipelines of this process to one server.
+#[derive(Debug)]
+pub(super) struct Pipelines<P: Protocol> {
+    /// Those that take requests. Of each runtime, the primary one comes first.
+    open: ProcessLocal<Lock<Vec<Arc<Pipeline<P>>>>>,
+    /// How many a runtime may have.
+    most: usize,
+}
+
+impl<P: Protocol> Pipelines<P> {
+    pub(super) fn new(most: usize) -> Pipelines<P> {
+        Pipelines { open: ProcessLocal::new(), most: most.max(1) }
+    }
+
+    /// The pipeline that a request of `runtime` goes through, which may have to be connected yet.
+    fn pipeline(&self, server: &Arc<Server<P>>, runtime: RuntimeId, is_read: bool) -> Result<Arc<Pipeline<P>>> {
+        let mut open = self.open.get_or_init(|| Lock::new("pipelines", Vec::new())).lock();
+        let mut primary = None;
+        let mut count = 0;
+        for pipeline in open.iter().filter(|pipeline| pipeline.runtime == runtime) {
+            if !is_read || !pipeline.is_behind_large_value() {
+                return Ok(Arc::clone(pipeline));
+            }
+            primary.get_or_insert(pipeline);
+            count += 1;
+        }
+        let admitted = if count < self.most { server.admit().and_then(|()| server.admit_login()) } else { Ok(()) };
+        if let Some(primary) = primary
+            && (count == self.most || admitted.is_err())
+        {
+            return Ok(Arc::clone(primary));
+        }
+        admitted?;
+        let pipeline = Arc::new(Pipeline::new(runtime, count > 0)?);
+        open.push(Arc::clone(&pipeline));
+        drop(open);
+        driver::spawn(server, &pipeline);
+        Ok(pipeline)
+    }
+
+    /// Has the next request of each runtime dial. Requests in flight end as they would have.
+    pub(super) fn reset(&self) {
+        let Some(open) = self.open.get() else { return };
+        let retired = mem::take(&mut *open.lock());
+        for pipeline in &retired {
+            pipeline.retire();
+        }
+    }
+
+    /// Has this pipeline take no more requests.
+    fn retire(&self, pipeline: &Arc<Pipeline<P>>) {
+        if let Some(open) = self.open.get() {
+            open.lock().retain(|other| !Arc::ptr_eq(other, pipeline));
+        }
+        pipeline.retire();
+    }
+}
+
+/// What callers and the driver share.
+#[derive(Debug)]
+struct Pipeline<P: Protocol> {
+    runtime: RuntimeId,
+    is_extra: bool,
+    is_behind_large_value: AtomicBool,
+    is_retired: AtomicBool,
+    inbox: Lock<Inbox<P>>,
+}
+
+/// What callers have appended since the driver looked last.
+struct Inbox<P: Protocol> {
+    outgoing: Outgoing,
+    appended: Vec<Awaited<P>>,
+    /// Behind the last marker in `outgoing`.
+    unmarked: Room,
+    /// Once it is connected.
+    marking: Option<Marking>,
+    tokens: Tokens,
+    /// Requests that were appended and have not ended, and bytes that were not sent.
+    used: Room,
+    /// Whether one of the requests must not be lost to a connection that has ended.
+    is_careful: bool,
+    waiting: VecDeque<Waker>,
+    driver: Option<Waker>,
+    closed: Option<Error>,
+}
+
+/// What the server has to send, in order.
+enum Awaited<P: Protocol> {
+    Reply(in_flight::Request<P>),
+    Marker(Token),
+}
+
+impl<P: Protocol> Pipeline<P> {
+    fn new(runtime: RuntimeId, is_extra: bool) -> Result<Pipeline<P>> {
+        let inbox = Inbox {
+            outgoing: Outgoing::default(),
+            appended: Vec::new(),
+            unmarked: Room::NONE,
+            marking: None,
+            tokens: Tokens::new()?,
+            used: Room::NONE,
+            is_careful: false,
+            waiting: VecDeque::new(),
+            driver: None,
+            closed: None,
+        };
+        Ok(Pipeline {
+            runtime,
+            is_extra,
+            is_behind_large_value: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
+            inbox: Lock::new("pipeline", inbox),
+        })
+    }
+
+    fn is_behind_large_value(&self) -> bool {
+        self.is_behind_large_value.load(Ordering::Relaxed)
+    }
+
+    /// Appends a request, or has `waiting` woken when there may be room for it.
+    fn append_or_wait(
+        &self,
+        protocol: &P,
+        request: &P::Request,
+        retry: Retry,
+        waiting: Option<&Waker>,
+    ) -> Result<Option<Appended<P>>, Failure> {
+        let mut inbox = self.inbox.lock();
+        if let Some(error) = &inbox.closed {
+            return Err(Failure { error: error.clone(), progress: Progress::Unsent });
+        }
+        if inbox.room() == 0 {
+            inbox.waiting.extend(waiting.cloned());
+            return Ok(None);
+        }
+        let before = inbox.outgoing.len();
+        let partial = protocol.write(request, &mut inbox.outgoing);
+        let slot = Arc::new(Slot(Lock::new("slot", SlotState::Empty)));
+        inbox.appended.push(Awaited::Reply(in_flight::Request::new(Arc::clone(&slot), partial)));
+        inbox.is_careful |= retry == Retry::Never;
+        let length = inbox.outgoing.len() - before;
+        inbox.count(length);
+        let driver = inbox.driver.take();
+        drop(inbox);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        Ok(Some(Appended { generation: generation(), slot: ManuallyDrop::new(slot) }))
+    }
+
+    fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+        let driver = self.inbox.lock().driver.take();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
+
+impl Room {
+    const NONE: Room = Room { requests: 0, bytes: 0 };
+}
+
+impl<P: Protocol> Inbox<P> {
+    /// For how many requests there is room.
+    fn room(&self) -> usize {
+        let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
+        if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
+    }
+
+    /// The callers to be woken, since there is room for them.
+    fn take_waiting(&mut self) -> Vec<Waker> {
+        let count = self.room().min(self.waiting.len());
+        self.waiting.drain(..count).collect()
+    }
+
+    /// Counts a request that was appended, and marks where it is time to.
+    fn count(&mut self, length: usize) {
+        for count in [&mut self.used, &mut self.unmarked] {
+            count.requests += 1;
+            count.bytes += length;
+        }
+        if self.unmarked.requests >= UNMARKED.requests || self.unmarked.bytes >= UNMARKED.bytes {
+            self.mark();
+        }
+    }
+
+    /// Ends what was appended with a marker, unless replies are proven in another way.
+    fn mark(&mut self) {
+        if let Some(Marking::EveryWrite(command)) = self.marking
+            && self.unmarked.requests > 0
+        {
+            let token = self.tokens.write_marker(command, &mut self.outgoing);
+            self.appended.push(Awaited::Marker(token));
+            self.unmarked = Room::NONE;
+        }
+    }
+}
+
+impl<P: Protocol> std::fmt::Debug for Inbox<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
+/// Where the reply to a request is put.
+struct Slot<P: Protocol>(Lock<SlotState<P>>);
+
+enum SlotState<P: Protocol> {
+    Empty,
+    Awaited(Waker),
+    Done(Result<P::Reply, Failure>),
+}
+
+impl<P: Protocol> Slot<P> {
+    fn complete(&self, outcome: Result<P::Reply, Failure>) {
+        let before = mem::replace(&mut *self.0.lock(), SlotState::Done(outcome));
+        if let SlotState::Awaited(waker) = before {
+            waker.wake();
+        }
+    }
+}
+
+/// A request that was appended. Dropping it leaves the request in flight.
+struct Appended<P: Protocol> {
+    generation: u64,
+    /// Dropped in the process that appended it only: it may hold a waker.
+    slot: ManuallyDrop<Arc<Slot<P>>>,
+}
+
+impl<P: Protocol> Future for Appended<P> {
+    type Output = Result<P::Reply, Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<P::Reply, Failure>> {
+        if self.generation != generation() {
+            return Poll::Ready(Err(Error::begun_by_parent().into()));
+        }
+        let mut state = self.slot.0.lock();
+        match &*state {
+            SlotState::Done(_) => {}
+            SlotState::Awaited(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
+            SlotState::Awaited(_) | SlotState::Empty => {
+                let before = mem::replace(&mut *state, SlotState::Awaited(cx.waker().clone()));
+                drop(state);
+                drop(before);
+                return Poll::Pending;
+            }
+        }
+        match mem::replace(&mut *state, SlotState::Empty) {
+            SlotState::Done(outcome) => Poll::Ready(outcome),
+            SlotState::Empty | SlotState::Awaited(_) => unreachable!("it was done a moment ago"),
+        }
+    }
+}
+
+impl<P: Protocol> Drop for Appended<P> {
+    #[expect(unsafe_code, reason = "in another process it is forgotten")]
+    fn drop(&mut self) {
+        if self.generation == generation() {
+            // SAFETY: dropped once, here; nothing uses it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.slot) };
+        }
+    }
+}
+
+/// What a pipeline is closed with once its driver has ended without a failure.
+fn ended<P: Protocol>(server: &Server<P>) -> Error {
+    let context = format!("the connection to {} was closed", server.protocol.endpoint());
+    Error::new(ErrorKind::Io, context)
+}

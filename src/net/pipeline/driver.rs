@@ -1,0 +1,308 @@
+//! The task that drives a pipeline: dials, writes what callers have appended, and hands out the replies.
+//!
+//! It ends when the connection does, when the pipeline was retired and nothing is in flight any more, or with its runtime. In
+//! every case no caller is left waiting.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::in_flight::InFlight;
+use super::{Awaited, Failure, Pipeline, Progress, ended};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::ProcessBound;
+use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
+use crate::net::drive::Drive;
+use crate::net::endpoint::{io_error, timed_out};
+use crate::net::link::Server;
+
+/// How much is received before other tasks have their turn.
+const AT_A_TIME: usize = 256 << 10;
+
+/// A value of more than this keeps other replies waiting.
+const LARGE_VALUE: usize = 64 << 10;
+
+/// How much has to arrive within a timeout for replies to count as arriving.
+const ARRIVING: usize = 64 << 10;
+
+/// How long an extra pipeline is kept with nothing to do.
+const EXTRA_IDLE: Duration = Duration::from_secs(5);
+
+/// Starts the task, on the runtime that this is called in.
+pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipeline<P>>) {
+    let tenure = Tenure { server: Arc::clone(server), pipeline: Arc::clone(pipeline), in_flight: InFlight::new() };
+    let drive = Drive::Tokio(pipeline.runtime);
+    tokio::spawn(ProcessBound::new(Box::pin(async move {
+        let mut tenure = tenure;
+        match tenure.server.open(drive).await {
+            Ok(connection) => Driver::new(tenure, connection).await,
+            Err(error) => {
+                tenure.server.failed(&error);
+                // What an extra one was for can go through the primary one.
+                let progress = if tenure.pipeline.is_extra { Progress::Unsent } else { Progress::Unknown };
+                tenure.end(&error, progress);
+            }
+        }
+    })));
+}
+
+/// What a driver answers for. Its drop leaves no caller waiting.
+struct Tenure<P: Protocol> {
+    server: Arc<Server<P>>,
+    pipeline: Arc<Pipeline<P>>,
+    in_flight: InFlight<P>,
+}
+
+impl<P: Protocol> Tenure<P> {
+    /// Closes the pipeline, and fails what was appended and not yet taken.
+    fn end(&mut self, error: &Error, progress: Progress) {
+        self.server.pipelines.retire(&self.pipeline);
+        let (appended, waiting) = {
+            let mut inbox = self.pipeline.inbox.lock();
+            inbox.closed.get_or_insert_with(|| error.clone());
+            (mem::take(&mut inbox.appended), mem::take(&mut inbox.waiting))
+        };
+        for awaited in appended {
+            if let Awaited::Reply(mut request) = awaited {
+                request.fail(Failure { error: error.clone(), progress });
+            }
+        }
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<P: Protocol> Drop for Tenure<P> {
+    fn drop(&mut self) {
+        let error = ended(&self.server);
+        self.in_flight.fail(&self.server.protocol, &error, false);
+        self.end(&error, Progress::Unsent);
+    }
+}
+
+struct Driver<P: Protocol> {
+    tenure: Tenure<P>,
+    connection: Connection<P>,
+    timer: Pin<Box<Sleep>>,
+    /// Whether a reply was proven on this connection.
+    has_served: bool,
+    /// Whether a request has run into its timeout.
+    has_timed_out: bool,
+    last_active: Instant,
+    /// What has arrived since when, for [`ARRIVING`].
+    arrived: usize,
+    arrived_since: Instant,
+}
+
+impl<P: Protocol> Driver<P> {
+    fn new(tenure: Tenure<P>, connection: Connection<P>) -> Driver<P> {
+        let now = Instant::now();
+        {
+            let mut inbox = tenure.pipeline.inbox.lock();
+            inbox.marking = Some(connection.marking);
+            for awaited in &mut inbox.appended {
+                if let Awaited::Reply(request) = awaited {
+                    request.start_now();
+                }
+            }
+            inbox.mark();
+            mem::take(&mut inbox.waiting)
+        }
+        .into_iter()
+        .for_each(Waker::wake);
+        Driver {
+            timer: Box::pin(sleep_until(now + tenure.server.timeouts.exchange)),
+            tenure,
+            connection,
+            has_served: false,
+            has_timed_out: false,
+            last_active: now,
+            arrived: 0,
+            arrived_since: now,
+        }
+    }
+
+    /// One turn: takes, writes, reads. Ready once the pipeline is retired and has nothing to do.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        self.take(cx)?;
+        self.send(cx);
+        self.receive(cx)?;
+        if let Marking::WhereUnproven(command) = self.connection.marking
+            && self.tenure.in_flight.lacks_proof()
+        {
+            let Connection { tokens, outgoing, .. } = &mut self.connection;
+            self.tenure.in_flight.push(Awaited::Marker(tokens.write_marker(command, outgoing)));
+            self.send(cx);
+        }
+        self.make_room();
+        self.keep_time(cx)?;
+        if self.tenure.pipeline.is_retired.load(Ordering::Relaxed) && self.is_done() {
+            return Ok(Poll::Ready(()));
+        }
+        Ok(Poll::Pending)
+    }
+
+    /// Takes what callers have appended.
+    fn take(&mut self, cx: &Context<'_>) -> Result<(), Failure> {
+        let Driver { tenure, connection, .. } = self;
+        let mut inbox = tenure.pipeline.inbox.lock();
+        if inbox.driver.is_none() {
+            inbox.driver = Some(cx.waker().clone());
+        }
+        if inbox.appended.is_empty() {
+            return Ok(());
+        }
+        inbox.mark();
+        let is_careful = mem::take(&mut inbox.is_careful);
+        if tenure.in_flight.is_empty() {
+            let now = Instant::now();
+            if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
+                return Err(Failure { error: ended(&tenure.server), progress: Progress::Unsent });
+            }
+            (self.arrived, self.arrived_since) = (0, now);
+        }
+        inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited));
+        inbox.outgoing.move_to(&mut connection.outgoing);
+        Ok(())
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>) {
+        let Connection { stream, outgoing, .. } = &mut self.connection;
+        if let Poll::Ready(Err(_)) = outgoing.poll_send(&mut **stream, cx) {
+            // The end will be received, and before it perhaps why the server does not read on.
+            self.tenure.server.pipelines.retire(&self.tenure.pipeline);
+        }
+    }
+
+    /// Receives and hands out what there is.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        let Driver { tenure: Tenure { server, in_flight, .. }, connection, .. } = self;
+        let protocol = &server.protocol;
+        let mut received = 0;
+        let mut has_proven = false;
+        while let Poll::Ready(count) = connection.stream.poll_receive(cx, connection.frames.space()) {
+            let count = at_least_one(count).map_err(|error| io_error("reading from", protocol.endpoint(), error))?;
+            connection.frames.received(count);
+            received += count;
+            while let Some(cut) = connection.frames.next().map_err(|what| malformed(protocol, &what))? {
+                has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
+            }
+            if received >= AT_A_TIME {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        if has_proven {
+            self.has_served = true;
+            server.succeeded();
+        }
+        if received > 0 {
+            self.note_arrival(received);
+        }
+        Ok(())
+    }
+
+    fn note_arrival(&mut self, count: usize) {
+        self.last_active = Instant::now();
+        self.arrived += count;
+        if self.arrived >= ARRIVING {
+            let time = self.last_active - self.arrived_since;
+            if time <= self.tenure.server.timeouts.exchange {
+                self.tenure.in_flight.arrived_for(time);
+            }
+            (self.arrived, self.arrived_since) = (0, self.last_active);
+        }
+    }
+
+    /// Lets as many callers go on as there is room for.
+    fn make_room(&mut self) {
+        let Driver { tenure: Tenure { pipeline, in_flight, .. }, connection, .. } = self;
+        let is_behind_large_value =
+            connection.outgoing.has_large() || connection.frames.announced().is_some_and(|length| length > LARGE_VALUE);
+        pipeline.is_behind_large_value.store(is_behind_large_value, Ordering::Relaxed);
+        let mut inbox = pipeline.inbox.lock();
+        inbox.used.requests -= in_flight.take_ended();
+        inbox.used.bytes = connection.outgoing.len() + inbox.outgoing.len();
+        let woken = inbox.take_waiting();
+        drop(inbox);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Fails what is late. A connection on which something was takes no more requests.
+    fn keep_time(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let Driver { tenure: Tenure { server, pipeline, in_flight }, timer, .. } = self;
+        let timeout = server.timeouts.exchange;
+        while let Some(next) = match in_flight.deadline(timeout) {
+            None if pipeline.is_extra && in_flight.is_empty() => Some(self.last_active + EXTRA_IDLE),
+            deadline => deadline,
+        } {
+            if timer.deadline() > next || (timer.is_elapsed() && Instant::now() < next) {
+                timer.as_mut().reset(next);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            let now = Instant::now();
+            if now < next {
+                continue;
+            }
+            if in_flight.is_empty() {
+                server.pipelines.retire(pipeline);
+                break;
+            }
+            let late = timed_out("waiting for", server.protocol.endpoint());
+            in_flight.expire(now, timeout, &late);
+            if !mem::replace(&mut self.has_timed_out, true) {
+                server.failed(&late);
+                server.pipelines.retire(pipeline);
+            }
+            if !in_flight.is_waited_for() {
+                return Err(late.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left to do; then the pipeline is closed.
+    fn is_done(&mut self) -> bool {
+        let Driver { tenure: Tenure { server, pipeline, in_flight }, .. } = self;
+        let mut inbox = pipeline.inbox.lock();
+        let is_done = in_flight.is_empty() && inbox.appended.is_empty();
+        if is_done {
+            inbox.closed = Some(ended(server));
+        }
+        is_done
+    }
+
+    /// Fails what is in flight.
+    fn fail(&mut self, failure: &Failure) {
+        let Failure { error, progress } = failure;
+        let is_silent = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
+        let Tenure { server, in_flight, .. } = &mut self.tenure;
+        let is_no_outage = is_silent || in_flight.is_refused(&server.protocol);
+        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage {
+            server.failed(error);
+        }
+        in_flight.fail(&server.protocol, error, is_silent);
+        self.tenure.end(error, Progress::Unsent);
+    }
+}
+
+/// Nothing in it is pinned but the timer, which is on the heap.
+impl<P: Protocol> Unpin for Driver<P> {}
+
+impl<P: Protocol> Future for Driver<P> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.turn(cx).unwrap_or_else(|failure| {
+            self.fail(&failure);
+            Poll::Ready(())
+        })
+    }
+}

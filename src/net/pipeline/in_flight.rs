@@ -1,0 +1,191 @@
+//! Requests in flight on one connection, in order, and what is held back of their replies.
+//!
+//! A reply is put together frame by frame, and held until it is proven ([`connection`](crate::net::connection)).
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Awaited, Failure, Progress, Slot};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus};
+use crate::net::frame::Frame;
+
+/// By how many times its timeout a request is waited for at the most.
+const LONGEST: u32 = 10;
+
+pub(super) struct Request<P: Protocol> {
+    /// `None` once its caller was told that it failed.
+    slot: Option<Arc<Slot<P>>>,
+    pub(super) partial: P::Partial,
+    submitted: Instant,
+    /// What the connection's [`arriving`](InFlight::arriving) was then.
+    arriving: Duration,
+    is_begun: bool,
+}
+
+impl<P: Protocol> Request<P> {
+    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial) -> Request<P> {
+        let arriving = Duration::ZERO;
+        Request { slot: Some(slot), partial, submitted: Instant::now(), arriving, is_begun: false }
+    }
+
+    /// The connection is made: the time for the reply begins.
+    pub(super) fn start_now(&mut self) {
+        self.submitted = Instant::now();
+    }
+
+    pub(super) fn fail(&mut self, failure: Failure) {
+        if let Some(slot) = self.slot.take() {
+            slot.complete(Err(failure));
+        }
+    }
+}
+
+pub(super) struct InFlight<P: Protocol> {
+    awaited: VecDeque<Awaited<P>>,
+    /// The tokens of the markers in `awaited`.
+    markers: VecDeque<Token>,
+    /// Those whose replies are complete and not yet proven. They were submitted before all that is awaited.
+    held: Vec<Request<P>>,
+    /// For how long replies have been arriving without a break.
+    arriving: Duration,
+    /// The same, until the reply that is awaited first became so.
+    arriving_before: Duration,
+    /// How many requests have ended since [`take_ended`](InFlight::take_ended).
+    ended: usize,
+}
+
+impl<P: Protocol> InFlight<P> {
+    pub(super) fn new() -> InFlight<P> {
+        InFlight {
+            awaited: VecDeque::new(),
+            markers: VecDeque::new(),
+            held: Vec::new(),
+            arriving: Duration::ZERO,
+            arriving_before: Duration::ZERO,
+            ended: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.awaited.is_empty() && self.held.is_empty()
+    }
+
+    pub(super) fn push(&mut self, mut awaited: Awaited<P>) {
+        match &mut awaited {
+            Awaited::Reply(request) => request.arriving = self.arriving,
+            Awaited::Marker(token) => self.markers.push_back(*token),
+        }
+        self.awaited.push_back(awaited);
+    }
+
+    /// Whether replies wait for a proof that nothing in flight will bring.
+    pub(super) fn lacks_proof(&self) -> bool {
+        self.awaited.is_empty() && !self.held.is_empty()
+    }
+
+    /// Takes a frame. Returns whether it has proven replies, which were handed out.
+    pub(super) fn accept(&mut self, protocol: &P, marking: Marking, frame: Frame<'_>) -> Result<bool> {
+        let is_marker = self.markers.front().is_some_and(|token| is_proof(&frame, token));
+        let request = match self.awaited.front_mut() {
+            Some(Awaited::Reply(request)) if !is_marker => request,
+            Some(Awaited::Marker(_)) if is_marker => {
+                self.awaited.pop_front();
+                self.markers.pop_front();
+                self.hand_out();
+                return Ok(true);
+            }
+            Some(_) => return Err(foreign(protocol)),
+            None => return Err(surplus(protocol)),
+        };
+        request.is_begun = true;
+        let Accepted::Complete { proven } = protocol.accept(&mut request.partial, frame)? else { return Ok(false) };
+        if let Some(Awaited::Reply(request)) = self.awaited.pop_front() {
+            self.held.push(request);
+        }
+        self.arriving_before = self.arriving;
+        let is_proven = proven || matches!(marking, Marking::Impossible);
+        if is_proven {
+            self.hand_out();
+        }
+        Ok(is_proven)
+    }
+
+    fn hand_out(&mut self) {
+        self.ended += self.held.len();
+        for request in self.held.drain(..) {
+            if let Some(slot) = request.slot {
+                slot.complete(Ok(P::finish(request.partial)));
+            }
+        }
+    }
+
+    /// How many requests have ended since this was last asked.
+    pub(super) fn take_ended(&mut self) -> usize {
+        mem::take(&mut self.ended)
+    }
+
+    /// Replies have been arriving for so much longer.
+    pub(super) fn arrived_for(&mut self, time: Duration) {
+        self.arriving += time;
+    }
+
+    /// When the first request that is still waited for must be answered.
+    pub(super) fn deadline(&self, timeout: Duration) -> Option<Instant> {
+        let mut waited_for = self.requests().filter(|request| request.slot.is_some());
+        waited_for.next().map(|request| self.deadline_of(request, timeout))
+    }
+
+    /// Whether anybody waits for what is in flight.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.requests().any(|request| request.slot.is_some())
+    }
+
+    /// Fails the requests whose deadline has passed.
+    pub(super) fn expire(&mut self, now: Instant, timeout: Duration, error: &Error) {
+        let late = self.requests().take_while(|request| self.deadline_of(request, timeout) <= now).count();
+        for request in self.requests_mut().take(late) {
+            request.fail(error.clone().into());
+        }
+    }
+
+    /// Whether the server has refused something before the connection ended: it says why.
+    pub(super) fn is_refused(&self, protocol: &P) -> bool {
+        self.requests().any(|request| protocol.refusal(&request.partial).is_some())
+    }
+
+    /// Fails every request. `is_silent`: the connection had served before, and has ended without a byte of the next reply.
+    pub(super) fn fail(&mut self, protocol: &P, error: &Error, is_silent: bool) {
+        for request in self.requests_mut() {
+            let refusal = protocol.refusal(&request.partial).filter(|_| error.kind() == ErrorKind::Io);
+            let progress = if is_silent && !request.is_begun { Progress::Unanswered } else { Progress::Unknown };
+            request.fail(Failure { error: refusal.unwrap_or_else(|| error.clone()), progress });
+        }
+        self.awaited.clear();
+        self.held.clear();
+    }
+
+    /// While other replies keep arriving, a request has more time, but at most [`LONGEST`] times its timeout.
+    fn deadline_of(&self, request: &Request<P>, timeout: Duration) -> Instant {
+        let others = self.arriving_before.saturating_sub(request.arriving);
+        request.submitted + timeout + others.min(timeout * (LONGEST - 1))
+    }
+
+    fn requests(&self) -> impl Iterator<Item = &Request<P>> {
+        self.held.iter().chain(self.awaited.iter().filter_map(|awaited| match awaited {
+            Awaited::Reply(request) => Some(request),
+            Awaited::Marker(_) => None,
+        }))
+    }
+
+    fn requests_mut(&mut self) -> impl Iterator<Item = &mut Request<P>> {
+        self.held.iter_mut().chain(self.awaited.iter_mut().filter_map(|awaited| match awaited {
+            Awaited::Reply(request) => Some(request),
+            Awaited::Marker(_) => None,
+        }))
+    }
+}

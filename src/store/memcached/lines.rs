@@ -1,0 +1,131 @@
+//! Where a frame of Memcached's protocols ends: behind a line, or behind the value that the line announces.
+
+use crate::net::{Framing, LARGE, Scan, show};
+
+const LONGEST_LINE: usize = 16 << 10;
+
+#[derive(Debug)]
+pub(super) struct LineFraming {
+    longest_value: usize,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// In a line, of which so much was searched for its end.
+    Line { searched: usize },
+    /// In a small value; the frame ends there.
+    Value { end: usize },
+    /// Behind a large value.
+    Large { place: usize },
+}
+
+impl LineFraming {
+    pub(super) fn new(longest_value: usize) -> LineFraming {
+        LineFraming { longest_value, state: State::Line { searched: 0 } }
+    }
+
+    fn complete(&mut self, length: usize) -> Scan {
+        self.state = State::Line { searched: 0 };
+        Scan::Complete { length }
+    }
+}
+
+impl Framing for LineFraming {
+    fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
+        let end = match self.state {
+            State::Large { place } => return Ok(self.complete(place)),
+            State::Value { end } => end,
+            State::Line { searched } => {
+                let Some(length) = bytes[searched..].iter().position(|byte| *byte == b'\n') else {
+                    self.state = State::Line { searched: bytes.len() };
+                    let is_bounded = bytes.len() <= LONGEST_LINE;
+                    return if is_bounded { Ok(Scan::Partial) } else { Err("a line without an end".to_owned()) };
+                };
+                let place = searched + length + 1;
+                match announced(&bytes[..place])? {
+                    None => return Ok(self.complete(place)),
+                    Some(length) if length > self.longest_value => {
+                        return Err(format!("a value of {length} bytes, which is more than {}", self.longest_value));
+                    }
+                    Some(length) if length > LARGE => {
+                        self.state = State::Large { place };
+                        return Ok(Scan::Large { place, length });
+                    }
+                    Some(length) => place + length + 2,
+                }
+            }
+        };
+        self.state = State::Value { end };
+        match bytes.get(end - 2..end) {
+            None => Ok(Scan::Partial),
+            Some(b"\r\n") => Ok(self.complete(end)),
+            Some(_) => Err("a value that does not end where it should".to_owned()),
+        }
+    }
+}
+
+/// The length of the value that follows a line: `VA <length> ...` or `VALUE <key> <flags> <length> ...`.
+fn announced(line: &[u8]) -> Result<Option<usize>, String> {
+    let place = match word(line, 0) {
+        Some(b"VA") => 1,
+        Some(b"VALUE") => 3,
+        _ => return Ok(None),
+    };
+    let length = word(line, place).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    length.map(Some).ok_or_else(|| format!("{}, which is no reply", show(line)))
+}
+
+/// A word of a line, without the line's end.
+pub(super) fn word(line: &[u8], place: usize) -> Option<&[u8]> {
+    without_end(line).split(|byte| *byte == b' ').nth(place)
+}
+
+pub(super) fn without_end(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r\n").or_else(|| line.strip_suffix(b"\n")).unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Framing, LARGE, LineFraming, Scan};
+
+    #[test]
+    fn a_frame_is_a_line_with_the_value_that_it_announces() {
+        let frames: [&[u8]; 6] =
+            [b"HD O1\r\n", b"VA 3 O1\r\na\nb\r\n", b"VALUE k 0 0\r\n\r\n", b"END\r\n", b"key=VA exp=1\n", b"ERROR\r\n"];
+        let wire = frames.concat();
+        let mut framing = LineFraming::new(LARGE);
+        let (mut start, mut found) = (0, Vec::new());
+        for end in 1..=wire.len() {
+            if let Scan::Complete { length } = framing.scan(&wire[start..end]).unwrap() {
+                found.push(&wire[start..start + length]);
+                start += length;
+            }
+        }
+        assert_eq!(found, frames);
+    }
+
+    #[test]
+    fn a_large_value_is_left_out() {
+        let length = LARGE + 1;
+        let line = format!("VA {length}\r\n");
+        let mut framing = LineFraming::new(length);
+        assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Large { place: line.len(), length }));
+        assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Complete { length: line.len() }));
+    }
+
+    #[test]
+    fn what_is_no_reply_or_without_a_bound_is_refused() {
+        let long = "x".repeat(20_000);
+        for (wire, why) in [
+            ("VA x\r\n", "no reply"),
+            ("VALUE k 0\r\n", "no reply"),
+            ("VA 16385\r\n", "more than 16384"),
+            ("VA 1\r\nabc\r\n", "does not end"),
+            (&long, "without an end"),
+        ] {
+            let error = LineFraming::new(LARGE).scan(wire.as_bytes()).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

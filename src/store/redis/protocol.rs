@@ -1,0 +1,148 @@
+//! How a connection to Redis is greeted, and what its replies must be.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redis::{ServerError, Value, cmd};
+use smallvec::SmallVec;
+
+use super::commands::{Command, Expected, Request};
+use super::config::Login;
+use super::reply::{self, greeting_error, login_error, server_error};
+use super::resp::{self, RespFraming};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol};
+use crate::telemetry;
+
+/// Commands whose answer is the token that they are followed by, each up to the token.
+const ECHO: &[u8] = b"*2\r\n$4\r\nECHO\r\n$16\r\n";
+const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
+
+/// Redis's serialization protocol.
+#[derive(Debug)]
+pub(super) struct Resp {
+    endpoint: Endpoint,
+    login: Login,
+    longest_value: usize,
+    /// Whether it was said that replies cannot be proven.
+    has_warned: AtomicBool,
+}
+
+/// The replies to a request, which is mostly one command.
+pub(super) type Replies = SmallVec<[Value; 1]>;
+
+/// Replies of which some are still to come.
+pub(super) struct Partial {
+    expected: SmallVec<[Expected; 8]>,
+    replies: Replies,
+}
+
+impl Resp {
+    pub(super) fn new(endpoint: Endpoint, login: Login, longest_value: usize) -> Resp {
+        Resp { endpoint, login, longest_value, has_warned: AtomicBool::new(false) }
+    }
+
+    /// An answer without which the connection is of no use.
+    async fn ask(&self, connection: &mut Connection<Resp>, command: Command) -> Result<Result<Value, ServerError>> {
+        let mut replies = connection.ask(self, &Request::one(command)).await?;
+        Ok(match replies.pop() {
+            Some(Value::ServerError(error)) => Err(error),
+            reply => Ok(reply.unwrap_or_default()),
+        })
+    }
+
+    /// RESP3 where the server knows it, with user and password.
+    async fn hello(&self, connection: &mut Connection<Resp>) -> Result<()> {
+        let mut hello = cmd("HELLO");
+        hello.arg(3);
+        if let Some(password) = &self.login.password {
+            hello.arg("AUTH").arg(self.login.username.as_deref().unwrap_or("default")).arg(password);
+        }
+        match self.ask(connection, Command::new(hello, Expected::Anything)).await? {
+            Ok(_) => return Ok(()),
+            Err(error) if knows_only_resp2(&error) => {}
+            Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
+        }
+        let Some(password) = &self.login.password else { return Ok(()) };
+        let mut auth = cmd("AUTH");
+        if let Some(username) = &self.login.username {
+            auth.arg(username);
+        }
+        auth.arg(password);
+        let answer = self.ask(connection, Command::new(auth, Expected::Anything)).await?;
+        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
+    }
+}
+
+/// Whether this is how a server refuses the HELLO of RESP3.
+fn knows_only_resp2(error: &ServerError) -> bool {
+    let details = error.details().unwrap_or_default().to_ascii_lowercase();
+    error.code() == "NOPROTO" || details.contains("unknown command") || details.contains("unsupported protocol")
+}
+
+impl Protocol for Resp {
+    type Framing = RespFraming;
+    type Request = Request;
+    type Partial = Partial;
+    type Reply = Replies;
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn framing(&self) -> RespFraming {
+        RespFraming::new(self.longest_value)
+    }
+
+    async fn greet(&self, connection: &mut Connection<Resp>) -> Result<Marking> {
+        self.hello(connection).await?;
+        if self.login.database != 0 {
+            let mut select = cmd("SELECT");
+            select.arg(self.login.database);
+            let answer = self.ask(connection, Command::new(select, Expected::Anything)).await?;
+            answer.map_err(|error| server_error(&self.endpoint, &error))?;
+        }
+        for command in [ECHO, PING] {
+            if connection.try_marker(self, command).await?.is_ok() {
+                return Ok(Marking::EveryWrite(command));
+            }
+        }
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            telemetry::unproven(&self.endpoint);
+        }
+        Ok(Marking::Impossible)
+    }
+
+    fn is_read(request: &Request) -> bool {
+        request.expected().all(Expected::is_read)
+    }
+
+    fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
+        request.write(outgoing);
+        Partial { expected: request.expected().collect(), replies: Replies::with_capacity(request.len()) }
+    }
+
+    fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
+        let value = resp::value(frame).map_err(|error| {
+            let context = format!("{} sent a reply that cannot be parsed", self.endpoint);
+            Error::with_source(ErrorKind::Protocol, context, error)
+        })?;
+        let expected = partial.expected[partial.replies.len()];
+        if !expected.admits(&value) {
+            return Err(reply::unexpected(&self.endpoint, expected.name()));
+        }
+        partial.replies.push(value);
+        let is_complete = partial.replies.len() == partial.expected.len();
+        Ok(if is_complete { Accepted::Complete { proven: false } } else { Accepted::Incomplete })
+    }
+
+    fn refusal(&self, partial: &Partial) -> Option<Error> {
+        partial.replies.iter().rev().find_map(|reply| match reply {
+            Value::ServerError(error) => Some(server_error(&self.endpoint, error)),
+            _ => None,
+        })
+    }
+
+    fn finish(partial: Partial) -> Replies {
+        partial.replies
+    }
+}
