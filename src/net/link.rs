@@ -4,7 +4,10 @@
 //! every exchange would carry its size about.
 
 use std::fmt::{self, Debug};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
@@ -101,9 +104,21 @@ impl<P: Protocol> Link<P> {
     /// One exchange; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         match drive()? {
-            Drive::Inline => self.call_inline(request, retry, company).await,
+            Drive::Inline if company.is_some() => Box::pin(self.call_inline(request, retry, company)).await,
+            Drive::Inline => at_once(self.call_inline(request, retry, None)),
             #[cfg(feature = "tokio")]
-            Drive::Tokio(runtime) => pipeline::call(&self.server, runtime, request, retry).await,
+            Drive::Tokio(runtime) => {
+                let outcome = match pipeline::submit(&self.server, runtime, request, retry) {
+                    Ok(appended) => appended.await,
+                    Err(failure) => Err(failure),
+                };
+                match outcome {
+                    Ok(reply) => Ok(reply),
+                    Err(failure) => {
+                        Box::pin(pipeline::conclude(&self.server, runtime, request, retry, failure)).await
+                    }
+                }
+            }
         }
     }
 
@@ -265,6 +280,14 @@ impl<P: Protocol> Server<P> {
     }
 }
 
+/// Runs an exchange that blocks instead of suspending. On the stack: the futures that contain this call stay small.
+fn at_once<T>(exchange: impl Future<Output = T>) -> T {
+    match pin!(exchange).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("a blocking exchange has suspended"),
+    }
+}
+
 /// Of a request for which there is no room.
 pub(super) fn full(endpoint: &Endpoint) -> Error {
     let context = format!("as many requests to {endpoint} are under way as there may be, and none ended in time");
@@ -300,16 +323,13 @@ impl<P: Protocol> Drop for Link<P> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
-    use std::pin::pin;
     use std::sync::mpsc::{Receiver, channel};
-    use std::task::{Context, Poll, Waker};
     use std::thread;
     use std::time::Duration;
 
-    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts};
+    use super::{Connection, Endpoint, at_once, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts};
     use crate::net::drive::inline;
     use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan};
 
@@ -392,10 +412,7 @@ mod tests {
 
     fn call(link: &Link<Lines>, request: &str, retry: Retry) -> Result<String> {
         let request = request.to_owned();
-        inline(|| match pin!(link.call(&request, retry, None)).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(replied) => replied,
-            Poll::Pending => panic!("an inline call suspended"),
-        })
+        inline(|| at_once(link.call(&request, retry, None)))
     }
 
     #[test]

@@ -58,62 +58,54 @@ struct Room {
     bytes: usize,
 }
 
-/// One exchange over this runtime's pipeline.
-pub(super) async fn call<P: Protocol>(
+/// Appends a request to this runtime's pipeline. The outcome goes to [`conclude`].
+pub(super) fn submit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
-) -> Result<P::Reply> {
-    match exchange(server, runtime, request, retry).await {
-        Err(failure) if failure.may_retry(retry) => Box::pin(call_again(server, runtime, request, failure, retry)).await,
-        outcome => outcome.map_err(|failure| failure.error),
-    }
+) -> Result<Appended<P>, Failure> {
+    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
+    let appended = pipeline.append_or_wait(&server.protocol, request, retry, None)?;
+    appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
 }
 
-async fn call_again<P: Protocol>(
+/// Waits for room and tries again, where that is the thing to do after a failure.
+pub(super) async fn conclude<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
-    mut failure: Failure,
     mut retry: Retry,
+    mut failure: Failure,
 ) -> Result<P::Reply> {
     for _ in 1..ATTEMPTS {
-        if !failure.may_retry(retry) {
-            break;
-        }
-        if failure.progress == Progress::Unanswered {
-            retry = Retry::Never;
-        }
-        match exchange(server, runtime, request, retry).await {
-            Ok(reply) => return Ok(reply),
-            Err(again) => failure = again,
-        }
+        let submitted = match failure.progress {
+            Progress::NoRoom => append_when_there_is_room(server, runtime, request, retry).await,
+            Progress::Unsent => submit(server, runtime, request, retry),
+            Progress::Unanswered if retry == Retry::Idempotent => {
+                retry = Retry::Never;
+                submit(server, runtime, request, retry)
+            }
+            Progress::Unanswered | Progress::Unknown => break,
+        };
+        failure = match submitted {
+            Ok(appended) => match appended.await {
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
     }
     Err(failure.error)
 }
 
-async fn exchange<P: Protocol>(
+async fn append_when_there_is_room<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
-) -> Result<P::Reply, Failure> {
-    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
-    let appended = match pipeline.append_or_wait(&server.protocol, request, retry, None)? {
-        Some(appended) => appended,
-        None => Box::pin(append_when_there_is_room(server, pipeline, request, retry)).await?,
-    };
-    appended.await
-}
-
-/// A future of its own, on the heap, since it is rare and holds a timer.
-async fn append_when_there_is_room<P: Protocol>(
-    server: &Server<P>,
-    pipeline: Arc<Pipeline<P>>,
-    request: &P::Request,
-    retry: Retry,
 ) -> Result<Appended<P>, Failure> {
+    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
     let longest = server.timeouts.connect + server.timeouts.exchange;
     let room = ProcessBound::new(Box::pin(async {
         let _turn = Turn(&pipeline);
@@ -137,30 +129,22 @@ impl<P: Protocol> Drop for Turn<'_, P> {
 }
 
 /// Why a request came to nothing, and how far it had come.
-#[derive(Clone, Debug)]
-struct Failure {
+#[derive(Debug)]
+pub(super) struct Failure {
     error: Error,
     progress: Progress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
+    /// It was not appended.
+    NoRoom,
     /// No byte of it was sent.
     Unsent,
     /// The connection had served before, and ended before a byte of the reply.
     Unanswered,
     /// The server may have done what it was asked.
     Unknown,
-}
-
-impl Failure {
-    fn may_retry(&self, retry: Retry) -> bool {
-        match self.progress {
-            Progress::Unsent => true,
-            Progress::Unanswered => retry == Retry::Idempotent,
-            Progress::Unknown => false,
-        }
-    }
 }
 
 impl From<Error> for Failure {
@@ -393,7 +377,7 @@ impl<P: Protocol> Slot<P> {
 }
 
 /// A request that was appended. Dropping it leaves the request in flight.
-struct Appended<P: Protocol> {
+pub(super) struct Appended<P: Protocol> {
     generation: u64,
     /// Dropped in the process that appended it only: it may hold a waker.
     slot: ManuallyDrop<Arc<Slot<P>>>,

@@ -101,16 +101,10 @@ impl RedisStore {
         telemetry::exchange("redis", endpoint, database, || request.operation(), exchange, failure).await
     }
 
-    /// One command, one reply.
-    async fn command(&self, command: Command, retry: Retry) -> Result<Reply<'_>> {
-        let reply = self.value(command, retry).await?;
-        self.reply(reply)
-    }
-
-    /// One command, and whatever the server answers.
-    async fn value(&self, command: Command, retry: Retry) -> Result<Value> {
-        let replies = self.call(&Request::one(command), retry).await?;
-        Ok(replies.into_iter().next().expect("as many replies as requests"))
+    /// One command, one reply. No `async fn`, whose future would hold the command twice.
+    fn command(&self, command: Command, retry: Retry) -> impl Future<Output = Result<Reply<'_>>> + Send {
+        let request = Request::one(command);
+        async move { self.reply(only(self.call(&request, retry).await?)) }
     }
 
     /// Several commands in one round trip.
@@ -184,7 +178,8 @@ impl CacheStore for RedisStore {
             self.check_value(key, value)?;
         }
         let script = &self.compare_and_set;
-        let answer = self.value(script.by_hash(key, expected, new.as_ref(), ttl)?, Retry::Never).await?;
+        let by_hash = Request::one(script.by_hash(key, expected, new.as_ref(), ttl)?);
+        let answer = only(self.call(&by_hash, Retry::Never).await?);
         if reply::is_unknown_script(&answer) {
             return self.command(script.by_text(key, expected, new.as_ref(), ttl)?, Retry::Never).await?.flag();
         }
@@ -249,6 +244,10 @@ impl CacheStore for RedisStore {
     }
 }
 
+fn only(replies: Replies) -> Value {
+    replies.into_iter().next().expect("as many replies as requests")
+}
+
 /// Has `send` deal with a batch part by part. Once one fails, the rest is not sent.
 async fn in_parts<I, T, F>(
     items: Vec<I>,
@@ -288,5 +287,21 @@ fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+#[cfg(test)]
+mod sizes {
+    use super::*;
+    #[test]
+    fn sizes() {
+        let store = RedisStore::new("redis://127.0.0.1:1").unwrap();
+        let request = Request::one(commands::get("k"));
+        println!("request {}", std::mem::size_of::<Request>());
+        println!("reply {} value {} result {}", std::mem::size_of::<Replies>(), std::mem::size_of::<Value>(), std::mem::size_of::<Result<Replies>>());
+        println!("partial {}", std::mem::size_of::<protocol::Partial>());
+        println!("link.call {}", std::mem::size_of_val(&store.link.call(&request, Retry::Never, None)));
+        println!("call {}", std::mem::size_of_val(&store.call(&request, Retry::Never)));
+        println!("command {}", std::mem::size_of_val(&store.command(commands::get("k"), Retry::Never)));
+        println!("get {}", std::mem::size_of_val(&*store.get("k")));
     }
 }

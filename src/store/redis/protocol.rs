@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use redis::{ServerError, Value, cmd};
+use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{Command, Expected, Request};
@@ -32,7 +32,7 @@ pub(super) type Replies = SmallVec<[Value; 1]>;
 
 /// Replies of which some are still to come.
 pub(super) struct Partial {
-    expected: SmallVec<[Expected; 8]>,
+    expected: SmallVec<[Expected; 4]>,
     replies: Replies,
 }
 
@@ -52,23 +52,19 @@ impl Resp {
 
     /// RESP3 where the server knows it, with user and password.
     async fn hello(&self, connection: &mut Connection<Resp>) -> Result<()> {
-        let mut hello = cmd("HELLO");
-        hello.arg(3);
+        let mut hello = Command::new("HELLO", Expected::Anything).with("3");
         if let Some(password) = &self.login.password {
-            hello.arg("AUTH").arg(self.login.username.as_deref().unwrap_or("default")).arg(password);
+            hello = hello.with("AUTH").with(self.login.username.as_deref().unwrap_or("default")).with(password);
         }
-        match self.ask(connection, Command::new(hello, Expected::Anything)).await? {
+        match self.ask(connection, hello).await? {
             Ok(_) => return Ok(()),
             Err(error) if knows_only_resp2(&error) => {}
             Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
         }
         let Some(password) = &self.login.password else { return Ok(()) };
-        let mut auth = cmd("AUTH");
-        if let Some(username) = &self.login.username {
-            auth.arg(username);
-        }
-        auth.arg(password);
-        let answer = self.ask(connection, Command::new(auth, Expected::Anything)).await?;
+        let auth = Command::new("AUTH", Expected::Anything);
+        let auth = self.login.username.iter().fold(auth, Command::with).with(password);
+        let answer = self.ask(connection, auth).await?;
         answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
     }
 }
@@ -96,9 +92,8 @@ impl Protocol for Resp {
     async fn greet(&self, connection: &mut Connection<Resp>) -> Result<Marking> {
         self.hello(connection).await?;
         if self.login.database != 0 {
-            let mut select = cmd("SELECT");
-            select.arg(self.login.database);
-            let answer = self.ask(connection, Command::new(select, Expected::Anything)).await?;
+            let select = Command::new("SELECT", Expected::Anything).with_number(self.login.database);
+            let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         for command in [ECHO, PING] {
@@ -118,7 +113,7 @@ impl Protocol for Resp {
 
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
         request.write(outgoing);
-        Partial { expected: request.expected().collect(), replies: Replies::with_capacity(request.len()) }
+        Partial { expected: request.expected().collect(), replies: Replies::new() }
     }
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {

@@ -65,13 +65,22 @@ impl Framing for RespFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         let scan = self.frame.go_on(bytes, self.longest_value)?;
         if matches!(scan, Scan::Complete { .. } | Scan::Unasked { .. }) {
-            self.frame = Scanned::default();
+            self.frame.start_over();
         }
         Ok(scan)
     }
 }
 
 impl Scanned {
+    /// In place: the whole of it is larger than most frames.
+    fn start_over(&mut self) {
+        self.position = 0;
+        self.state = State::Line;
+        self.open.clear();
+        self.values = 0;
+        self.is_push = false;
+    }
+
     fn go_on(&mut self, bytes: &[u8], longest_value: usize) -> Result<Scan, String> {
         loop {
             let searched = match self.state {
@@ -192,12 +201,28 @@ enum Header {
     Whole,
 }
 
+#[inline]
 fn integer(digits: &[u8]) -> Option<i64> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let (is_negative, digits) = digits.strip_prefix(b"-").map_or((false, digits), |digits| (true, digits));
+    if digits.is_empty() {
+        return None;
+    }
+    let number = digits.iter().try_fold(0_i64, |number, digit| {
+        let digit = i64::from(digit.wrapping_sub(b'0'));
+        let digit = if digit > 9 { None } else { Some(digit) }?;
+        // Downwards, since there is one negative number more.
+        number.checked_mul(10)?.checked_sub(digit)
+    })?;
+    if is_negative { Some(number) } else { number.checked_neg() }
 }
 
 /// What is in a frame. An attribute is left out.
 pub(super) fn value(frame: Frame<'_>) -> RedisResult<Value> {
+    if let ([b'$', b'0'..=b'9', ..], []) = (frame.bytes, frame.large.as_slice()) {
+        // A small string, whose length was checked when its end was found.
+        let start = frame.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |place| place + 1);
+        return Ok(Value::BulkString(frame.bytes[start..frame.bytes.len() - 2].to_vec()));
+    }
     Values { bytes: frame.bytes, position: 0, large: frame.large.into_iter().peekable() }.next()
 }
 
@@ -259,7 +284,7 @@ impl Values<'_> {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{Frame, Framing, LARGE, RespFraming, Scan, value};
+    use super::{Frame, Framing, LARGE, RespFraming, Scan, integer, value};
 
     /// The frames in `wire`, which arrives byte by byte; those that were sent unasked are left out.
     fn frames(wire: &[u8]) -> Result<Vec<Vec<u8>>, String> {
@@ -348,6 +373,16 @@ mod tests {
         let frame = Frame { bytes: wire.as_bytes(), large: vec![(place, vec![b'x'; length])] };
         let expected = [Value::BulkString(vec![b'x'; length]), Value::BulkString(b"a".to_vec())];
         assert_eq!(value(frame).unwrap(), Value::Array(expected.into()));
+    }
+
+    #[test]
+    fn integers() {
+        for number in [0, 1, -1, 42, i64::MAX, i64::MIN] {
+            assert_eq!(integer(number.to_string().as_bytes()), Some(number));
+        }
+        for none in ["", "-", "+1", "1a", "--1", " 1", "9223372036854775808", "-9223372036854775809"] {
+            assert_eq!(integer(none.as_bytes()), None, "{none}");
+        }
     }
 
     #[test]
