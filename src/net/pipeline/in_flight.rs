@@ -47,10 +47,10 @@ impl<P: Protocol> Request<P> {
 
 pub(super) struct InFlight<P: Protocol> {
     awaited: VecDeque<Awaited<P>>,
+    /// How many of them, from the first on, have complete replies that are not yet proven.
+    held: usize,
     /// The tokens of the markers in `awaited`.
     markers: VecDeque<Token>,
-    /// Those whose replies are complete and not yet proven. They were submitted before all that is awaited.
-    held: Vec<Request<P>>,
     /// For how long replies have been arriving without a break.
     arriving: Duration,
     /// The same, until the reply that is awaited first became so.
@@ -63,8 +63,8 @@ impl<P: Protocol> InFlight<P> {
     pub(super) fn new() -> InFlight<P> {
         InFlight {
             awaited: VecDeque::new(),
+            held: 0,
             markers: VecDeque::new(),
-            held: Vec::new(),
             arriving: Duration::ZERO,
             arriving_before: Duration::ZERO,
             ended: 0,
@@ -72,7 +72,7 @@ impl<P: Protocol> InFlight<P> {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.awaited.is_empty() && self.held.is_empty()
+        self.awaited.is_empty()
     }
 
     pub(super) fn push(&mut self, mut awaited: Awaited<P>) {
@@ -85,18 +85,18 @@ impl<P: Protocol> InFlight<P> {
 
     /// Whether replies wait for a proof that nothing in flight will bring.
     pub(super) fn lacks_proof(&self) -> bool {
-        self.awaited.is_empty() && !self.held.is_empty()
+        self.held > 0 && self.held == self.awaited.len()
     }
 
     /// Takes a frame. Returns whether it has proven replies, which were handed out.
     pub(super) fn accept(&mut self, protocol: &P, marking: Marking, frame: Frame<'_>) -> Result<bool> {
         let is_marker = self.markers.front().is_some_and(|token| is_proof(&frame, token));
-        let request = match self.awaited.front_mut() {
+        let request = match self.awaited.get_mut(self.held) {
             Some(Awaited::Reply(request)) if !is_marker => request,
             Some(Awaited::Marker(_)) if is_marker => {
-                self.awaited.pop_front();
                 self.markers.pop_front();
                 self.hand_out();
+                self.awaited.pop_front();
                 return Ok(true);
             }
             Some(_) => return Err(foreign(protocol)),
@@ -104,9 +104,7 @@ impl<P: Protocol> InFlight<P> {
         };
         request.is_begun = true;
         let Accepted::Complete { proven } = protocol.accept(&mut request.partial, frame)? else { return Ok(false) };
-        if let Some(Awaited::Reply(request)) = self.awaited.pop_front() {
-            self.held.push(request);
-        }
+        self.held += 1;
         self.arriving_before = self.arriving;
         let is_proven = proven || matches!(marking, Marking::Impossible);
         if is_proven {
@@ -116,10 +114,11 @@ impl<P: Protocol> InFlight<P> {
     }
 
     fn hand_out(&mut self) {
-        self.ended += self.held.len();
-        for request in self.held.drain(..) {
-            if let Some(slot) = request.slot {
-                slot.complete(Ok(P::finish(request.partial)));
+        let held = mem::take(&mut self.held);
+        self.ended += held;
+        for awaited in self.awaited.drain(..held) {
+            if let Awaited::Reply(Request { slot: Some(slot), partial, .. }) = awaited {
+                slot.complete(Ok(P::finish(partial)));
             }
         }
     }
@@ -166,7 +165,7 @@ impl<P: Protocol> InFlight<P> {
             request.fail(Failure { error: refusal.unwrap_or_else(|| error.clone()), progress });
         }
         self.awaited.clear();
-        self.held.clear();
+        self.held = 0;
     }
 
     /// While other replies keep arriving, a request has more time, but at most [`LONGEST`] times its timeout.
@@ -176,16 +175,16 @@ impl<P: Protocol> InFlight<P> {
     }
 
     fn requests(&self) -> impl Iterator<Item = &Request<P>> {
-        self.held.iter().chain(self.awaited.iter().filter_map(|awaited| match awaited {
+        self.awaited.iter().filter_map(|awaited| match awaited {
             Awaited::Reply(request) => Some(request),
             Awaited::Marker(_) => None,
-        }))
+        })
     }
 
     fn requests_mut(&mut self) -> impl Iterator<Item = &mut Request<P>> {
-        self.held.iter_mut().chain(self.awaited.iter_mut().filter_map(|awaited| match awaited {
+        self.awaited.iter_mut().filter_map(|awaited| match awaited {
             Awaited::Reply(request) => Some(request),
             Awaited::Marker(_) => None,
-        }))
+        })
     }
 }

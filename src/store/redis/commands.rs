@@ -96,8 +96,7 @@ fn is_error(reply: &Value) -> bool {
 impl Command {
     pub(super) fn new(name: &'static str, expected: Expected) -> Command {
         const ORDINARY: usize = 64;
-        let packed = Vec::with_capacity(ORDINARY);
-        Command { name, arguments: 0, packed, large: None, expected }.with(name)
+        Command { name, arguments: 0, packed: Vec::with_capacity(ORDINARY), large: None, expected }.with(name)
     }
 
     pub(super) fn with(mut self, argument: impl AsRef<[u8]>) -> Command {
@@ -125,11 +124,11 @@ impl Command {
 
     fn begin(&mut self, length: usize) {
         self.arguments += 1;
-        push_header(&mut self.packed, b'$', length);
+        self.packed.extend_from_slice(header(b'$', length, &mut [0; LONGEST_HEADER]));
     }
 
     fn write(&self, outgoing: &mut Outgoing) {
-        push_header(outgoing.buffer(), b'*', self.arguments);
+        outgoing.buffer().extend_from_slice(header(b'*', self.arguments, &mut [0; LONGEST_HEADER]));
         let (before, after) = self.packed.split_at(self.large.as_ref().map_or(self.packed.len(), |(place, _)| *place));
         outgoing.buffer().extend_from_slice(before);
         if let Some((_, value)) = &self.large {
@@ -139,22 +138,24 @@ impl Command {
     }
 }
 
+const LONGEST_HEADER: usize = 24;
+
 /// The kind of what follows, and its length or count.
-fn push_header(packed: &mut Vec<u8>, kind: u8, mut number: usize) {
-    const LONGEST: usize = 24;
-    let mut header = [0; LONGEST];
-    header[LONGEST - 2..].copy_from_slice(b"\r\n");
-    let mut start = LONGEST - 2;
+#[inline]
+fn header(kind: u8, mut number: usize, space: &mut [u8; LONGEST_HEADER]) -> &[u8] {
+    let mut start = LONGEST_HEADER - 2;
+    space[start..].copy_from_slice(b"\r\n");
     loop {
         start -= 1;
-        header[start] = b'0' + (number % 10) as u8;
+        space[start] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
             break;
         }
     }
-    header[start - 1] = kind;
-    packed.extend_from_slice(&header[start - 1..]);
+    start -= 1;
+    space[start] = kind;
+    &space[start..]
 }
 
 /// Commands that go out together.
