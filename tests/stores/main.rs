@@ -6,6 +6,7 @@ mod conformance;
 mod detached;
 mod fetch;
 mod fetch_many;
+mod foreign_replies;
 mod foreign_store;
 mod leases;
 mod memcached;
