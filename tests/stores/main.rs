@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache;
+mod cancellation;
 mod conformance;
 mod detached;
 mod fetch;
