@@ -31,6 +31,7 @@ promises! {
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
+    large_values_hold_up_nobody,
     one_loads_for_all,
     the_master_needs_no_runtime,
     it_costs_little,

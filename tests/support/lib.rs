@@ -4,6 +4,7 @@ pub mod descriptors;
 pub mod forks;
 pub mod frames;
 pub mod identity;
+pub mod memory;
 pub mod proxy;
 pub mod recorder;
 pub mod servers;
