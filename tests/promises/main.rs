@@ -25,6 +25,7 @@ promises! {
     a_hosts_descriptors_stay_its_own,
     a_reply_answers_its_own_request,
     a_fork_in_mid_command_harms_nobody,
+    a_fork_with_requests_in_flight_harms_nobody,
     no_vanished_thread_blocks_a_child,
     process_locals_belong_to_a_process,
     memory_comes_along,

@@ -14,6 +14,7 @@ mod memcached;
 mod rails;
 mod redis;
 mod removal;
+mod runtimes;
 mod staleness;
 mod tiered;
 mod tracing;
