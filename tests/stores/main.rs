@@ -1,5 +1,6 @@
 //! The stores on real servers, and the cache on top of them.
 
+mod backpressure;
 mod bad_input;
 mod cache;
 mod cancellation;
@@ -14,6 +15,7 @@ mod memcached;
 mod rails;
 mod redis;
 mod removal;
+mod restricted_account;
 mod runtimes;
 mod staleness;
 mod tiered;

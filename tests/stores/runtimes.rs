@@ -38,7 +38,7 @@ fn a_multi_thread_runtime_that_ends_fails_who_waits_for_memcached() {
 fn a_runtime_that_ends_fails_who_waits(kind: Kind, runtime: fn() -> Runtime) {
     let server = Server::start(kind);
     // A timeout would hide a caller that is forgotten.
-    let store = stores::from_url(&server.url("timeout=1h&connect_timeout=1h")).unwrap();
+    let store = stores::from_url(&server.url("timeout=60m&connect_timeout=60m")).unwrap();
     let cache = Cache::builder(store).build();
     cache.blocking().set_raw("key", "value", TTL).unwrap();
     let ending = runtime();
