@@ -19,7 +19,7 @@ use tokio::task::yield_now;
 use crate::callers::{Caller, HOUR, PATIENT, cache_on, current_thread_runtime, until_async};
 use crate::harness::{Mode, Scenario, with_each_server};
 use support::descriptors::inodes_connected_to;
-use support::forks::{CHILD_TIME, Side, Way, split};
+use support::forks::{CHILD_TIME, Reporter, Side, Way, split};
 use support::proxy::Proxy;
 use support::servers::{Kind, Server, url_of};
 use support::signals::restore_sigpipe;
@@ -32,11 +32,17 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     all.extend(with_each_server("of_a_cache_in_a_multi_thread_runtime", |kind| {
         whatever_the_child_does(kind, Face::cache, Flavour::MultiThread);
     }));
+    all.extend(with_each_server("of_a_cache_on_a_worker", |kind| {
+        whatever_the_child_does(kind, Face::cache, Flavour::Worker);
+    }));
     all.extend(with_each_server("of_a_store_in_a_current_thread_runtime", |kind| {
         whatever_the_child_does(kind, Face::store, Flavour::CurrentThread);
     }));
     all.extend(with_each_server("of_a_store_in_a_multi_thread_runtime", |kind| {
         whatever_the_child_does(kind, Face::store, Flavour::MultiThread);
+    }));
+    all.extend(with_each_server("of_a_store_on_a_worker", |kind| {
+        whatever_the_child_does(kind, Face::store, Flavour::Worker);
     }));
     all
 }
@@ -48,14 +54,17 @@ const HELD: &str = "held back";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
     CurrentThread,
+    /// In the thread that calls `block_on`.
     MultiThread,
+    /// In a task that a worker of a multi-thread runtime runs: there is nothing to return to.
+    Worker,
 }
 
 impl Flavour {
     fn runtime(self) -> Runtime {
         match self {
             Flavour::CurrentThread => current_thread_runtime(),
-            Flavour::MultiThread => {
+            Flavour::MultiThread | Flavour::Worker => {
                 let mut builder = tokio::runtime::Builder::new_multi_thread();
                 builder.worker_threads(2).enable_all().build().expect("a runtime")
             }
@@ -79,6 +88,13 @@ enum Deed {
 }
 
 const DEEDS: [Deed; 5] = [Deed::ReturnAndDrop, Deed::PollAndDrop, Deed::AwaitInIt, Deed::Blocking, Deed::NewRuntime];
+
+impl Deed {
+    /// Whether it returns from `block_on`.
+    fn returns(self) -> bool {
+        !matches!(self, Deed::PollAndDrop | Deed::Blocking)
+    }
+}
 
 /// How the store is held.
 #[derive(Clone, Debug)]
@@ -147,7 +163,8 @@ type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
 fn whatever_the_child_does(kind: Kind, open: fn(&str) -> Face, flavour: Flavour) {
     restore_sigpipe();
     let server = Server::start(kind);
-    let proxy = Proxy::before(server.port());
+    // For tasks, until the process ends.
+    let proxy: &Proxy = Box::leak(Box::new(Proxy::before(server.port())));
     let face = open(&url_of(kind, proxy.port(), PATIENT));
     // Not through the proxy, where a connection that is idle would be taken for one with a reply to come.
     let seeding = cache_on(&server, PATIENT);
@@ -156,62 +173,73 @@ fn whatever_the_child_does(kind: Kind, open: fn(&str) -> Face, flavour: Flavour)
     }
     for (deed, way) in DEEDS.into_iter().flat_map(|deed| Way::COMMON.map(|way| (deed, way))) {
         println!("{deed:?}, {way:?}");
-        fork_in_a_task(&proxy, &face, flavour, deed, way);
+        let runtime = flavour.runtime();
+        let forked = fork_in_a_task(proxy, face.clone(), deed, way);
+        match flavour {
+            Flavour::Worker if deed.returns() => {}
+            Flavour::Worker => drop(runtime.block_on(runtime.spawn(forked)).expect("no panic")),
+            Flavour::CurrentThread | Flavour::MultiThread => {
+                if let Some((reporter, awaited)) = runtime.block_on(forked) {
+                    reporter.run_and_exit(|| after_block_on(runtime, &face, deed, flavour, awaited));
+                }
+            }
+        }
     }
 }
 
-fn fork_in_a_task(proxy: &Proxy, face: &Face, flavour: Flavour, deed: Deed, way: Way) {
-    let case = format!("{deed:?} after {way:?}, {flavour:?}");
-    let runtime = flavour.runtime();
-    let in_child = runtime.block_on(async {
-        let mut asking = InFlight::begin(face);
-        proxy.hold_replies_with(HELD);
-        asking.until_held(proxy).await;
-        let before = inodes_connected_to(proxy.port());
-        match split::<()>(way, CHILD_TIME).expect("a child") {
-            Side::Parent(child) => {
-                child.join();
-                proxy.release();
-                asking.assert_answers(&case).await;
-                let after = inodes_connected_to(proxy.port());
-                assert!(before.iter().all(|inode| after.contains(inode)), "the parent keeps its connections: {case}");
-                face.get(&key(0)).await.unwrap_or_else(|error| panic!("the parent, afterwards: {case}: {error:?}"));
-                None
-            }
-            Side::Child(reporter) => match deed {
-                Deed::PollAndDrop => reporter.run_and_exit(|| {
-                    asking.poll_and_drop();
-                    face.converse_in_a_thread("child", Mode::Blocking);
-                    face.converse_in_a_thread("child", Mode::Tokio);
-                }),
-                Deed::Blocking => reporter.run_and_exit(|| match face {
-                    Face::Cache(cache) => Caller::new(Mode::Blocking, cache).converse("child", 20),
-                    Face::Store(_) => face.converse_in_a_thread("child", Mode::Blocking),
-                }),
-                Deed::AwaitInIt => {
-                    let failed = face.get(&key(0)).await;
-                    for _ in 0..3 {
-                        yield_now().await;
-                    }
-                    Some((reporter, Some(failed)))
+/// What a child has that is to return from `block_on`, and what came of what it awaited.
+type Returning = Option<(Reporter<()>, Option<Answer>)>;
+
+async fn fork_in_a_task(proxy: &Proxy, face: Face, deed: Deed, way: Way) -> Returning {
+    let case = format!("{deed:?} after {way:?}");
+    let mut asking = InFlight::begin(&face);
+    proxy.hold_replies_with(HELD);
+    asking.until_held(proxy).await;
+    let before = inodes_connected_to(proxy.port());
+    match split::<()>(way, CHILD_TIME).expect("a child") {
+        Side::Parent(child) => {
+            child.join();
+            proxy.release();
+            asking.assert_answers(&case).await;
+            let after = inodes_connected_to(proxy.port());
+            assert!(before.iter().all(|inode| after.contains(inode)), "the parent keeps its connections: {case}");
+            face.get(&key(0)).await.unwrap_or_else(|error| panic!("the parent, afterwards: {case}: {error:?}"));
+            None
+        }
+        Side::Child(reporter) => match deed {
+            Deed::PollAndDrop => reporter.run_and_exit(|| {
+                asking.poll_and_drop();
+                face.converse_in_a_thread("child", Mode::Blocking);
+                face.converse_in_a_thread("child", Mode::Tokio);
+            }),
+            Deed::Blocking => reporter.run_and_exit(|| match &face {
+                Face::Cache(cache) => Caller::new(Mode::Blocking, cache).converse("child", 20),
+                Face::Store(_) => face.converse_in_a_thread("child", Mode::Blocking),
+            }),
+            Deed::AwaitInIt => {
+                let failed = face.get(&key(0)).await;
+                for _ in 0..3 {
+                    yield_now().await;
                 }
-                Deed::ReturnAndDrop | Deed::NewRuntime => Some((reporter, None)),
-            },
-        }
-    });
-    let Some((reporter, awaited)) = in_child else { return };
-    reporter.run_and_exit(|| {
-        if let Some(awaited) = awaited {
-            assert_forked(&awaited);
-        }
-        if deed == Deed::NewRuntime || flavour == Flavour::MultiThread {
-            std::mem::forget(runtime);
-        } else {
-            drop(runtime);
-        }
-        face.converse_in_a_thread("child", Mode::Tokio);
-        face.converse_in_a_thread("child", Mode::Blocking);
-    });
+                Some((reporter, Some(failed)))
+            }
+            Deed::ReturnAndDrop | Deed::NewRuntime => Some((reporter, None)),
+        },
+    }
+}
+
+/// In the child. A multi-thread runtime waits for workers that are not there if it is dropped, whatever is in it.
+fn after_block_on(runtime: Runtime, face: &Face, deed: Deed, flavour: Flavour, awaited: Option<Answer>) {
+    if let Some(awaited) = awaited {
+        assert_forked(&awaited);
+    }
+    if deed == Deed::NewRuntime || flavour == Flavour::MultiThread {
+        std::mem::forget(runtime);
+    } else {
+        drop(runtime);
+    }
+    face.converse_in_a_thread("child", Mode::Tokio);
+    face.converse_in_a_thread("child", Mode::Blocking);
 }
 
 /// Requests that are in flight: half of them in tasks of their own.

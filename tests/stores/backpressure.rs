@@ -125,7 +125,7 @@ impl Asked {
             let (cache, begun) = (cache.clone(), Arc::clone(&begun));
             async move {
                 begun.fetch_add(1, Ordering::SeqCst);
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     return cache.increment("counter", 1, TTL).await.map(|_| Done::Counted);
                 }
                 let got = cache.get_raw(&key(number)).await?;

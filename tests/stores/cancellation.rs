@@ -211,7 +211,7 @@ async fn drop_a_change(cache: &Cache, dropped: Dropped, key: &str, polls: usize)
 
 /// Changes the key to its end, and returns what must be there from then on.
 async fn change_again(cache: &Cache, key: &str, choice: usize) -> Option<&'static [u8]> {
-    if choice % 2 == 0 {
+    if choice.is_multiple_of(2) {
         cache.delete(key).await.unwrap();
         None
     } else {

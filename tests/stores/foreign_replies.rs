@@ -31,6 +31,8 @@ enum Damage {
     Between,
     /// A surplus reply before the last of those that came together.
     Within,
+    /// The same, and the rest comes a little later.
+    Apart,
     /// A surplus reply while nothing is in flight, on every connection.
     Idle,
     /// One reply never comes.
@@ -57,18 +59,22 @@ macro_rules! damages {
 damages! {
     redis_blocking_surplus_between: Redis, Blocking, Between;
     redis_blocking_surplus_within_a_batch: Redis, Blocking, Within;
+    redis_blocking_surplus_within_a_batch_in_two_writes: Redis, Blocking, Apart;
     redis_blocking_surplus_while_idle: Redis, Blocking, Idle;
     redis_blocking_lost_reply: Redis, Blocking, Lost;
     redis_tokio_surplus_between: Redis, Tokio, Between;
     redis_tokio_surplus_within_a_batch: Redis, Tokio, Within;
+    redis_tokio_surplus_within_a_batch_in_two_writes: Redis, Tokio, Apart;
     redis_tokio_surplus_while_idle: Redis, Tokio, Idle;
     redis_tokio_lost_reply: Redis, Tokio, Lost;
     memcached_blocking_surplus_between: Memcached, Blocking, Between;
     memcached_blocking_surplus_within_a_batch: Memcached, Blocking, Within;
+    memcached_blocking_surplus_within_a_batch_in_two_writes: Memcached, Blocking, Apart;
     memcached_blocking_surplus_while_idle: Memcached, Blocking, Idle;
     memcached_blocking_lost_reply: Memcached, Blocking, Lost;
     memcached_tokio_surplus_between: Memcached, Tokio, Between;
     memcached_tokio_surplus_within_a_batch: Memcached, Tokio, Within;
+    memcached_tokio_surplus_within_a_batch_in_two_writes: Memcached, Tokio, Apart;
     memcached_tokio_surplus_while_idle: Memcached, Tokio, Idle;
     memcached_tokio_lost_reply: Memcached, Tokio, Lost;
 }
@@ -128,6 +134,7 @@ impl Case {
         match self.damage {
             Damage::Between => self.proxy.strike(Strike::Between(surplus)),
             Damage::Within => self.proxy.strike(Strike::Within(surplus)),
+            Damage::Apart => self.proxy.strike(Strike::Apart(surplus)),
             Damage::Lost => self.proxy.strike(Strike::Lose),
             Damage::Idle => self.proxy.send_unasked(surplus),
         }
@@ -167,7 +174,7 @@ fn rounds(case: &Case) -> Figures {
 
 /// In every other round of tokio's the connection's driver runs meanwhile, and may see the surplus before the next request.
 fn damage_idle_connections(case: &Case, round: usize, runtime: &tokio::runtime::Runtime) {
-    if case.way == Way::Tokio && round % 2 == 0 {
+    if case.way == Way::Tokio && round.is_multiple_of(2) {
         runtime.block_on(async {
             tokio::time::sleep(IDLE).await;
             case.strike(round);

@@ -26,16 +26,21 @@ pub enum Fault {
     Swallow,
 }
 
-/// What is done, once, to the frames of a piece. A surplus reply goes out in one write with the piece.
+/// What is done, once, to the frames of a piece. A surplus reply goes out in one write with the piece, if not otherwise said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strike {
     /// A surplus reply behind the last whole frame.
     Between(&'static [u8]),
     /// A surplus reply before the last whole frame, between two that came together if such a piece comes soon.
     Within(&'static [u8]),
+    /// The same, and the frames behind it are written [`LATER`].
+    Apart(&'static [u8]),
     /// One whole frame is lost.
     Lose,
 }
+
+/// Enough for a reader to have taken what was written first for all that there is.
+const LATER: Duration = Duration::from_millis(5);
 
 /// How many pieces with a single frame are let through for one with several.
 const SINGLE_FRAMES: usize = 20;
@@ -192,33 +197,37 @@ impl Shared {
         let mut frames = self.kind.map(Frames::of);
         thread::spawn(move || {
             forward(&server_too, &client_too, |piece, to| {
-                match frames.as_mut().and_then(|f| shared.struck_piece(f, piece)) {
-                    Some(mut changed) => shared.reply(&mut changed, to, &mut is_swallowing),
-                    None => shared.reply(piece, to, &mut is_swallowing),
-                }
+                let Some(parts) = frames.as_mut().and_then(|frames| shared.struck_piece(frames, piece)) else {
+                    return shared.reply(piece, to, &mut is_swallowing);
+                };
+                parts.into_iter().enumerate().all(|(number, mut part)| {
+                    thread::sleep(LATER * u32::from(number > 0));
+                    shared.reply(&mut part, to, &mut is_swallowing)
+                })
             });
             shared.state().clients.retain(|(other, _)| *other != number);
         });
     }
 
-    /// What becomes of a piece that is struck.
-    fn struck_piece(&self, frames: &mut Frames, piece: &[u8]) -> Option<Vec<u8>> {
+    /// What becomes of a piece that is struck: one piece or two.
+    fn struck_piece(&self, frames: &mut Frames, piece: &[u8]) -> Option<Vec<Vec<u8>>> {
         let boundaries = frames.boundaries(piece);
         let mut state = self.state();
         let (strike, passed) = state.strike.as_mut()?;
         // Whole frames in this piece.
         let [.., before_last, last] = boundaries[..] else { return None };
         let is_single = boundaries.len() == 2;
-        if matches!(strike, Strike::Within(_)) && is_single && *passed < SINGLE_FRAMES {
+        if matches!(strike, Strike::Within(_) | Strike::Apart(_)) && is_single && *passed < SINGLE_FRAMES {
             *passed += 1;
             return None;
         }
         let changed = match *strike {
-            Strike::Between(surplus) => [&piece[..last], surplus, &piece[last..]].concat(),
-            Strike::Within(surplus) => [&piece[..before_last], surplus, &piece[before_last..]].concat(),
+            Strike::Between(surplus) => vec![[&piece[..last], surplus, &piece[last..]].concat()],
+            Strike::Within(surplus) => vec![[&piece[..before_last], surplus, &piece[before_last..]].concat()],
+            Strike::Apart(surplus) => vec![[&piece[..before_last], surplus].concat(), piece[before_last..].to_vec()],
             Strike::Lose => {
                 let [start, end] = [0, 1].map(|next| boundaries[(boundaries.len() - 2) / 2 + next]);
-                [&piece[..start], &piece[end..]].concat()
+                vec![[&piece[..start], &piece[end..]].concat()]
             }
         };
         state.strike = None;
