@@ -61,7 +61,7 @@ fn a_runtime_that_ends_fails_who_waits(kind: Kind, runtime: fn() -> Runtime) {
     });
     ending.block_on(async {
         asked.await.expect("the caller asks");
-        // Its request goes out.
+        // Most often its request goes out now; the caller is to hear of the end either way.
         tokio::time::sleep(Duration::from_millis(20)).await;
     });
     drop(ending);
