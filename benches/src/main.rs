@@ -1,7 +1,12 @@
-//! prefork-cache beside the crates that it stands on: `cargo run --release -p prefork-cache-benches [SECTION...]`.
+//! prefork-cache beside the crates that it stands on and others that do the same:
+//! `cargo run --release -p prefork-cache-benches -- [--pin CPU] [SECTION...]`.
 //!
 //! The ways of a section are taken in turn against the same servers. A ratio is the median of the rounds' ratios: below 1,
-//! prefork-cache is the faster one.
+//! prefork-cache is the faster one. With `--pin 0` this process and the servers that it starts share processor 0: what
+//! differs then is the work, and not how it happens to be spread over processors.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 mod batch;
 mod forks;
@@ -9,12 +14,21 @@ mod measure;
 mod memcached;
 mod memory;
 mod redis_server;
+mod tasks;
 
 const SECTIONS: [(&str, fn()); 4] =
     [("fork", forks::run), ("memory", memory::run), ("redis", redis_server::run), ("memcached", memcached::run)];
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(position) = wanted.iter().position(|argument| argument == "--pin") {
+        let mut taken = wanted.drain(position..wanted.len().min(position + 2)).skip(1);
+        let Some(processor) = taken.next().and_then(|text| text.parse().ok()) else {
+            eprintln!("--pin takes the number of a processor");
+            std::process::exit(2);
+        };
+        pin(processor);
+    }
     if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(section, _)| section == name)) {
         let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
         eprintln!("no section {unknown:?}: there are {}", known.join(", "));
@@ -25,4 +39,15 @@ fn main() {
             run();
         }
     }
+}
+
+/// Before there is another thread or a server: they inherit it.
+fn pin(processor: usize) {
+    let mut only = CpuSet::new();
+    let pinned = only.set(processor).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+    if let Err(error) = pinned {
+        eprintln!("pinning to processor {processor}: {error}");
+        std::process::exit(2);
+    }
+    println!("pinned to processor {processor}");
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prefork_cache::Cache;
-use prefork_cache::stores::MemcachedStore;
+use prefork_cache::stores::{MemcachedStore, RedisStore};
 
-use crate::measure::{compare, timed, way};
-use crate::redis_server::{runtime, spread};
+use crate::measure::{compare, way};
+use crate::redis_server::ours;
+use crate::tasks::{FLAVOURS, OPERATIONS, TASKS};
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -56,21 +57,15 @@ pub(crate) fn run() {
             }),
         ],
     );
-    for tasks in [1, 16, 64] {
-        let runtime = runtime();
+    let redis_server = Server::start(Kind::Redis);
+    let redis = Cache::builder(RedisStore::new(&redis_server.url("")).expect("a valid URL")).build();
+    redis.blocking().set_raw("widget:7", Bytes::from(vec![b'x'; 100]), TTL).expect("redis stores");
+    for (flavour, tasks) in FLAVOURS.into_iter().flat_map(|flavour| TASKS.map(|tasks| (flavour, tasks))) {
+        let runtime = flavour.runtime();
         compare(
-            &format!("memcached GET, tokio, {tasks} tasks"),
-            6_400,
-            vec![timed("prefork-cache", |count| {
-                spread(&runtime, tasks, count, || {
-                    let cache = cache.clone();
-                    move |share| async move {
-                        for _ in 0..share {
-                            black_box(cache.get_raw("widget:7").await.expect("a hit"));
-                        }
-                    }
-                })
-            })],
+            &format!("memcached GET, tokio, {}, {tasks} tasks", flavour.name()),
+            OPERATIONS,
+            vec![ours("prefork-cache", &runtime, tasks, &cache), ours("prefork-cache, Redis", &runtime, tasks, &redis)],
         );
     }
 }

@@ -1,19 +1,19 @@
-//! Redis, beside the redis crate's own connections.
+//! Redis, beside the redis crate's own connections and fred.
 
-use std::future::Future;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use fred::interfaces::{ClientLike, KeysInterface};
 use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
 use tokio::runtime::Runtime;
 
-use crate::measure::{compare, timed, way};
+use crate::measure::{Way, compare, timed, way};
+use crate::tasks::{FLAVOURS, Flavour, OPERATIONS, TASKS, spread};
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(3600);
-const TASKS: [u32; 3] = [1, 16, 64];
 
 pub(crate) fn run() {
     let server = Server::start(Kind::Redis);
@@ -26,8 +26,8 @@ pub(crate) fn run() {
         cache.blocking().set_raw(key, Bytes::from(vec![b'x'; 100]), TTL).expect("redis stores");
     }
     blocking(&cache, &client, &names);
-    for tasks in TASKS {
-        on_tokio(&cache, &client, tasks);
+    for (flavour, tasks) in FLAVOURS.into_iter().flat_map(|flavour| TASKS.map(|tasks| (flavour, tasks))) {
+        on_tokio(&cache, &client, flavour, tasks);
     }
 }
 
@@ -63,23 +63,15 @@ fn blocking(cache: &Cache, client: &redis::Client, names: &[&str]) {
     );
 }
 
-fn on_tokio(cache: &Cache, client: &redis::Client, tasks: u32) {
-    let runtime = runtime();
+fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32) {
+    let runtime = flavour.runtime();
     let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("redis answers");
+    let fred = runtime.block_on(fred_client(client));
     compare(
-        &format!("redis GET, tokio, {tasks} tasks"),
-        6_400,
+        &format!("redis GET, tokio, {}, {tasks} tasks", flavour.name()),
+        OPERATIONS,
         vec![
-            timed("prefork-cache", |count| {
-                spread(&runtime, tasks, count, || {
-                    let cache = cache.clone();
-                    move |share| async move {
-                        for _ in 0..share {
-                            black_box(cache.get_raw("widget:7").await.expect("a hit"));
-                        }
-                    }
-                })
-            }),
+            ours("prefork-cache", &runtime, tasks, cache),
             timed("MultiplexedConnection", |count| {
                 spread(&runtime, tasks, count, || {
                     let mut connection = connection.clone();
@@ -91,26 +83,42 @@ fn on_tokio(cache: &Cache, client: &redis::Client, tasks: u32) {
                     }
                 })
             }),
+            timed("fred", |count| {
+                spread(&runtime, tasks, count, || {
+                    let fred = fred.clone();
+                    move |share| async move {
+                        for _ in 0..share {
+                            black_box(fred.get::<Option<Bytes>, _>("widget:7").await.expect("a hit"));
+                        }
+                    }
+                })
+            }),
         ],
     );
+    runtime.block_on(fred.quit()).expect("redis answers");
 }
 
-/// Has `tasks` tasks share `count` operations, and says how long they took.
-pub(crate) fn spread<W, F>(runtime: &Runtime, tasks: u32, count: u32, mut worker: impl FnMut() -> W) -> Duration
-where
-    W: FnOnce(u32) -> F,
-    F: Future<Output = ()> + Send + 'static,
-{
-    runtime.block_on(async {
-        let started = Instant::now();
-        let workers: Vec<_> = (0..tasks).map(|_| tokio::spawn(worker()(count / tasks))).collect();
-        for worker in workers {
-            worker.await.expect("a task");
-        }
-        started.elapsed()
+/// One connection, which sends at once, as ours do.
+async fn fred_client(client: &redis::Client) -> fred::clients::Client {
+    let address = client.get_connection_info().addr().to_string();
+    let config = fred::types::config::Config::from_url(&format!("redis://{address}")).expect("a valid URL");
+    let mut builder = fred::types::Builder::from_config(config);
+    builder.with_connection_config(|connection| connection.tcp.nodelay = Some(true));
+    let fred = builder.build().expect("a valid configuration");
+    fred.init().await.expect("redis answers");
+    fred
+}
+
+/// Raw values of this cache, read by so many tasks.
+pub(crate) fn ours<'a>(name: &'static str, runtime: &'a Runtime, tasks: u32, cache: &'a Cache) -> Way<'a> {
+    timed(name, move |count| {
+        spread(runtime, tasks, count, || {
+            let cache = cache.clone();
+            move |share| async move {
+                for _ in 0..share {
+                    black_box(cache.get_raw("widget:7").await.expect("a hit"));
+                }
+            }
+        })
     })
-}
-
-pub(crate) fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

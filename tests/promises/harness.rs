@@ -14,6 +14,7 @@ use nix::unistd::alarm;
 
 use support::forks::exit_now;
 use support::servers::Kind;
+pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
 
 /// Comes before a scenario's name.
@@ -72,16 +73,6 @@ pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<
         Scenario { name, run: Box::new(move || run(kind, mode)) }
     };
     Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
-}
-
-/// Whether the long versions are asked for.
-pub(crate) fn is_stress() -> bool {
-    std::env::var_os("STRESS").is_some_and(|value| value == "1")
-}
-
-/// One number for every day, and one for `STRESS=1`.
-pub(crate) fn count(usual: usize, stress: usize) -> usize {
-    if is_stress() { stress } else { usual }
 }
 
 /// Ends the scenario: it cannot run here. Said aloud by the harness.

@@ -1,17 +1,22 @@
 //! The stores on real servers, and the cache on top of them.
 
+mod backpressure;
 mod bad_input;
 mod cache;
+mod cancellation;
 mod conformance;
 mod detached;
 mod fetch;
 mod fetch_many;
+mod foreign_replies;
 mod foreign_store;
 mod leases;
 mod memcached;
 mod rails;
 mod redis;
 mod removal;
+mod restricted_account;
+mod runtimes;
 mod staleness;
 mod tiered;
 mod tracing;

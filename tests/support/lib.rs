@@ -2,11 +2,14 @@
 
 pub mod descriptors;
 pub mod forks;
+pub mod frames;
 pub mod identity;
+pub mod memory;
 pub mod proxy;
 pub mod recorder;
 pub mod servers;
 pub mod signals;
+pub mod stress;
 pub mod tally;
 pub mod trace;
 pub mod wait;

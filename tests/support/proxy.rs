@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::frames::Frames;
+use super::servers::{Kind, Server};
 use super::wait::until;
 
 /// What becomes of a piece of a reply.
@@ -24,6 +26,25 @@ pub enum Fault {
     Swallow,
 }
 
+/// What is done, once, to the frames of a piece. A surplus reply goes out in one write with the piece, if not otherwise said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// A surplus reply behind the last whole frame.
+    Between(&'static [u8]),
+    /// A surplus reply before the last whole frame, between two that came together if such a piece comes soon.
+    Within(&'static [u8]),
+    /// The same, and the frames behind it are written [`LATER`].
+    Apart(&'static [u8]),
+    /// One whole frame is lost.
+    Lose,
+}
+
+/// Enough for a reader to have taken what was written first for all that there is.
+const LATER: Duration = Duration::from_millis(5);
+
+/// How many pieces with a single frame are let through for one with several.
+const SINGLE_FRAMES: usize = 20;
+
 /// Decides by the running number of a piece and by what is in it.
 type Plan = dyn Fn(usize, &[u8]) -> Fault + Send + Sync;
 
@@ -37,6 +58,9 @@ struct Shared {
     server: SocketAddr,
     connects: AtomicUsize,
     pieces: AtomicUsize,
+    /// Whose protocol it is, if frames are to be told apart.
+    kind: Option<Kind>,
+    struck: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -45,25 +69,46 @@ struct State {
     plan: Arc<Plan>,
     held: usize,
     releases: usize,
+    /// What is to be done next, and how many pieces were passed over for a better one.
+    strike: Option<(Strike, usize)>,
+    /// The clients' ends of the connections that are open, by number.
+    clients: Vec<(usize, TcpStream)>,
 }
 
 impl Proxy {
     /// Before a server on `port`, which need not be there.
     pub fn before(port: u16) -> Proxy {
+        Proxy::new(port, None)
+    }
+
+    /// Before a server, and follows the frames of its replies: for [`Proxy::strike`].
+    pub fn with_frames(server: &Server) -> Proxy {
+        Proxy::new(server.port(), Some(server.kind()))
+    }
+
+    fn new(port: u16, kind: Option<Kind>) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own_port = listener.local_addr().expect("a bound socket has an address").port();
         let shared = Arc::new(Shared {
             server: (Ipv4Addr::LOCALHOST, port).into(),
             connects: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
-            state: Mutex::new(State { plan: Arc::new(|_, _| Fault::None), held: 0, releases: 0 }),
+            kind,
+            struck: AtomicUsize::new(0),
+            state: Mutex::new(State {
+                plan: Arc::new(|_, _| Fault::None),
+                held: 0,
+                releases: 0,
+                strike: None,
+                clients: Vec::new(),
+            }),
             changed: Condvar::new(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
-                accepting.connects.fetch_add(1, Ordering::SeqCst);
-                accepting.serve(client.expect("a client"));
+                let number = accepting.connects.fetch_add(1, Ordering::SeqCst);
+                accepting.serve(number, client.expect("a client"));
             }
         });
         Proxy { port: own_port, shared }
@@ -89,6 +134,32 @@ impl Proxy {
         self.shared.state().plan = Arc::new(plan);
     }
 
+    /// Does this to the next piece, of whichever connection, that it can be done to.
+    pub fn strike(&self, strike: Strike) {
+        assert!(self.shared.kind.is_some(), "made by with_frames");
+        self.shared.state().strike = Some((strike, 0));
+    }
+
+    /// How often it has struck.
+    pub fn struck(&self) -> usize {
+        self.shared.struck.load(Ordering::SeqCst)
+    }
+
+    /// The same, for a task of its own.
+    pub fn watch(&self) -> impl Fn() -> usize + Clone + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.struck.load(Ordering::SeqCst)
+    }
+
+    /// Sends a surplus reply over every open connection. None of them may be in the middle of an exchange.
+    pub fn send_unasked(&self, reply: &[u8]) {
+        for (_, client) in &self.shared.state().clients {
+            // It may have ended already.
+            let mut client: &TcpStream = client;
+            let _ = client.write_all(reply);
+        }
+    }
+
     /// Waits until this many replies are held.
     pub fn wait_until_held(&self, count: usize) {
         until(&format!("the proxy holds {count} replies"), || self.held() >= count);
@@ -109,7 +180,7 @@ impl Proxy {
 }
 
 impl Shared {
-    fn serve(self: &Arc<Shared>, client: TcpStream) {
+    fn serve(self: &Arc<Shared>, number: usize, client: TcpStream) {
         let Ok(server) = TcpStream::connect(self.server) else {
             // Without a server there is nothing behind this door.
             let _ = client.shutdown(Shutdown::Both);
@@ -120,11 +191,48 @@ impl Shared {
         }
         let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
         thread::spawn(move || forward(&client, &server, |piece, to| to.write_all(piece).is_ok()));
+        self.state().clients.push((number, client_too.try_clone().expect("a free descriptor")));
         let shared = Arc::clone(self);
         let mut is_swallowing = false;
+        let mut frames = self.kind.map(Frames::of);
         thread::spawn(move || {
-            forward(&server_too, &client_too, |piece, to| shared.reply(piece, to, &mut is_swallowing));
+            forward(&server_too, &client_too, |piece, to| {
+                let Some(parts) = frames.as_mut().and_then(|frames| shared.struck_piece(frames, piece)) else {
+                    return shared.reply(piece, to, &mut is_swallowing);
+                };
+                parts.into_iter().enumerate().all(|(number, mut part)| {
+                    thread::sleep(LATER * u32::from(number > 0));
+                    shared.reply(&mut part, to, &mut is_swallowing)
+                })
+            });
+            shared.state().clients.retain(|(other, _)| *other != number);
         });
+    }
+
+    /// What becomes of a piece that is struck: one piece or two.
+    fn struck_piece(&self, frames: &mut Frames, piece: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let boundaries = frames.boundaries(piece);
+        let mut state = self.state();
+        let (strike, passed) = state.strike.as_mut()?;
+        // Whole frames in this piece.
+        let [.., before_last, last] = boundaries[..] else { return None };
+        let is_single = boundaries.len() == 2;
+        if matches!(strike, Strike::Within(_) | Strike::Apart(_)) && is_single && *passed < SINGLE_FRAMES {
+            *passed += 1;
+            return None;
+        }
+        let changed = match *strike {
+            Strike::Between(surplus) => vec![[&piece[..last], surplus, &piece[last..]].concat()],
+            Strike::Within(surplus) => vec![[&piece[..before_last], surplus, &piece[before_last..]].concat()],
+            Strike::Apart(surplus) => vec![[&piece[..before_last], surplus].concat(), piece[before_last..].to_vec()],
+            Strike::Lose => {
+                let [start, end] = [0, 1].map(|next| boundaries[(boundaries.len() - 2) / 2 + next]);
+                vec![[&piece[..start], &piece[end..]].concat()]
+            }
+        };
+        state.strike = None;
+        self.struck.fetch_add(1, Ordering::SeqCst);
+        Some(changed)
     }
 
     /// Sends a piece of a reply on, in the way of the plan. Answers whether the connection lives on.
