@@ -59,7 +59,9 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
 pub(crate) enum Accepted {
     Incomplete,
     /// Complete, and its last frame a proof or not.
-    Complete { proven: bool },
+    Complete {
+        proven: bool,
+    },
 }
 
 /// How a reply is proven. A marker is a command up to its token, which a line end follows; the reply to it ends with both.

@@ -36,10 +36,17 @@ pub(crate) enum Scan {
     Partial,
     /// A value of more than [`LARGE`](super::LARGE) bytes begins here. It is taken out, with the line end behind it, and the scan goes on
     /// as if it had none.
-    Large { place: usize, length: usize },
-    Complete { length: usize },
+    Large {
+        place: usize,
+        length: usize,
+    },
+    Complete {
+        length: usize,
+    },
     /// Complete, and no part of any reply: the server says it unasked.
-    Unasked { length: usize },
+    Unasked {
+        length: usize,
+    },
 }
 
 /// A whole frame.

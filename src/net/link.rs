@@ -114,9 +114,7 @@ impl<P: Protocol> Link<P> {
                 };
                 match outcome {
                     Ok(reply) => Ok(reply),
-                    Err(failure) => {
-                        Box::pin(pipeline::conclude(&self.server, runtime, request, retry, failure)).await
-                    }
+                    Err(failure) => Box::pin(pipeline::conclude(&self.server, runtime, request, retry, failure)).await,
                 }
             }
         }
@@ -329,7 +327,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::{Connection, Endpoint, at_once, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts};
+    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts, at_once};
     use crate::net::drive::inline;
     use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan};
 

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::connection::{Marking, Protocol, Token, Tokens};
 use super::link::{Retry, Server, full};
@@ -99,6 +99,8 @@ pub(super) async fn conclude<P: Protocol>(
     Err(failure.error)
 }
 
+/// Waits until there is room, or the driver says that it took too long. The driver has the only timer: one in a caller's
+/// future would panic when its runtime is shut down.
 async fn append_when_there_is_room<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
@@ -106,16 +108,26 @@ async fn append_when_there_is_room<P: Protocol>(
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
     let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
-    let longest = server.timeouts.connect + server.timeouts.exchange;
+    let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
     let room = ProcessBound::new(Box::pin(async {
         let _turn = Turn(&pipeline);
-        let appended = poll_fn(|cx| match pipeline.append_or_wait(&server.protocol, request, retry, Some(cx.waker())) {
-            Ok(appended) => appended.map_or(Poll::Pending, |appended| Poll::Ready(Ok(appended))),
-            Err(failure) => Poll::Ready(Err(failure)),
-        });
-        timeout(longest, appended).await.unwrap_or_else(|_| Err(full(server.protocol.endpoint()).into()))
+        poll_fn(|cx| {
+            let waiting = Waiting { deadline, waker: cx.waker().clone() };
+            match pipeline.append_or_wait(&server.protocol, request, retry, Some(waiting)) {
+                Ok(None) => Poll::Pending,
+                Ok(Some(appended)) => Poll::Ready(Ok(appended)),
+                Err(failure) => Poll::Ready(Err(failure)),
+            }
+        })
+        .await
     }));
     room.await.unwrap_or_else(|| Err(Error::begun_by_parent().into()))
+}
+
+/// A caller for which there is no room.
+struct Waiting {
+    deadline: Instant,
+    waker: Waker,
 }
 
 /// A caller that may have been woken since there is room. If it gives up, the next one is to have it.
@@ -234,7 +246,7 @@ struct Inbox<P: Protocol> {
     used: Room,
     /// Whether one of the requests must not be lost to a connection that has ended.
     is_careful: bool,
-    waiting: VecDeque<Waker>,
+    waiting: VecDeque<Waiting>,
     driver: Option<Waker>,
     closed: Option<Error>,
 }
@@ -278,14 +290,17 @@ impl<P: Protocol> Pipeline<P> {
         protocol: &P,
         request: &P::Request,
         retry: Retry,
-        waiting: Option<&Waker>,
+        waiting: Option<Waiting>,
     ) -> Result<Option<Appended<P>>, Failure> {
         let mut inbox = self.inbox.lock();
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
         if inbox.room() == 0 {
-            inbox.waiting.extend(waiting.cloned());
+            if waiting.as_ref().is_some_and(|waiting| waiting.deadline <= Instant::now()) {
+                return Err(full(protocol.endpoint()).into());
+            }
+            inbox.waiting.extend(waiting);
             return Ok(None);
         }
         let before = inbox.outgoing.len();
@@ -323,10 +338,15 @@ impl<P: Protocol> Inbox<P> {
         if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
     }
 
-    /// The callers to be woken, since there is room for them.
+    /// The callers to be woken: there is room for them, or they have waited too long.
     fn take_waiting(&mut self) -> Vec<Waker> {
-        let count = self.room().min(self.waiting.len());
-        self.waiting.drain(..count).collect()
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let late = self.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
+        let count = self.room().max(late).min(self.waiting.len());
+        self.waiting.drain(..count).map(|waiting| waiting.waker).collect()
     }
 
     /// Counts a request that was appended, and marks where it is time to.

@@ -246,7 +246,7 @@ impl<C> Drop for Lease<'_, C> {
 
 #[cfg(test)]
 mod tests {
-        use std::task::{Context, Poll, Waker};
+    use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
     use super::{Lease, NoLease, Pool, Turn};

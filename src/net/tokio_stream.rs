@@ -93,7 +93,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::thread;
 
-        use tokio::runtime::{Builder, Runtime};
+    use tokio::runtime::{Builder, Runtime};
 
     use super::{ByteStream, Socket, TokioStream};
 

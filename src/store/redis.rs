@@ -136,7 +136,8 @@ impl RedisStore {
     }
 
     async fn delete_part(&self, keys: Vec<&str>) -> Result<Vec<Result<bool>>> {
-        let replies = self.several(Request::several(keys.iter().map(|key| commands::unlink(&[*key]))), Retry::Never).await?;
+        let replies =
+            self.several(Request::several(keys.iter().map(|key| commands::unlink(&[*key]))), Retry::Never).await?;
         Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
     }
 
@@ -287,21 +288,5 @@ fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore").field("link", &self.link).finish_non_exhaustive()
-    }
-}
-#[cfg(test)]
-mod sizes {
-    use super::*;
-    #[test]
-    fn sizes() {
-        let store = RedisStore::new("redis://127.0.0.1:1").unwrap();
-        let request = Request::one(commands::get("k"));
-        println!("request {}", std::mem::size_of::<Request>());
-        println!("reply {} value {} result {}", std::mem::size_of::<Replies>(), std::mem::size_of::<Value>(), std::mem::size_of::<Result<Replies>>());
-        println!("partial {}", std::mem::size_of::<protocol::Partial>());
-        println!("link.call {}", std::mem::size_of_val(&store.link.call(&request, Retry::Never, None)));
-        println!("call {}", std::mem::size_of_val(&store.call(&request, Retry::Never)));
-        println!("command {}", std::mem::size_of_val(&store.command(commands::get("k"), Retry::Never)));
-        println!("get {}", std::mem::size_of_val(&*store.get("k")));
     }
 }

@@ -73,7 +73,7 @@ impl<P: Protocol> Tenure<P> {
                 request.fail(Failure { error: error.clone(), progress });
             }
         }
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(|waiting| waiting.waker.wake());
     }
 }
 
@@ -94,6 +94,8 @@ struct Driver<P: Protocol> {
     /// Whether a request has run into its timeout.
     has_timed_out: bool,
     last_active: Instant,
+    /// When the first caller for which there is no room gives up.
+    waiting_until: Option<Instant>,
     /// What has arrived since when, for [`ARRIVING`].
     arrived: usize,
     arrived_since: Instant,
@@ -111,7 +113,7 @@ impl<P: Protocol> Driver<P> {
                 }
             }
             inbox.mark();
-            mem::take(&mut inbox.waiting)
+            inbox.take_waiting()
         }
         .into_iter()
         .for_each(Waker::wake);
@@ -122,6 +124,7 @@ impl<P: Protocol> Driver<P> {
             has_served: false,
             has_timed_out: false,
             last_active: now,
+            waiting_until: None,
             arrived: 0,
             arrived_since: now,
         }
@@ -229,32 +232,48 @@ impl<P: Protocol> Driver<P> {
         inbox.used.requests -= in_flight.take_ended();
         inbox.used.bytes = connection.outgoing.len() + inbox.outgoing.len();
         let woken = inbox.take_waiting();
+        self.waiting_until = inbox.waiting.front().map(|waiting| waiting.deadline);
         drop(inbox);
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Fails what is late. A connection on which something was takes no more requests.
+    /// When something has to happen, if nothing arrives.
+    fn next_deadline(&self) -> Option<Instant> {
+        let Tenure { server, pipeline, in_flight } = &self.tenure;
+        let is_idle = pipeline.is_extra && in_flight.is_empty();
+        let end_of_idleness = is_idle.then(|| self.last_active + EXTRA_IDLE);
+        let reply = in_flight.deadline(server.timeouts.exchange);
+        [reply, self.waiting_until, end_of_idleness].into_iter().flatten().min()
+    }
+
+    /// Waits for the next deadline, and for the one after it.
     fn keep_time(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Driver { tenure: Tenure { server, pipeline, in_flight }, timer, .. } = self;
-        let timeout = server.timeouts.exchange;
-        while let Some(next) = match in_flight.deadline(timeout) {
-            None if pipeline.is_extra && in_flight.is_empty() => Some(self.last_active + EXTRA_IDLE),
-            deadline => deadline,
-        } {
-            if timer.deadline() > next || (timer.is_elapsed() && Instant::now() < next) {
-                timer.as_mut().reset(next);
+        while let Some(next) = self.next_deadline() {
+            if self.timer.deadline() > next {
+                self.timer.as_mut().reset(next);
             }
-            if timer.as_mut().poll(cx).is_pending() {
+            if self.timer.as_mut().poll(cx).is_pending() {
                 break;
             }
             let now = Instant::now();
             if now < next {
-                continue;
+                self.timer.as_mut().reset(next);
+            } else {
+                self.expire(now)?;
             }
-            if in_flight.is_empty() {
-                server.pipelines.retire(pipeline);
-                break;
-            }
+        }
+        Ok(())
+    }
+
+    /// Fails what is late. A connection on which a reply was takes no more requests.
+    fn expire(&mut self, now: Instant) -> Result<(), Failure> {
+        let Tenure { server, pipeline, in_flight } = &mut self.tenure;
+        let timeout = server.timeouts.exchange;
+        if in_flight.is_empty() && pipeline.is_extra {
+            server.pipelines.retire(pipeline);
+            self.last_active = now;
+        }
+        if in_flight.deadline(timeout).is_some_and(|deadline| deadline <= now) {
             let late = timed_out("waiting for", server.protocol.endpoint());
             in_flight.expire(now, timeout, &late);
             if !mem::replace(&mut self.has_timed_out, true) {
@@ -265,6 +284,7 @@ impl<P: Protocol> Driver<P> {
                 return Err(late.into());
             }
         }
+        self.make_room();
         Ok(())
     }
 

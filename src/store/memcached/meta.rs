@@ -90,7 +90,10 @@ struct Commands {
 
 #[derive(Debug)]
 enum Awaited {
-    Reply { token: u64, expected: Expected },
+    Reply {
+        token: u64,
+        expected: Expected,
+    },
     /// To a text `get` of these keys.
     Values(Vec<Box<[u8]>>),
 }
@@ -311,9 +314,8 @@ impl Meta {
             return Err(self.malformed(format_args!("{}, which answers another request", show(line))));
         }
         let answer = answer(&reply, value, expected);
-        let answer = answer.ok_or_else(|| {
-            self.malformed(format_args!("{:?}, which is no answer to what it was asked", reply.rc))
-        })?;
+        let answer = answer
+            .ok_or_else(|| self.malformed(format_args!("{:?}, which is no answer to what it was asked", reply.rc)))?;
         Ok((Ok(answer), true))
     }
 

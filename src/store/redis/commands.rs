@@ -177,11 +177,6 @@ impl Request {
         Request(iter::once(multi).chain(queued).chain([Command::new("EXEC", Expected::Executed)]).collect())
     }
 
-    /// How many replies there will be.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub(super) fn expected(&self) -> impl Iterator<Item = Expected> {
         self.0.iter().map(|command| command.expected)
     }

@@ -43,7 +43,9 @@ enum State {
     Line,
     Searched(usize),
     /// In a small value, up to there.
-    Value { end: usize },
+    Value {
+        end: usize,
+    },
     /// Behind a large value.
     Large,
 }
