@@ -49,9 +49,9 @@ mod servers;
 ///
 /// | option | default | |
 /// | --- | --- | --- |
-/// | `timeout` | `1s` | for a request and its reply, and as long again for a free connection before |
+/// | `timeout` | `1s` | for a request and its reply |
 /// | `connect_timeout` | `1s` | for making a connection |
-/// | `pool_size` | `16` | connections to each server, at most, in each process |
+/// | `pool_size` | `16` | blocking connections to each server, at most, in a process, and pipelined ones in a runtime |
 /// | `failures` | `2` | after how many failures in a row a server counts as down; that it does not let us in is one |
 /// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
 /// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
@@ -59,6 +59,13 @@ mod servers;
 /// | `max_value` | `1048576` | the largest value in bytes; the server's own limit (`-I`) counts as well |
 ///
 /// A duration is written `500ms`, `2s` or `1m`; a plain number is in seconds.
+///
+/// # Connections
+///
+/// As those of [`RedisStore`](super::stores::RedisStore): inside a tokio runtime one pipelined connection per runtime and
+/// server, elsewhere a pool of blocking ones; with the same cancel safety, order of changes, timeouts and backpressure. A
+/// reply is proven by the token that every command of the meta protocol carries. An error reply has none, so it is followed
+/// by a command that has.
 ///
 /// # Several servers
 ///

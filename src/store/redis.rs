@@ -31,10 +31,28 @@ const PART_BYTES: usize = 1 << 20;
 
 /// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
 ///
-/// Speaks RESP3, or RESP2 to a server that does not know the former. Inside a tokio runtime all operations share one
-/// connection per runtime; elsewhere each takes a blocking connection from a pool. A time to live is rounded up to whole
-/// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it never
-/// uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
+/// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole milliseconds.
+/// [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it never uses `KEYS` or
+/// `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
+///
+/// # Connections
+///
+/// Inside a tokio runtime all operations share one pipelined connection per runtime, and more only while it is behind a large
+/// value. Elsewhere each operation takes a blocking connection from a pool.
+///
+/// - **No foreign reply.** Every write ends with an `ECHO` of a random token (a `PING` where the account may not `ECHO`), and
+///   no reply is handed out before that token has come back behind it. Where the account may do neither, a surplus reply is
+///   noticed only while none is awaited; the feature `tracing` has a warning for it. A server that swaps two replies of one
+///   write cannot be told from a right one.
+/// - **Cancel safety.** A request belongs to its connection once it was begun. When its future is dropped the server still
+///   carries it out, its reply is thrown away, and the connection lives on. Changes go out in the order in which they were
+///   begun: a `set` that was dropped never overtakes a later `delete`. A change that ended in an error may still take effect
+///   until its connection is closed.
+/// - **Timeouts.** While other replies keep arriving on its connection (64 KiB in each `timeout`), a request inside tokio has
+///   more time, at most ten times its `timeout`.
+/// - **Backpressure.** A pipelined connection takes 8,192 requests, or 16 MiB that were not sent. Further requests wait, for
+///   `connect_timeout` and `timeout` together at most, and then fail with [`ErrorKind::Full`](crate::ErrorKind::Full). So
+///   do blocking operations that wait for a connection of the pool, after `timeout`.
 ///
 /// # URLs
 ///
@@ -43,9 +61,9 @@ const PART_BYTES: usize = 1 << 20;
 ///
 /// | option | meaning | default |
 /// | --- | --- | --- |
-/// | `timeout` | for a whole exchange, request and reply, with the wait for a free connection | `1s` |
+/// | `timeout` | for a whole exchange, request and reply | `1s` |
 /// | `connect_timeout` | for making a connection | `1s` |
-/// | `pool_size` | how many blocking connections there are at most, in a process | `16` |
+/// | `pool_size` | how many blocking connections there are at most in a process, and pipelined ones in a runtime | `16` |
 /// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
 /// | `retry_after` | how long a server that is down is not tried again | `1s` |
 /// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |
