@@ -9,12 +9,10 @@ use std::fmt::Debug;
 use std::mem;
 use std::ops::Range;
 
-/// The size of a read buffer at first, and the most that is kept of it.
+/// The size of a read buffer: at first, while a large value arrives, and the most that is kept of it.
 const BUFFER: usize = 16 << 10;
+const BUFFER_FOR_LARGE: usize = 256 << 10;
 const LONGEST_KEPT: usize = 64 << 10;
-
-/// How much of a large value is received at a time.
-const AT_A_TIME: usize = 256 << 10;
 
 /// The most that a frame may have besides its large values.
 const LONGEST_FRAME: usize = 64 << 20;
@@ -82,7 +80,6 @@ struct LargeValue {
     /// With the line end behind it.
     whole: usize,
     data: Vec<u8>,
-    filled: usize,
 }
 
 impl<F: Framing> FrameReader<F> {
@@ -102,31 +99,27 @@ impl<F: Framing> FrameReader<F> {
 
     /// Where to receive to.
     pub(super) fn space(&mut self) -> &mut [u8] {
-        if let Some(value) = &mut self.value {
-            return value.space();
+        if self.value.is_some() && self.buffer.len() < BUFFER_FOR_LARGE {
+            self.buffer.resize(BUFFER_FOR_LARGE, 0);
         }
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             if self.buffer.len() > LONGEST_KEPT {
-                self.buffer.truncate(LONGEST_KEPT);
-                self.buffer.shrink_to_fit();
+                self.buffer = vec![0; BUFFER];
             }
         } else if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
-        }
-        if self.end == self.buffer.len() {
-            self.buffer.resize(2 * self.buffer.len(), 0);
+            if self.end == self.buffer.len() {
+                self.buffer.resize(2 * self.buffer.len(), 0);
+            }
         }
         &mut self.buffer[self.end..]
     }
 
     /// So many bytes were received into [`space`](FrameReader::space).
     pub(super) fn received(&mut self, count: usize) {
-        match &mut self.value {
-            Some(value) => value.filled += count,
-            None => self.end += count,
-        }
+        self.end += count;
         if self.end == self.buffer.len() && self.start == 0 && self.buffer.len() < LONGEST_KEPT {
             self.buffer.resize(2 * self.buffer.len(), 0);
         }
@@ -139,18 +132,26 @@ impl<F: Framing> FrameReader<F> {
     /// Why what has arrived is no frame.
     pub(super) fn next(&mut self) -> Result<Option<Cut>, String> {
         loop {
-            if let Some(value) = self.value.take_if(|value| value.filled == value.whole) {
+            if let Some(mut value) = self.value.take() {
+                let from = self.start + value.place;
+                let taken = value.take(&self.buffer[from..self.end]);
+                self.buffer.copy_within(from + taken..self.end, from);
+                self.end -= taken;
+                if value.data.len() < value.whole {
+                    self.value = Some(value);
+                    return Ok(None);
+                }
                 self.large.push(value.finish()?);
-            }
-            if self.value.is_some() {
-                return Ok(None);
             }
             match self.framing.scan(&self.buffer[self.start..self.end])? {
                 Scan::Partial if self.end - self.start > LONGEST_FRAME => {
                     return Err(format!("a reply of more than {LONGEST_FRAME} bytes"));
                 }
                 Scan::Partial => return Ok(None),
-                Scan::Large { place, length } => self.take_out(place, length),
+                Scan::Large { place, length } => {
+                    let whole = length + LINE_END.len();
+                    self.value = Some(LargeValue { place, whole, data: Vec::new() });
+                }
                 Scan::Unasked { length } => self.start += length,
                 Scan::Complete { length } => {
                     let start = self.start;
@@ -165,26 +166,18 @@ impl<F: Framing> FrameReader<F> {
     pub(super) fn frame(&self, cut: Cut) -> Frame<'_> {
         Frame { bytes: &self.buffer[cut.range], large: cut.large }
     }
-
-    fn take_out(&mut self, place: usize, length: usize) {
-        let whole = length + LINE_END.len();
-        let from = self.start + place;
-        let until = self.end.min(from + whole);
-        let data = self.buffer[from..until].to_vec();
-        self.buffer.copy_within(until..self.end, from);
-        self.end -= until - from;
-        self.value = Some(LargeValue { place, whole, filled: data.len(), data });
-    }
 }
 
 impl LargeValue {
-    fn space(&mut self) -> &mut [u8] {
-        if self.filled == self.data.len() {
-            let room = self.whole.min(self.filled + self.filled.max(AT_A_TIME));
-            self.data.reserve_exact(room - self.filled);
-            self.data.resize(self.whole.min(self.filled + AT_A_TIME), 0);
+    /// Takes what is its own of these bytes. Returns how many.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let left = self.whole - self.data.len();
+        let count = left.min(bytes.len());
+        if self.data.capacity() - self.data.len() < count {
+            self.data.reserve_exact(left.min(count.max(self.data.len())));
         }
-        &mut self.data[self.filled..]
+        self.data.extend_from_slice(&bytes[..count]);
+        count
     }
 
     fn finish(mut self) -> Result<(usize, Vec<u8>), String> {
@@ -274,7 +267,7 @@ mod tests {
         reader.received(announced.len());
         assert!(reader.next().unwrap().is_none());
         assert_eq!(reader.announced(), Some(1_000_000_002));
-        assert!(reader.space().len() <= 256 << 10);
+        assert!(reader.value.unwrap().data.capacity() <= 256 << 10);
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Default for Settings {
 /// A server, and the two ways to it: pooled connections for callers that block, one pipeline for each tokio runtime.
 pub(crate) struct Link<P: Protocol> {
     server: Arc<Server<P>>,
-    pool: Pool<Connection<P>>,
+    /// On the heap, since a lease moves what it holds.
+    pool: Pool<Box<Connection<P>>>,
 }
 
 /// What every connection to a server has in common.
@@ -138,7 +139,7 @@ impl<P: Protocol> Link<P> {
     async fn call_inline(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         self.server.admit()?;
         let mut lease = self.lease(company).await?;
-        let is_suspect = |connection: &mut Connection<P>| {
+        let is_suspect = |connection: &mut Box<Connection<P>>| {
             (retry == Retry::Never || connection.has_rested()) && !connection.stream.is_quiet()
         };
         if lease.connection().is_some_and(is_suspect) {
@@ -154,7 +155,7 @@ impl<P: Protocol> Link<P> {
         }
     }
 
-    fn concluded(&self, lease: Lease<'_, Connection<P>>, outcome: Result<P::Reply>) -> Result<P::Reply> {
+    fn concluded(&self, lease: Lease<'_, Box<Connection<P>>>, outcome: Result<P::Reply>) -> Result<P::Reply> {
         match outcome {
             Ok(_) => {
                 lease.finish();
@@ -165,14 +166,14 @@ impl<P: Protocol> Link<P> {
         outcome
     }
 
-    async fn lease(&self, company: Option<&Company>) -> Result<Lease<'_, Connection<P>>> {
+    async fn lease(&self, company: Option<&Company>) -> Result<Lease<'_, Box<Connection<P>>>> {
         match self.pool.try_lease() {
             Some(lease) => Ok(lease),
             None => Box::pin(self.wait_for_lease(company)).await,
         }
     }
 
-    async fn wait_for_lease(&self, company: Option<&Company>) -> Result<Lease<'_, Connection<P>>> {
+    async fn wait_for_lease(&self, company: Option<&Company>) -> Result<Lease<'_, Box<Connection<P>>>> {
         if let Some(company) = company {
             company.let_finish().await;
         }
@@ -184,12 +185,12 @@ impl<P: Protocol> Link<P> {
 
     async fn attempt(
         &self,
-        lease: &mut Lease<'_, Connection<P>>,
+        lease: &mut Lease<'_, Box<Connection<P>>>,
         request: &P::Request,
         company: Option<&Company>,
     ) -> Result<P::Reply> {
         if lease.connection().is_none() {
-            lease.fill(Box::pin(self.open(company)).await?);
+            lease.fill(Box::new(Box::pin(self.open(company)).await?));
         }
         let connection = lease.connection().expect("the lease is filled");
         let protocol = &self.server.protocol;
@@ -298,7 +299,7 @@ fn is_outage(kind: ErrorKind) -> bool {
 }
 
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
-fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Connection<P>>, error: &Error) -> bool {
+fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Box<Connection<P>>>, error: &Error) -> bool {
     let broke = error.kind() == ErrorKind::Io;
     broke && lease.is_reused() && lease.connection().is_some_and(|connection| !connection.answered)
 }

@@ -32,6 +32,11 @@ impl Outgoing {
         &mut self.buffer
     }
 
+    /// What was appended, but for large parts.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
     /// Appends a value: copied if it is small, shared otherwise.
     pub(crate) fn push(&mut self, value: &Bytes) {
         if value.len() <= LARGE {

@@ -10,7 +10,8 @@
 //! # Order
 //!
 //! A runtime has one *primary* pipeline to a server, which every change goes through, in order. While that one is behind a
-//! large value, reads go through an extra one, which is closed when it has had nothing to do for a while.
+//! large value, reads go through an extra one, those too that were in flight behind the value: they are sent again, and the
+//! first reply to them is thrown away. An extra pipeline is closed when it has had nothing to do for a while.
 //!
 //! # Backpressure
 //!
@@ -58,19 +59,19 @@ struct Room {
     bytes: usize,
 }
 
-/// Appends a request to this runtime's pipeline. The outcome goes to [`conclude`].
+/// Appends a request to this runtime's pipeline. A failure goes to [`conclude`].
 pub(super) fn submit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
-    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
-    let appended = pipeline.append_or_wait(&server.protocol, request, retry, None)?;
+    let route = server.pipelines.route(server, runtime, P::is_read(request))?;
+    let appended = route.append_or_wait(&server.protocol, request, retry, None)?;
     appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
 }
 
-/// Waits for room and tries again, where that is the thing to do after a failure.
+/// Waits for room, or tries again, where that is the thing to do after a failure.
 pub(super) async fn conclude<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
@@ -78,15 +79,20 @@ pub(super) async fn conclude<P: Protocol>(
     mut retry: Retry,
     mut failure: Failure,
 ) -> Result<P::Reply> {
-    for _ in 1..ATTEMPTS {
+    let mut attempts = 1;
+    loop {
         let submitted = match failure.progress {
             Progress::NoRoom => append_when_there_is_room(server, runtime, request, retry).await,
-            Progress::Unsent => submit(server, runtime, request, retry),
+            Progress::Evaded => submit(server, runtime, request, retry),
+            Progress::Unsent if attempts < ATTEMPTS => {
+                attempts += 1;
+                submit(server, runtime, request, retry)
+            }
             Progress::Unanswered if retry == Retry::Idempotent => {
                 retry = Retry::Never;
                 submit(server, runtime, request, retry)
             }
-            Progress::Unanswered | Progress::Unknown => break,
+            Progress::Unsent | Progress::Unanswered | Progress::Unknown => return Err(failure.error),
         };
         failure = match submitted {
             Ok(appended) => match appended.await {
@@ -96,7 +102,6 @@ pub(super) async fn conclude<P: Protocol>(
             Err(failure) => failure,
         };
     }
-    Err(failure.error)
 }
 
 /// Waits until there is room, or the driver says that it took too long. The driver has the only timer: one in a caller's
@@ -107,13 +112,13 @@ async fn append_when_there_is_room<P: Protocol>(
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
-    let pipeline = server.pipelines.pipeline(server, runtime, P::is_read(request))?;
+    let route = server.pipelines.route(server, runtime, P::is_read(request))?;
     let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
     let room = ProcessBound::new(Box::pin(async {
-        let _turn = Turn(&pipeline);
+        let _turn = Turn(&route.pipeline);
         poll_fn(|cx| {
             let waiting = Waiting { deadline, waker: cx.waker().clone() };
-            match pipeline.append_or_wait(&server.protocol, request, retry, Some(waiting)) {
+            match route.append_or_wait(&server.protocol, request, retry, Some(waiting)) {
                 Ok(None) => Poll::Pending,
                 Ok(Some(appended)) => Poll::Ready(Ok(appended)),
                 Err(failure) => Poll::Ready(Err(failure)),
@@ -151,6 +156,8 @@ pub(super) struct Failure {
 enum Progress {
     /// It was not appended.
     NoRoom,
+    /// It is a read, and a large value came before it.
+    Evaded,
     /// No byte of it was sent.
     Unsent,
     /// The connection had served before, and ended before a byte of the reply.
@@ -180,13 +187,13 @@ impl<P: Protocol> Pipelines<P> {
     }
 
     /// The pipeline that a request of `runtime` goes through, which may have to be connected yet.
-    fn pipeline(&self, server: &Arc<Server<P>>, runtime: RuntimeId, is_read: bool) -> Result<Arc<Pipeline<P>>> {
+    fn route(&self, server: &Arc<Server<P>>, runtime: RuntimeId, is_read: bool) -> Result<Route<P>> {
         let mut open = self.open.get_or_init(|| Lock::new("pipelines", Vec::new())).lock();
         let mut primary = None;
         let mut count = 0;
         for pipeline in open.iter().filter(|pipeline| pipeline.runtime == runtime) {
             if !is_read || !pipeline.is_behind_large_value() {
-                return Ok(Arc::clone(pipeline));
+                return Ok(Route { pipeline: Arc::clone(pipeline), may_evade: is_read });
             }
             primary.get_or_insert(pipeline);
             count += 1;
@@ -195,14 +202,14 @@ impl<P: Protocol> Pipelines<P> {
         if let Some(primary) = primary
             && (count == self.most || admitted.is_err())
         {
-            return Ok(Arc::clone(primary));
+            return Ok(Route { pipeline: Arc::clone(primary), may_evade: false });
         }
         admitted?;
         let pipeline = Arc::new(Pipeline::new(runtime, count > 0)?);
         open.push(Arc::clone(&pipeline));
         drop(open);
         driver::spawn(server, &pipeline);
-        Ok(pipeline)
+        Ok(Route { pipeline, may_evade: is_read })
     }
 
     /// Has the next request of each runtime dial. Requests in flight end as they would have.
@@ -220,6 +227,49 @@ impl<P: Protocol> Pipelines<P> {
             open.lock().retain(|other| !Arc::ptr_eq(other, pipeline));
         }
         pipeline.retire();
+    }
+}
+
+/// Where a request goes.
+struct Route<P: Protocol> {
+    pipeline: Arc<Pipeline<P>>,
+    /// Whether it goes elsewhere if a large value comes before it: a read, if there is another way.
+    may_evade: bool,
+}
+
+impl<P: Protocol> Route<P> {
+    /// Appends a request, or has `waiting` woken when there may be room for it.
+    fn append_or_wait(
+        &self,
+        protocol: &P,
+        request: &P::Request,
+        retry: Retry,
+        waiting: Option<Waiting>,
+    ) -> Result<Option<Appended<P>>, Failure> {
+        let mut inbox = self.pipeline.inbox.lock();
+        if let Some(error) = &inbox.closed {
+            return Err(Failure { error: error.clone(), progress: Progress::Unsent });
+        }
+        if inbox.room() == 0 {
+            if waiting.as_ref().is_some_and(|waiting| waiting.deadline <= Instant::now()) {
+                return Err(full(protocol.endpoint()).into());
+            }
+            inbox.waiting.extend(waiting);
+            return Ok(None);
+        }
+        let before = inbox.outgoing.len();
+        let partial = protocol.write(request, &mut inbox.outgoing);
+        let slot = Arc::new(Slot(Lock::new("slot", SlotState::Empty)));
+        inbox.appended.push(Awaited::Reply(in_flight::Request::new(Arc::clone(&slot), partial, self.may_evade)));
+        inbox.is_careful |= retry == Retry::Never;
+        let length = inbox.outgoing.len() - before;
+        inbox.count(length);
+        let driver = inbox.driver.take();
+        drop(inbox);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        Ok(Some(Appended { generation: generation(), slot: ManuallyDrop::new(slot) }))
     }
 }
 
@@ -282,40 +332,6 @@ impl<P: Protocol> Pipeline<P> {
 
     fn is_behind_large_value(&self) -> bool {
         self.is_behind_large_value.load(Ordering::Relaxed)
-    }
-
-    /// Appends a request, or has `waiting` woken when there may be room for it.
-    fn append_or_wait(
-        &self,
-        protocol: &P,
-        request: &P::Request,
-        retry: Retry,
-        waiting: Option<Waiting>,
-    ) -> Result<Option<Appended<P>>, Failure> {
-        let mut inbox = self.inbox.lock();
-        if let Some(error) = &inbox.closed {
-            return Err(Failure { error: error.clone(), progress: Progress::Unsent });
-        }
-        if inbox.room() == 0 {
-            if waiting.as_ref().is_some_and(|waiting| waiting.deadline <= Instant::now()) {
-                return Err(full(protocol.endpoint()).into());
-            }
-            inbox.waiting.extend(waiting);
-            return Ok(None);
-        }
-        let before = inbox.outgoing.len();
-        let partial = protocol.write(request, &mut inbox.outgoing);
-        let slot = Arc::new(Slot(Lock::new("slot", SlotState::Empty)));
-        inbox.appended.push(Awaited::Reply(in_flight::Request::new(Arc::clone(&slot), partial)));
-        inbox.is_careful |= retry == Retry::Never;
-        let length = inbox.outgoing.len() - before;
-        inbox.count(length);
-        let driver = inbox.driver.take();
-        drop(inbox);
-        if let Some(driver) = driver {
-            driver.wake();
-        }
-        Ok(Some(Appended { generation: generation(), slot: ManuallyDrop::new(slot) }))
     }
 
     fn retire(&self) {

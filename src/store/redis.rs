@@ -48,8 +48,9 @@ const PART_BYTES: usize = 1 << 20;
 ///   carries it out, its reply is thrown away, and the connection lives on. Changes go out in the order in which they were
 ///   begun: a `set` that was dropped never overtakes a later `delete`. A change that ended in an error may still take effect
 ///   until its connection is closed.
-/// - **Timeouts.** While other replies keep arriving on its connection (64 KiB in each `timeout`), a request inside tokio has
-///   more time, at most ten times its `timeout`.
+/// - **Timeouts.** While replies keep arriving on its connection (64 KiB in each `timeout`), a request inside tokio has more
+///   time, at most ten times its `timeout`.
+/// - **Large values.** A read that finds itself behind a value of more than 64 KiB is sent again over another connection.
 /// - **Backpressure.** A pipelined connection takes 8,192 requests, or 16 MiB that were not sent. Further requests wait, for
 ///   `connect_timeout` and `timeout` together at most, and then fail with [`ErrorKind::Full`](crate::ErrorKind::Full). So
 ///   do blocking operations that wait for a connection of the pool, after `timeout`.

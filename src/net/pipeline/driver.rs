@@ -135,6 +135,7 @@ impl<P: Protocol> Driver<P> {
         self.take(cx)?;
         self.send(cx);
         self.receive(cx)?;
+        self.give_way()?;
         if let Marking::WhereUnproven(command) = self.connection.marking
             && self.tenure.in_flight.lacks_proof()
         {
@@ -222,12 +223,23 @@ impl<P: Protocol> Driver<P> {
         }
     }
 
+    /// While a large value is under way, has reads go another way. One that nobody waits for any more is not received.
+    fn give_way(&mut self) -> Result<(), Failure> {
+        let Driver { tenure: Tenure { server, pipeline, in_flight }, connection, .. } = self;
+        let receives_large = connection.frames.announced().is_some_and(|length| length > LARGE_VALUE);
+        pipeline.is_behind_large_value.store(receives_large || connection.outgoing.has_large(), Ordering::Relaxed);
+        if receives_large {
+            in_flight.evade(&ended(server));
+            if !in_flight.is_waited_for() {
+                return Err(Failure { error: ended(server), progress: Progress::Unsent });
+            }
+        }
+        Ok(())
+    }
+
     /// Lets as many callers go on as there is room for.
     fn make_room(&mut self) {
         let Driver { tenure: Tenure { pipeline, in_flight, .. }, connection, .. } = self;
-        let is_behind_large_value =
-            connection.outgoing.has_large() || connection.frames.announced().is_some_and(|length| length > LARGE_VALUE);
-        pipeline.is_behind_large_value.store(is_behind_large_value, Ordering::Relaxed);
         let mut inbox = pipeline.inbox.lock();
         inbox.used.requests -= in_flight.take_ended();
         inbox.used.bytes = connection.outgoing.len() + inbox.outgoing.len();

@@ -25,12 +25,13 @@ pub(super) struct Request<P: Protocol> {
     /// What the connection's [`arriving`](InFlight::arriving) was then.
     arriving: Duration,
     is_begun: bool,
+    may_evade: bool,
 }
 
 impl<P: Protocol> Request<P> {
-    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial) -> Request<P> {
+    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_evade: bool) -> Request<P> {
         let arriving = Duration::ZERO;
-        Request { slot: Some(slot), partial, submitted: Instant::now(), arriving, is_begun: false }
+        Request { slot: Some(slot), partial, submitted: Instant::now(), arriving, is_begun: false, may_evade }
     }
 
     /// The connection is made: the time for the reply begins.
@@ -53,22 +54,13 @@ pub(super) struct InFlight<P: Protocol> {
     markers: VecDeque<Token>,
     /// For how long replies have been arriving without a break.
     arriving: Duration,
-    /// The same, until the reply that is awaited first became so.
-    arriving_before: Duration,
     /// How many requests have ended since [`take_ended`](InFlight::take_ended).
     ended: usize,
 }
 
 impl<P: Protocol> InFlight<P> {
     pub(super) fn new() -> InFlight<P> {
-        InFlight {
-            awaited: VecDeque::new(),
-            held: 0,
-            markers: VecDeque::new(),
-            arriving: Duration::ZERO,
-            arriving_before: Duration::ZERO,
-            ended: 0,
-        }
+        InFlight { awaited: VecDeque::new(), held: 0, markers: VecDeque::new(), arriving: Duration::ZERO, ended: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -105,7 +97,6 @@ impl<P: Protocol> InFlight<P> {
         request.is_begun = true;
         let Accepted::Complete { proven } = protocol.accept(&mut request.partial, frame)? else { return Ok(false) };
         self.held += 1;
-        self.arriving_before = self.arriving;
         let is_proven = proven || matches!(marking, Marking::Impossible);
         if is_proven {
             self.hand_out();
@@ -144,6 +135,16 @@ impl<P: Protocol> InFlight<P> {
         self.requests().any(|request| request.slot.is_some())
     }
 
+    /// Has reads go another way, but for the one whose reply is a large value that is being received, from now on.
+    pub(super) fn evade(&mut self, error: &Error) {
+        if let Some(Awaited::Reply(request)) = self.awaited.get_mut(self.held) {
+            request.may_evade = false;
+        }
+        for request in self.requests_mut().filter(|request| request.may_evade) {
+            request.fail(Failure { error: error.clone(), progress: Progress::Evaded });
+        }
+    }
+
     /// Fails the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, timeout: Duration, error: &Error) {
         let late = self.requests().take_while(|request| self.deadline_of(request, timeout) <= now).count();
@@ -168,10 +169,10 @@ impl<P: Protocol> InFlight<P> {
         self.held = 0;
     }
 
-    /// While other replies keep arriving, a request has more time, but at most [`LONGEST`] times its timeout.
+    /// While replies keep arriving a request has more time, but at most [`LONGEST`] times its timeout.
     fn deadline_of(&self, request: &Request<P>, timeout: Duration) -> Instant {
-        let others = self.arriving_before.saturating_sub(request.arriving);
-        request.submitted + timeout + others.min(timeout * (LONGEST - 1))
+        let arriving = self.arriving.saturating_sub(request.arriving);
+        request.submitted + timeout + arriving.min(timeout * (LONGEST - 1))
     }
 
     fn requests(&self) -> impl Iterator<Item = &Request<P>> {

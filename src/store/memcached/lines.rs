@@ -67,18 +67,18 @@ impl Framing for LineFraming {
 
 /// The length of the value that follows a line: `VA <length> ...` or `VALUE <key> <flags> <length> ...`.
 fn announced(line: &[u8]) -> Result<Option<usize>, String> {
-    let place = match word(line, 0) {
-        Some(b"VA") => 1,
-        Some(b"VALUE") => 3,
+    let place = match line {
+        [b'V', b'A', b' ', ..] => 1,
+        [b'V', b'A', b'L', b'U', b'E', b' ', ..] => 3,
         _ => return Ok(None),
     };
-    let length = word(line, place).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    let digits = without_end(line).split(|byte| *byte == b' ').nth(place).unwrap_or_default();
+    let length = digits.iter().try_fold(0_usize, |length, digit| match digit {
+        b'0'..=b'9' => length.checked_mul(10)?.checked_add(usize::from(digit - b'0')),
+        _ => None,
+    });
+    let length = length.filter(|_| !digits.is_empty());
     length.map(Some).ok_or_else(|| format!("{}, which is no reply", show(line)))
-}
-
-/// A word of a line, without the line's end.
-pub(super) fn word(line: &[u8], place: usize) -> Option<&[u8]> {
-    without_end(line).split(|byte| *byte == b' ').nth(place)
 }
 
 pub(super) fn without_end(line: &[u8]) -> &[u8] {

@@ -7,6 +7,7 @@
 //! The memcache crate's wire layer, which calls itself experimental, is used in this file only.
 
 use std::fmt::Display;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use memcache::exp::{
 };
 
 use super::key::Key;
-use super::lines::{LineFraming, without_end, word};
+use super::lines::{LineFraming, without_end};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, show};
 
@@ -85,6 +86,7 @@ pub(super) struct Request(Arc<Commands>);
 struct Commands {
     outgoing: Outgoing,
     awaited: Vec<Awaited>,
+    count: usize,
     changes: bool,
 }
 
@@ -94,8 +96,8 @@ enum Awaited {
         token: u64,
         expected: Expected,
     },
-    /// To a text `get` of these keys.
-    Values(Vec<Box<[u8]>>),
+    /// To a text `get` of the keys in these parts of the request.
+    Values(Vec<Range<usize>>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ impl Request {
 
     /// These commands, with the tokens from `token` on, which the server must not have seen on the connection.
     pub(super) fn of(commands: &[(&Key<'_>, &Command)], token: u64) -> Result<Request> {
-        let mut request = Commands::default();
+        let mut request = Commands { count: commands.len(), ..Commands::default() };
         let last = commands.len() - 1;
         for (index, (token, (key, command))) in (token..).zip(commands).enumerate() {
             let is_between = index > 0 && index < last;
@@ -156,16 +158,17 @@ impl Commands {
     /// Continues the `get` before, if that is what the request ends with.
     fn push_text_get(&mut self, key: &Key<'_>) {
         let line = self.outgoing.buffer();
-        let key = key.wire();
-        if let Some(Awaited::Values(keys)) = self.awaited.last_mut() {
-            line.truncate(line.len() - LINE_END.len());
-            keys.push(key.into());
-        } else {
-            line.extend_from_slice(b"get");
-            self.awaited.push(Awaited::Values(vec![key.into()]));
+        if !matches!(self.awaited.last(), Some(Awaited::Values(_))) {
+            line.extend_from_slice(b"get\r\n");
+            self.awaited.push(Awaited::Values(Vec::new()));
         }
+        line.truncate(line.len() - LINE_END.len());
         line.push(b' ');
-        line.extend_from_slice(key);
+        let start = line.len();
+        line.extend_from_slice(key.wire());
+        if let Some(Awaited::Values(keys)) = self.awaited.last_mut() {
+            keys.push(start..line.len());
+        }
         line.extend_from_slice(LINE_END);
     }
 }
@@ -321,21 +324,27 @@ impl Meta {
 
     /// A frame of the reply to a text `get`: one of its values, in the order of the keys, or the end. A key that is left out
     /// is absent. Answers whether it was the end.
-    fn value(&self, frame: Frame<'_>, keys: &[Box<[u8]>], come: &mut usize, answers: &mut Answers) -> Result<bool> {
+    fn value(&self, frame: Frame<'_>, partial: &mut Partial) -> Result<bool> {
+        let Partial { commands, come, values, answers } = partial;
+        let Awaited::Values(keys) = &commands.awaited[*come] else { unreachable!("a text get is awaited") };
         let line = line_of(frame.bytes);
         let is_end = line == b"END";
-        let skipped = match word(line, 0) {
-            _ if is_end => keys.len() - *come,
-            Some(b"VALUE") => keys[*come..]
-                .iter()
-                .position(|key| word(line, 1) == Some(key))
-                .ok_or_else(|| self.malformed(format_args!("{}, which was not asked for", show(line))))?,
-            _ => return Err(self.refused_or_malformed(line)),
+        let skipped = match line.strip_prefix(b"VALUE ") {
+            _ if is_end => keys.len() - *values,
+            Some(rest) => {
+                let is_of = |key: &Range<usize>| {
+                    let key = &commands.outgoing.bytes()[key.clone()];
+                    rest.strip_prefix(key).is_some_and(|rest| rest.first() == Some(&b' '))
+                };
+                let skipped = keys[*values..].iter().position(is_of);
+                skipped.ok_or_else(|| self.malformed(format_args!("{}, which was not asked for", show(line))))?
+            }
+            None => return Err(self.refused_or_malformed(line)),
         };
         answers.extend((0..skipped).map(|_| Ok(Answer::Absent)));
-        *come += skipped;
+        *values += skipped;
         if !is_end {
-            *come += 1;
+            *values += 1;
             answers.push(Ok(Answer::Value { value: value_of(frame), cas: 0 }));
         }
         Ok(is_end)
@@ -374,27 +383,27 @@ impl Protocol for Meta {
 
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
         outgoing.append(&request.0.outgoing);
-        Partial { commands: Arc::clone(&request.0), come: 0, values: 0, answers: Vec::new() }
+        Partial { commands: Arc::clone(&request.0), come: 0, values: 0, answers: Vec::with_capacity(request.0.count) }
     }
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
-        let Partial { commands, come, values, answers } = partial;
         let mut proven = false;
-        match &commands.awaited[*come] {
+        match partial.commands.awaited[partial.come] {
             Awaited::Reply { token, expected } => {
-                let (answer, has_token) = self.answer(frame, *token, *expected)?;
-                answers.push(answer);
+                let (answer, has_token) = self.answer(frame, token, expected)?;
+                partial.answers.push(answer);
                 proven = has_token;
             }
-            Awaited::Values(keys) => {
-                if !self.value(frame, keys, values, answers)? {
+            Awaited::Values(_) => {
+                if !self.value(frame, partial)? {
                     return Ok(Accepted::Incomplete);
                 }
-                *values = 0;
+                partial.values = 0;
             }
         }
-        *come += 1;
-        Ok(if *come == commands.awaited.len() { Accepted::Complete { proven } } else { Accepted::Incomplete })
+        partial.come += 1;
+        let is_complete = partial.come == partial.commands.awaited.len();
+        Ok(if is_complete { Accepted::Complete { proven } } else { Accepted::Incomplete })
     }
 
     fn refusal(&self, partial: &Partial) -> Option<Error> {
