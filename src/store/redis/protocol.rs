@@ -133,7 +133,9 @@ impl Protocol for Resp {
             Error::with_source(ErrorKind::Protocol, context, error)
         })?;
         let expected = partial.expected[partial.replies.len()];
-        if !expected.admits(&value) {
+        // Without its MULTI, the commands of a transaction are carried out one by one.
+        let is_alone = expected == Expected::Status && matches!(partial.replies.first(), Some(Value::ServerError(_)));
+        if !expected.admits(&value) && !is_alone {
             return Err(reply::unexpected(&self.endpoint, expected.name()));
         }
         partial.replies.push(value);
