@@ -151,7 +151,10 @@ impl<F: Framing> FrameReader<F> {
                 }
                 Scan::Partial => return Ok(None),
                 Scan::Large { place, length } => self.take_out(place, length),
-                Scan::Unasked { length } => self.start += length,
+                Scan::Unasked { length } => {
+                    self.start += length;
+                    self.large.clear();
+                }
                 Scan::Complete { length } => {
                     let start = self.start;
                     self.start += length;

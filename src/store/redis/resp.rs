@@ -122,7 +122,8 @@ impl Scanned {
                 Header::Value(length) if length > longest_value => {
                     return Err(format!("a value of {length} bytes, which is more than {longest_value}"));
                 }
-                Header::Value(length) if length > LARGE => {
+                // A push is dropped as it is; what is taken out would be the next reply's.
+                Header::Value(length) if length > LARGE && !self.is_push => {
                     self.state = State::Large;
                     return Ok(Scan::Large { place, length });
                 }
@@ -387,6 +388,16 @@ mod tests {
         let frame = Frame { bytes: wire.as_bytes(), large: vec![(place, vec![b'x'; length])] };
         let expected = [Value::BulkString(vec![b'x'; length]), Value::BulkString(b"a".to_vec())];
         assert_eq!(value(frame).unwrap(), Value::Array(expected.into()));
+    }
+
+    #[test]
+    fn nothing_of_what_the_server_says_unasked_is_kept() {
+        let length = LARGE + 1;
+        let push = [format!(">1\r\n${length}\r\n").as_bytes(), &vec![b'x'; length], b"\r\n"].concat();
+        let mut framing = RespFraming::new(LONGEST_PUSH);
+        assert_eq!(framing.scan(&push), Ok(Scan::Unasked { length: push.len() }), "no value is taken out of it");
+        let huge = format!(">1\r\n${}\r\n{}", 2 * LONGEST_PUSH, "x".repeat(LONGEST_PUSH));
+        assert!(RespFraming::new(usize::MAX).scan(huge.as_bytes()).unwrap_err().contains("a push of more"));
     }
 
     #[test]
