@@ -111,8 +111,9 @@ async fn append_when_there_is_room<P: Protocol>(
     let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
     let room = ProcessBound::new(Box::pin(async {
         let _turn = Turn(&pipeline);
+        let mut is_new = true;
         poll_fn(|cx| {
-            let waiting = Waiting { deadline, waker: cx.waker().clone() };
+            let waiting = Waiting { deadline, waker: cx.waker().clone(), is_new: mem::take(&mut is_new) };
             match pipeline.append_or_wait(&server.protocol, request, retry, Some(waiting)) {
                 Ok(None) => Poll::Pending,
                 Ok(Some(appended)) => Poll::Ready(Ok(appended)),
@@ -128,6 +129,8 @@ async fn append_when_there_is_room<P: Protocol>(
 struct Waiting {
     deadline: Instant,
     waker: Waker,
+    /// Whether it has not waited yet: then it stands behind those that have.
+    is_new: bool,
 }
 
 /// A caller that may have been woken since there is room. If it gives up, the next one is to have it.
@@ -296,11 +299,14 @@ impl<P: Protocol> Pipeline<P> {
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
-        if inbox.room() == 0 {
-            if waiting.as_ref().is_some_and(|waiting| waiting.deadline <= Instant::now()) {
-                return Err(full(protocol.endpoint()).into());
+        let is_new = waiting.as_ref().is_none_or(|waiting| waiting.is_new);
+        if inbox.room() == 0 || (is_new && !inbox.waiting.is_empty()) {
+            match waiting {
+                Some(waiting) if waiting.deadline <= Instant::now() => return Err(full(protocol.endpoint()).into()),
+                Some(waiting) if is_new => inbox.waiting.push_back(waiting),
+                Some(waiting) => inbox.waiting.push_front(waiting),
+                None => {}
             }
-            inbox.waiting.extend(waiting);
             return Ok(None);
         }
         let before = inbox.outgoing.len();
