@@ -305,7 +305,7 @@ impl<P: Protocol> Driver<P> {
         let is_silent = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
         let Tenure { server, in_flight, .. } = &mut self.tenure;
         let is_no_outage = is_silent || in_flight.is_refused(&server.protocol);
-        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage {
+        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage && !self.has_timed_out {
             server.failed(error);
         }
         in_flight.fail(&server.protocol, error, is_silent);
