@@ -51,6 +51,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     /// The last thing that the server has refused in this reply.
     fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
 
+    /// Why the server does not answer a marker, if that is what a frame in its place says.
+    fn refused_marker(&self, _: &Frame<'_>) -> Option<Error> {
+        None
+    }
+
     fn finish(partial: Self::Partial) -> Self::Reply;
 }
 
@@ -219,8 +224,9 @@ impl<P: Protocol> Connection<P> {
         }
         if let Some(token) = exchange.marker {
             let marker = self.frame(protocol).await;
-            if !is_proof(&marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?, &token) {
-                return Err(foreign(protocol));
+            let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
+            if !is_proof(&marker, &token) {
+                return Err(unproven(protocol, &marker));
             }
         }
         self.expect_no_more(protocol)?;
@@ -277,6 +283,11 @@ pub(super) fn malformed<P: Protocol>(protocol: &P, what: &str) -> Error {
 
 pub(crate) fn foreign<P: Protocol>(protocol: &P) -> Error {
     malformed(protocol, "a reply to another request")
+}
+
+/// Of what came in the place of a marker's answer.
+pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> Error {
+    protocol.refused_marker(frame).unwrap_or_else(|| foreign(protocol))
 }
 
 pub(super) fn surplus<P: Protocol>(protocol: &P) -> Error {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Awaited, Failure, Progress, Slot};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus};
+use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus, unproven};
 use crate::net::frame::Frame;
 
 /// By how many times its timeout a request is waited for at the most.
@@ -99,7 +99,8 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(true);
             }
-            Some(_) => return Err(foreign(protocol)),
+            Some(Awaited::Marker(_)) => return Err(unproven(protocol, &frame)),
+            Some(Awaited::Reply(_)) => return Err(foreign(protocol)),
             None => return Err(surplus(protocol)),
         };
         request.is_begun = true;

@@ -107,8 +107,8 @@ impl Protocol for Resp {
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
                 Ok(Value::ServerError(error)) if is_withheld(&error) => {}
-                // For the moment: another connection can be proven.
-                Ok(Value::ServerError(error)) => return Err(server_error(&self.endpoint, &error)),
+                // For the moment: it is busy, or loading.
+                Ok(Value::ServerError(_)) => return Ok(Marking::EveryWrite(command)),
                 _ => return Err(foreign(self)),
             }
         }
@@ -148,6 +148,13 @@ impl Protocol for Resp {
             Value::ServerError(error) => Some(server_error(&self.endpoint, error)),
             _ => None,
         })
+    }
+
+    fn refused_marker(&self, frame: &Frame<'_>) -> Option<Error> {
+        match redis::parse_redis_value(frame.bytes) {
+            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            _ => None,
+        }
     }
 
     fn finish(partial: Partial) -> Replies {
