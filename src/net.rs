@@ -24,7 +24,7 @@ mod stream;
 mod tokio_stream;
 
 pub(crate) use company::{Company, together};
-pub(crate) use connection::{Accepted, Connection, Marking, Protocol, show};
+pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause};

@@ -51,6 +51,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     /// The last thing that the server has refused in this reply.
     fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
 
+    /// Why the server does not answer a marker, if that is what a frame in its place says.
+    fn refused_marker(&self, _: &Frame<'_>) -> Option<Error> {
+        None
+    }
+
     fn finish(partial: Self::Partial) -> Self::Reply;
 }
 
@@ -161,12 +166,13 @@ impl<P: Protocol> Connection<P> {
     }
 
     /// Whether this marker is answered with its token; if not, what was answered.
-    pub(crate) async fn try_marker(&mut self, protocol: &P, command: &[u8]) -> Result<Result<(), String>> {
+    pub(crate) async fn try_marker(&mut self, protocol: &P, command: &[u8]) -> Result<Result<(), Vec<u8>>> {
         let token = self.tokens.write_marker(command, &mut self.outgoing);
         self.flush(protocol).await?;
         let frame = self.frame(protocol).await?;
-        let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(show(frame.bytes)) };
-        if self.frames.is_empty() { Ok(answer) } else { Err(surplus(protocol)) }
+        let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(frame.bytes.to_vec()) };
+        self.expect_no_more(protocol)?;
+        Ok(answer)
     }
 
     /// Begins an exchange over a blocking stream. Returns its deadline.
@@ -218,11 +224,19 @@ impl<P: Protocol> Connection<P> {
         }
         if let Some(token) = exchange.marker {
             let marker = self.frame(protocol).await;
-            if !is_proof(&marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?, &token) {
-                return Err(foreign(protocol));
+            let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
+            if !is_proof(&marker, &token) {
+                return Err(unproven(protocol, &marker));
             }
         }
-        if self.frames.is_empty() { Ok(P::finish(exchange.partial)) } else { Err(surplus(protocol)) }
+        self.expect_no_more(protocol)?;
+        Ok(P::finish(exchange.partial))
+    }
+
+    /// Nothing but what the server says unasked may have come behind a reply.
+    fn expect_no_more(&mut self, protocol: &P) -> Result<()> {
+        let more = self.frames.next().map_err(|what| malformed(protocol, &what))?;
+        if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(protocol)) }
     }
 
     /// Answers whether the reply was proven.
@@ -267,8 +281,13 @@ pub(super) fn malformed<P: Protocol>(protocol: &P, what: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{} sent {what}", protocol.endpoint()))
 }
 
-pub(super) fn foreign<P: Protocol>(protocol: &P) -> Error {
+pub(crate) fn foreign<P: Protocol>(protocol: &P) -> Error {
     malformed(protocol, "a reply to another request")
+}
+
+/// Of what came in the place of a marker's answer.
+pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> Error {
+    protocol.refused_marker(frame).unwrap_or_else(|| foreign(protocol))
 }
 
 pub(super) fn surplus<P: Protocol>(protocol: &P) -> Error {

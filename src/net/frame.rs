@@ -152,7 +152,10 @@ impl<F: Framing> FrameReader<F> {
                     let whole = length + LINE_END.len();
                     self.value = Some(LargeValue { place, whole, data: Vec::new() });
                 }
-                Scan::Unasked { length } => self.start += length,
+                Scan::Unasked { length } => {
+                    self.start += length;
+                    self.large.clear();
+                }
                 Scan::Complete { length } => {
                     let start = self.start;
                     self.start += length;

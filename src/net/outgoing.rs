@@ -126,6 +126,16 @@ impl Outgoing {
                 }
             }
         }
+        self.forget_sent();
+    }
+
+    /// Where there is always more to send, the buffer is never cleared.
+    fn forget_sent(&mut self) {
+        if self.sent > KEPT && self.sent > self.buffer.len() / 2 {
+            self.buffer.drain(..self.sent);
+            self.large.iter_mut().for_each(|(place, _)| *place -= self.sent);
+            self.sent = 0;
+        }
     }
 
     fn clear(&mut self) {
@@ -144,7 +154,7 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::{ByteStream, LARGE, Outgoing};
+    use super::{ByteStream, KEPT, LARGE, Outgoing};
 
     /// Takes a number of bytes at a time.
     #[derive(Debug)]
@@ -197,5 +207,17 @@ mod tests {
             assert!(sink.taken[6..] == expected, "{at_a_time} bytes at a time");
             assert!(outgoing.is_empty());
         }
+    }
+
+    #[test]
+    fn what_was_sent_is_not_kept_where_there_is_always_more_to_send() {
+        let mut outgoing = Outgoing::default();
+        outgoing.buffer().extend_from_slice(&[b'x'; 3 * LARGE]);
+        for _ in 0..1_000 {
+            outgoing.buffer().extend_from_slice(&[b'x'; LARGE]);
+            outgoing.advance(LARGE);
+        }
+        assert_eq!(outgoing.len(), 3 * LARGE);
+        assert!(outgoing.buffer.len() <= 2 * KEPT + 4 * LARGE, "{} bytes", outgoing.buffer.len());
     }
 }

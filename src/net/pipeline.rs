@@ -112,35 +112,45 @@ async fn append_when_there_is_room<P: Protocol>(
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
-    let route = server.pipelines.route(server, runtime, P::is_read(request))?;
-    let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
-    let room = ProcessBound::new(Box::pin(async {
-        let _turn = Turn(&route.pipeline);
-        poll_fn(|cx| {
-            let waiting = Waiting { deadline, waker: cx.waker().clone() };
-            match route.append_or_wait(&server.protocol, request, retry, Some(waiting)) {
-                Ok(None) => Poll::Pending,
-                Ok(Some(appended)) => Poll::Ready(Ok(appended)),
-                Err(failure) => Poll::Ready(Err(failure)),
-            }
+    let pipelines = &server.pipelines;
+    let room = ProcessBound::new(Box::pin(async move {
+        let route = pipelines.route(server, runtime, P::is_read(request))?;
+        let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
+        let mut turn = Turn { pipeline: &route.pipeline, deadline, ticket: None };
+        poll_fn(|cx| match route.append_or_wait(&server.protocol, request, retry, Some((&mut turn, cx.waker()))) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(appended)) => Poll::Ready(Ok(appended)),
+            Err(failure) => Poll::Ready(Err(failure)),
         })
         .await
     }));
     room.await.unwrap_or_else(|| Err(Error::begun_by_parent().into()))
 }
 
-/// A caller for which there is no room.
+/// A caller's turn among those for which there is no room. If it gives up, the next one is to have the room.
+struct Turn<'a, P: Protocol> {
+    pipeline: &'a Pipeline<P>,
+    deadline: Instant,
+    /// Its place in the queue.
+    ticket: Option<u64>,
+}
+
+/// A caller that waits.
 struct Waiting {
+    ticket: u64,
     deadline: Instant,
     waker: Waker,
 }
 
-/// A caller that may have been woken since there is room. If it gives up, the next one is to have it.
-struct Turn<'a, P: Protocol>(&'a Pipeline<P>);
-
 impl<P: Protocol> Drop for Turn<'_, P> {
     fn drop(&mut self) {
-        let next = self.0.inbox.lock().take_waiting();
+        let next = {
+            let mut inbox = self.pipeline.inbox.lock();
+            if let Some(Ok(place)) = self.ticket.map(|ticket| inbox.place_of(ticket)) {
+                inbox.waiting.remove(place);
+            }
+            inbox.take_waiting()
+        };
         next.into_iter().for_each(Waker::wake);
     }
 }
@@ -238,24 +248,28 @@ struct Route<P: Protocol> {
 }
 
 impl<P: Protocol> Route<P> {
-    /// Appends a request, or has `waiting` woken when there may be room for it.
+    /// Appends a request, or has a caller wait for its turn. A new one stands behind those that wait.
     fn append_or_wait(
         &self,
         protocol: &P,
         request: &P::Request,
         retry: Retry,
-        waiting: Option<Waiting>,
+        turn: Option<(&mut Turn<'_, P>, &Waker)>,
     ) -> Result<Option<Appended<P>>, Failure> {
         let mut inbox = self.pipeline.inbox.lock();
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
-        if inbox.room() == 0 {
-            if waiting.as_ref().is_some_and(|waiting| waiting.deadline <= Instant::now()) {
-                return Err(full(protocol.endpoint()).into());
-            }
-            inbox.waiting.extend(waiting);
-            return Ok(None);
+        let has_turn = turn.as_ref().is_some_and(|(turn, _)| turn.ticket.is_some());
+        if inbox.room() == 0 || (!has_turn && !inbox.waiting.is_empty()) {
+            return match turn {
+                Some((turn, _)) if turn.deadline <= Instant::now() => Err(full(protocol.endpoint()).into()),
+                Some((turn, waker)) => {
+                    inbox.wait(turn, waker);
+                    Ok(None)
+                }
+                None => Ok(None),
+            };
         }
         let before = inbox.outgoing.len();
         let partial = protocol.write(request, &mut inbox.outgoing);
@@ -297,6 +311,7 @@ struct Inbox<P: Protocol> {
     /// Whether one of the requests must not be lost to a connection that has ended.
     is_careful: bool,
     waiting: VecDeque<Waiting>,
+    next_ticket: u64,
     driver: Option<Waker>,
     closed: Option<Error>,
 }
@@ -318,6 +333,7 @@ impl<P: Protocol> Pipeline<P> {
             used: Room::NONE,
             is_careful: false,
             waiting: VecDeque::new(),
+            next_ticket: 0,
             driver: None,
             closed: None,
         };
@@ -352,6 +368,21 @@ impl<P: Protocol> Inbox<P> {
     fn room(&self) -> usize {
         let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
         if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
+    }
+
+    /// Where in the queue a ticket is, or would be.
+    fn place_of(&self, ticket: u64) -> Result<usize, usize> {
+        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket)
+    }
+
+    fn wait(&mut self, turn: &mut Turn<'_, P>, waker: &Waker) {
+        let ticket = *turn.ticket.get_or_insert(self.next_ticket);
+        self.next_ticket = self.next_ticket.max(ticket + 1);
+        let waiting = Waiting { ticket, deadline: turn.deadline, waker: waker.clone() };
+        match self.place_of(ticket) {
+            Ok(place) => self.waiting[place] = waiting,
+            Err(place) => self.waiting.insert(place, waiting),
+        }
     }
 
     /// The callers to be woken: there is room for them, or they have waited too long.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prefork_cache::{Cache, Result, stores};
 
@@ -35,6 +35,30 @@ fn many_requests_fail_in_a_long_pause_of_redis() {
 #[test]
 fn many_requests_fail_in_a_long_pause_of_memcached() {
     many_requests_fail_in_a_long_pause(Kind::Memcached);
+}
+
+/// Who has been answered asks again at once, and does not take the place of those that wait.
+#[test]
+fn everyone_has_a_turn() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server, "20s");
+    let ask = |cache: Cache| async move {
+        for number in 0..5 {
+            cache.get_raw(&key(number)).await?;
+        }
+        Ok(Instant::now())
+    };
+    current_thread().block_on(async {
+        let tasks: Vec<_> = (0..TASKS).map(|_| tokio::spawn(ask(cache.clone()))).collect();
+        let begun = Instant::now();
+        let mut ends = Vec::new();
+        for task in tasks {
+            let end: Result<Instant> = task.await.unwrap();
+            ends.push(end.unwrap() - begun);
+        }
+        let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+        assert!(*last < 2 * *first, "the first had five answers after {first:?}, the last after {last:?}");
+    });
 }
 
 /// Half of them read, and half of them count.

@@ -12,6 +12,7 @@ mod foreign_replies;
 mod foreign_store;
 mod leases;
 mod memcached;
+mod odd_servers;
 mod rails;
 mod redis;
 mod removal;

@@ -133,8 +133,17 @@ fn answering(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<Atomic
             let mut stream = stream.unwrap();
             let mut request = [0; 1024];
             while let Ok(1..) = stream.read(&mut request) {
-                let is_greeting = request.windows(5).any(|window| window == b"HELLO");
-                if stream.write_all(if is_greeting { greeting } else { others }).is_err() {
+                let has = |word: &[u8]| request.windows(word.len()).any(|window| window == word);
+                let reply = if has(b"HELLO") { greeting } else { others };
+                // A server that is loading answers an ECHO, which comes alone or last.
+                let echo = request.rsplit(|byte| *byte == b'$').next().unwrap_or_default();
+                let echo = [b"$", echo.split(|byte| *byte == 0).next().unwrap_or_default()].concat();
+                let reply = match (has(b"ECHO"), request.starts_with(b"*2\r\n$4\r\nECHO")) {
+                    (true, true) => echo,
+                    (true, false) => [reply, &echo].concat(),
+                    (false, _) => reply.to_vec(),
+                };
+                if stream.write_all(&reply).is_err() {
                     break;
                 }
                 request.fill(0);

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use prefork_cache::{Cache, stores};
+use prefork_cache::{Cache, ErrorKind, stores};
 
 use crate::conformance::current_thread;
 use support::proxy::Proxy;
@@ -78,4 +78,23 @@ fn a_surplus_reply_while_idle_is_noticed() {
         }
     }
     assert!(wrong.is_empty(), "{} of 64 reads: {wrong:#?}", wrong.len());
+}
+
+#[test]
+fn a_transaction_that_is_refused_costs_nobody_else_a_request() {
+    let server = Server::start(Kind::Redis);
+    let made = server.ask("ACL SETUSER worker on >pass ~* +@all -multi");
+    assert!(made.starts_with("+OK"), "{made}");
+    let cache = cache(server.port());
+    let runtime = current_thread();
+    for _ in 0..4 {
+        let refused = cache.blocking().increment("counter", 1, TTL).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Auth, "{refused:?}");
+        runtime.block_on(async {
+            let (before, refused, after) =
+                tokio::join!(cache.get_raw("a"), cache.increment("counter", 1, TTL), cache.get_raw("b"));
+            assert_eq!((before.unwrap(), after.unwrap()), (None, None));
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Auth);
+        });
+    }
 }

@@ -4,6 +4,7 @@
 //! every case no caller is left waiting.
 
 use std::future::Future;
+use std::io;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -133,7 +134,7 @@ impl<P: Protocol> Driver<P> {
     /// One turn: takes, writes, reads. Ready once the pipeline is retired and has nothing to do.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         self.take(cx)?;
-        self.send(cx);
+        self.send(cx)?;
         self.receive(cx)?;
         self.give_way()?;
         if let Marking::WhereUnproven(command) = self.connection.marking
@@ -141,7 +142,7 @@ impl<P: Protocol> Driver<P> {
         {
             let Connection { tokens, outgoing, .. } = &mut self.connection;
             self.tenure.in_flight.push(Awaited::Marker(tokens.write_marker(command, outgoing)));
-            self.send(cx);
+            self.send(cx)?;
         }
         self.make_room();
         self.keep_time(cx)?;
@@ -175,11 +176,17 @@ impl<P: Protocol> Driver<P> {
         Ok(())
     }
 
-    fn send(&mut self, cx: &mut Context<'_>) {
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<()> {
         let Connection { stream, outgoing, .. } = &mut self.connection;
-        if let Poll::Ready(Err(_)) = outgoing.poll_send(&mut **stream, cx) {
-            // The end will be received, and before it perhaps why the server does not read on.
-            self.tenure.server.pipelines.retire(&self.tenure.pipeline);
+        match outgoing.poll_send(&mut **stream, cx) {
+            Poll::Ready(Err(error)) if has_ended(&error) => {
+                // The end will be received, and before it perhaps why the server does not read on.
+                self.tenure.server.pipelines.retire(&self.tenure.pipeline);
+                Ok(())
+            }
+            // Whatever followed would be taken for the rest of what was cut short.
+            Poll::Ready(Err(error)) => Err(io_error("writing to", self.tenure.server.protocol.endpoint(), error)),
+            _ => Ok(()),
         }
     }
 
@@ -317,12 +324,17 @@ impl<P: Protocol> Driver<P> {
         let is_silent = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
         let Tenure { server, in_flight, .. } = &mut self.tenure;
         let is_no_outage = is_silent || in_flight.is_refused(&server.protocol);
-        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage {
+        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage && !self.has_timed_out {
             server.failed(error);
         }
         in_flight.fail(&server.protocol, error, is_silent);
         self.tenure.end(error, Progress::Unsent);
     }
+}
+
+/// Whether nothing can be sent any more, so that nothing can follow a request that was cut short.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Nothing in it is pinned but the timer, which is on the heap.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Awaited, Failure, Progress, Slot};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus};
+use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus, unproven};
 use crate::net::frame::Frame;
 
 /// By how many times its timeout a request is waited for at the most.
@@ -91,7 +91,8 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(true);
             }
-            Some(_) => return Err(foreign(protocol)),
+            Some(Awaited::Marker(_)) => return Err(unproven(protocol, &frame)),
+            Some(Awaited::Reply(_)) => return Err(foreign(protocol)),
             None => return Err(surplus(protocol)),
         };
         request.is_begun = true;
@@ -147,7 +148,9 @@ impl<P: Protocol> InFlight<P> {
 
     /// Fails the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, timeout: Duration, error: &Error) {
-        let late = self.requests().take_while(|request| self.deadline_of(request, timeout) <= now).count();
+        // One that has failed may have a later deadline by now than one behind it.
+        let is_late = |request: &&Request<P>| request.slot.is_none() || self.deadline_of(request, timeout) <= now;
+        let late = self.requests().take_while(is_late).count();
         for request in self.requests_mut().take(late) {
             request.fail(error.clone().into());
         }
@@ -187,5 +190,92 @@ impl<P: Protocol> InFlight<P> {
             Awaited::Reply(request) => Some(request),
             Awaited::Marker(_) => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::SlotState;
+    use super::{
+        Accepted, Arc, Awaited, Error, ErrorKind, Frame, InFlight, Instant, Marking, Protocol, Request, Result, Slot,
+    };
+    use crate::net::{Connection, Endpoint, Framing, Outgoing, Scan};
+    use crate::sync::Lock;
+
+    /// Every frame is a reply.
+    #[derive(Debug)]
+    struct Plain(Endpoint);
+
+    #[derive(Debug)]
+    struct PlainFraming;
+
+    impl Framing for PlainFraming {
+        fn scan(&mut self, _: &[u8]) -> Result<Scan, String> {
+            Ok(Scan::Partial)
+        }
+    }
+
+    impl Protocol for Plain {
+        type Framing = PlainFraming;
+        type Request = ();
+        type Partial = ();
+        type Reply = ();
+
+        fn endpoint(&self) -> &Endpoint {
+            &self.0
+        }
+
+        fn framing(&self) -> PlainFraming {
+            PlainFraming
+        }
+
+        async fn greet(&self, _: &mut Connection<Plain>) -> Result<Marking> {
+            Ok(Marking::Impossible)
+        }
+
+        fn is_read((): &()) -> bool {
+            true
+        }
+
+        fn write(&self, (): &(), _: &mut Outgoing) {}
+
+        fn accept(&self, (): &mut (), _: Frame<'_>) -> Result<Accepted> {
+            Ok(Accepted::Complete { proven: false })
+        }
+
+        fn refusal(&self, (): &()) -> Option<Error> {
+            None
+        }
+
+        fn finish((): ()) {}
+    }
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn one_that_has_failed_keeps_none_behind_it_from_failing() {
+        let protocol = Plain(Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 1 });
+        let mut in_flight = InFlight::<Plain>::new();
+        let push = |in_flight: &mut InFlight<Plain>| {
+            let slot = Arc::new(Slot(Lock::new("slot", SlotState::Empty)));
+            in_flight.push(Awaited::Reply(Request::new(slot, (), false)));
+        };
+        let late = Error::new(ErrorKind::Timeout, "late");
+        push(&mut in_flight);
+        push(&mut in_flight);
+        in_flight.expire(Instant::now() + TIMEOUT, TIMEOUT, &late);
+        assert!(!in_flight.is_waited_for());
+        // What arrives meanwhile gives those that have failed more time than one that comes later.
+        in_flight.arrived_for(TIMEOUT / 2);
+        push(&mut in_flight);
+        let frame = Frame { bytes: b"", large: Vec::new() };
+        let token = *b"0123456789abcdef";
+        in_flight.push(Awaited::Marker(token));
+        in_flight.accept(&protocol, Marking::EveryWrite(b""), frame).unwrap();
+        let deadline = in_flight.deadline(TIMEOUT).unwrap();
+        in_flight.expire(deadline, TIMEOUT, &late);
+        assert_eq!(in_flight.deadline(TIMEOUT), None, "else its driver waits for what is past");
     }
 }

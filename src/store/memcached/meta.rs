@@ -370,6 +370,7 @@ impl Protocol for Meta {
         let Err(answer) = connection.try_marker(self, MARKER).await? else {
             return Ok(Marking::WhereUnproven(MARKER));
         };
+        let answer = show(&answer);
         if answer.contains("Too many open connections") {
             return Err(self.refused(answer));
         }

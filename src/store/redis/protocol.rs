@@ -10,7 +10,7 @@ use super::config::Login;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, foreign};
 use crate::telemetry;
 
 /// Commands whose answer is the token that they are followed by, each up to the token.
@@ -75,6 +75,11 @@ fn knows_only_resp2(error: &ServerError) -> bool {
     error.code() == "NOPROTO" || details.contains("unknown command") || details.contains("unsupported protocol")
 }
 
+/// Whether this is how a server refuses a command for good: to this account, or to everybody.
+fn is_withheld(error: &ServerError) -> bool {
+    matches!(error.code(), "NOPERM" | "ERR")
+}
+
 impl Protocol for Resp {
     type Framing = RespFraming;
     type Request = Request;
@@ -97,8 +102,16 @@ impl Protocol for Resp {
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         for command in [ECHO, PING] {
-            if connection.try_marker(self, command).await?.is_ok() {
+            let Err(bytes) = connection.try_marker(self, command).await? else {
                 return Ok(Marking::EveryWrite(command));
+            };
+            match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
+                Ok(Value::ServerError(error)) if is_withheld(&error) => {}
+                // A proxy that answers for itself.
+                Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
+                // For the moment: it is busy, or loading.
+                Ok(Value::ServerError(_)) => return Ok(Marking::EveryWrite(command)),
+                _ => return Err(foreign(self)),
             }
         }
         if !self.has_warned.swap(true, Ordering::Relaxed) {
@@ -122,7 +135,9 @@ impl Protocol for Resp {
             Error::with_source(ErrorKind::Protocol, context, error)
         })?;
         let expected = partial.expected[partial.replies.len()];
-        if !expected.admits(&value) {
+        // Without its MULTI, the commands of a transaction are carried out one by one.
+        let is_alone = expected == Expected::Status && matches!(partial.replies.first(), Some(Value::ServerError(_)));
+        if !expected.admits(&value) && !is_alone {
             return Err(reply::unexpected(&self.endpoint, expected.name()));
         }
         partial.replies.push(value);
@@ -135,6 +150,13 @@ impl Protocol for Resp {
             Value::ServerError(error) => Some(server_error(&self.endpoint, error)),
             _ => None,
         })
+    }
+
+    fn refused_marker(&self, frame: &Frame<'_>) -> Option<Error> {
+        match redis::parse_redis_value(frame.bytes) {
+            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            _ => None,
+        }
     }
 
     fn finish(partial: Partial) -> Replies {

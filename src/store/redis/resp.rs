@@ -122,7 +122,8 @@ impl Scanned {
                 Header::Value(length) if length > longest_value => {
                     return Err(format!("a value of {length} bytes, which is more than {longest_value}"));
                 }
-                Header::Value(length) if length > LARGE => {
+                // A push is dropped as it is; what is taken out would be the next reply's.
+                Header::Value(length) if length > LARGE && !self.is_push => {
                     self.state = State::Large;
                     return Ok(Scan::Large { place, length });
                 }
@@ -235,13 +236,15 @@ struct Values<'a> {
     large: Peekable<IntoIter<(usize, Vec<u8>)>>,
 }
 
-impl Values<'_> {
+impl<'a> Values<'a> {
     fn next(&mut self) -> RedisResult<Value> {
-        let rest = &self.bytes[self.position..];
-        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |place| place + 1);
-        let line = &rest[..length];
-        self.position += length;
-        let (Some(kind), Some(number)) = (line.first(), line.get(1..length.saturating_sub(2)).and_then(integer)) else {
+        let mut line = self.line();
+        while let [b'|', count @ .., _, _] = line {
+            self.pairs(integer(count).and_then(|count| usize::try_from(count).ok()).unwrap_or(0))?;
+            line = self.line();
+        }
+        let (Some(kind), Some(number)) = (line.first(), line.get(1..line.len().saturating_sub(2)).and_then(integer))
+        else {
             return if line == b"+OK\r\n" { Ok(Value::Okay) } else { parse_redis_value(line) };
         };
         let count = usize::try_from(number);
@@ -251,10 +254,6 @@ impl Values<'_> {
             (b'*', Ok(count)) => Value::Array(self.several(count)?),
             (b'~', Ok(count)) => Value::Set(self.several(count)?),
             (b'%', Ok(count)) => Value::Map(self.pairs(count)?),
-            (b'|', Ok(count)) => {
-                self.pairs(count)?;
-                self.next()?
-            }
             (b'=' | b'!', Ok(length)) => {
                 let whole = [line, &self.string(length), b"\r\n"].concat();
                 parse_redis_value(&whole)?
@@ -262,6 +261,13 @@ impl Values<'_> {
             (b'$' | b'*', Err(_)) => Value::Nil,
             _ => parse_redis_value(line)?,
         })
+    }
+
+    fn line(&mut self) -> &'a [u8] {
+        let rest = &self.bytes[self.position..];
+        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |place| place + 1);
+        self.position += length;
+        &rest[..length]
     }
 
     fn string(&mut self, length: usize) -> Vec<u8> {
@@ -286,7 +292,7 @@ impl Values<'_> {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{Frame, Framing, LARGE, RespFraming, Scan, integer, value};
+    use super::{Frame, Framing, LARGE, LONGEST_PUSH, MOST_VALUES, RespFraming, Scan, integer, value};
 
     /// The frames in `wire`, which arrives byte by byte; those that were sent unasked are left out.
     fn frames(wire: &[u8]) -> Result<Vec<Vec<u8>>, String> {
@@ -356,6 +362,13 @@ mod tests {
     }
 
     #[test]
+    fn many_attributes_in_a_row_are_left_out() {
+        let wire = [b"|0\r\n".repeat(MOST_VALUES as usize - 1).as_slice(), b":1\r\n"].concat();
+        assert_eq!(RespFraming::new(LARGE).scan(&wire), Ok(Scan::Complete { length: wire.len() }));
+        assert_eq!(value(Frame { bytes: &wire, large: Vec::new() }).unwrap(), Value::Int(1));
+    }
+
+    #[test]
     fn what_the_server_says_unasked_is_no_reply() {
         let pushes: [&[u8]; 3] = [b">0\r\n", b">1\r\n+a\r\n", b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"];
         for push in pushes {
@@ -375,6 +388,16 @@ mod tests {
         let frame = Frame { bytes: wire.as_bytes(), large: vec![(place, vec![b'x'; length])] };
         let expected = [Value::BulkString(vec![b'x'; length]), Value::BulkString(b"a".to_vec())];
         assert_eq!(value(frame).unwrap(), Value::Array(expected.into()));
+    }
+
+    #[test]
+    fn nothing_of_what_the_server_says_unasked_is_kept() {
+        let length = LARGE + 1;
+        let push = [format!(">1\r\n${length}\r\n").as_bytes(), &vec![b'x'; length], b"\r\n"].concat();
+        let mut framing = RespFraming::new(LONGEST_PUSH);
+        assert_eq!(framing.scan(&push), Ok(Scan::Unasked { length: push.len() }), "no value is taken out of it");
+        let huge = format!(">1\r\n${}\r\n{}", 2 * LONGEST_PUSH, "x".repeat(LONGEST_PUSH));
+        assert!(RespFraming::new(usize::MAX).scan(huge.as_bytes()).unwrap_err().contains("a push of more"));
     }
 
     #[test]
