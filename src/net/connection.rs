@@ -38,6 +38,12 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     /// Whether a request changes nothing, so that it may be answered out of turn.
     fn is_read(request: &Self::Request) -> bool;
 
+    /// What a read asks for; of several, the first.
+    fn key(request: &Self::Request) -> &[u8];
+
+    /// The length of the longest value in a reply.
+    fn longest_value(reply: &Self::Reply) -> usize;
+
     /// Appends a request as it goes over the wire.
     fn write(&self, request: &Self::Request, outgoing: &mut Outgoing) -> Self::Partial;
 

@@ -79,7 +79,9 @@ struct LargeValue {
     place: usize,
     /// With the line end behind it.
     whole: usize,
-    data: Vec<u8>,
+    received: usize,
+    /// Unless nobody waits for it.
+    data: Option<Vec<u8>>,
 }
 
 impl<F: Framing> FrameReader<F> {
@@ -131,13 +133,18 @@ impl<F: Framing> FrameReader<F> {
     ///
     /// Why what has arrived is no frame.
     pub(super) fn next(&mut self) -> Result<Option<Cut>, String> {
+        self.next_if(true)
+    }
+
+    /// As [`next`](FrameReader::next). Of a frame that is not wanted, a large value is not kept.
+    pub(super) fn next_if(&mut self, is_wanted: bool) -> Result<Option<Cut>, String> {
         loop {
             if let Some(mut value) = self.value.take() {
                 let from = self.start + value.place;
                 let taken = value.take(&self.buffer[from..self.end]);
                 self.buffer.copy_within(from + taken..self.end, from);
                 self.end -= taken;
-                if value.data.len() < value.whole {
+                if value.received < value.whole {
                     self.value = Some(value);
                     return Ok(None);
                 }
@@ -150,7 +157,7 @@ impl<F: Framing> FrameReader<F> {
                 Scan::Partial => return Ok(None),
                 Scan::Large { place, length } => {
                     let whole = length + LINE_END.len();
-                    self.value = Some(LargeValue { place, whole, data: Vec::new() });
+                    self.value = Some(LargeValue { place, whole, received: 0, data: is_wanted.then(Vec::new) });
                 }
                 Scan::Unasked { length } => {
                     self.start += length;
@@ -174,21 +181,25 @@ impl<F: Framing> FrameReader<F> {
 impl LargeValue {
     /// Takes what is its own of these bytes. Returns how many.
     fn take(&mut self, bytes: &[u8]) -> usize {
-        let left = self.whole - self.data.len();
+        let left = self.whole - self.received;
         let count = left.min(bytes.len());
-        if self.data.capacity() - self.data.len() < count {
-            self.data.reserve_exact(left.min(count.max(self.data.len())));
+        if let Some(data) = &mut self.data {
+            if data.capacity() - data.len() < count {
+                data.reserve_exact(left.min(count.max(data.len())));
+            }
+            data.extend_from_slice(&bytes[..count]);
         }
-        self.data.extend_from_slice(&bytes[..count]);
+        self.received += count;
         count
     }
 
-    fn finish(mut self) -> Result<(usize, Vec<u8>), String> {
-        if !self.data.ends_with(LINE_END) {
+    fn finish(self) -> Result<(usize, Vec<u8>), String> {
+        let Some(mut data) = self.data else { return Ok((self.place, Vec::new())) };
+        if !data.ends_with(LINE_END) {
             return Err("a value that does not end where it should".to_owned());
         }
-        self.data.truncate(self.whole - LINE_END.len());
-        Ok((self.place, self.data))
+        data.truncate(self.whole - LINE_END.len());
+        Ok((self.place, data))
     }
 }
 
@@ -270,7 +281,7 @@ mod tests {
         reader.received(announced.len());
         assert!(reader.next().unwrap().is_none());
         assert_eq!(reader.announced(), Some(1_000_000_002));
-        assert!(reader.value.unwrap().data.capacity() <= 256 << 10);
+        assert!(reader.value.unwrap().data.unwrap().capacity() <= 256 << 10);
     }
 
     #[test]

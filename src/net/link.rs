@@ -114,7 +114,10 @@ impl<P: Protocol> Link<P> {
                     Err(failure) => Err(failure),
                 };
                 match outcome {
-                    Ok(reply) => Ok(reply),
+                    Ok(reply) => {
+                        pipeline::note(&self.server, request, &reply);
+                        Ok(reply)
+                    }
                     Err(failure) => Box::pin(pipeline::conclude(&self.server, runtime, request, retry, failure)).await,
                 }
             }
@@ -366,6 +369,14 @@ mod tests {
 
         fn is_read(_: &String) -> bool {
             true
+        }
+
+        fn key(request: &String) -> &[u8] {
+            request.as_bytes()
+        }
+
+        fn longest_value(reply: &String) -> usize {
+            reply.len()
         }
 
         fn write(&self, request: &String, outgoing: &mut Outgoing) -> String {

@@ -26,8 +26,8 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::mem::{self, ManuallyDrop};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
@@ -39,9 +39,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::lifecycle::{ProcessBound, ProcessLocal, generation};
 use crate::sync::Lock;
+use large_reads::LargeReads;
 
 mod driver;
 mod in_flight;
+mod large_reads;
 
 /// How much a pipeline takes before callers wait, and while it is not yet connected.
 const ROOM: Room = Room { requests: 8 << 10, bytes: 16 << 20 };
@@ -49,6 +51,12 @@ const ROOM_BEFORE: Room = UNMARKED;
 
 /// After how much a marker is written.
 const UNMARKED: Room = Room { requests: 64, bytes: 64 << 10 };
+
+/// A value of more bytes than this keeps other replies waiting.
+const LARGE_VALUE: usize = 64 << 10;
+
+/// Over how many extra pipelines those are spread that were behind a large value.
+const SPREAD: usize = 4;
 
 /// How often a request that was not sent is tried over another connection.
 const ATTEMPTS: usize = 4;
@@ -59,16 +67,40 @@ struct Room {
     bytes: usize,
 }
 
-/// Appends a request to this runtime's pipeline. A failure goes to [`conclude`].
+/// Appends a request to this runtime's pipeline. The outcome goes to [`conclude`].
 pub(super) fn submit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
-    let route = server.pipelines.route(server, runtime, P::is_read(request))?;
+    let pipelines = &server.pipelines;
+    let kind = match P::is_read(request) {
+        false => Kind::Change,
+        true if pipelines.large_reads.contain(P::key(request)) => Kind::LargeRead,
+        true => Kind::Read,
+    };
+    submit_as(kind, server, runtime, request, retry)
+}
+
+fn submit_as<P: Protocol>(
+    kind: Kind,
+    server: &Arc<Server<P>>,
+    runtime: RuntimeId,
+    request: &P::Request,
+    retry: Retry,
+) -> Result<Appended<P>, Failure> {
+    let route = server.pipelines.route(server, runtime, kind)?;
     let appended = route.append_or_wait(&server.protocol, request, retry, None)?;
     appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
+}
+
+/// Notes a reply that kept others waiting.
+#[inline]
+pub(super) fn note<P: Protocol>(server: &Server<P>, request: &P::Request, reply: &P::Reply) {
+    if P::longest_value(reply) > LARGE_VALUE && P::is_read(request) {
+        server.pipelines.large_reads.remember(P::key(request));
+    }
 }
 
 /// Waits for room, or tries again, where that is the thing to do after a failure.
@@ -83,7 +115,7 @@ pub(super) async fn conclude<P: Protocol>(
     loop {
         let submitted = match failure.progress {
             Progress::NoRoom => append_when_there_is_room(server, runtime, request, retry).await,
-            Progress::Evaded => submit(server, runtime, request, retry),
+            Progress::Evaded => submit_as(Kind::EvadedRead, server, runtime, request, retry),
             Progress::Unsent if attempts < ATTEMPTS => {
                 attempts += 1;
                 submit(server, runtime, request, retry)
@@ -96,7 +128,10 @@ pub(super) async fn conclude<P: Protocol>(
         };
         failure = match submitted {
             Ok(appended) => match appended.await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    note(server, request, &reply);
+                    return Ok(reply);
+                }
                 Err(failure) => failure,
             },
             Err(failure) => failure,
@@ -114,7 +149,7 @@ async fn append_when_there_is_room<P: Protocol>(
 ) -> Result<Appended<P>, Failure> {
     let pipelines = &server.pipelines;
     let room = ProcessBound::new(Box::pin(async move {
-        let route = pipelines.route(server, runtime, P::is_read(request))?;
+        let route = pipelines.route(server, runtime, if P::is_read(request) { Kind::Read } else { Kind::Change })?;
         let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
         let mut turn = Turn { pipeline: &route.pipeline, deadline, ticket: None };
         poll_fn(|cx| match route.append_or_wait(&server.protocol, request, retry, Some((&mut turn, cx.waker()))) {
@@ -189,37 +224,59 @@ pub(super) struct Pipelines<P: Protocol> {
     open: ProcessLocal<Lock<Vec<Arc<Pipeline<P>>>>>,
     /// How many a runtime may have.
     most: usize,
+    large_reads: LargeReads,
 }
 
 impl<P: Protocol> Pipelines<P> {
     pub(super) fn new(most: usize) -> Pipelines<P> {
-        Pipelines { open: ProcessLocal::new(), most: most.max(1) }
+        Pipelines { open: ProcessLocal::new(), most: most.max(1), large_reads: LargeReads::new() }
     }
 
     /// The pipeline that a request of `runtime` goes through, which may have to be connected yet.
-    fn route(&self, server: &Arc<Server<P>>, runtime: RuntimeId, is_read: bool) -> Result<Route<P>> {
-        let mut open = self.open.get_or_init(|| Lock::new("pipelines", Vec::new())).lock();
-        let mut primary = None;
-        let mut count = 0;
-        for pipeline in open.iter().filter(|pipeline| pipeline.runtime == runtime) {
-            if !is_read || !pipeline.is_behind_large_value() {
-                return Ok(Route { pipeline: Arc::clone(pipeline), may_evade: is_read });
-            }
-            primary.get_or_insert(pipeline);
-            count += 1;
+    fn route(&self, server: &Arc<Server<P>>, runtime: RuntimeId, kind: Kind) -> Result<Route<P>> {
+        let open = self.open.get_or_init(|| Lock::new("pipelines", Vec::new())).lock();
+        let mut own = open.iter().filter(|pipeline| pipeline.runtime == runtime);
+        let first = match kind {
+            Kind::Change => own.next(),
+            Kind::Read => own.find(|pipeline| !pipeline.is_behind_large_value()),
+            Kind::EvadedRead | Kind::LargeRead => None,
+        };
+        if let Some(pipeline) = first {
+            return Ok(Route { pipeline: Arc::clone(pipeline), may_evade: kind != Kind::Change });
         }
-        let admitted = if count < self.most { server.admit().and_then(|()| server.admit_login()) } else { Ok(()) };
-        if let Some(primary) = primary
-            && (count == self.most || admitted.is_err())
+        self.open_or_share(server, runtime, kind, open)
+    }
+
+    /// Opens another pipeline, or takes the one with the fewest requests in flight where there are enough.
+    fn open_or_share(
+        &self,
+        server: &Arc<Server<P>>,
+        runtime: RuntimeId,
+        kind: Kind,
+        mut open: MutexGuard<'_, Vec<Arc<Pipeline<P>>>>,
+    ) -> Result<Route<P>> {
+        let own: Vec<_> = open.iter().filter(|pipeline| pipeline.runtime == runtime).collect();
+        let candidates = own.iter().skip(usize::from(kind == Kind::LargeRead));
+        let free = candidates.clone().filter(|pipeline| !pipeline.is_behind_large_value());
+        let least = free.map(|pipeline| (pipeline.in_flight(), *pipeline)).min_by_key(|(in_flight, _)| *in_flight);
+        let is_enough = match least {
+            Some((in_flight, _)) => in_flight == 0 || own.len() > SPREAD,
+            None => false,
+        };
+        let is_full = own.len() >= self.most;
+        let admitted = if is_enough || is_full { Ok(()) } else { server.admit().and_then(|()| server.admit_login()) };
+        if (is_enough || is_full || admitted.is_err())
+            && let Some(pipeline) = least.map(|(_, pipeline)| pipeline).or(own.first().copied())
         {
-            return Ok(Route { pipeline: Arc::clone(primary), may_evade: false });
+            let may_evade = kind == Kind::EvadedRead && least.is_some();
+            return Ok(Route { pipeline: Arc::clone(pipeline), may_evade });
         }
         admitted?;
-        let pipeline = Arc::new(Pipeline::new(runtime, count > 0)?);
+        let pipeline = Arc::new(Pipeline::new(runtime, !own.is_empty())?);
         open.push(Arc::clone(&pipeline));
         drop(open);
         driver::spawn(server, &pipeline);
-        Ok(Route { pipeline, may_evade: is_read })
+        Ok(Route { pipeline, may_evade: matches!(kind, Kind::Read | Kind::EvadedRead) })
     }
 
     /// Has the next request of each runtime dial. Requests in flight end as they would have.
@@ -238,6 +295,17 @@ impl<P: Protocol> Pipelines<P> {
         }
         pipeline.retire();
     }
+}
+
+/// What has to be known of a request to find its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Change,
+    Read,
+    /// It was behind a large value.
+    EvadedRead,
+    /// It was answered with a large value last.
+    LargeRead,
 }
 
 /// Where a request goes.
@@ -344,6 +412,10 @@ impl<P: Protocol> Pipeline<P> {
             is_retired: AtomicBool::new(false),
             inbox: Lock::new("pipeline", inbox),
         })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inbox.lock().used.requests
     }
 
     fn is_behind_large_value(&self) -> bool {

@@ -6,16 +6,17 @@
 use std::future::Future;
 use std::io;
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::in_flight::InFlight;
-use super::{Awaited, Failure, Pipeline, Progress, ended};
+use super::{Awaited, Failure, LARGE_VALUE, Pipeline, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
@@ -25,9 +26,6 @@ use crate::net::link::Server;
 
 /// How much is received before other tasks have their turn.
 const AT_A_TIME: usize = 256 << 10;
-
-/// A value of more than this keeps other replies waiting.
-const LARGE_VALUE: usize = 64 << 10;
 
 /// How much has to arrive within a timeout for replies to count as arriving.
 const ARRIVING: usize = 64 << 10;
@@ -200,11 +198,14 @@ impl<P: Protocol> Driver<P> {
             let count = at_least_one(count).map_err(|error| io_error("reading from", protocol.endpoint(), error))?;
             connection.frames.received(count);
             received += count;
-            while let Some(cut) = connection.frames.next().map_err(|what| malformed(protocol, &what))? {
+            while let Some(cut) =
+                connection.frames.next_if(in_flight.is_next_wanted()).map_err(|what| malformed(protocol, &what))?
+            {
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
             }
             if received >= AT_A_TIME {
-                cx.waker().wake_by_ref();
+                // Not merely woken, which would keep the runtime from looking at its other sockets for 61 turns.
+                let _ = pin!(yield_now()).poll(cx);
                 break;
             }
         }

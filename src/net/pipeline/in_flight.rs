@@ -80,6 +80,14 @@ impl<P: Protocol> InFlight<P> {
         self.held > 0 && self.held == self.awaited.len()
     }
 
+    /// Whether a caller waits for the reply that is being received.
+    pub(super) fn is_next_wanted(&self) -> bool {
+        match self.awaited.get(self.held) {
+            Some(Awaited::Reply(Request { slot, .. })) => slot.as_ref().is_some_and(|slot| Arc::strong_count(slot) > 1),
+            Some(Awaited::Marker(_)) | None => true,
+        }
+    }
+
     /// Takes a frame. Returns whether it has proven replies, which were handed out.
     pub(super) fn accept(&mut self, protocol: &P, marking: Marking, frame: Frame<'_>) -> Result<bool> {
         let is_marker = self.markers.front().is_some_and(|token| is_proof(&frame, token));
@@ -237,6 +245,14 @@ mod tests {
 
         fn is_read((): &()) -> bool {
             true
+        }
+
+        fn key((): &()) -> &[u8] {
+            &[]
+        }
+
+        fn longest_value((): &()) -> usize {
+            0
         }
 
         fn write(&self, (): &(), _: &mut Outgoing) {}

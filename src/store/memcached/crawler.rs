@@ -74,6 +74,14 @@ impl Protocol for Crawler {
         true
     }
 
+    fn key(prefix: &Arc<[u8]>) -> &[u8] {
+        prefix
+    }
+
+    fn longest_value(_: &Listing) -> usize {
+        0
+    }
+
     fn write(&self, prefix: &Arc<[u8]>, outgoing: &mut Outgoing) -> Partial {
         outgoing.buffer().extend_from_slice(b"lru_crawler metadump hash\r\n");
         Partial { prefix: Arc::clone(prefix), keys: Vec::new(), ended: None }

@@ -382,6 +382,18 @@ impl Protocol for Meta {
         !request.0.changes
     }
 
+    fn key(request: &Request) -> &[u8] {
+        request.0.outgoing.bytes().split(|byte| *byte == b' ').nth(1).unwrap_or_default()
+    }
+
+    fn longest_value(answers: &Answers) -> usize {
+        let length = |answer: &Result<Answer, String>| match answer {
+            Ok(Answer::Value { value, .. }) => value.len(),
+            _ => 0,
+        };
+        answers.iter().map(length).max().unwrap_or(0)
+    }
+
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
         outgoing.append(&request.0.outgoing);
         Partial { commands: Arc::clone(&request.0), come: 0, values: 0, answers: Vec::with_capacity(request.0.count) }

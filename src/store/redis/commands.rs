@@ -177,6 +177,11 @@ impl Request {
         Request(iter::once(multi).chain(queued).chain([Command::new("EXEC", Expected::Executed)]).collect())
     }
 
+    /// The first command, packed.
+    pub(super) fn first(&self) -> &[u8] {
+        self.0.first().map_or(&[], |command| &command.packed)
+    }
+
     pub(super) fn expected(&self) -> impl Iterator<Item = Expected> {
         self.0.iter().map(|command| command.expected)
     }

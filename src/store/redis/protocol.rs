@@ -124,6 +124,22 @@ impl Protocol for Resp {
         request.expected().all(Expected::is_read)
     }
 
+    fn key(request: &Request) -> &[u8] {
+        request.first()
+    }
+
+    fn longest_value(replies: &Replies) -> usize {
+        fn longest(replies: &[Value]) -> usize {
+            let length = |reply: &Value| match reply {
+                Value::BulkString(value) => value.len(),
+                Value::Array(values) => longest(values),
+                _ => 0,
+            };
+            replies.iter().map(length).max().unwrap_or(0)
+        }
+        longest(replies)
+    }
+
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
         request.write(outgoing);
         Partial { expected: request.expected().collect(), replies: Replies::new() }
