@@ -11,10 +11,11 @@ use ::redis::{Cmd, Pipeline, Value};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When, check_key};
+use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Drive, Link, Retry, drive};
 use crate::telemetry;
+use batch::SettleScript;
 use blocking::Resp;
 use commands::{CompareAndSet, Request};
 use config::Config;
@@ -22,6 +23,7 @@ use config::Config;
 use multiplexed::Multiplexed;
 use reply::Reply;
 
+mod batch;
 mod blocking;
 mod commands;
 mod config;
@@ -75,6 +77,7 @@ pub struct RedisStore {
     #[cfg(feature = "tokio")]
     multiplexed: Multiplexed,
     compare_and_set: CompareAndSet,
+    settle: SettleScript,
     database: u32,
     max_value: usize,
 }
@@ -94,6 +97,7 @@ impl RedisStore {
             multiplexed: Multiplexed::new(login.clone()),
             link: Link::new(Resp::new(config.endpoint.clone(), login), config.endpoint, config.settings),
             compare_and_set: CompareAndSet::new(),
+            settle: SettleScript::new(),
             max_value: config.max_value,
         })
     }
@@ -169,6 +173,16 @@ impl RedisStore {
         Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
     }
 
+    async fn batch_part<'o>(&self, operations: Vec<&'o Op<'o>>) -> Result<Vec<Result<Outcome>>> {
+        let mut commands = batch::Commands::new(&self.compare_and_set, &self.settle);
+        operations.iter().try_for_each(|operation| commands.push(operation))?;
+        let replies = self.pipeline(commands.pipeline, batch::retry(&operations)).await?;
+        let endpoint = self.link.endpoint();
+        let outcomes =
+            operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, endpoint));
+        Ok(outcomes.collect())
+    }
+
     fn reply(&self, value: Value) -> Result<Reply<'_>> {
         Reply::new(value, self.link.endpoint())
     }
@@ -208,10 +222,12 @@ impl CacheStore for RedisStore {
         }
         let script = &self.compare_and_set;
         let answer = self.value(script.by_hash(key, expected, new.as_deref(), ttl)?, Retry::Never).await?;
-        if reply::is_unknown_script(&answer) {
-            return self.command(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?.flag();
-        }
-        self.reply(answer)?.flag()
+        let answer = if reply::is_unknown_script(&answer) {
+            self.value(script.by_text(key, expected, new.as_deref(), ttl)?, Retry::Never).await?
+        } else {
+            answer
+        };
+        self.reply(answer).map_err(|error| batch::scripted(self.link.endpoint(), error))?.flag()
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
@@ -261,6 +277,13 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
         counted.map_err(|error| reply::counting(key, by, error))?.number()
+    }
+
+    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        let check = |operation| batch::check(operation, |key, value| self.check_value(key, value));
+        let checked = operations.iter().map(|operation| check(operation).map(|()| operation)).collect();
+        let size = |operation: &&Op<'_>| batch::size(operation);
+        super::batch(checked, |operations| in_parts(operations, size, |part| self.batch_part(part))).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
