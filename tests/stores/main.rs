@@ -5,6 +5,7 @@ mod cache;
 mod conformance;
 mod detached;
 mod fetch;
+mod fetch_faults;
 mod fetch_many;
 mod foreign_store;
 mod leases;
