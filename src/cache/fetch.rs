@@ -280,7 +280,7 @@ impl<V: Form, E> Fetching<V, E> {
     /// The steps after the look, for one key.
     async fn one(mut self, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> (Result<V, E>, &'static str) {
         let mut load = Some(load);
-        while let Some(asked) = self.to_load().await {
+        while let Some(asked) = self.next_loads().await {
             let load = load.take().expect("a key is loaded once");
             self.load_and_settle(asked, async move { vec![load().await] }).await;
         }
@@ -288,7 +288,7 @@ impl<V: Form, E> Fetching<V, E> {
     }
 
     /// The places of the keys that this caller is to load now; `None` when all are answered.
-    async fn to_load(&mut self) -> Option<Vec<usize>> {
+    async fn next_loads(&mut self) -> Option<Vec<usize>> {
         loop {
             self.lead();
             self.lease().await;

@@ -19,7 +19,8 @@ impl Cache {
     ///
     /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be what
     /// was there before the change that this delete is for. On a server that takes one more command in the same write, for the
-    /// key's [lease](crate::Builder::lease). Out of reach are, in other processes, loads without a lease: where leases are
+    /// key's [lease](crate::Builder::lease). Memcached cannot store one entry on the condition of another: a load of another
+    /// process that ends at the same moment may be seen there for about a round trip, until it is removed. Out of reach are, in other processes, loads without a lease: where leases are
     /// turned off, and where an account may not run the scripts that they need; and everywhere, [forced](Cache::force) ones.
     ///
     /// # Errors

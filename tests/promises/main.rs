@@ -32,6 +32,7 @@ promises! {
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
     one_loads_for_all,
+    a_delete_is_final,
     the_master_needs_no_runtime,
     it_costs_little,
 }

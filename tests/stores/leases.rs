@@ -30,7 +30,8 @@ fn is_leased(store: &dyn CacheStore, key: &str) -> bool {
     let lease = format!("{key}:prefork-lease");
     let mut looked = pin!(store.get(&lease));
     match looked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(found) => found.unwrap().is_some(),
+        // A mark says that it has ended, and that nothing was stored.
+        Poll::Ready(found) => found.unwrap().is_some_and(|lease| lease != "nothing stored"),
         Poll::Pending => panic!("a store of this crate does not suspend without a runtime"),
     }
 }

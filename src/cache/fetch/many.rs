@@ -67,7 +67,7 @@ impl Cache {
         if !self.is_forced {
             fetching.look().await;
         }
-        while let Some(asked) = Box::pin(fetching.to_load()).await {
+        while let Some(asked) = Box::pin(fetching.next_loads()).await {
             let keys: Vec<&str> = asked.iter().map(|place| once[*place]).collect();
             let loading = async {
                 let loaded = load(&keys).await;
