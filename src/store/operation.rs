@@ -80,7 +80,7 @@ pub struct Settle<'a> {
 /// A value to store in the place of what was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replacement<'a> {
-    /// What the entry must still hold; `None`: there must be no entry.
+    /// What the entry must hold, unless it has ended since; `None`: there must be no entry.
     pub seen: Option<&'a [u8]>,
     /// The value.
     pub value: &'a Bytes,

@@ -205,7 +205,7 @@ fn settling<'o>(
             (Ok(Answer::Value { value, cas }), Some(seen)) if value == seen => {
                 Ok(Some(Condition::IfUnchanged { cas: *cas }))
             }
-            (Ok(Answer::Absent), None) => Ok(Some(Condition::IfAbsent)),
+            (Ok(Answer::Absent), _) => Ok(Some(Condition::IfAbsent)),
             (Ok(_), _) => Ok(None),
             (Err(error), _) => Err(error.clone()),
         };

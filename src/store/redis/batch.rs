@@ -64,7 +64,7 @@ impl SettleScript {
         local held = redis.pcall('GET', KEYS[2])
         if ARGV[3] == '0' then
             if held then return 1 end
-        elseif held ~= ARGV[4] then
+        elseif held and held ~= ARGV[4] then
             return 1
         end
         if ARGV[6] == '0' then
