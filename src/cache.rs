@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +47,7 @@ mod batch;
 
 mod blocking;
 mod builder;
+mod clock;
 mod codec;
 mod compression;
 mod envelope;
@@ -122,6 +124,7 @@ struct Settings {
     compress_above: Option<usize>,
     max_inflated: usize,
     fetch_wait: Duration,
+    load_timeout: Duration,
     lease: Duration,
     retry_after: Duration,
 }
@@ -130,10 +133,26 @@ struct Settings {
 type Observer = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// What belongs to one process.
-#[derive(Default)]
 struct Local {
     counters: Counters,
     flights: Arc<Flights>,
+    /// Whether the store has refused leases.
+    has_no_leases: AtomicBool,
+}
+
+impl Local {
+    fn new(store: &dyn CacheStore) -> Local {
+        Local { counters: Counters::default(), flights: Flights::of(store), has_no_leases: AtomicBool::new(false) }
+    }
+
+    fn has_no_leases(&self) -> bool {
+        self.has_no_leases.load(Ordering::Relaxed)
+    }
+
+    /// From now on none are asked for. Returns whether that is new.
+    fn take_no_leases(&self) -> bool {
+        !self.has_no_leases.swap(true, Ordering::Relaxed)
+    }
 }
 
 impl Cache {
@@ -152,7 +171,7 @@ impl Cache {
 
     #[inline]
     fn local(&self) -> &Local {
-        self.shared.local.get_or_init(Local::default)
+        self.shared.local.get_or_init(|| Local::new(&*self.shared.store))
     }
 
     /// A value as it goes into the store, its time beginning now.
@@ -207,6 +226,18 @@ impl Cache {
             self.count_failure();
         }
         outcome
+    }
+
+    /// Whether loads are arranged among processes.
+    fn takes_leases(&self) -> bool {
+        !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
+    }
+
+    /// Reports a failure that the caller does not hear of.
+    fn report(&self, error: &Error) {
+        if let Some(on_error) = &self.shared.on_error {
+            on_error(error);
+        }
     }
 
     #[cold]

@@ -11,16 +11,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+mod lease_key;
 #[cfg(feature = "memcached")]
 mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
 mod null;
 mod open;
+mod operation;
 #[cfg(feature = "redis")]
 mod redis;
 mod tiered;
 mod url;
+
+pub(crate) use lease_key::{LEASE, key_of_lease, lease_key};
+pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
 pub mod stores {
@@ -238,31 +243,46 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("counting", key))
     }
 
-    /// [`get`](CacheStore::get) for many keys, in their order. Provided: one after the other.
+    /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and its
+    /// [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other from being
+    /// carried out, unless their server has failed.
+    ///
+    /// Provided: one after the other. A store with servers overrides it, to send one write to each.
+    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        let mut outcomes = Vec::with_capacity(operations.len());
+        for operation in operations {
+            outcomes.push(operation::carry_out(self, operation).await);
+        }
+        outcomes
+    }
+
+    /// [`get`](CacheStore::get) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let mut results = Vec::with_capacity(keys.len());
-        for key in keys {
-            results.push(self.get(key).await);
-        }
-        results
+        let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Get { key }).collect();
+        let outcomes = self.batch(&operations).await;
+        outcomes.into_iter().map(|outcome| outcome.map(Outcome::into_value)).collect()
     }
 
-    /// [`set`](CacheStore::set) for many entries, in their order. Provided: one after the other.
+    /// [`set`](CacheStore::set) for many entries, in their order. Provided: a [`batch`](CacheStore::batch).
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let mut results = Vec::with_capacity(entries.len());
-        for (key, value) in entries {
-            results.push(self.set(key, value.clone(), ttl, When::Always).await.map(|_| ()));
-        }
-        results
+        let operations: Vec<Op<'_>> =
+            entries.iter().map(|(key, value)| Op::Set { key, value: value.clone(), ttl, when: When::Always }).collect();
+        self.batch(&operations).await.into_iter().map(|outcome| outcome.map(|_| ())).collect()
     }
 
-    /// [`delete`](CacheStore::delete) for many keys, in their order. Provided: one after the other.
+    /// [`delete`](CacheStore::delete) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let mut results = Vec::with_capacity(keys.len());
-        for key in keys {
-            results.push(self.delete(key).await);
-        }
-        results
+        let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
+        let outcomes = self.batch(&operations).await;
+        outcomes.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
+    }
+
+    /// Which store this is, among those of this process: the caches on one store coalesce their loads and revoke each
+    /// other's. A wrapper that only passes calls on returns what the store inside returns.
+    ///
+    /// Provided: the address of the store; `None` for one without a size.
+    fn identity(&self) -> Option<usize> {
+        (size_of_val(self) > 0).then(|| std::ptr::from_ref(self).cast::<()>().addr())
     }
 }
 

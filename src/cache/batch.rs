@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Cache, Expiry, Lifetime, Sealed, settled};
-use crate::error::Result;
-use crate::store::batch;
+use crate::error::{Error, Result};
+use crate::store::{Op, Outcome, batch, wrong_count};
 
 impl Cache {
     /// [`get`](Cache::get) for many keys, in their order.
@@ -44,21 +44,38 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_many_raw(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let found = self.read_many(keys).await;
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
+        let found = batch(prepared, |keys: Vec<String>| async move {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            settled(self.store()?.get_many(&keys)).await
+        });
+        let found = self.counted_each(found.await);
         for found in found.iter().flatten() {
             self.local().counters.looked_up(found.is_some());
         }
         found
     }
 
-    /// Reads that are not counted as such.
-    pub(super) async fn read_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
-        let found = batch(prepared, |keys: Vec<String>| async move {
-            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            settled(self.store()?.get_many(&keys)).await
-        });
-        self.counted_each(found.await)
+    /// Operations on full keys, in one write to each server.
+    pub(super) async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        let outcomes = self.batch_uncounted(operations).await;
+        self.counted_each(outcomes)
+    }
+
+    pub(super) async fn batch_uncounted(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        if operations.is_empty() {
+            return Vec::new();
+        }
+        let outcomes = match self.store() {
+            Ok(store) => settled(store.batch(operations)).await,
+            Err(error) => Err(error),
+        };
+        let failed = |error: Error| operations.iter().map(|_| Err(error.clone())).collect();
+        match outcomes {
+            Ok(outcomes) if outcomes.len() == operations.len() => outcomes,
+            Ok(_) => failed(wrong_count()),
+            Err(error) => failed(error),
+        }
     }
 
     /// [`set`](Cache::set) for many entries, in their order.

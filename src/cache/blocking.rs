@@ -206,13 +206,13 @@ impl<'a> Blocking<'a> {
         self,
         keys: &[&str],
         expiry: impl Into<Expiry>,
-        load: impl FnOnce(&[&str]) -> Vec<Result<T, E>>,
+        mut load: impl FnMut(&[&str]) -> Vec<Result<T, E>>,
     ) -> Vec<Result<T, E>>
     where
         T: Serialize + DeserializeOwned + Clone,
         E: Clone,
     {
-        now!(self.cache.fetch_many(keys, expiry, async move |missing: &[&str]| lifted(|| load(missing))))
+        now!(self.cache.fetch_many(keys, expiry, async |missing: &[&str]| lifted(|| load(missing))))
     }
 
     /// As [`Cache::clear`].

@@ -22,6 +22,7 @@ impl Default for Settings {
             compress_above: None,
             max_inflated: 64 << 20,
             fetch_wait: Duration::from_secs(10),
+            load_timeout: Duration::from_secs(60),
             lease: Duration::from_secs(5),
             retry_after: Duration::from_secs(5),
         }
@@ -146,21 +147,24 @@ impl Builder {
         self
     }
 
-    /// How long a caller that loads a key keeps the others from loading it, in this process and in all on the same server.
-    /// Choose it longer than loads take: when a process ends in the middle of one, the others wait until then, and when a load
-    /// takes longer, somebody else begins one as well. At most a year; defaults to 5 s. Memcached counts in whole seconds, and
-    /// may end it up to one early: give it 2 s or more there. Zero turns leases off: each process then loads for itself.
+    /// How long a process that loads a key may show no sign of life before another one takes the load over. At most a year;
+    /// defaults to 5 s. Zero turns leases off: each process then loads for itself.
+    ///
+    /// Inside tokio a task gives that sign every third of this time, for at most [`load_timeout`](Builder::load_timeout).
+    /// Elsewhere nothing can, and the load is left alone for `load_timeout`, if that is longer. A process on the same host
+    /// that has ended is noticed at once.
     ///
     /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it; a key that ends like that
-    /// is refused.
+    /// is refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it gets no leases, which
+    /// is reported to [`on_error`](Builder::on_error) once.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
     /// use std::time::Duration;
     ///
     /// let reports = Cache::builder(MemoryStore::new())
-    ///     .lease(Duration::from_secs(60))
-    ///     .fetch_wait(Duration::from_secs(120))
+    ///     .lease(Duration::from_secs(20))
+    ///     .load_timeout(Duration::from_secs(300))
     ///     .build();
     /// ```
     pub fn lease(mut self, lease: Duration) -> Builder {
@@ -182,9 +186,25 @@ impl Builder {
         self
     }
 
-    /// How long a [`fetch`](Cache::fetch) that has no value waits for the loader of another, in this process or in another
-    /// one, from its own arrival on, before it runs its own. At most a year. Defaults to 10 s. Outside of tokio, an
-    /// asynchronous caller that waits for one of this process has no clock, and waits for the other to end.
+    /// How long a load may take before others no longer wait for it: from its arrival on, a [`fetch`](Cache::fetch) that has
+    /// no value waits this long for the loader of another caller, in this process or in another one. Then one caller of the
+    /// process loads, and the others wait for that one, once more as long. It ends the lease, not the loader. At most a year;
+    /// defaults to 60 s. Outside of tokio, an asynchronous caller that waits for one of this process has no clock, and waits
+    /// for the other to end.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let reports = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_secs(300)).build();
+    /// ```
+    pub fn load_timeout(mut self, timeout: Duration) -> Builder {
+        self.settings.load_timeout = timeout.min(LONGEST_WAIT);
+        self
+    }
+
+    /// How long a [`fetch`](Cache::fetch) inside of a loader waits for the loader of another caller, instead of
+    /// [`load_timeout`](Builder::load_timeout): two loaders may be waiting for each other. At most a year; defaults to 10 s.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayString;
 
 use crate::error::{Error, ErrorKind, Result};
-
-/// What is put behind a key, with a colon, to make that of its lease, see [`lease`](super::lease).
-const LEASE: &str = "prefork-lease";
+use crate::store::LEASE;
 
 /// Keys up to this length are put together on the stack.
 const SHORT: usize = 120;
@@ -72,11 +70,6 @@ pub(super) fn check_key(key: &str) -> Result<()> {
         Some(rest) if rest.is_empty() || rest.ends_with(':') => Err(key_of_a_lease(key)),
         _ => Ok(()),
     }
-}
-
-/// The key of the lease of a key, both as the store sees them.
-pub(super) fn lease_key(full_key: &str) -> String {
-    format!("{full_key}:{LEASE}")
 }
 
 #[cold]

@@ -1,21 +1,27 @@
 //! Removing entries, and revoking the loads that are under way.
 //!
-//! Whoever changes the truth and then removes the entry does not want to see what a loader had read before. So a removal
-//! revokes the flight of this process and deletes the lease of all processes, before it deletes the entry: the leader, which
-//! looks at both after it has stored its value, then takes that back.
+//! A caller that changes the truth and then removes the entry does not want to see what a loader had read before. So a removal
+//! revokes the flights of this process, and sends in one write: a mark in the place of the lease, if there is one, and then
+//! the delete of the entry. A loader that finds either does not store its value. One of this process that is already storing
+//! is waited for: it removes the value again. The entry is on the same server as its lease, and its operations in order.
 
-use super::key::lease_key;
-use super::{Cache, settled};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::fetch::{DELETED, Flight, MARK_TTL};
+use super::{Cache, clock, settled};
 use crate::error::Result;
-use crate::store::{CacheStore, batch, wrong_count};
+use crate::store::{Op, When, batch, lease_key, wrong_count};
 
 impl Cache {
-    /// Removes an entry. Answers whether there was one.
+    /// Removes an entry. Returns whether there was one.
     ///
-    /// What a fetch is loading for this key at the same time is not kept, in any process on the same store: it may be what was
-    /// there before the change that this delete is for. On a server that takes two requests, for the key's
-    /// [lease](crate::Builder::lease) and for the entry. Out of reach are, in other processes, loads that have outlived their
-    /// lease and those of [`fetch_many`](Cache::fetch_many); and everywhere, [forced](Cache::force) ones.
+    /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be what
+    /// was there before the change that this delete is for. On a server that takes one more command in the same write, for the
+    /// key's [lease](crate::Builder::lease). Memcached cannot store one entry on the condition of another: a load of another
+    /// process that ends at the same moment may be seen there for about a round trip, until it is removed. Out of reach are, in other processes, loads without a lease: where leases are
+    /// turned off, and where an account may not run the scripts that they need; and everywhere, [forced](Cache::force) ones.
     ///
     /// # Errors
     ///
@@ -76,50 +82,64 @@ impl Cache {
     /// ```
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
-        self.local().flights.revoke_all(self.prefix.as_str());
+        let storing = self.local().flights.revoke_all(self.prefix.as_str());
         if self.takes_leases() {
             // A server lists an entry and its lease in any order. What was loaded until now is removed by the second round;
             // what ends later finds its lease gone.
             self.answered(settled(store.clear(self.prefix.as_str())).await)?;
         }
-        self.answered(settled(store.clear(self.prefix.as_str())).await)
+        let cleared = self.answered(settled(store.clear(self.prefix.as_str())).await);
+        self.until_removed(storing).await;
+        cleared
     }
 
-    /// Removes what is under these full keys, with their leases.
+    /// Removes what is under these full keys, and revokes what is being loaded for them.
     async fn remove_each(&self, full_keys: Vec<String>) -> Result<Vec<Result<bool>>> {
-        let store = self.store()?;
-        full_keys.iter().for_each(|key| self.local().flights.revoke(key));
+        let flights = &self.local().flights;
+        let storing = full_keys.iter().flat_map(|key| flights.revoke(key)).collect();
         let leases: Vec<String> =
             if self.takes_leases() { full_keys.iter().map(|key| lease_key(key)).collect() } else { Vec::new() };
-        // One after the other: a batch has no order among several servers.
-        let leases = delete_all(store, &leases).await?;
-        let entries = delete_all(store, &full_keys).await?;
-        for (lease, _) in leases.into_iter().zip(&entries).filter(|(_, entry)| entry.is_ok()) {
-            if let Err(error) = lease {
+        let mut operations = Vec::with_capacity(2 * full_keys.len());
+        for (place, key) in full_keys.iter().enumerate() {
+            operations.extend(leases.get(place).map(|lease| mark(lease)));
+            operations.push(Op::Delete { key });
+        }
+        let mut outcomes = self.batch_uncounted(&operations).await.into_iter();
+        let mut removed = Vec::with_capacity(full_keys.len());
+        for place in 0..full_keys.len() {
+            let marked = leases.get(place).and_then(|_| outcomes.next());
+            let entry = outcomes.next().unwrap_or_else(|| Err(wrong_count()));
+            if let (Some(Err(error)), Ok(_)) = (marked, &entry) {
                 self.report(&error);
             }
+            removed.push(entry.map(|entry| entry.is_done()));
         }
-        Ok(entries)
+        self.until_removed(storing).await;
+        Ok(removed)
     }
 
-    /// Has nothing that is being loaded for this key be kept.
+    /// Has nothing stored that is being loaded for this key.
     pub(super) async fn revoke(&self, key: &str) -> Result<()> {
-        let store = self.store()?;
         let full_key = self.counted(self.prefix.owned_key(key))?;
-        self.local().flights.revoke(&full_key);
+        let storing = self.local().flights.revoke(&full_key);
         if self.takes_leases() {
-            self.answered(settled(store.delete(&lease_key(&full_key))).await)?;
+            let marked = self.batch(&[mark(&lease_key(&full_key))]).await.pop();
+            marked.unwrap_or_else(|| Err(wrong_count()))?;
         }
+        self.until_removed(storing).await;
         Ok(())
+    }
+
+    /// Waits for flights that were storing when they were revoked.
+    async fn until_removed(&self, storing: Vec<Arc<Flight>>) {
+        let until = clock::now() + self.shared.settings.fetch_wait;
+        for flight in storing.iter().filter(|flight| !flight.would_block_its_leader()) {
+            flight.landed(until).await;
+        }
     }
 }
 
-async fn delete_all(store: &dyn CacheStore, keys: &[String]) -> Result<Vec<Result<bool>>> {
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let deleted = match *keys {
-        [] => Vec::new(),
-        [key] => vec![settled(store.delete(key)).await?],
-        _ => settled(store.delete_many(&keys)).await?,
-    };
-    if deleted.len() == keys.len() { Ok(deleted) } else { Err(wrong_count()) }
+/// Takes the lease of a delete's key from its holder, if there is one.
+fn mark(lease: &str) -> Op<'_> {
+    Op::Set { key: lease, value: Bytes::from_static(DELETED), ttl: MARK_TTL, when: When::IfPresent }
 }

@@ -2,8 +2,6 @@
 //!
 //! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it meanwhile.
 
-use bytes::Bytes;
-
 use super::envelope::{Envelope, with_times};
 use super::times::{Age, Times};
 use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed, settled};
@@ -45,9 +43,9 @@ impl Cache {
         self.counted(Err(conflict("touching", key)))
     }
 
-    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it anew, and until then reads still have it.
-    /// It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile is not kept. Answers whether there was a value to make stale; bare bytes and counters are
-    /// none, and stay as they are.
+    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still return it.
+    /// It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile is not stored.
+    /// Returns whether there was a value to make stale; raw bytes and counters are none, and stay as they are.
     ///
     /// # Errors
     ///
@@ -84,18 +82,14 @@ impl Cache {
         self.counted(Err(conflict("expiring", key)))
     }
 
-    /// A value could not be loaded anew, which is told. It counts as fresh for a while, unless it was changed meanwhile, or
-    /// everybody would try at once what has just failed.
-    pub(super) async fn put_off(&self, key: &str, held: &[u8]) {
-        let context = format!("loading {key:?} anew failed: the value that was there goes on serving");
+    /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a while, or
+    /// every caller would try at once what has just failed.
+    pub(super) fn put_off(&self, key: &str, held: &[u8]) -> Option<Sealed> {
+        let context = format!("loading {key:?} again failed: the value that was there goes on serving");
         self.report(&Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.retry_after;
-        let Some(times) = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero()) else {
-            return;
-        };
-        if let Err(error) = self.swap(key, Some(held), Some(retimed(held, times.put_off(pause)))).await {
-            self.report(&error);
-        }
+        let times = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero())?;
+        Some(retimed(held, times.put_off(pause)))
     }
 
     async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
@@ -104,12 +98,6 @@ impl Cache {
         let key = self.key(key, &mut buffer)?;
         self.answered(settled(store.touch(key, ttl)).await)
     }
-}
-
-/// A value as it was read, to be put back. `None` for what is no value, whose end is not known.
-pub(super) fn as_it_was(held: &Bytes) -> Option<Sealed> {
-    let times = Envelope::open(held)?.times.unwrap_or(Times::ALWAYS_FRESH);
-    (times.age() != Age::Gone).then(|| Sealed { bytes: held.clone(), ttl: times.ttl() })
 }
 
 /// A value with other times, and the end that it had.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When};
+use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
 
@@ -50,6 +50,10 @@ macro_rules! store_behind {
                 (**self).refresh()
             }
 
+            fn identity(&self) -> Option<usize> {
+                (**self).identity()
+            }
+
             fn reconnect<'life0, 'async_trait>(
                 &'life0 self,
             ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'async_trait>>
@@ -74,6 +78,7 @@ macro_rules! store_behind {
                 fn clear<'life1>(prefix: &'life1 str) -> Result<()>;
                 fn touch<'life1>(key: &'life1 str, ttl: Ttl) -> Result<bool>;
                 fn increment<'life1>(key: &'life1 str, by: i64, ttl: Ttl) -> Result<i64>;
+                fn batch<'life1, 'life2>(operations: &'life1 [Op<'life2>]) -> Vec<Result<Outcome>>;
                 fn get_many<'life1, 'life2>(keys: &'life1 [&'life2 str]) -> Vec<Result<Option<Bytes>>>;
                 fn set_many<'life1, 'life2>(entries: &'life1 [(&'life2 str, Bytes)], ttl: Ttl) -> Vec<Result<()>>;
                 fn delete_many<'life1, 'life2>(keys: &'life1 [&'life2 str]) -> Vec<Result<bool>>;

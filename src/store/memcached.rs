@@ -11,11 +11,12 @@ use self::expiry::expiry;
 use self::key::Key;
 use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
-use super::{CacheStore, Ttl, When};
+use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::net::Retry;
 
 mod atomic;
+mod batch;
 mod clear;
 mod config;
 mod crawler;
@@ -198,6 +199,10 @@ impl CacheStore for MemcachedStore {
 
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         self.servers.increment(key, by, ttl).await
+    }
+
+    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        self.carry_out(operations).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {

@@ -285,15 +285,6 @@ impl CacheStore for MemoryStore {
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         keys.iter().map(|key| self.read(key)).collect()
     }
-
-    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let stored = entries.iter().map(|(key, value)| self.write(key, value.clone(), ttl, When::Always));
-        stored.map(|stored| stored.map(|_| ())).collect()
-    }
-
-    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        keys.iter().map(|key| self.remove(key)).collect()
-    }
 }
 
 fn sum(key: &str, number: &[u8], by: i64) -> Result<i64> {

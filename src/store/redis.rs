@@ -10,15 +10,17 @@ use ::redis::Value;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When, check_key};
+use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
 use crate::error::Result;
 use crate::net::{Link, Retry};
 use crate::telemetry;
+use batch::SettleScript;
 use commands::{Command, CompareAndSet, Request};
 use config::Config;
 use protocol::{Replies, Resp};
 use reply::Reply;
 
+mod batch;
 mod commands;
 mod config;
 mod protocol;
@@ -85,6 +87,7 @@ const PART_BYTES: usize = 1 << 20;
 pub struct RedisStore {
     link: Link<Resp>,
     compare_and_set: CompareAndSet,
+    settle: SettleScript,
     database: u32,
     max_value: usize,
 }
@@ -102,6 +105,7 @@ impl RedisStore {
             database: login.database,
             link: Link::new(Resp::new(config.endpoint, login, config.max_value), config.settings),
             compare_and_set: CompareAndSet::new(),
+            settle: SettleScript::new(),
             max_value: config.max_value,
         })
     }
@@ -160,6 +164,16 @@ impl RedisStore {
         Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
     }
 
+    async fn batch_part<'o>(&self, operations: Vec<&'o Op<'o>>) -> Result<Vec<Result<Outcome>>> {
+        let mut commands = batch::Commands::new(&self.compare_and_set, &self.settle);
+        operations.iter().try_for_each(|operation| commands.push(operation))?;
+        let replies = self.several(Request::several(commands.commands), batch::retry(&operations)).await?;
+        let endpoint = self.link.endpoint();
+        let outcomes =
+            operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, endpoint));
+        Ok(outcomes.collect())
+    }
+
     fn reply(&self, value: Value) -> Result<Reply<'_>> {
         Reply::new(value, self.link.endpoint())
     }
@@ -199,11 +213,12 @@ impl CacheStore for RedisStore {
         }
         let script = &self.compare_and_set;
         let by_hash = Request::one(script.by_hash(key, expected, new.as_ref(), ttl)?);
-        let answer = only(self.call(&by_hash, Retry::Never).await?);
+        let mut answer = only(self.call(&by_hash, Retry::Never).await?);
         if reply::is_unknown_script(&answer) {
-            return self.command(script.by_text(key, expected, new.as_ref(), ttl)?, Retry::Never).await?.flag();
+            let by_text = Request::one(script.by_text(key, expected, new.as_ref(), ttl)?);
+            answer = only(self.call(&by_text, Retry::Never).await?);
         }
-        self.reply(answer)?.flag()
+        self.reply(answer).map_err(|error| batch::scripted(self.link.endpoint(), error))?.flag()
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
@@ -243,6 +258,13 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
         counted.map_err(|error| reply::counting(key, by, error))?.number()
+    }
+
+    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        let check = |operation| batch::check(operation, |key, value| self.check_value(key, value));
+        let checked = operations.iter().map(|operation| check(operation).map(|()| operation)).collect();
+        let size = |operation: &&Op<'_>| batch::size(operation);
+        super::batch(checked, |operations| in_parts(operations, size, |part| self.batch_part(part))).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When};
+use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
 
@@ -175,6 +175,28 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         let counted = self.far.increment(key, by, ttl).await;
         self.drop_near(key).await;
         counted
+    }
+
+    /// The far store's: the near entries are dropped before a read and after a write.
+    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
+        let keys: Vec<&str> = operations.iter().map(Op::key).collect();
+        let _ = self.near.delete_many(&keys).await;
+        let outcomes = self.far.batch(operations).await;
+        let written: Vec<&str> = operations.iter().filter(|operation| !operation.is_read()).map(Op::key).collect();
+        let _ = self.near.delete_many(&written).await;
+        for (operation, outcome) in operations.iter().zip(&outcomes) {
+            if let (Op::Get { key }, Ok(Outcome::Value(Some(value)))) = (operation, outcome)
+                && !written.contains(key)
+            {
+                self.fill(key, value.clone()).await;
+            }
+        }
+        outcomes
+    }
+
+    /// The pair's own: what one pair has loaded is not in the near store of another.
+    fn identity(&self) -> Option<usize> {
+        Some(std::ptr::from_ref(self).addr())
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {

@@ -30,7 +30,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     all.extend(with_each_server("a_loader_at_work_in_another_thread", |kind| {
         let server = Server::start(kind);
         // The process whose lease it is lives on, and is waited for until that ends; the thread is not.
-        a_loader_at_work(&builder_on(&server, PATIENT).lease(SHORT_LEASE).register());
+        a_loader_at_work(&builder_on(&server, PATIENT).lease(SHORT_LEASE).load_timeout(SHORT_LEASE).register());
     }));
     all.push(scenario("a_loader_at_work_in_another_thread::memory", || a_loader_at_work(&in_memory())));
     all.extend(with_each_server("a_fork_from_inside_a_loader", |kind| {

@@ -179,7 +179,7 @@ fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
 /// A leader that is stuck delays one caller, not every one for as long as it is stuck.
 #[test]
 fn what_is_loaded_after_a_wait_in_vain_is_stored() {
-    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(50)).build();
+    let cache = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_millis(50)).build();
     current_thread().block_on(async {
         let leading = cache.clone();
         let stuck = async move || std::future::pending::<Result<u8, Infallible>>().await;
@@ -193,14 +193,14 @@ fn what_is_loaded_after_a_wait_in_vain_is_stored() {
 
 #[test]
 fn a_wait_may_be_as_long_as_one_likes() {
-    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::MAX).build();
+    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::MAX).load_timeout(Duration::MAX).build();
     assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
 }
 
 /// The wait has a bound: then everybody loads for themselves, asynchronous callers too.
 #[test]
 fn nobody_waits_for_ever() {
-    let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::from_millis(50)).build();
+    let cache = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_millis(50)).build();
     let (begun, begun_here) = mpsc::channel();
     let (release, released) = mpsc::channel();
     std::thread::scope(|scope| {

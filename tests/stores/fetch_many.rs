@@ -49,7 +49,7 @@ fn a_loader_answers_for_every_key() {
 /// Two that want the same keys in another order do not wait for each other for ever.
 #[test]
 fn many_keys_are_loaded_once_at_a_time() {
-    let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).build();
+    let cache = Cache::builder(MemoryStore::new()).load_timeout(HOUR).build();
     current_thread().block_on(async {
         let asked = std::sync::Mutex::new(Vec::new());
         let load = async |missing: &[&str]| {

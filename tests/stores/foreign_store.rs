@@ -152,7 +152,7 @@ impl CacheStore for Fickle {
 /// There is no lease to win, and none to wait for: the bound of the wait is what ends it.
 #[test]
 fn a_fetch_ends_whatever_a_store_says_of_leases() {
-    let cache = Cache::builder(Fickle(MemoryStore::new())).fetch_wait(Duration::from_millis(50)).build();
+    let cache = Cache::builder(Fickle(MemoryStore::new())).load_timeout(Duration::from_millis(50)).build();
     let load = || Ok::<u32, std::convert::Infallible>(1);
     assert_eq!(cache.blocking().fetch("k", TTL, load), Ok(1));
     assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || load())), Ok(1));

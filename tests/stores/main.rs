@@ -7,6 +7,7 @@ mod cancellation;
 mod conformance;
 mod detached;
 mod fetch;
+mod fetch_faults;
 mod fetch_many;
 mod foreign_replies;
 mod foreign_store;

@@ -111,7 +111,7 @@ fn a_failed_load_is_tried_again_after_the_pause() {
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.stats().failed_loads, 2);
-    let text = "loading \"k\" anew failed: the value that was there goes on serving";
+    let text = "loading \"k\" again failed: the value that was there goes on serving";
     assert_eq!(*told.lock().unwrap(), vec![(ErrorKind::Loader, text.to_owned()); 2]);
     let patient = builder().retry_after(Duration::from_millis(20)).build();
     assert_eq!(patient.blocking().fetch("k", HOUR, fails), Ok(1));
@@ -283,7 +283,7 @@ fn a_tiered_pair_loads_once_for_both() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let tiered = || TieredStore::new(MemoryStore::new(), from_url(&server.url("")).unwrap()).near_ttl(HOUR);
-        let [one, other] = [(); 2].map(|()| Cache::builder(tiered()).fetch_wait(HOUR).lease(HOUR).build());
+        let [one, other] = [(); 2].map(|()| Cache::builder(tiered()).load_timeout(HOUR).lease(HOUR).build());
         let (begun, begun_here) = mpsc::channel();
         let (release, released) = mpsc::channel();
         std::thread::scope(|scope| {

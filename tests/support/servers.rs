@@ -145,6 +145,11 @@ impl Server {
         self.counted("cmdstat_set:calls=", "STAT cmd_set ")
     }
 
+    /// How often a lease was asked for, among other conditional writes.
+    pub fn claims(&self) -> usize {
+        self.counted("cmdstat_eval:calls=", "STAT cmd_set ")
+    }
+
     /// How often it was asked for an entry.
     pub fn gets(&self) -> usize {
         self.counted("cmdstat_get:calls=", "STAT cmd_get ")

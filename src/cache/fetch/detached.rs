@@ -1,8 +1,9 @@
 //! A fetch whose load goes on without its caller.
 
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,12 +11,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
-use super::Loaded;
-use super::form::Typed;
-use super::loading::{Fetching, Found};
+use super::form::{Form, Typed};
+use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry, settled};
 use crate::net::{Drive, drive};
+use crate::sync::Lock;
 use crate::telemetry::{self, Span};
+
+/// What a load has come to; an error is `None` where it was a panic.
+type Detached<T, E> = (Result<Typed<T>, Option<E>>, &'static str);
 
 impl Cache {
     /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own. A value that is to be refreshed ahead is
@@ -29,7 +33,8 @@ impl Cache {
     ///
     /// # Panics
     ///
-    /// If there is no old value: when the loader panics, and in a child process that polls the future of its parent.
+    /// If there is no old value: when the loader panics, when its runtime is shut down after it has begun, and in a child
+    /// process that polls the future of its parent.
     ///
     /// # Cancel safety
     ///
@@ -65,47 +70,92 @@ impl Cache {
         if !matches!(drive(), Ok(Drive::Tokio(_))) {
             return self.fetch(key, expiry, async move || load().await).await;
         }
-        let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
         let span = Span::fetch(self.shared.registration.name());
-        let mut fetching = match Fetching::new(self, key, &span) {
-            Ok(fetching) => fetching,
-            Err(error) => {
-                self.report(&error);
-                return self.load(load).await.map(|Typed(value)| value);
+        let landed = self.local().flights.landed();
+        let mut fetching: Fetching<Typed<T>, Option<E>> = Fetching::new(self, &[key], landed);
+        if !self.is_forced {
+            telemetry::instrumented(&span, fetching.look()).await;
+            fetching.lead();
+        }
+        let loader = Loader::new(load);
+        let old = match &fetching.wanted[0] {
+            wanted if wanted.answer.is_some() => {
+                let (answer, outcome) = fetching.into_answers().next().expect("an answer for the key");
+                span.outcome(outcome);
+                return Ok(answer.ok().expect("nothing was loaded").0);
+            }
+            wanted if wanted.old.is_none() => {
+                let task =
+                    tokio::spawn(telemetry::instrumented(&span, loaded(fetching, loader.clone(), expiry, false)));
+                let (answer, outcome) = joined(task, loader).await;
+                span.outcome(outcome);
+                return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was passed on"));
+            }
+            // The task has the one that was read.
+            wanted => wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, held)).map(|(Typed(old), _)| old),
+        };
+        let is_stale = fetching.wanted[0].old.as_ref().is_some_and(|(_, is_stale)| *is_stale);
+        let own = Span::fetch(self.shared.registration.name());
+        let refreshing = {
+            let (own, loading) = (own.clone(), loaded(fetching, loader, expiry, true));
+            async move {
+                let (answer, outcome) = loading.await;
+                own.outcome(outcome);
+                // Where the load has failed, the caller has the old value.
+                answer.ok().filter(|_| outcome == "loaded" || outcome == "coalesced")
             }
         };
-        let found = if self.is_forced { Found::Nothing } else { telemetry::instrumented(&span, fetching.look()).await };
-        let (cache, key) = (self.clone(), key.to_owned());
-        match found {
-            Found::Settled { value: Typed(value), is_stale, .. } => Ok(fetching.served(value, is_stale)),
-            Found::Nothing => {
-                let terms = fetching.into_terms();
-                let loading = async move {
-                    let fetching = terms.by(&cache, &key);
-                    if cache.is_forced { fetching.load_anyway(load).await } else { fetching.load_missing(load).await }
-                };
-                let task = tokio::spawn(telemetry::instrumented(&span, loading));
-                joined(task).await.map(|Typed(value)| value)
-            }
-            Found::Old { value: Typed(old), is_stale, .. } => {
-                let Some(lead) = fetching.try_lead() else { return Ok(fetching.served(old, is_stale)) };
-                let own = Span::fetch(self.shared.registration.name());
-                let terms = fetching.into_terms().within(own.clone());
-                // A panic is a failure like any other here: nobody would hear of it, and the next one would follow at once.
-                let load = async move || caught(load()).await.map_or(Err(None), |loaded| loaded.map_err(Some));
-                let refreshing = async move { terms.by(&cache, &key).refresh(lead, load).await };
-                let task = tokio::spawn(telemetry::instrumented(&own, refreshing));
-                let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
-                let (value, outcome) = match joined_within(patience, task).await {
-                    Some(Typed(value)) => (value, "loaded"),
-                    None if is_stale => (old, "stale"),
-                    None => (old, "hit"),
-                };
-                span.outcome(outcome);
-                Ok(value)
-            }
-        }
+        let task = tokio::spawn(telemetry::instrumented(&own, refreshing));
+        let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
+        let (value, outcome) = match (joined_within(patience, task).await, old) {
+            (Some(Typed(value)), _) => (value, "loaded"),
+            (None, Some(old)) => (old, super::look::outcome(is_stale)),
+            (None, None) => unreachable!("what was decoded once decodes again"),
+        };
+        span.outcome(outcome);
+        Ok(value)
     }
+}
+
+/// A loader that a task runs, or else the caller that has spawned it.
+struct Loader<L>(Arc<Lock<Option<L>>>);
+
+impl<L> Loader<L> {
+    fn new(load: L) -> Loader<L> {
+        Loader(Arc::new(Lock::new("detached loader", Some(load))))
+    }
+
+    /// For the one that runs it.
+    fn take(&self) -> Option<L> {
+        self.0.lock().take()
+    }
+}
+
+impl<L> Clone for Loader<L> {
+    fn clone(&self) -> Loader<L> {
+        Loader(Arc::clone(&self.0))
+    }
+}
+
+/// The steps after the look. A panic is a failure like any other where no caller would see it, or the next one would follow
+/// at once.
+async fn loaded<T, E, L, F>(
+    fetching: Fetching<Typed<T>, Option<E>>,
+    loader: Loader<L>,
+    expiry: Expiry,
+    catches: bool,
+) -> Detached<T, E>
+where
+    T: Serialize + DeserializeOwned,
+    L: FnOnce() -> F,
+    F: Future<Output = Result<T, E>>,
+{
+    let load = async move || {
+        let load = loader.take().expect("a key is loaded once");
+        let loaded = if catches { caught(load()).await } else { Some(load().await) };
+        loaded.map_or(Err(None), |loaded| loaded.map_err(Some)).map(|value| Loaded::new(Typed(value), expiry))
+    };
+    fetching.one(load).await
 }
 
 /// A load, or nothing if it panics.
@@ -118,14 +168,20 @@ async fn caught<T>(load: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// What a task of this process's own returns.
-async fn joined<R: Send>(task: JoinHandle<R>) -> R {
+/// What a task of this process returns. If its runtime is shut down before the loader has begun, the caller runs that.
+async fn joined<T, E, L, F>(task: JoinHandle<Detached<T, E>>, loader: Loader<L>) -> Detached<T, E>
+where
+    T: Send,
+    E: Send,
+    L: FnOnce() -> F,
+    F: Future<Output = Result<T, E>>,
+{
     match settled(Box::pin(task)).await {
         Ok(Ok(output)) => output,
-        Ok(Err(failure)) => match failure.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // The runtime is being shut down, and this caller with it.
-            Err(_) => pending().await,
+        Ok(Err(failure)) => match (failure.try_into_panic(), loader.take()) {
+            (Ok(panic), _) => resume_unwind(panic),
+            (Err(_), Some(load)) => (load().await.map(Typed).map_err(Some), "loaded"),
+            (Err(_), None) => panic!("the tokio runtime of a detached load was shut down before the load had ended"),
         },
         Err(forked) => panic!("{forked}"),
     }

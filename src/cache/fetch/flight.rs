@@ -1,60 +1,78 @@
-//! Single-flight: of those who miss a key at the same time, one loads it and the others wait for it.
+//! The loads of this process: of those who miss a key at the same time, one leads and the others wait for it.
 //!
-//! A flight lasts from the moment that somebody takes the *lead* until that one lands it. The lead is a guard: whatever ends
-//! it without a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those
-//! who wait takes the lead of the next.
+//! A flight lasts from the moment that a caller takes the *lead* until it lands. The lead is a guard: whatever ends it without
+//! a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those who wait
+//! takes the lead of the next. A key has more than one flight only if a load was overdue and another one began.
 //!
-//! A delete of the key *revokes* a flight: its leader loads what may be out of date, which is not to be kept, and those who
-//! come later begin another flight.
+//! A delete *revokes* the flights of its key: their values may be out of date and are not stored, and those who come later
+//! begin another flight. A flight that is already storing removes its value again before it lands; the delete waits for that.
 //!
-//! Flights belong to a process: a child begins with none, whoever was loading at the fork, and a lead that it inherits lands
-//! nothing.
+//! Flights belong to a process and a store: all caches on the store share them. A child begins with none, and a lead that it
+//! inherits lands nothing.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::cache::clock::now;
 #[cfg(feature = "tokio")]
 use crate::cache::settled;
-use crate::lifecycle::{generation, thread_token};
+use crate::lifecycle::{ProcessLocal, generation};
 use crate::net::is_inline;
+use crate::store::CacheStore;
 use crate::sync::{Lock, block_until};
 
-/// How long another process is taken to go on loading, and of how many keys that is known.
-const MOMENT: Duration = Duration::from_millis(100);
-const MOST_ELSEWHERE: usize = 1_000;
+/// How long another process is taken to go on loading, and of how many keys that is remembered, for how long.
+const ELSEWHERE: Duration = Duration::from_millis(100);
+const MOST_ELSEWHERE: usize = 10_000;
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Those of each store, as long as a cache uses it.
+static OF_STORES: ProcessLocal<Lock<HashMap<usize, Weak<Flights>>>> = ProcessLocal::new();
+
+/// Goes on counting in a child, so that no number is used twice.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
 pub(in crate::cache) struct Flights {
-    under_way: Lock<HashMap<String, Arc<Flight>>>,
-    /// The keys that another process was found to load anew, and until when that is taken for granted.
-    elsewhere: Lock<HashMap<String, Instant>>,
+    /// By key, those that have not landed; the last that was not revoked is the one to wait for.
+    under_way: Lock<HashMap<String, Vec<Arc<Flight>>>>,
+    /// The keys that another process was found to refresh.
+    elsewhere: Lock<HashMap<String, Elsewhere>>,
     /// Goes up with each landing.
     landed: AtomicU64,
 }
 
+/// Another process's lease, as it was last seen.
 #[derive(Debug)]
-pub(super) struct Flight {
-    generation: u64,
-    /// The thread of a leader that does not suspend, or 0.
-    leader_thread: usize,
+struct Elsewhere {
+    lease: Option<Bytes>,
     since: Instant,
-    /// Whether the key was deleted since: what is loaded may be what was there before.
-    is_revoked: AtomicBool,
-    /// The one that had lapsed when this one began.
-    before: Option<Arc<Flight>>,
-    state: Lock<State>,
+    /// How long that is taken for granted.
+    until: Instant,
 }
 
 #[derive(Debug)]
+pub(in crate::cache) struct Flight {
+    number: u64,
+    generation: u64,
+    since: Instant,
+    /// Whether the leader suspends: a thread that its runtime needs must not wait for it.
+    is_led_by_task: bool,
+    state: Lock<State>,
+}
+
+#[derive(Debug, Default)]
 struct State {
+    is_revoked: bool,
+    is_settling: bool,
     landing: Option<Landing>,
-    /// By ticket: whoever gives up leaves nothing behind.
+    /// By ticket: a caller that gives up leaves nothing behind.
     waiting: HashMap<u64, Waker>,
     next_ticket: u64,
 }
@@ -81,99 +99,114 @@ pub(super) struct Lead {
     flights: Arc<Flights>,
     key: String,
     flight: Arc<Flight>,
-    generation: u64,
     landing: Landing,
 }
 
-impl Default for Flights {
-    fn default() -> Flights {
+impl Flights {
+    /// Those of a store in this process.
+    pub(in crate::cache) fn of(store: &dyn CacheStore) -> Arc<Flights> {
+        let Some(identity) = store.identity() else { return Arc::new(Flights::new()) };
+        let mut of_stores = OF_STORES.get_or_init(|| Lock::new("flights of stores", HashMap::new())).lock();
+        if let Some(flights) = of_stores.get(&identity).and_then(Weak::upgrade) {
+            return flights;
+        }
+        of_stores.retain(|_, flights| flights.strong_count() > 0);
+        let flights = Arc::new(Flights::new());
+        of_stores.insert(identity, Arc::downgrade(&flights));
+        flights
+    }
+
+    fn new() -> Flights {
         Flights {
             under_way: Lock::new("flights", HashMap::new()),
             elsewhere: Lock::new("flights elsewhere", HashMap::new()),
             landed: AtomicU64::new(0),
         }
     }
-}
 
-impl Flights {
-    /// How many flights have landed so far: if it has not changed since a miss, nobody has loaded the key meanwhile.
+    /// How many flights have landed so far: if it has not changed since a miss, this process has not loaded the key meanwhile.
     pub(super) fn landed(&self) -> u64 {
         self.landed.load(Ordering::Acquire)
     }
 
-    /// The flight that loads a key, if there is one that has not lapsed.
-    pub(super) fn under_way(&self, key: &str, lapse: Duration) -> Option<Arc<Flight>> {
-        self.under_way.lock().get(key).filter(|flight| flight.since.elapsed() < lapse).cloned()
-    }
-
-    /// A flight that takes longer than `lapse` is left to those who wait for it, and another one begins: its load may hang.
-    pub(super) fn join(self: &Arc<Flights>, key: String, lapse: Duration) -> Part {
+    /// The flight of a key, or the lead of a new one: if there is none, if it takes longer than `lapse`, or if it is
+    /// `overdue`, the one that the caller has waited for long enough.
+    pub(super) fn join(self: &Arc<Flights>, key: &str, lapse: Duration, overdue: Option<&Flight>) -> Part {
+        let now = now();
         let mut under_way = self.under_way.lock();
-        let before = match under_way.get(&key) {
-            Some(flight) if flight.since.elapsed() < lapse => return Part::Wait(Arc::clone(flight)),
-            lapsed => lapsed.cloned(),
-        };
+        let flights = under_way.entry(key.to_owned()).or_default();
+        if let Some(flight) = flights.iter().rev().find(|flight| !flight.is_revoked())
+            && now.saturating_duration_since(flight.since) < lapse
+            && overdue.is_none_or(|overdue| overdue.number != flight.number)
+        {
+            return Part::Wait(Arc::clone(flight));
+        }
         let flight = Arc::new(Flight {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             generation: generation(),
-            leader_thread: if is_inline() { thread_token() } else { 0 },
-            since: Instant::now(),
-            is_revoked: AtomicBool::new(false),
-            before,
-            state: Lock::new("flight", State { landing: None, waiting: HashMap::new(), next_ticket: 0 }),
+            since: now,
+            is_led_by_task: !is_inline(),
+            state: Lock::new("flight", State::default()),
         });
-        under_way.insert(key.clone(), Arc::clone(&flight));
-        let landing = Landing::Failed;
-        Part::Lead(Lead { flights: Arc::clone(self), key, flight, generation: generation(), landing })
+        flights.push(Arc::clone(&flight));
+        Part::Lead(Lead { flights: Arc::clone(self), key: key.to_owned(), flight, landing: Landing::Failed })
     }
 
-    /// The lead of a key whose value is to be loaded anew, unless somebody does that, in this process or elsewhere.
-    pub(super) fn try_lead(self: &Arc<Flights>, key: String, lapse: Duration) -> Option<Lead> {
-        if self.elsewhere.lock().get(&key).is_some_and(|until| Instant::now() < *until) {
+    /// The lead of a key whose old value is to be refreshed, unless that is under way, in this process or elsewhere.
+    pub(super) fn try_lead(self: &Arc<Flights>, key: &str, lapse: Duration) -> Option<Lead> {
+        if self.elsewhere.lock().get(key).is_some_and(|elsewhere| now() < elsewhere.until) {
             return None;
         }
-        match self.join(key, lapse) {
+        match self.join(key, lapse, None) {
             Part::Lead(lead) => Some(lead),
             Part::Wait(_) => None,
         }
     }
 
-    /// Another process is loading a key anew: for a moment nobody here need ask again.
-    pub(super) fn is_elsewhere(&self, key: String) {
-        let now = Instant::now();
+    /// Another process refreshes a key: for 0.1 s this one need not ask again. Returns since when its lease has been the same:
+    /// callers that have an old value do not wait to see a beat.
+    pub(super) fn is_elsewhere(&self, key: &str, lease: Option<&Bytes>) -> Instant {
+        let now = now();
         let mut elsewhere = self.elsewhere.lock();
+        if let Some(seen) = elsewhere.get_mut(key) {
+            if seen.lease.as_ref() != lease {
+                (seen.lease, seen.since) = (lease.cloned(), now);
+            }
+            seen.until = now + ELSEWHERE;
+            return seen.since;
+        }
         if elsewhere.len() >= MOST_ELSEWHERE {
-            elsewhere.retain(|_, until| now < *until);
+            elsewhere.retain(|_, seen| now < seen.until + REMEMBERED);
         }
         if elsewhere.len() < MOST_ELSEWHERE {
-            elsewhere.insert(key, now + MOMENT);
+            elsewhere.insert(key.to_owned(), Elsewhere { lease: lease.cloned(), since: now, until: now + ELSEWHERE });
         }
+        now
     }
 
-    /// The key is deleted: what is being loaded is not to be kept, and whoever comes from now on does not wait for it.
-    pub(in crate::cache) fn revoke(&self, key: &str) {
+    /// The key is deleted: what is being loaded is not to be stored. Returns the flights that are storing at this moment.
+    pub(in crate::cache) fn revoke(&self, key: &str) -> Vec<Arc<Flight>> {
         self.elsewhere.lock().remove(key);
-        if let Some(flight) = self.under_way.lock().remove(key) {
-            flight.revoke();
-        }
+        let under_way = self.under_way.lock();
+        under_way.get(key).into_iter().flatten().filter(|flight| flight.revoke()).cloned().collect()
     }
 
     /// The same for all keys that start with `prefix`.
-    pub(in crate::cache) fn revoke_all(&self, prefix: &str) {
+    pub(in crate::cache) fn revoke_all(&self, prefix: &str) -> Vec<Arc<Flight>> {
         self.elsewhere.lock().clear();
-        let starts_with = |key: &String, _: &mut Arc<Flight>| key.starts_with(prefix);
-        for (_, flight) in self.under_way.lock().extract_if(starts_with) {
-            flight.revoke();
-        }
+        let under_way = self.under_way.lock();
+        let revoked = under_way.iter().filter(|(key, _)| key.starts_with(prefix)).flat_map(|(_, flights)| flights);
+        revoked.filter(|flight| flight.revoke()).cloned().collect()
     }
 
     fn land(&self, key: &str, flight: &Flight, landing: Landing) {
-        // Counted first: whoever finds no flight must know that there was one.
+        // Counted first: a caller that finds no flight must know that there was one.
         self.landed.fetch_add(1, Ordering::Release);
         let mut under_way = self.under_way.lock();
-        if under_way.get(key).is_some_and(|current| std::ptr::eq(&**current, flight)) {
-            match &flight.before {
-                Some(before) if !before.has_landed() => _ = under_way.insert(key.to_owned(), Arc::clone(before)),
-                _ => _ = under_way.remove(key),
+        if let Some(flights) = under_way.get_mut(key) {
+            flights.retain(|other| other.number != flight.number);
+            if flights.is_empty() {
+                under_way.remove(key);
             }
         }
         drop(under_way);
@@ -187,9 +220,20 @@ impl Flights {
 }
 
 impl Lead {
+    pub(super) fn flight(&self) -> &Flight {
+        &self.flight
+    }
+
+    /// From now on a delete waits until the flight has landed. Returns `false` if the key was deleted before.
+    pub(super) fn begin_settling(&self) -> bool {
+        let mut state = self.flight.state.lock();
+        state.is_settling = !state.is_revoked;
+        state.is_settling
+    }
+
     /// Whether the key was deleted since the lead was taken.
     pub(super) fn is_revoked(&self) -> bool {
-        self.flight.is_revoked.load(Ordering::Acquire)
+        self.flight.is_revoked()
     }
 
     pub(super) fn land(mut self, landing: Landing) {
@@ -199,7 +243,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        if self.generation == generation() {
+        if self.flight.generation == generation() {
             let landing = std::mem::replace(&mut self.landing, Landing::Failed);
             self.flights.land(&self.key, &self.flight, landing);
         }
@@ -207,26 +251,24 @@ impl Drop for Lead {
 }
 
 impl Flight {
-    fn revoke(&self) {
-        let mut flight = Some(self);
-        while let Some(revoked) = flight {
-            revoked.is_revoked.store(true, Ordering::Release);
-            flight = revoked.before.as_deref();
-        }
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
-    fn has_landed(&self) -> bool {
-        self.state.lock().landing.is_some()
+    /// Whether this thread, on which its leader would have to go on, must not wait for it.
+    pub(in crate::cache) fn would_block_its_leader(&self) -> bool {
+        self.is_led_by_task && is_inline_on_a_runtime()
     }
 
-    /// Whether waiting for this flight would be waiting for oneself: a blocking loader that fetches what it is loading.
-    pub(super) fn is_led_by_this_thread(&self) -> bool {
-        self.leader_thread == thread_token()
+    fn is_revoked(&self) -> bool {
+        self.state.lock().is_revoked
     }
 
-    /// Until when it is worth waiting for: the deadline, unless others may begin another one before.
-    pub(super) fn awaited_until(&self, deadline: Instant, lapse: Duration) -> Instant {
-        self.since.checked_add(lapse).map_or(deadline, |lapses_at| deadline.min(lapses_at))
+    /// Returns whether it is storing at this moment.
+    fn revoke(&self) -> bool {
+        let mut state = self.state.lock();
+        state.is_revoked = true;
+        state.is_settling
     }
 
     /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no
@@ -241,12 +283,25 @@ impl Flight {
         if tokio::runtime::Handle::try_current().is_ok() {
             return match settled(Box::pin(tokio::time::timeout_at(deadline.into(), landing))).await {
                 Ok(in_time) => in_time.ok(),
-                // In a child: who leads it does so in the parent.
+                // In a child: its leader is in the parent.
                 Err(_) => Some(Landing::Failed),
             };
         }
         Some(landing.await)
     }
+
+    /// Waits until it has landed, however it does.
+    pub(in crate::cache) async fn landed(&self, deadline: Instant) {
+        let _ = self.landing(deadline).await;
+    }
+}
+
+/// Whether the blocking API is at work on a thread of a tokio runtime.
+pub(super) fn is_inline_on_a_runtime() -> bool {
+    #[cfg(feature = "tokio")]
+    return is_inline() && tokio::runtime::Handle::try_current().is_ok();
+    #[cfg(not(feature = "tokio"))]
+    return false;
 }
 
 /// A caller's wait for a flight.
@@ -258,7 +313,7 @@ struct Wait<'a> {
 impl Wait<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Landing> {
         if self.flight.generation != generation() {
-            // Who leads it does so in the parent, and its lock is the parent's.
+            // Its leader and its lock are the parent's.
             return Poll::Ready(Landing::Failed);
         }
         let mut state = self.flight.state.lock();
@@ -291,49 +346,79 @@ mod tests {
     use std::task::{Context, Waker};
     use std::time::Duration;
 
-    use super::{Flights, MOST_ELSEWHERE, Part, Wait};
+    use super::{Flights, Lead, MOST_ELSEWHERE, Part, Wait};
+
+    fn lead(flights: &Arc<Flights>, lapse: Duration) -> Lead {
+        match flights.join("k", lapse, None) {
+            Part::Lead(lead) => lead,
+            Part::Wait(_) => panic!("another leads"),
+        }
+    }
 
     #[test]
     fn a_wait_that_is_given_up_leaves_nothing_behind() {
-        let flights = Arc::new(Flights::default());
-        let Part::Lead(lead) = flights.join("k".to_owned(), Duration::MAX) else { panic!("nobody else is under way") };
+        let flights = Arc::new(Flights::new());
+        let lead = lead(&flights, Duration::MAX);
         for _ in 0..3 {
-            let Part::Wait(flight) = flights.join("k".to_owned(), Duration::MAX) else { panic!("there is a leader") };
+            let Part::Wait(flight) = flights.join("k", Duration::MAX, None) else { panic!("there is a leader") };
             let mut wait = Wait { flight: &flight, ticket: None };
             assert!(wait.poll(&mut Context::from_waker(Waker::noop())).is_pending());
             assert_eq!(flight.state.lock().waiting.len(), 1);
         }
         assert!(lead.flight.state.lock().waiting.is_empty());
     }
+
     #[test]
-    fn a_flight_that_has_lapsed_is_replaced_and_takes_nothing_along() {
-        let flights = Arc::new(Flights::default());
-        let Part::Lead(hanging) = flights.join("k".to_owned(), Duration::MAX) else {
-            panic!("nobody else is under way")
+    fn an_overdue_flight_is_followed_by_another() {
+        let flights = Arc::new(Flights::new());
+        let hanging = lead(&flights, Duration::MAX);
+        let Part::Lead(second) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else { panic!("overdue") };
+        let Part::Wait(flight) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else {
+            panic!("somebody was quicker")
         };
-        assert!(flights.under_way("k", Duration::ZERO).is_none());
-        let Part::Lead(second) = flights.join("k".to_owned(), Duration::ZERO) else { panic!("it has lapsed") };
-        drop(hanging);
-        assert!(flights.under_way("k", Duration::MAX).is_some(), "the second one's");
+        assert_eq!(flight.number, second.flight.number);
         drop(second);
-        assert!(flights.under_way("k", Duration::MAX).is_none());
-        let Part::Lead(hanging) = flights.join("k".to_owned(), Duration::MAX) else {
-            panic!("nobody else is under way")
-        };
-        drop(flights.join("k".to_owned(), Duration::ZERO));
+        assert!(matches!(flights.join("k", Duration::MAX, None), Part::Wait(_)), "the first one goes on");
+        drop(lead(&flights, Duration::ZERO));
         flights.revoke("k");
         assert!(hanging.is_revoked(), "also when the second one has ended");
+        drop(hanging);
+        assert!(flights.under_way.lock().is_empty());
+    }
+
+    /// Each of ten thousand is overdue when the next begins: none keeps the one before.
+    #[test]
+    fn flights_that_land_are_forgotten() {
+        let flights = Arc::new(Flights::new());
+        let mut before = lead(&flights, Duration::MAX);
+        for _ in 0..10_000 {
+            before = lead(&flights, Duration::ZERO);
+        }
+        assert_eq!(flights.under_way.lock()["k"].len(), 1);
+        drop(before);
+        assert!(flights.under_way.lock().is_empty());
     }
 
     #[test]
-    fn what_is_loaded_elsewhere_is_not_led_for_a_moment() {
-        let flights = Arc::new(Flights::default());
-        flights.is_elsewhere("k".to_owned());
-        assert!(flights.try_lead("k".to_owned(), Duration::MAX).is_none());
+    fn a_delete_hears_of_what_is_being_stored() {
+        let flights = Arc::new(Flights::new());
+        let lead = lead(&flights, Duration::MAX);
+        assert!(lead.begin_settling());
+        assert_eq!(flights.revoke("k").len(), 1);
+        assert_eq!(flights.revoke_all("").len(), 1, "until it has landed");
+        drop(lead);
+        assert!(flights.revoke("k").is_empty());
+    }
+
+    #[test]
+    fn what_is_refreshed_elsewhere_is_not_led_for_a_while() {
+        let flights = Arc::new(Flights::new());
+        flights.is_elsewhere("k", None);
+        assert!(flights.try_lead("k", Duration::MAX).is_none());
         flights.revoke("k");
-        assert!(flights.try_lead("k".to_owned(), Duration::MAX).is_some());
+        assert!(flights.try_lead("k", Duration::MAX).is_some());
         for n in 0..2 * MOST_ELSEWHERE {
-            flights.is_elsewhere(n.to_string());
+            flights.is_elsewhere(&n.to_string(), None);
         }
         assert!(flights.elsewhere.lock().len() <= MOST_ELSEWHERE);
     }

@@ -1,4 +1,4 @@
-//! What a fetch keeps: a typed value in its envelope, or bare bytes.
+//! What a fetch keeps: a typed value in its envelope, or raw bytes.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::error::Result;
 pub(super) trait Form: Sized {
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 
-    /// As it is handed to those who wait in this process.
+    /// In the form in which those who wait in this process get it.
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
 
     /// `None` for what is no such value.
@@ -25,7 +25,7 @@ pub(super) trait Form: Sized {
 pub(super) struct Typed<T>(pub(super) T);
 
 /// Any bytes are a value, and a fresh one.
-pub(super) struct Bare(pub(super) Bytes);
+pub(super) struct Raw(pub(super) Bytes);
 
 impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
@@ -45,7 +45,7 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
     }
 }
 
-impl Form for Bare {
+impl Form for Raw {
     fn seal(&self, _cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
         Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.bare })
     }
@@ -54,11 +54,11 @@ impl Form for Bare {
         Ok(self.0.clone())
     }
 
-    fn decode(_cache: &Cache, bytes: &Bytes) -> Option<(Bare, Age)> {
-        Some((Bare(bytes.clone()), Age::Fresh))
+    fn decode(_cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
+        Some((Raw(bytes.clone()), Age::Fresh))
     }
 
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Bare, Age)> {
-        Bare::decode(cache, bytes)
+    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
+        Raw::decode(cache, bytes)
     }
 }

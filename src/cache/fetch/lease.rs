@@ -1,262 +1,303 @@
-//! One loader for all processes: leases.
+//! The right to load a key for all processes on one store.
 //!
-//! A lease is a key of its own beside the value's, stored if absent, with a lifetime. It is never a placeholder in the
-//! value's place, which somebody might take for the value. Whoever wins it may load; the others wait until the value is there
-//! or the lease is gone. It is released by compare-and-set, so that nobody releases what another has won since.
+//! A lease is a key of its own beside the value's, never a placeholder in the value's place, which somebody might take for the
+//! value. Its lifetime on the server is long, so that it is not evicted before other entries; its real end is in its value:
 //!
-//! A delete of the key removes the lease too. Whoever finds at the release that it is gone before its time has loaded what may
-//! be out of date, and takes back what it has stored.
+//! - a token, which only its holder knows;
+//! - the beat, a number that the holder raises while it loads, and the patience, in milliseconds: a process that sees no beat
+//!   for so long takes the lease over. Without tokio nothing beats, and the patience is as long as a load may take;
+//! - the holder's name: a process on the same host that finds it dead takes over at once.
 //!
-//! Whatever ends a load without a release (the drop of its future, a panic) has the lease released all the same: in the
-//! background on tokio (when the runtime runs), on the spot elsewhere and where the runtime is being shut down. Only a process
-//! that ends in the middle of a load leaves it behind, until its lifetime ends. A child never releases its parent's.
+//! A delete replaces the lease by a mark. A holder that finds another's token, a mark or nothing in its lease's place has
+//! loaded what may be out of date, and does not keep it.
+//!
+//! Whatever ends a load without settling it (the drop of its future, a panic) releases the lease: in the background on tokio,
+//! on the spot elsewhere and where the runtime is being shut down. A child never releases its parent's.
 
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
-use super::storing::is_uncertain;
-use crate::cache::key::lease_key;
-use crate::cache::{Cache, blocking, settled};
-use crate::error::{Error, Result};
+use super::holder;
+use crate::cache::{Cache, blocking};
 use crate::lifecycle::generation;
-use crate::net::pause;
 #[cfg(feature = "tokio")]
 use crate::net::{Drive, drive};
-use crate::store::{Ttl, When};
+#[cfg(feature = "tokio")]
+use crate::store::Outcome;
+use crate::store::{Op, Settle, Ttl, lease_key};
 
-/// What is left in the place of a lease, for a moment, when its load has stored nothing: nobody need wait for the next one,
-/// which would store nothing either.
-const NOTHING_STORED: Bytes = Bytes::from_static(b"nothing stored");
-const MOMENT: Duration = Duration::from_secs(1);
+/// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one, which
+/// would store nothing either.
+pub(in crate::cache) const NOTHING_STORED: &[u8] = b"nothing stored";
+/// Left in a lease's place by a delete.
+pub(in crate::cache) const DELETED: &[u8] = b"deleted";
+pub(in crate::cache) const MARK_TTL: Ttl = Ttl::After(Duration::from_secs(1));
 
-/// How long those who wait pause between two looks: doubled from the shortest to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// On the server: among the last that `volatile-ttl` evicts.
+const LEASE_TTL: Ttl = Ttl::After(Duration::from_secs(24 * 60 * 60));
 
-/// The right to load a key, for all processes on one store.
+const TOKEN: usize = 16;
+const HEADER: usize = TOKEN + 8 + 8;
+
+/// What a lease's place on the server holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sighting {
+    Nothing,
+    /// A load that stored nothing has ended within the last second.
+    NothingStored,
+    /// The key was deleted while it was loaded.
+    Deleted,
+    Held {
+        patience: Duration,
+        holder: String,
+    },
+}
+
+impl Sighting {
+    pub(super) fn of(lease: Option<&Bytes>) -> Sighting {
+        match lease.map(|lease| &lease[..]) {
+            None => Sighting::Nothing,
+            Some(NOTHING_STORED) => Sighting::NothingStored,
+            Some(DELETED) => Sighting::Deleted,
+            Some(lease) => {
+                let patience = lease.get(TOKEN + 8..HEADER).and_then(|bytes| bytes.try_into().ok());
+                let patience =
+                    patience.map_or(Duration::ZERO, |bytes| Duration::from_millis(u64::from_le_bytes(bytes)));
+                let holder = String::from_utf8_lossy(lease.get(HEADER..).unwrap_or_default()).into_owned();
+                Sighting::Held { patience, holder }
+            }
+        }
+    }
+}
+
+/// A lease of this process's.
+#[derive(Clone, Debug)]
 pub(super) struct Lease {
-    cache: Cache,
-    /// `None` once it is released.
-    claim: Option<Claim>,
-    generation: u64,
-    /// Whether the store has said so. If it has not answered, the lease may be held all the same.
-    is_granted: bool,
-    /// Whether it is being released by a task, which a runtime that is shut down drops.
-    is_in_background: bool,
-}
-
-struct Claim {
     key: String,
-    token: Bytes,
-    since: Instant,
-    lifetime: Duration,
-}
-
-/// How an attempt to win a lease has ended.
-#[derive(Debug)]
-pub(super) enum Leasing {
-    Won(Lease),
-    /// Another process loads.
-    Lost,
-    /// There are no leases here.
-    Unneeded,
-    /// The store did not say. A lease that may be held nevertheless is to be released.
-    NoAnswer(Error, Option<Lease>),
-}
-
-/// What a lease takes the place of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Empty,
-    /// The mark of a load that has stored nothing.
-    Marked,
-}
-
-/// What is to be seen of another's lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Held {
-    /// Whoever holds it is loading.
-    Still,
-    /// Nobody does.
-    NoLonger,
-    /// It has ended a moment ago, and nothing was stored.
-    InVain,
-}
-
-impl Cache {
-    pub(in crate::cache) fn takes_leases(&self) -> bool {
-        !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
-    }
-
-    /// Tries to win the lease of a key, given as the store sees it: where there is none, or where there is only a mark.
-    pub(super) async fn lease(&self, full_key: &str, place: Place) -> Leasing {
-        let lifetime = self.shared.settings.lease;
-        if !self.takes_leases() {
-            return Leasing::Unneeded;
-        }
-        let claim = Claim { key: lease_key(full_key), token: token(), since: Instant::now(), lifetime };
-        // Made before the request: should that be cancelled, its lease is released even if the server has granted it.
-        let mut lease = Lease {
-            cache: self.clone(),
-            claim: Some(claim),
-            generation: generation(),
-            is_granted: false,
-            is_in_background: false,
-        };
-        match lease.acquire(place).await {
-            Ok(true) => {
-                lease.is_granted = true;
-                Leasing::Won(lease)
-            }
-            Ok(false) => {
-                lease.forget();
-                Leasing::Lost
-            }
-            Err(error) if is_uncertain(&error) => Leasing::NoAnswer(error, Some(lease)),
-            Err(error) => {
-                lease.forget();
-                Leasing::NoAnswer(error, None)
-            }
-        }
-    }
-
-    /// Looks at another's lease.
-    pub(super) async fn look_at_lease(&self, full_key: &str) -> Result<Held> {
-        let store = self.store()?;
-        let held = self.answered(settled(store.get_latest(&lease_key(full_key))).await)?;
-        Ok(match held {
-            None => Held::NoLonger,
-            Some(token) if token == NOTHING_STORED => Held::InVain,
-            Some(_) => Held::Still,
-        })
-    }
+    value: Bytes,
 }
 
 impl Lease {
-    async fn acquire(&self, place: Place) -> Result<bool> {
-        let Some(Claim { key, token, lifetime, .. }) = &self.claim else { return Ok(false) };
-        let (token, ttl) = (token.clone(), Ttl::After(*lifetime));
-        let store = self.cache.store()?;
-        self.cache.answered(match place {
-            Place::Empty => settled(store.set(key, token, ttl, When::IfAbsent)).await,
-            Place::Marked => settled(store.compare_and_set(key, Some(&NOTHING_STORED), Some(token), ttl)).await,
-        })
+    /// One to ask for. `patience` is how long others leave it alone without a beat.
+    pub(super) fn new(full_key: &str, patience: Duration) -> Lease {
+        let mut value = BytesMut::with_capacity(HEADER + holder::own().len());
+        value.put_slice(&token());
+        value.put_u64_le(0);
+        value.put_u64_le(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        value.put_slice(holder::own().as_bytes());
+        Lease { key: lease_key(full_key), value: value.freeze() }
     }
 
-    /// Whether it is gone before its time.
-    pub(super) async fn is_revoked(&self) -> bool {
-        let Some(claim) = self.claim.as_ref().filter(|_| self.is_granted && self.generation == generation()) else {
-            return false;
-        };
-        let held = async {
-            let store = self.cache.store()?;
-            self.cache.answered(settled(store.get_latest(&claim.key)).await)
-        };
-        // What cannot be known now is found out at the release.
-        held.await.is_ok_and(|held| held.is_none_or(|token| token != claim.token) && !claim.has_run_out())
+    pub(super) fn key(&self) -> &str {
+        &self.key
     }
 
-    /// Leaves it to whoever loads next. Answers whether the key was deleted since the lease was won.
-    pub(super) async fn release(self) -> bool {
-        self.replace(None).await
+    pub(super) fn token(&self) -> &[u8] {
+        &self.value[..TOKEN]
     }
 
-    /// Releases it, and tells those who wait that nothing was stored.
-    pub(super) async fn release_in_vain(self) {
-        self.replace(Some(NOTHING_STORED)).await;
+    /// Takes the lease where its place holds `place`.
+    pub(super) fn take<'a>(&'a self, place: Option<&'a [u8]>) -> Op<'a> {
+        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl: LEASE_TTL }
     }
 
-    async fn replace(mut self, mark: Option<Bytes>) -> bool {
-        // A loader may have forked, and this may be the child.
-        let Some(claim) = self.claim.as_ref().filter(|_| self.generation == generation()) else { return false };
-        let was_there = replace(&self.cache, claim, mark).await;
-        let is_revoked = self.is_granted && !was_there && !claim.has_run_out();
-        self.claim = None;
-        is_revoked
-    }
-
-    fn forget(mut self) {
-        self.claim = None;
+    /// Ends the lease, and stores nothing.
+    fn release(&self) -> Op<'_> {
+        Op::Settle(Settle { key: &self.key, lease: &self.key, token: self.token(), store: None, mark: None })
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let Some(claim) = self.claim.take() else { return };
+/// The leases that a fetch holds, by the place of their keys in it. Dropped, they are released.
+pub(super) struct Leases {
+    cache: Cache,
+    generation: u64,
+    held: Vec<(usize, Lease)>,
+    /// Whether they are being released by a task, which a runtime that is shut down drops.
+    #[cfg(feature = "tokio")]
+    is_in_background: bool,
+    #[cfg(feature = "tokio")]
+    beating: Option<tokio::task::AbortHandle>,
+}
+
+impl Leases {
+    pub(super) fn none(cache: &Cache) -> Leases {
+        Leases {
+            cache: cache.clone(),
+            generation: generation(),
+            held: Vec::new(),
+            #[cfg(feature = "tokio")]
+            is_in_background: false,
+            #[cfg(feature = "tokio")]
+            beating: None,
+        }
+    }
+
+    /// Added before it is asked for: should the request be cancelled, it is released even if the server has granted it.
+    pub(super) fn add(&mut self, place: usize, lease: Lease) {
+        self.held.push((place, lease));
+    }
+
+    /// Not held after all.
+    pub(super) fn forget(&mut self, place: usize) {
+        self.held.retain(|(other, _)| *other != place);
+    }
+
+    pub(super) fn of(&self, place: usize) -> Option<&Lease> {
+        // A loader may have forked, and this may be the child.
+        let of_this_process = self.generation == generation();
+        self.held.iter().find(|(other, _)| *other == place && of_this_process).map(|(_, lease)| lease)
+    }
+
+    /// These have ended.
+    pub(super) fn settled(&mut self, places: &[usize]) {
+        self.held.retain(|(place, _)| !places.contains(place));
+        if self.held.is_empty() {
+            self.stop_beating();
+        }
+    }
+
+    /// Releases these, which are not needed after all.
+    pub(super) async fn release(&mut self, places: &[usize]) {
+        if !places.is_empty() && self.generation == generation() {
+            let held = self.held.extract_if(.., |(place, _)| places.contains(place)).collect();
+            let mut unneeded = Leases::none(&self.cache);
+            unneeded.held = held;
+            unneeded.release_all().await;
+        }
+    }
+
+    /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere there is
+    /// nobody to do it.
+    #[cfg(feature = "tokio")]
+    pub(super) fn beat(&mut self) {
+        if self.held.is_empty() || !matches!(drive(), Ok(Drive::Tokio(_))) {
+            return;
+        }
+        self.stop_beating();
+        let cache = self.cache.clone();
+        let leases = self.held.iter().map(|(_, lease)| lease.clone()).collect();
+        self.beating = Some(tokio::spawn(beat(cache, leases)).abort_handle());
+    }
+
+    #[cfg(not(feature = "tokio"))]
+    pub(super) fn beat(&mut self) {}
+
+    #[cfg(feature = "tokio")]
+    fn stop_beating(&mut self) {
+        let beating = self.beating.take();
         if self.generation != generation() {
+            std::mem::forget(beating);
+        } else if let Some(beating) = beating {
+            beating.abort();
+        }
+    }
+
+    #[cfg(not(feature = "tokio"))]
+    fn stop_beating(&mut self) {}
+
+    async fn release_all(mut self) {
+        release(&self.cache, &self.held).await;
+        self.held.clear();
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        self.stop_beating();
+        let held = std::mem::take(&mut self.held);
+        if held.is_empty() || self.generation != generation() {
             return;
         }
         #[cfg(feature = "tokio")]
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
-            let (cache, generation, is_granted) = (self.cache.clone(), self.generation, self.is_granted);
-            let lease = Lease { cache, claim: Some(claim), generation, is_granted, is_in_background: true };
-            tokio::spawn(lease.release());
+            let mut leases = Leases::none(&self.cache);
+            (leases.held, leases.is_in_background) = (held, true);
+            tokio::spawn(leases.release_all());
             return;
         }
-        blocking::at_once(std::pin::pin!(replace(&self.cache, &claim, None)));
+        blocking::at_once(std::pin::pin!(release(&self.cache, &held)));
     }
 }
 
-impl Claim {
-    /// By this side's clock. Where the server's ends it early, as Memcached's may, that looks like a delete.
-    fn has_run_out(&self) -> bool {
-        self.since.elapsed() >= self.lifetime
-    }
-}
-
-/// Removes a lease, or leaves a mark in its place for a moment. Answers whether it was still there; not, if nobody knows.
-async fn replace(cache: &Cache, claim: &Claim, mark: Option<Bytes>) -> bool {
-    let replaced = async {
-        let store = cache.store()?;
-        let expected = Some(&claim.token[..]);
-        cache.answered(settled(store.compare_and_set(&claim.key, expected, mark, Ttl::After(MOMENT))).await)
-    };
-    replaced.await.unwrap_or_else(|error| {
+async fn release(cache: &Cache, held: &[(usize, Lease)]) {
+    let operations: Vec<Op<'_>> = held.iter().map(|(_, lease)| lease.release()).collect();
+    for error in cache.batch(&operations).await.into_iter().filter_map(Result::err) {
         cache.report(&error);
-        false
-    })
+    }
+}
+
+#[cfg(feature = "tokio")]
+async fn beat(cache: Cache, mut leases: Vec<Lease>) {
+    let (patience, until) =
+        (cache.shared.settings.lease, tokio::time::Instant::now() + cache.shared.settings.load_timeout);
+    while !leases.is_empty() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(patience / 3).await;
+        let reads: Vec<Op<'_>> = leases.iter().map(|lease| Op::Get { key: &lease.key }).collect();
+        let held = cache.batch(&reads).await;
+        let mut beats: Vec<(String, Bytes)> = Vec::with_capacity(leases.len());
+        let mut held = held.into_iter();
+        leases.retain(|lease| match held.next() {
+            Some(Ok(Outcome::Value(Some(value)))) if value.starts_with(lease.token()) => {
+                beats.push((lease.key.clone(), value));
+                true
+            }
+            // Lost: its holder will find out when it settles.
+            Some(Ok(_)) | None => false,
+            Some(Err(_)) => true,
+        });
+        let swaps = beats.iter().map(|(key, value)| Op::CompareAndSet {
+            key,
+            expected: Some(value),
+            new: Some(raised(value)),
+            ttl: LEASE_TTL,
+        });
+        let swaps: Vec<Op<'_>> = swaps.collect();
+        // What is not raised now is raised by the next beat.
+        cache.batch(&swaps).await;
+    }
+}
+
+/// The same with the next beat.
+#[cfg(feature = "tokio")]
+fn raised(value: &Bytes) -> Bytes {
+    let mut raised = BytesMut::from(&value[..]);
+    let beat = u64::from_le_bytes(value[TOKEN..TOKEN + 8].try_into().expect("eight bytes"));
+    raised[TOKEN..TOKEN + 8].copy_from_slice(&beat.wrapping_add(1).to_le_bytes());
+    raised.freeze()
 }
 
 /// Different for every lease there is, in any process on any machine.
-fn token() -> Bytes {
-    let mut token = [0; 16];
+fn token() -> [u8; TOKEN] {
+    let mut token = [0; TOKEN];
     // Without random numbers there is still who and when.
     if getrandom::fill(&mut token).is_err() {
         let nanoseconds = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         token[..12].copy_from_slice(&nanoseconds.to_le_bytes()[..12]);
         token[12..].copy_from_slice(&std::process::id().to_le_bytes());
     }
-    Bytes::copy_from_slice(&token)
+    token
 }
 
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").finish_non_exhaustive()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// The pauses of somebody who waits for another process.
-#[derive(Debug)]
-pub(super) struct Patience {
-    deadline: Instant,
-    pause: Duration,
-}
+    use super::{DELETED, Lease, NOTHING_STORED, Sighting, holder};
 
-impl Patience {
-    pub(super) fn until(deadline: Instant) -> Patience {
-        Patience { deadline, pause: SHORTEST_PAUSE }
-    }
-
-    /// Waits a little. `false` if the deadline has passed.
-    pub(super) async fn wait(&mut self) -> Result<bool> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
+    #[test]
+    fn a_lease_says_whose_it_is() {
+        let lease = Lease::new("k", Duration::from_secs(5));
+        let held = Sighting::Held { patience: Duration::from_secs(5), holder: holder::own().to_owned() };
+        assert_eq!(Sighting::of(Some(&lease.value)), held);
+        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), Sighting::NothingStored);
+        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(DELETED))), Sighting::Deleted);
+        assert_eq!(Sighting::of(None), Sighting::Nothing);
+        #[cfg(feature = "tokio")]
+        {
+            let raised = super::raised(&lease.value);
+            assert!(raised != lease.value && raised.starts_with(lease.token()));
+            assert_eq!(Sighting::of(Some(&raised)), held);
         }
-        settled(Box::pin(pause(self.pause.min(left)))).await??;
-        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
-        Ok(true)
     }
 }

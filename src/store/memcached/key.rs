@@ -12,7 +12,7 @@ use std::fmt;
 use md5::{Digest, Md5};
 
 use crate::error::Result;
-use crate::store::check_key;
+use crate::store::{check_key, key_of_lease};
 
 /// What the server accepts, on the wire.
 const LONGEST: usize = 250;
@@ -29,6 +29,8 @@ const SHORTEST_PREFIX: usize = ENCODED_PREFIX - 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key<'a> {
     stored: Cow<'a, [u8]>,
+    /// For a lease: how the key is stored whose lease it is.
+    leased: Option<Cow<'a, [u8]>>,
     base64: Option<Vec<u8>>,
 }
 
@@ -38,27 +40,27 @@ impl Key<'_> {
     /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for the empty key.
     pub(super) fn new(key: &str) -> Result<Key<'_>> {
         check_key(key)?;
-        let bytes = key.as_bytes();
-        let longest = if is_plain(bytes) { LONGEST } else { LONGEST_ENCODED };
-        let stored = if bytes.len() > longest || split_digest(bytes).is_some() {
-            Cow::Owned(digested(key).into_bytes())
-        } else {
-            Cow::Borrowed(bytes)
-        };
+        let stored = stored(key);
         let base64 = (!is_plain(&stored)).then(|| base64(&stored));
-        Ok(Key { stored, base64 })
+        Ok(Key { stored, leased: key_of_lease(key).map(self::stored), base64 })
     }
 
     /// A key as the server listed it. Another program may have written it, so it may be anything that a server accepts.
     pub(super) fn listed(stored: Vec<u8>) -> Key<'static> {
         let breaks_the_line = stored.iter().any(|byte| *byte <= b' ' || *byte == 0x7f);
         let base64 = breaks_the_line.then(|| base64(&stored));
-        Key { stored: Cow::Owned(stored), base64 }
+        Key { stored: Cow::Owned(stored), leased: None, base64 }
     }
 
-    /// What the server knows the entry by, and what the ring hashes.
-    pub(super) fn stored(&self) -> &[u8] {
+    /// What the server knows the entry by.
+    #[cfg(test)]
+    fn stored(&self) -> &[u8] {
         &self.stored
+    }
+
+    /// What the ring hashes. A lease is on the server of the key that it is for.
+    pub(super) fn routed_by(&self) -> &[u8] {
+        self.leased.as_ref().unwrap_or(&self.stored)
     }
 
     /// What goes into a command.
@@ -83,6 +85,16 @@ impl fmt::Display for Key<'_> {
 /// followed it, nobody knows.
 pub(super) fn starts_with(stored: &[u8], prefix: &[u8]) -> bool {
     split_digest(stored).unwrap_or(stored).starts_with(prefix)
+}
+
+fn stored(key: &str) -> Cow<'_, [u8]> {
+    let bytes = key.as_bytes();
+    let longest = if is_plain(bytes) { LONGEST } else { LONGEST_ENCODED };
+    if bytes.len() > longest || split_digest(bytes).is_some() {
+        Cow::Owned(digested(key).into_bytes())
+    } else {
+        Cow::Borrowed(bytes)
+    }
 }
 
 fn is_plain(key: &[u8]) -> bool {
@@ -129,6 +141,14 @@ mod tests {
 
     fn wire(key: &str) -> String {
         String::from_utf8(Key::new(key).unwrap().wire().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_lease_is_routed_by_the_key_that_it_is_for() {
+        for key in ["user:42", "a key", &"a".repeat(245), &"a".repeat(300)] {
+            let lease = crate::store::lease_key(key);
+            assert_eq!(Key::new(&lease).unwrap().routed_by(), Key::new(key).unwrap().routed_by());
+        }
     }
 
     #[test]

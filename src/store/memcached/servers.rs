@@ -47,6 +47,17 @@ struct Share<'e> {
     entries: Vec<&'e Entry<'e>>,
 }
 
+impl<'e> Share<'e> {
+    fn of<'s>(shares: &'s mut BTreeMap<usize, Share<'e>>, server: usize) -> &'s mut Share<'e> {
+        shares.entry(server).or_insert_with(|| Share { server, places: Vec::new(), entries: Vec::new() })
+    }
+
+    fn push(&mut self, place: usize, entry: &'e Entry<'e>) {
+        self.places.push(place);
+        self.entries.push(entry);
+    }
+}
+
 /// A command on a key.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
@@ -84,7 +95,7 @@ impl Servers {
 
     /// Asks whoever has the key now. Says which server that is, for whatever has to follow on the same one.
     pub(super) async fn call(&self, entry: &Entry<'_>, retry: Retry) -> Result<(&Server, Answer)> {
-        let mut index = self.ring.owner(entry.key.stored());
+        let mut index = self.ring.owner(entry.key.routed_by());
         let mut down = Vec::new();
         loop {
             let server = &self.servers[index];
@@ -105,7 +116,16 @@ impl Servers {
 
     /// An answer for each entry, in their order. Those of one server go together, and the servers work at the same time.
     pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
-        let placeholder = |entry: &Result<Entry<'_>>| entry.as_ref().map(|_| Answer::Absent).map_err(Error::clone);
+        self.batch_located(entries, retry).await.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// The same, with the server that has answered each, for whatever has to follow on that one.
+    pub(super) async fn batch_located(
+        &self,
+        entries: &[Result<Entry<'_>>],
+        retry: Retry,
+    ) -> Vec<(usize, Result<Answer>)> {
+        let placeholder = |entry: &Result<Entry<'_>>| (0, entry.as_ref().map(|_| Answer::Absent).map_err(Error::clone));
         let mut answers: Vec<_> = entries.iter().map(placeholder).collect();
         let mut down = Vec::new();
         let mut pending: Vec<_> =
@@ -119,13 +139,35 @@ impl Servers {
                     if answer.as_ref().is_err_and(|error| self.leads_on(error)) {
                         turned_away.push((place, entry));
                     }
-                    answers[place] = answer;
+                    answers[place] = (share.server, answer);
                 }
                 if turned_away.len() > before {
                     down.push(share.server);
                 }
             }
             pending = turned_away;
+        }
+        answers
+    }
+
+    /// An answer for each entry, from the server that it names and from no other.
+    pub(super) async fn batch_on(&self, entries: &[(usize, Result<Entry<'_>>)], retry: Retry) -> Vec<Result<Answer>> {
+        let placeholder = |(_, entry): &(usize, Result<Entry<'_>>)| match entry {
+            Ok(_) => Ok(Answer::Absent),
+            Err(error) => Err(error.clone()),
+        };
+        let mut answers: Vec<Result<Answer>> = entries.iter().map(placeholder).collect();
+        let mut shares = BTreeMap::new();
+        for (place, (server, entry)) in entries.iter().enumerate() {
+            if let Ok(entry) = entry {
+                Share::of(&mut shares, *server).push(place, entry);
+            }
+        }
+        let shares: Vec<Share<'_>> = shares.into_values().collect();
+        for (share, answered) in shares.iter().zip(self.ask_all(&shares, retry).await) {
+            for (&place, answer) in share.places.iter().zip(answered) {
+                answers[place] = answer;
+            }
         }
         answers
     }
@@ -186,17 +228,14 @@ impl Servers {
         let mut shares = BTreeMap::new();
         for (place, entry) in entries {
             if let Some(server) = self.route(&entry.key, down) {
-                let none = || Share { server, places: Vec::new(), entries: Vec::new() };
-                let share = shares.entry(server).or_insert_with(none);
-                share.places.push(*place);
-                share.entries.push(*entry);
+                Share::of(&mut shares, server).push(*place, entry);
             }
         }
         shares.into_values().collect()
     }
 
     fn route(&self, key: &Key<'_>, down: &[usize]) -> Option<usize> {
-        self.ring.candidates(key.stored()).find(|server| !down.contains(server))
+        self.ring.candidates(key.routed_by()).find(|server| !down.contains(server))
     }
 
     /// Whether the ring's next server is to be asked after this.

@@ -111,8 +111,13 @@ impl Command {
         self.with(number.into().to_string())
     }
 
+    /// As scripts take a truth value.
+    pub(super) fn with_flag(self, flag: bool) -> Command {
+        self.with(if flag { "1" } else { "0" })
+    }
+
     /// At most one argument is a value that may be large.
-    fn with_value(mut self, value: Bytes) -> Command {
+    pub(super) fn with_value(mut self, value: Bytes) -> Command {
         if value.len() <= LARGE {
             return self.with(value);
         }
@@ -309,13 +314,9 @@ impl CompareAndSet {
 
 fn arguments(script: Command, key: &str, expected: Option<&[u8]>, new: Option<&Bytes>, ttl: Ttl) -> Result<Command> {
     let milliseconds = ttl.duration()?.map_or(0, milliseconds_rounded_up);
-    let script = script.with("1").with(key).with(flag(expected.is_some())).with(expected.unwrap_or_default());
-    let script = script.with(flag(new.is_some())).with_value(new.cloned().unwrap_or_default());
+    let script = script.with("1").with(key).with_flag(expected.is_some()).with(expected.unwrap_or_default());
+    let script = script.with_flag(new.is_some()).with_value(new.cloned().unwrap_or_default());
     Ok(script.with_number(milliseconds))
-}
-
-fn flag(flag: bool) -> &'static str {
-    if flag { "1" } else { "0" }
 }
 
 fn command(name: &'static str, first: &str, expected: Expected) -> Command {

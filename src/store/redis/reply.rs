@@ -117,7 +117,8 @@ fn without_password<'e>(login: &Login, error: &'e ServerError) -> &'e str {
 
 fn kind(error: &ServerError) -> ErrorKind {
     match error.code() {
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Auth,
+        "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
+        "NOPERM" => ErrorKind::Unsupported,
         _ if error.details().is_some_and(|details| details.starts_with("AUTH ")) => ErrorKind::Auth,
         _ => ErrorKind::Server,
     }

@@ -1,0 +1,301 @@
+//! The second step: who loads. In the process the lead of a flight says so, among processes a lease.
+//!
+//! Both are guards. The lead is had or not at once; then the leases of all keys are asked for in one round trip, which also
+//! reads the keys once more, since a value may have been stored after the first look.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::flight::{Flight, Landing, Lead, Part as InFlight};
+use super::form::Form;
+use super::lease::Lease;
+use super::look::Found;
+use super::nesting;
+use super::{Answer, Fetching, wait};
+use crate::cache::clock::now;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Op, Outcome};
+
+/// What a caller has to do with the load of a key.
+pub(super) enum Part {
+    Open,
+    /// It leads in this process, and needs the lease.
+    Claim(Claim),
+    /// It loads.
+    Load(Load),
+    /// Another caller of this process leads.
+    Follow(Arc<Flight>),
+}
+
+pub(super) struct Claim {
+    pub(super) lead: Lead,
+    /// What was last seen in the lease's place, and since when.
+    pub(super) place: Option<Bytes>,
+    pub(super) seen_since: Instant,
+    /// Whether the lease is to be asked for, or another process is to be waited for.
+    pub(super) asks: bool,
+    /// Whether the wait is over: this caller loads, whether or not it gets the lease.
+    pub(super) is_overdue: bool,
+    /// How often another process was quicker.
+    pub(super) losses: u32,
+}
+
+pub(super) struct Load {
+    pub(super) lead: Option<Lead>,
+    pub(super) keeps: Keeps,
+}
+
+/// What becomes of a loaded value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// It is stored if the lease is still held.
+    Leased,
+    /// It is stored if the entry is as it was: there are no leases here.
+    Unleased,
+    /// It is stored whatever is there.
+    Always,
+    /// It is for those who wait for it, and is not stored.
+    Nothing,
+}
+
+impl Load {
+    /// For its own caller only.
+    pub(super) const ALONE: Load = Load { lead: None, keeps: Keeps::Nothing };
+}
+
+/// One key's share of the round trip.
+struct Asked {
+    place: usize,
+    full_key: String,
+    lease: Option<Lease>,
+    /// What the lease is to take the place of.
+    instead_of: Option<Bytes>,
+}
+
+impl<V: Form, E> Fetching<V, E> {
+    /// In this process.
+    pub(super) fn lead(&mut self) {
+        let flights = Arc::clone(&self.cache.local().flights);
+        let lapse = self.cache.shared.settings.load_timeout;
+        for wanted in &mut self.wanted {
+            if wanted.answer.is_some() || !matches!(wanted.part, Part::Open) {
+                continue;
+            }
+            let joined = if wanted.old.is_some() {
+                // The old value serves while another caller loads.
+                flights.try_lead(&wanted.full_key, lapse).map(InFlight::Lead)
+            } else {
+                Some(flights.join(&wanted.full_key, lapse, wanted.overdue.take().as_deref()))
+            };
+            wanted.part = match joined {
+                None => {
+                    wanted.answer_old();
+                    Part::Open
+                }
+                Some(InFlight::Lead(lead)) => Part::Claim(Claim::new(lead, wanted.turn > 0)),
+                // To wait would be to wait for oneself, or for what only this thread could do.
+                Some(InFlight::Wait(flight))
+                    if nesting::is_part_of(flight.number()) || flight.would_block_its_leader() =>
+                {
+                    Part::Load(Load::ALONE)
+                }
+                Some(InFlight::Wait(flight)) => Part::Follow(flight),
+            };
+        }
+    }
+
+    /// Among processes.
+    pub(super) async fn lease(&mut self) {
+        let asked = self.ask();
+        if asked.is_empty() {
+            return;
+        }
+        let mut operations = Vec::with_capacity(3 * asked.len());
+        for Asked { full_key, lease, instead_of, .. } in &asked {
+            if let Some(lease) = lease {
+                operations.push(lease.take(instead_of.as_deref()));
+                operations.push(Op::Get { key: lease.key() });
+            }
+            operations.push(Op::Get { key: full_key });
+        }
+        let mut outcomes = self.cache.batch(&operations).await.into_iter();
+        let mut unneeded = Vec::new();
+        for Asked { place, lease, instead_of, .. } in &asked {
+            let leased = lease.is_some().then(|| outcomes.next().zip(outcomes.next())).flatten();
+            if let Some((taken, held)) = leased {
+                self.take_in_lease(*place, instead_of.is_some(), taken, held);
+            }
+            if let Some(latest) = outcomes.next()
+                && self.take_in_again(*place, latest)
+            {
+                unneeded.push(*place);
+            }
+        }
+        self.leases.release(&unneeded).await;
+    }
+
+    /// What is to be asked for. A lead that needs no lease loads at once, unless this process has stored something since the
+    /// first look.
+    fn ask(&mut self) -> Vec<Asked> {
+        let local = self.cache.local();
+        let landed = local.flights.landed();
+        let has_landed = std::mem::replace(&mut self.landed, landed) != landed;
+        let takes_leases = self.cache.takes_leases() && !local.has_no_leases();
+        let mut asked = Vec::new();
+        for (place, wanted) in self.wanted.iter_mut().enumerate() {
+            let Part::Claim(claim) = &mut wanted.part else { continue };
+            if !claim.asks {
+                continue;
+            }
+            let lease = (takes_leases && wanted.is_kept).then(|| Lease::new(&wanted.full_key, self.cache.patience()));
+            if let Some(lease) = &lease {
+                self.leases.add(place, lease.clone());
+            }
+            let (instead_of, is_kept) = (claim.place.clone(), wanted.is_kept);
+            if lease.is_none() {
+                wanted.part.load(if is_kept { Keeps::Unleased } else { Keeps::Nothing });
+            }
+            if lease.is_some() || (is_kept && has_landed) {
+                asked.push(Asked { place, full_key: wanted.full_key.clone(), lease, instead_of });
+            }
+        }
+        asked
+    }
+
+    /// What has become of the attempt to take a lease.
+    fn take_in_lease(&mut self, place: usize, was_seen: bool, taken: Result<Outcome>, held: Result<Outcome>) {
+        let wanted = &mut self.wanted[place];
+        let error = match taken {
+            Ok(taken) if taken.is_done() => return wanted.part.load(Keeps::Leased),
+            Ok(_) => {
+                self.leases.forget(place);
+                let Part::Claim(claim) = &mut wanted.part else { return };
+                claim.is_lost_to(held.ok().and_then(Outcome::into_value));
+                if wanted.old.is_some() {
+                    claim.seen_since = self.cache.local().flights.is_elsewhere(&wanted.full_key, claim.place.as_ref());
+                    if was_seen || wait::verdict(claim, false) != wait::Verdict::Take {
+                        wanted.part = Part::Open;
+                        wanted.answer_old();
+                    }
+                } else if claim.is_overdue && was_seen {
+                    wanted.part.load(Keeps::Nothing);
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        if error.kind() == ErrorKind::Unsupported {
+            self.leases.forget(place);
+            if self.cache.local().take_no_leases() {
+                self.cache.report(&error);
+            }
+            return wanted.part.load(Keeps::Unleased);
+        }
+        self.cache.report(&error);
+        // What may have been granted is released in the end.
+        if !is_uncertain(&error) {
+            self.leases.forget(place);
+        }
+        if wanted.old.is_some() {
+            wanted.part = Part::Open;
+            wanted.answer_old();
+        } else {
+            wanted.part.load(if is_uncertain(&error) { Keeps::Leased } else { Keeps::Unleased });
+        }
+    }
+
+    /// The second look. Returns whether the key is answered, and its lease, if there is one, not needed.
+    fn take_in_again(&mut self, place: usize, latest: Result<Outcome>) -> bool {
+        let wanted = &mut self.wanted[place];
+        let held = match latest {
+            Ok(latest) => latest.into_value(),
+            Err(error) => {
+                self.cannot_read(place, &error);
+                return false;
+            }
+        };
+        if wanted.answer.is_some() {
+            return true;
+        }
+        let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, held)));
+        let is_refresh = wanted.old.is_some();
+        let value = match found {
+            Found::Settled { value, .. } => Some(value),
+            found if !is_refresh => found.into_value(),
+            Found::Old { value, is_stale } => {
+                wanted.old = Some((value, is_stale));
+                None
+            }
+            Found::Nothing => None,
+        };
+        match (value, &held) {
+            (Some(value), Some(encoded)) => {
+                wanted.land(Landing::Loaded(encoded.clone()));
+                self.coalesced(place, value);
+                true
+            }
+            _ => {
+                wanted.held = held;
+                false
+            }
+        }
+    }
+
+    pub(super) fn coalesced(&mut self, place: usize, value: V) {
+        self.cache.local().counters.coalesced();
+        self.wanted[place].answer(Answer::Value(value), "coalesced");
+    }
+}
+
+impl Claim {
+    pub(super) fn new(lead: Lead, is_overdue: bool) -> Claim {
+        Claim { lead, place: None, seen_since: now(), asks: true, is_overdue, losses: 0 }
+    }
+
+    fn is_lost_to(&mut self, held: Option<Bytes>) {
+        self.asks = false;
+        self.losses += 1;
+        self.sees(held);
+    }
+
+    /// A lease that is another one, or has had a beat, is seen from now on.
+    pub(super) fn sees(&mut self, held: Option<Bytes>) {
+        if self.place != held {
+            self.place = held;
+            self.seen_since = now();
+        }
+    }
+}
+
+impl Part {
+    /// A claim becomes a load.
+    pub(super) fn load(&mut self, keeps: Keeps) {
+        if let Part::Claim(Claim { lead, .. }) = std::mem::replace(self, Part::Open) {
+            *self = Part::Load(Load { lead: Some(lead), keeps });
+        }
+    }
+
+    /// The number of the flight that is loaded.
+    pub(super) fn flight(&self) -> Option<u64> {
+        match self {
+            Part::Load(Load { lead: Some(lead), .. }) => Some(lead.flight().number()),
+            _ => None,
+        }
+    }
+
+    /// The flight that is led.
+    pub(super) fn take_lead(&mut self) -> Option<Lead> {
+        match std::mem::replace(self, Part::Open) {
+            Part::Claim(Claim { lead, .. }) => Some(lead),
+            Part::Load(Load { lead, .. }) => lead,
+            Part::Open | Part::Follow(_) => None,
+        }
+    }
+}
+
+/// Whether a write that failed like this may have taken effect.
+fn is_uncertain(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
+}

@@ -1,0 +1,108 @@
+//! Who holds a lease, and whether that process still lives.
+//!
+//! A process is named by the machine's boot, its pid namespace, its pid and the time of its start. Another process with the
+//! same boot and namespace can see whether it is alive; any other has to go by the holder's beats.
+
+use std::fs;
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::lifecycle::ProcessLocal;
+
+static OWN: ProcessLocal<String> = ProcessLocal::new();
+
+/// The name of this process. Empty where there is no `/proc` to read it from.
+pub(super) fn own() -> &'static str {
+    OWN.get_or_init(|| name_of_this_process().unwrap_or_default())
+}
+
+fn name_of_this_process() -> Option<String> {
+    let pid = std::process::id();
+    let (host, start) = (host()?, Status::of(pid).ok()?.start);
+    Some(format!("{host} {pid} {start}"))
+}
+
+/// The boot and the pid namespace.
+fn host() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{} {}", boot.trim(), namespace.display()))
+}
+
+/// Whether a holder is known to have ended. Not known of one on another host, or that this process may not look at.
+pub(super) fn has_ended(holder: &str) -> bool {
+    has_ended_beside(own(), holder)
+}
+
+fn has_ended_beside(own: &str, holder: &str) -> bool {
+    let (Some((own_host, _)), Some((host, (pid, start)))) = (parts(own), parts(holder)) else { return false };
+    if own_host != host || own == holder {
+        return false;
+    }
+    match Status::of(pid) {
+        Ok(status) => status.start != start || status.has_ended,
+        // The process may be hidden from this one. A signal of 0 is not sent.
+        Err(_) => i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)),
+    }
+}
+
+/// The host; the pid and the start.
+fn parts(name: &str) -> Option<(&str, (u32, u64))> {
+    let (rest, start) = name.rsplit_once(' ')?;
+    let (host, pid) = rest.rsplit_once(' ')?;
+    Some((host, (pid.parse().ok()?, start.parse().ok()?)))
+}
+
+struct Status {
+    /// In clock ticks since the boot.
+    start: u64,
+    /// A zombie without other threads.
+    has_ended: bool,
+}
+
+impl Status {
+    fn of(pid: u32) -> std::io::Result<Status> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+        // The name of the program, in parentheses, may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").ok_or_else(malformed)?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).ok_or_else(malformed);
+        let (state, threads, start) = (fields.first().copied(), number(17)?, number(19)?);
+        Ok(Status { start, has_ended: matches!(state, Some("Z" | "X")) && threads <= 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{has_ended, has_ended_beside, own, parts};
+
+    #[test]
+    fn a_process_that_is_there_has_not_ended() {
+        let (host, (pid, start)) = parts(own()).expect("a name");
+        assert_eq!(pid, std::process::id());
+        assert!(!has_ended(own()));
+        assert!(has_ended_beside(own(), &format!("{host} {pid} {}", start + 1)), "its pid is another's by now");
+        assert!(!has_ended_beside(own(), &format!("elsewhere {host} {pid} {}", start + 1)));
+        assert!(!has_ended("nobody") && !has_ended(""));
+    }
+
+    #[test]
+    fn a_zombie_has_ended() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let (host, _) = parts(own()).unwrap();
+        let start = super::Status::of(child.id()).unwrap().start;
+        let name = format!("{host} {} {start}", child.id());
+        assert!(!has_ended(&name));
+        drop(child.stdin.take());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !has_ended(&name) {
+            assert!(std::time::Instant::now() < deadline, "it is not seen to have ended");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(has_ended(&name), "nor when it is reaped");
+    }
+}

@@ -1,0 +1,55 @@
+//! Which loads the code that runs here is part of: a loader may fetch other keys, and even its own.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+
+thread_local! {
+    /// The numbers of the flights whose loaders are running on this thread, the innermost last.
+    static LOADING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs a loader as that of these flights. What it hands to another thread or task is not known to be part of it.
+pub(super) async fn loading<F: Future>(flights: Vec<u64>, load: F) -> F::Output {
+    let mut load = pin!(load);
+    poll_fn(|cx| {
+        let _nested = Nested::begin(&flights);
+        load.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Whether this is a loader's code.
+pub(super) fn is_in_loader() -> bool {
+    LOADING.with_borrow(|loading| !loading.is_empty())
+}
+
+/// Whether this is the code of a flight's own loader: it must not wait for itself.
+pub(super) fn is_part_of(flight: u64) -> bool {
+    LOADING.with_borrow(|loading| loading.contains(&flight))
+}
+
+struct Nested {
+    before: usize,
+}
+
+impl Nested {
+    fn begin(flights: &[u64]) -> Nested {
+        LOADING.with_borrow_mut(|loading| {
+            let before = loading.len();
+            // A forced load has no flight, and is a loader all the same.
+            if flights.is_empty() {
+                loading.push(0)
+            } else {
+                loading.extend_from_slice(flights)
+            }
+            Nested { before }
+        })
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        LOADING.with_borrow_mut(|loading| loading.truncate(self.before));
+    }
+}

@@ -1,0 +1,200 @@
+//! The operations of a batch, and how a store without batches of its own carries them out.
+
+use bytes::Bytes;
+
+use super::{CONFLICT_ATTEMPTS, CacheStore, Ttl, When, conflict};
+use crate::error::Result;
+
+/// One operation of a [batch](CacheStore::batch).
+///
+/// ```
+/// use prefork_cache::{CacheStore, Op, Outcome, Ttl, When, stores::MemoryStore};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// let set = Op::Set { key: "motd", value: "hello".into(), ttl: Ttl::Never, when: When::IfAbsent };
+/// let outcomes = store.batch(&[set, Op::Get { key: "motd" }]).await;
+/// assert_eq!(outcomes[0].as_ref().unwrap(), &Outcome::Done(true));
+/// assert_eq!(outcomes[1].as_ref().unwrap(), &Outcome::Value(Some("hello".into())));
+/// # });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// [`get_latest`](CacheStore::get_latest). Its outcome is [`Outcome::Value`].
+    Get {
+        /// The entry's key.
+        key: &'a str,
+    },
+    /// [`set`](CacheStore::set). Its outcome is [`Outcome::Done`].
+    Set {
+        /// The entry's key.
+        key: &'a str,
+        /// The value to store.
+        value: Bytes,
+        /// How long the entry lives.
+        ttl: Ttl,
+        /// On what condition it is stored.
+        when: When,
+    },
+    /// [`delete`](CacheStore::delete). Its outcome is [`Outcome::Done`].
+    Delete {
+        /// The entry's key.
+        key: &'a str,
+    },
+    /// [`compare_and_set`](CacheStore::compare_and_set). Its outcome is [`Outcome::Done`].
+    CompareAndSet {
+        /// The entry's key.
+        key: &'a str,
+        /// What the entry must hold; `None`: there must be no entry.
+        expected: Option<&'a [u8]>,
+        /// The value to store; `None`: the entry is removed.
+        new: Option<Bytes>,
+        /// How long the entry lives.
+        ttl: Ttl,
+    },
+    /// Ends a [lease](Settle), and stores what was loaded under it. Its outcome is [`Outcome::Settled`].
+    Settle(Settle<'a>),
+}
+
+/// The end of a lease: a key of its own beside an entry, whose holder loads the entry for all processes.
+///
+/// If the lease's value begins with `token`, the entry is stored, and the lease is removed or replaced by a mark. Otherwise
+/// the lease was taken from its holder, by a delete of the entry or by another holder, and nothing is changed.
+///
+/// A store that cannot do that atomically may store the value and remove it again when the lease turns out to be lost. It
+/// never puts back what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settle<'a> {
+    /// The key of the entry.
+    pub key: &'a str,
+    /// The key of its lease.
+    pub lease: &'a str,
+    /// How the value of the holder's lease begins.
+    pub token: &'a [u8],
+    /// What to store, if anything.
+    pub store: Option<Replacement<'a>>,
+    /// What is left in the place of the lease, and for how long; `None`: nothing.
+    pub mark: Option<(&'a [u8], Ttl)>,
+}
+
+/// A value to store in the place of what was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replacement<'a> {
+    /// What the entry must hold, unless it has ended since; `None`: there must be no entry.
+    pub seen: Option<&'a [u8]>,
+    /// The value.
+    pub value: &'a Bytes,
+    /// How long the entry lives.
+    pub ttl: Ttl,
+}
+
+/// What an [operation](Op) of a batch has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Of a get: the value, or `None`.
+    Value(Option<Bytes>),
+    /// Of a set, a delete or a compare-and-set: whether it changed the entry.
+    Done(bool),
+    /// Of a settle.
+    Settled {
+        /// Whether the lease was the holder's.
+        was_held: bool,
+        /// Whether the value was stored, and is there.
+        is_stored: bool,
+    },
+}
+
+impl<'a> Op<'a> {
+    /// The key of the entry that is read or changed.
+    ///
+    /// ```
+    /// assert_eq!(prefork_cache::Op::Delete { key: "motd" }.key(), "motd");
+    /// ```
+    pub fn key(&self) -> &'a str {
+        match self {
+            Op::Get { key } | Op::Set { key, .. } | Op::Delete { key } | Op::CompareAndSet { key, .. } => key,
+            Op::Settle(settle) => settle.key,
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub(crate) fn is_read(&self) -> bool {
+        matches!(self, Op::Get { .. })
+    }
+}
+
+impl Outcome {
+    /// The value of a get.
+    pub(crate) fn into_value(self) -> Option<Bytes> {
+        match self {
+            Outcome::Value(value) => value,
+            Outcome::Done(_) | Outcome::Settled { .. } => None,
+        }
+    }
+
+    /// Whether a write has changed something.
+    pub(crate) fn is_done(&self) -> bool {
+        match self {
+            Outcome::Done(done) => *done,
+            Outcome::Settled { was_held, .. } => *was_held,
+            Outcome::Value(_) => false,
+        }
+    }
+}
+
+/// Carries out one operation by the verbs of a store.
+pub(super) async fn carry_out<S: CacheStore + ?Sized>(store: &S, operation: &Op<'_>) -> Result<Outcome> {
+    match operation {
+        Op::Get { key } => store.get_latest(key).await.map(Outcome::Value),
+        Op::Set { key, value, ttl, when } => store.set(key, value.clone(), *ttl, *when).await.map(Outcome::Done),
+        Op::Delete { key } => store.delete(key).await.map(Outcome::Done),
+        Op::CompareAndSet { key, expected, new, ttl } => {
+            store.compare_and_set(key, *expected, new.clone(), *ttl).await.map(Outcome::Done)
+        }
+        Op::Settle(settle) => carry_out_settle(store, settle).await,
+    }
+}
+
+/// Looks first, so that hardly anything is stored that has to be removed.
+async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<Outcome> {
+    const REVOKED: Outcome = Outcome::Settled { was_held: false, is_stored: false };
+    if !is_held(store.get_latest(settle.lease).await?.as_deref(), settle.token) {
+        return Ok(REVOKED);
+    }
+    let stored = match settle.store {
+        Some(Replacement { seen, value, ttl }) => store
+            .compare_and_set(settle.key, seen, Some(value.clone()), ttl)
+            .await
+            .map(|stored| stored.then_some(value)),
+        None => Ok(None),
+    };
+    let released = release(store, settle).await;
+    let stored = stored?;
+    if !matches!(released, Ok(false)) {
+        return released.map(|was_held| Outcome::Settled { was_held, is_stored: stored.is_some() });
+    }
+    if let Some(value) = stored {
+        store.compare_and_set(settle.key, Some(value), None, Ttl::Never).await?;
+    }
+    Ok(REVOKED)
+}
+
+/// Ends a lease, whatever its holder has written behind the token. Returns whether it was still the holder's.
+pub(super) async fn release<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<bool> {
+    for _ in 0..CONFLICT_ATTEMPTS {
+        let held = store.get_latest(settle.lease).await?;
+        if !is_held(held.as_deref(), settle.token) {
+            return Ok(false);
+        }
+        let (mark, ttl) =
+            settle.mark.map_or((None, Ttl::Never), |(mark, ttl)| (Some(Bytes::copy_from_slice(mark)), ttl));
+        if store.compare_and_set(settle.lease, held.as_deref(), mark, ttl).await? {
+            return Ok(true);
+        }
+    }
+    Err(conflict("releasing", settle.lease))
+}
+
+pub(super) fn is_held(lease: Option<&[u8]>, token: &[u8]) -> bool {
+    lease.is_some_and(|lease| lease.starts_with(token))
+}

@@ -1,0 +1,163 @@
+//! A batch of operations: one command for each, in one write, with what each reply means.
+
+use bytes::Bytes;
+use redis::Script;
+
+use super::commands::{self, Command, CompareAndSet, Expected};
+use super::reply::Reply;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Endpoint, Retry};
+use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, milliseconds_rounded_up};
+
+/// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash after
+/// that: no reply needs another round trip, and the operations on a key stay in order.
+pub(super) struct Commands<'a> {
+    scripts: (&'a CompareAndSet, &'a SettleScript),
+    has_sent: (bool, bool),
+    pub(super) commands: Vec<Command>,
+}
+
+impl<'a> Commands<'a> {
+    pub(super) fn new(compare_and_set: &'a CompareAndSet, settle: &'a SettleScript) -> Commands<'a> {
+        Commands { scripts: (compare_and_set, settle), has_sent: (false, false), commands: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, operation: &Op<'_>) -> Result<()> {
+        let command = match operation {
+            Op::Get { key } => commands::get(key),
+            Op::Set { key, value, ttl, when } => commands::set(key, value, *ttl, *when)?,
+            Op::Delete { key } => commands::unlink(&[*key]),
+            Op::CompareAndSet { key, expected, new, ttl } => {
+                let is_known = std::mem::replace(&mut self.has_sent.0, true);
+                let script = self.scripts.0;
+                let build = if is_known { CompareAndSet::by_hash } else { CompareAndSet::by_text };
+                build(script, key, *expected, new.as_ref(), *ttl)?
+            }
+            Op::Settle(settle) => {
+                let is_known = std::mem::replace(&mut self.has_sent.1, true);
+                self.scripts.1.command(settle, is_known)?
+            }
+        };
+        self.commands.push(command);
+        Ok(())
+    }
+}
+
+/// The script that stores what was loaded and ends the lease, if that is its holder's.
+pub(super) struct SettleScript {
+    script: Script,
+}
+
+impl SettleScript {
+    /// Keys: the lease, the entry. Arguments: how the lease begins; whether there is something to store, whether it replaces
+    /// something, what that is, the value and its milliseconds to live (0: it does not expire); the mark in the lease's place
+    /// and its milliseconds to live (0: there is none). Returns 0 for a lease that is another's, else 1, or 2 if it has stored.
+    const TEXT: &'static str = r"
+        local token = ARGV[1]
+        local lease = redis.call('GET', KEYS[1])
+        if not lease or string.sub(lease, 1, #token) ~= token then return 0 end
+        if ARGV[8] == '0' then
+            redis.call('UNLINK', KEYS[1])
+        else
+            redis.call('SET', KEYS[1], ARGV[7], 'PX', ARGV[8])
+        end
+        if ARGV[2] == '0' then return 1 end
+        local held = redis.pcall('GET', KEYS[2])
+        if ARGV[3] == '0' then
+            if held then return 1 end
+        elseif held and held ~= ARGV[4] then
+            return 1
+        end
+        if ARGV[6] == '0' then
+            redis.call('SET', KEYS[2], ARGV[5])
+        else
+            redis.call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])
+        end
+        return 2";
+
+    pub(super) fn new() -> SettleScript {
+        SettleScript { script: Script::new(SettleScript::TEXT) }
+    }
+
+    fn command(&self, settle: &Settle<'_>, is_known: bool) -> Result<Command> {
+        let command = match is_known {
+            true => Command::new("EVALSHA", Expected::Number).with(self.script.get_hash()),
+            false => Command::new("EVAL", Expected::Number).with(SettleScript::TEXT),
+        };
+        let (seen, value, ttl) = match &settle.store {
+            Some(Replacement { seen, value, ttl }) => (*seen, Some(Bytes::clone(value)), *ttl),
+            None => (None, None, Ttl::Never),
+        };
+        let command = command.with("2").with(settle.lease).with(settle.key).with(settle.token);
+        let command = command.with_flag(value.is_some()).with_flag(seen.is_some()).with(seen.unwrap_or_default());
+        let command = command.with_value(value.unwrap_or_default()).with_number(milliseconds(ttl)?);
+        let (mark, ttl) = settle.mark.unwrap_or((&[], Ttl::Never));
+        Ok(command.with(mark).with_number(milliseconds(ttl)?))
+    }
+}
+
+fn milliseconds(ttl: Ttl) -> Result<u64> {
+    Ok(ttl.duration()?.map_or(0, milliseconds_rounded_up))
+}
+
+/// Refuses what no command may be made of. `check_value` knows the server's limit.
+pub(super) fn check(operation: &Op<'_>, check_value: impl Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
+    check_key(operation.key())?;
+    match operation {
+        Op::Set { key, value, ttl, .. } | Op::CompareAndSet { key, new: Some(value), ttl, .. } => {
+            ttl.duration()?;
+            check_value(key, value)
+        }
+        Op::Settle(Settle { key, lease, store, .. }) => {
+            check_key(lease)?;
+            let Some(Replacement { value, ttl, .. }) = store else { return Ok(()) };
+            ttl.duration()?;
+            check_value(key, value)
+        }
+        Op::Get { .. } | Op::Delete { .. } | Op::CompareAndSet { new: None, .. } => Ok(()),
+    }
+}
+
+/// About how many bytes an operation is on the wire.
+pub(super) fn size(operation: &Op<'_>) -> usize {
+    let value = match operation {
+        Op::Set { value, .. } => value.len(),
+        Op::CompareAndSet { expected, new, .. } => {
+            expected.map_or(0, <[u8]>::len) + new.as_ref().map_or(0, bytes::Bytes::len)
+        }
+        Op::Settle(Settle { store: Some(store), .. }) => store.value.len() + store.seen.map_or(0, <[u8]>::len),
+        Op::Get { .. } | Op::Delete { .. } | Op::Settle(_) => 0,
+    };
+    operation.key().len() + value
+}
+
+/// What a reply to an operation means.
+pub(super) fn outcome(operation: &Op<'_>, reply: Result<Reply<'_>>, endpoint: &Endpoint) -> Result<Outcome> {
+    match operation {
+        Op::Get { .. } => reply?.bytes().map(Outcome::Value),
+        Op::Set { .. } => reply?.stored().map(Outcome::Done),
+        Op::Delete { .. } => reply?.flag().map(Outcome::Done),
+        Op::CompareAndSet { .. } => reply.map_err(|error| scripted(endpoint, error))?.flag().map(Outcome::Done),
+        Op::Settle(_) => {
+            let answer = reply.map_err(|error| scripted(endpoint, error))?.number()?;
+            Ok(Outcome::Settled { was_held: answer > 0, is_stored: answer > 1 })
+        }
+    }
+}
+
+/// A batch of reads alone may be sent twice.
+pub(super) fn retry(operations: &[&Op<'_>]) -> Retry {
+    if operations.iter().all(|operation| operation.is_read()) { Retry::Idempotent } else { Retry::Never }
+}
+
+/// Names the permission that a script needs, where the account does not have it.
+pub(super) fn scripted(endpoint: &Endpoint, error: Error) -> Error {
+    if error.kind() != ErrorKind::Unsupported {
+        return error;
+    }
+    let context = format!(
+        "compare-and-set and leases run a script on {endpoint}, which this account may not: it needs the permission for EVAL \
+         and EVALSHA (+@scripting)"
+    );
+    Error::with_source(ErrorKind::Unsupported, context, error)
+}
