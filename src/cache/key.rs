@@ -56,7 +56,7 @@ impl Prefix {
 
     /// The same for a key that was checked before.
     pub(super) fn full_key(&self, key: &str) -> String {
-        format!("{}{key}", self.as_str())
+        [self.as_str(), key].concat()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where a frame of Memcached's protocols ends: behind a line, or behind the value that the line announces.
 
+use memchr::memchr;
+
 use crate::net::{Framing, LARGE, Scan, show};
 
 const LONGEST_LINE: usize = 16 << 10;
@@ -37,7 +39,7 @@ impl Framing for LineFraming {
             State::Large { place } => return Ok(self.complete(place)),
             State::Value { end } => end,
             State::Line { searched } => {
-                let Some(length) = bytes[searched..].iter().position(|byte| *byte == b'\n') else {
+                let Some(length) = memchr(b'\n', &bytes[searched..]) else {
                     self.state = State::Line { searched: bytes.len() };
                     let is_bounded = bytes.len() <= LONGEST_LINE;
                     return if is_bounded { Ok(Scan::Partial) } else { Err("a line without an end".to_owned()) };
@@ -67,18 +69,26 @@ impl Framing for LineFraming {
 
 /// The length of the value that follows a line: `VA <length> ...` or `VALUE <key> <flags> <length> ...`.
 fn announced(line: &[u8]) -> Result<Option<usize>, String> {
-    let place = match line {
-        [b'V', b'A', b' ', ..] => 1,
-        [b'V', b'A', b'L', b'U', b'E', b' ', ..] => 3,
+    let mut words = without_end(line).split(|byte| *byte == b' ');
+    let digits = match line {
+        [b'V', b'A', b' ', ..] => words.nth(1),
+        // The last of its words.
+        [b'V', b'A', b'L', b'U', b'E', b' ', ..] => words.next_back(),
         _ => return Ok(None),
     };
-    let digits = without_end(line).split(|byte| *byte == b' ').nth(place).unwrap_or_default();
+    let digits = digits.unwrap_or_default();
     let length = digits.iter().try_fold(0_usize, |length, digit| match digit {
         b'0'..=b'9' => length.checked_mul(10)?.checked_add(usize::from(digit - b'0')),
         _ => None,
     });
     let length = length.filter(|_| !digits.is_empty());
     length.map(Some).ok_or_else(|| format!("{}, which is no reply", show(line)))
+}
+
+/// The line that a frame begins with, without its end, and what follows it.
+pub(super) fn split(frame: &[u8]) -> (&[u8], &[u8]) {
+    let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |place| place + 1));
+    (without_end(line), rest)
 }
 
 pub(super) fn without_end(line: &[u8]) -> &[u8] {
@@ -119,7 +129,7 @@ mod tests {
         let long = "x".repeat(20_000);
         for (wire, why) in [
             ("VA x\r\n", "no reply"),
-            ("VALUE k 0\r\n", "no reply"),
+            ("VALUE k 0 x\r\n", "no reply"),
             ("VA 16385\r\n", "more than 16384"),
             ("VA 1\r\nabc\r\n", "does not end"),
             (&long, "without an end"),

@@ -19,7 +19,7 @@ use memcache::exp::{
 };
 
 use super::key::Key;
-use super::lines::{LineFraming, without_end};
+use super::lines::{LineFraming, split};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, show};
 
@@ -303,7 +303,7 @@ impl Meta {
 
     /// The answer in a frame to a meta command, and whether it carries the command's token.
     fn answer(&self, frame: Frame<'_>, token: u64, expected: Expected) -> Result<(Result<Answer, String>, bool)> {
-        let line = line_of(frame.bytes);
+        let (line, _) = split(frame.bytes);
         let header = match MetaResponse::parse_header(line) {
             Ok(header) => header,
             Err(WireError::Server(text)) => return Ok((Err(text), false)),
@@ -327,7 +327,7 @@ impl Meta {
     fn value(&self, frame: Frame<'_>, partial: &mut Partial) -> Result<bool> {
         let Partial { commands, come, values, answers } = partial;
         let Awaited::Values(keys) = &commands.awaited[*come] else { unreachable!("a text get is awaited") };
-        let line = line_of(frame.bytes);
+        let (line, _) = split(frame.bytes);
         let is_end = line == b"END";
         let skipped = match line.strip_prefix(b"VALUE ") {
             _ if is_end => keys.len() - *values,
@@ -428,18 +428,13 @@ impl Protocol for Meta {
     }
 }
 
-fn line_of(frame: &[u8]) -> &[u8] {
-    let length = frame.iter().position(|byte| *byte == b'\n').map_or(frame.len(), |place| place + 1);
-    without_end(&frame[..length])
-}
-
 /// The value in a frame that has one.
 fn value_of(mut frame: Frame<'_>) -> Bytes {
     if let Some((_, value)) = frame.large.pop() {
         return value.into();
     }
-    let start = frame.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |place| place + 1);
-    Bytes::copy_from_slice(&frame.bytes[start..frame.bytes.len() - LINE_END.len()])
+    let (_, value) = split(frame.bytes);
+    Bytes::copy_from_slice(value.strip_suffix(LINE_END).unwrap_or(value))
 }
 
 /// The answer, if it is one of those that are expected.
