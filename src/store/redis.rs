@@ -97,7 +97,7 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`], with the part that was refused. It never shows the password.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl), with the part that was refused. It never shows the password.
     pub fn new(url: &str) -> Result<RedisStore> {
         let config = Config::parse(url)?;
         let login = config.login;

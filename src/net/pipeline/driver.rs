@@ -16,7 +16,8 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::in_flight::InFlight;
-use super::{Awaited, Failure, LARGE_VALUE, Pipeline, Progress, ended};
+use super::inbox::{Awaited, Pipeline};
+use super::{Failure, LARGE_VALUE, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};

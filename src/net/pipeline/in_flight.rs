@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Awaited, Failure, Progress, Slot};
+use super::inbox::Awaited;
+use super::slot::Slot;
+use super::{Failure, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus, unproven};
 use crate::net::frame::Frame;
@@ -205,12 +207,10 @@ impl<P: Protocol> InFlight<P> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::SlotState;
     use super::{
         Accepted, Arc, Awaited, Error, ErrorKind, Frame, InFlight, Instant, Marking, Protocol, Request, Result, Slot,
     };
     use crate::net::{Connection, Endpoint, Framing, Outgoing, Scan};
-    use crate::sync::Lock;
 
     /// Every frame is a reply.
     #[derive(Debug)]
@@ -275,7 +275,7 @@ mod tests {
         let protocol = Plain(Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 1 });
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
-            let slot = Arc::new(Slot(Lock::new("slot", SlotState::Empty)));
+            let slot = Arc::new(Slot::new());
             in_flight.push(Awaited::Reply(Request::new(slot, (), false)));
         };
         let late = Error::new(ErrorKind::Timeout, "late");

@@ -1,0 +1,242 @@
+//! What callers and the driver of a pipeline share, and how much of it there may be.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use super::in_flight::Request;
+use super::routes::Route;
+use super::slot::{Appended, Slot};
+use super::{Failure, Progress};
+use crate::error::{Error, Result};
+use crate::lifecycle::runtime::RuntimeId;
+use crate::net::connection::{Marking, Protocol, Token, Tokens};
+use crate::net::link::{Retry, full};
+use crate::net::outgoing::Outgoing;
+use crate::sync::Lock;
+
+/// How much a pipeline takes before callers wait, and while it is not yet connected.
+pub(super) const ROOM: Room = Room { requests: 8 << 10, bytes: 16 << 20 };
+pub(super) const ROOM_BEFORE: Room = UNMARKED;
+
+/// After how much a marker is written.
+pub(super) const UNMARKED: Room = Room { requests: 64, bytes: 64 << 10 };
+
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    pub(super) requests: usize,
+    pub(super) bytes: usize,
+}
+
+/// What callers and the driver share.
+#[derive(Debug)]
+pub(super) struct Pipeline<P: Protocol> {
+    pub(super) runtime: RuntimeId,
+    pub(super) is_extra: bool,
+    pub(super) is_behind_large_value: AtomicBool,
+    pub(super) is_retired: AtomicBool,
+    pub(super) inbox: Lock<Inbox<P>>,
+}
+
+/// What callers have appended since the driver looked last.
+pub(super) struct Inbox<P: Protocol> {
+    pub(super) outgoing: Outgoing,
+    pub(super) appended: Vec<Awaited<P>>,
+    /// Behind the last marker in `outgoing`.
+    pub(super) unmarked: Room,
+    /// Once it is connected.
+    pub(super) marking: Option<Marking>,
+    pub(super) tokens: Tokens,
+    /// Requests that were appended and have not ended, and bytes that were not sent.
+    pub(super) used: Room,
+    /// Whether one of the requests must not be lost to a connection that has ended.
+    pub(super) is_careful: bool,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) next_ticket: u64,
+    pub(super) driver: Option<Waker>,
+    pub(super) closed: Option<Error>,
+}
+
+/// What the server has to send, in order.
+pub(super) enum Awaited<P: Protocol> {
+    Reply(Request<P>),
+    Marker(Token),
+}
+
+impl<P: Protocol> Pipeline<P> {
+    pub(super) fn new(runtime: RuntimeId, is_extra: bool) -> Result<Pipeline<P>> {
+        let inbox = Inbox {
+            outgoing: Outgoing::default(),
+            appended: Vec::new(),
+            unmarked: Room::NONE,
+            marking: None,
+            tokens: Tokens::new()?,
+            used: Room::NONE,
+            is_careful: false,
+            waiting: VecDeque::new(),
+            next_ticket: 0,
+            driver: None,
+            closed: None,
+        };
+        Ok(Pipeline {
+            runtime,
+            is_extra,
+            is_behind_large_value: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
+            inbox: Lock::new("pipeline", inbox),
+        })
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.inbox.lock().used.requests
+    }
+
+    pub(super) fn is_behind_large_value(&self) -> bool {
+        self.is_behind_large_value.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+        let driver = self.inbox.lock().driver.take();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
+
+impl Room {
+    pub(super) const NONE: Room = Room { requests: 0, bytes: 0 };
+}
+
+impl<P: Protocol> Inbox<P> {
+    /// For how many requests there is room.
+    pub(super) fn room(&self) -> usize {
+        let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
+        if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
+    }
+
+    /// Where in the queue a ticket is, or would be.
+    pub(super) fn place_of(&self, ticket: u64) -> Result<usize, usize> {
+        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket)
+    }
+
+    pub(super) fn wait(&mut self, turn: &mut Turn<'_, P>, waker: &Waker) {
+        let ticket = *turn.ticket.get_or_insert(self.next_ticket);
+        self.next_ticket = self.next_ticket.max(ticket + 1);
+        let waiting = Waiting { ticket, deadline: turn.deadline, waker: waker.clone() };
+        match self.place_of(ticket) {
+            Ok(place) => self.waiting[place] = waiting,
+            Err(place) => self.waiting.insert(place, waiting),
+        }
+    }
+
+    /// The callers to be woken: there is room for them, or they have waited too long.
+    pub(super) fn take_waiting(&mut self) -> Vec<Waker> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let late = self.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
+        let count = self.room().max(late).min(self.waiting.len());
+        self.waiting.drain(..count).map(|waiting| waiting.waker).collect()
+    }
+
+    /// Counts a request that was appended, and marks where it is time to.
+    pub(super) fn count(&mut self, length: usize) {
+        for count in [&mut self.used, &mut self.unmarked] {
+            count.requests += 1;
+            count.bytes += length;
+        }
+        if self.unmarked.requests >= UNMARKED.requests || self.unmarked.bytes >= UNMARKED.bytes {
+            self.mark();
+        }
+    }
+
+    /// Ends what was appended with a marker, unless replies are proven in another way.
+    pub(super) fn mark(&mut self) {
+        if let Some(Marking::EveryWrite(command)) = self.marking
+            && self.unmarked.requests > 0
+        {
+            let token = self.tokens.write_marker(command, &mut self.outgoing);
+            self.appended.push(Awaited::Marker(token));
+            self.unmarked = Room::NONE;
+        }
+    }
+}
+
+impl<P: Protocol> std::fmt::Debug for Inbox<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
+/// A caller's turn among those for which there is no room. If it gives up, the next one is to have the room.
+pub(super) struct Turn<'a, P: Protocol> {
+    pub(super) pipeline: &'a Pipeline<P>,
+    pub(super) deadline: Instant,
+    /// Its place in the queue.
+    pub(super) ticket: Option<u64>,
+}
+
+/// A caller that waits.
+pub(super) struct Waiting {
+    pub(super) ticket: u64,
+    pub(super) deadline: Instant,
+    pub(super) waker: Waker,
+}
+
+impl<P: Protocol> Drop for Turn<'_, P> {
+    fn drop(&mut self) {
+        let next = {
+            let mut inbox = self.pipeline.inbox.lock();
+            if let Some(Ok(place)) = self.ticket.map(|ticket| inbox.place_of(ticket)) {
+                inbox.waiting.remove(place);
+            }
+            inbox.take_waiting()
+        };
+        next.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<P: Protocol> Route<P> {
+    /// Appends a request, or has a caller wait for its turn. A new one stands behind those that wait.
+    pub(super) fn append_or_wait(
+        &self,
+        protocol: &P,
+        request: &P::Request,
+        retry: Retry,
+        turn: Option<(&mut Turn<'_, P>, &Waker)>,
+    ) -> Result<Option<Appended<P>>, Failure> {
+        let mut inbox = self.pipeline.inbox.lock();
+        if let Some(error) = &inbox.closed {
+            return Err(Failure { error: error.clone(), progress: Progress::Unsent });
+        }
+        let has_turn = turn.as_ref().is_some_and(|(turn, _)| turn.ticket.is_some());
+        if inbox.room() == 0 || (!has_turn && !inbox.waiting.is_empty()) {
+            return match turn {
+                Some((turn, _)) if turn.deadline <= Instant::now() => Err(full(protocol.endpoint()).into()),
+                Some((turn, waker)) => {
+                    inbox.wait(turn, waker);
+                    Ok(None)
+                }
+                None => Ok(None),
+            };
+        }
+        let before = inbox.outgoing.len();
+        let partial = protocol.write(request, &mut inbox.outgoing);
+        let slot = Arc::new(Slot::new());
+        inbox.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade)));
+        inbox.is_careful |= retry == Retry::Never;
+        let length = inbox.outgoing.len() - before;
+        inbox.count(length);
+        let driver = inbox.driver.take();
+        drop(inbox);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        Ok(Some(Appended::new(slot)))
+    }
+}

@@ -1,0 +1,83 @@
+//! Where a caller waits for its reply.
+
+use std::future::Future;
+use std::mem::{self, ManuallyDrop};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::Failure;
+use crate::error::{Error, Result};
+use crate::lifecycle::generation;
+use crate::net::connection::Protocol;
+use crate::sync::Lock;
+
+/// Where the reply to a request is put.
+pub(super) struct Slot<P: Protocol>(Lock<SlotState<P>>);
+
+enum SlotState<P: Protocol> {
+    Empty,
+    Awaited(Waker),
+    Done(Result<P::Reply, Failure>),
+}
+
+impl<P: Protocol> Slot<P> {
+    pub(super) fn new() -> Slot<P> {
+        Slot(Lock::new("slot", SlotState::Empty))
+    }
+
+    pub(super) fn complete(&self, outcome: Result<P::Reply, Failure>) {
+        let before = mem::replace(&mut *self.0.lock(), SlotState::Done(outcome));
+        if let SlotState::Awaited(waker) = before {
+            waker.wake();
+        }
+    }
+}
+
+/// A request that was appended. Dropping it leaves the request in flight.
+pub(in crate::net) struct Appended<P: Protocol> {
+    generation: u64,
+    /// Dropped in the process that appended it only: it may hold a waker.
+    slot: ManuallyDrop<Arc<Slot<P>>>,
+}
+
+impl<P: Protocol> Appended<P> {
+    pub(super) fn new(slot: Arc<Slot<P>>) -> Appended<P> {
+        Appended { generation: generation(), slot: ManuallyDrop::new(slot) }
+    }
+}
+
+impl<P: Protocol> Future for Appended<P> {
+    type Output = Result<P::Reply, Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<P::Reply, Failure>> {
+        if self.generation != generation() {
+            return Poll::Ready(Err(Error::begun_by_parent().into()));
+        }
+        let mut state = self.slot.0.lock();
+        match &*state {
+            SlotState::Done(_) => {}
+            SlotState::Awaited(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
+            SlotState::Awaited(_) | SlotState::Empty => {
+                let before = mem::replace(&mut *state, SlotState::Awaited(cx.waker().clone()));
+                drop(state);
+                drop(before);
+                return Poll::Pending;
+            }
+        }
+        match mem::replace(&mut *state, SlotState::Empty) {
+            SlotState::Done(outcome) => Poll::Ready(outcome),
+            SlotState::Empty | SlotState::Awaited(_) => unreachable!("it was done a moment ago"),
+        }
+    }
+}
+
+impl<P: Protocol> Drop for Appended<P> {
+    #[expect(unsafe_code, reason = "in another process it is forgotten")]
+    fn drop(&mut self) {
+        if self.generation == generation() {
+            // SAFETY: dropped once, here; nothing uses it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.slot) };
+        }
+    }
+}
