@@ -53,9 +53,11 @@ impl BlockingStream {
 
     fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
-            time_left(self.deadline)?;
             match self.socket.send(pieces) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.wait_writable(self.deadline)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    time_left(self.deadline)?;
+                    self.socket.wait_writable(self.deadline)?;
+                }
                 Err(error) => tolerate_interruption(error)?,
                 sent => return sent,
             }

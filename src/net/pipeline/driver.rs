@@ -107,11 +107,6 @@ impl<P: Protocol> Driver<P> {
         {
             let mut inbox = tenure.pipeline.inbox.lock();
             inbox.marking = Some(connection.marking);
-            for awaited in &mut inbox.appended {
-                if let Awaited::Reply(request) = awaited {
-                    request.start_now();
-                }
-            }
             inbox.mark();
             inbox.take_waiting()
         }
@@ -140,7 +135,8 @@ impl<P: Protocol> Driver<P> {
             && self.tenure.in_flight.lacks_proof()
         {
             let Connection { tokens, outgoing, .. } = &mut self.connection;
-            self.tenure.in_flight.push(Awaited::Marker(tokens.write_marker(command, outgoing)));
+            let marker = Awaited::Marker(tokens.write_marker(command, outgoing));
+            self.tenure.in_flight.push(marker, Instant::now());
             self.send(cx)?;
         }
         self.make_room();
@@ -163,14 +159,14 @@ impl<P: Protocol> Driver<P> {
         }
         inbox.mark();
         let is_careful = mem::take(&mut inbox.is_careful);
+        let now = Instant::now();
         if tenure.in_flight.is_empty() {
-            let now = Instant::now();
             if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
                 return Err(Failure { error: ended(&tenure.server), progress: Progress::Unsent });
             }
             (self.arrived, self.arrived_since) = (0, now);
         }
-        inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited));
+        inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
         inbox.outgoing.move_to(&mut connection.outgoing);
         Ok(())
     }

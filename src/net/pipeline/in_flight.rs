@@ -23,7 +23,8 @@ pub(super) struct Request<P: Protocol> {
     /// `None` once its caller was told that it failed.
     slot: Option<Arc<Slot<P>>>,
     pub(super) partial: P::Partial,
-    submitted: Instant,
+    /// When the driver took it, once it has.
+    taken: Option<Instant>,
     /// What the connection's [`arriving`](InFlight::arriving) was then.
     arriving: Duration,
     is_begun: bool,
@@ -33,12 +34,7 @@ pub(super) struct Request<P: Protocol> {
 impl<P: Protocol> Request<P> {
     pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_evade: bool) -> Request<P> {
         let arriving = Duration::ZERO;
-        Request { slot: Some(slot), partial, submitted: Instant::now(), arriving, is_begun: false, may_evade }
-    }
-
-    /// The connection is made: the time for the reply begins.
-    pub(super) fn start_now(&mut self) {
-        self.submitted = Instant::now();
+        Request { slot: Some(slot), partial, taken: None, arriving, is_begun: false, may_evade }
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
@@ -69,9 +65,10 @@ impl<P: Protocol> InFlight<P> {
         self.awaited.is_empty()
     }
 
-    pub(super) fn push(&mut self, mut awaited: Awaited<P>) {
+    /// The time for a reply begins.
+    pub(super) fn push(&mut self, mut awaited: Awaited<P>, now: Instant) {
         match &mut awaited {
-            Awaited::Reply(request) => request.arriving = self.arriving,
+            Awaited::Reply(request) => (request.taken, request.arriving) = (Some(now), self.arriving),
             Awaited::Marker(token) => self.markers.push_back(*token),
         }
         self.awaited.push_back(awaited);
@@ -185,7 +182,8 @@ impl<P: Protocol> InFlight<P> {
     /// While replies keep arriving a request has more time, but at most [`LONGEST`] times its timeout.
     fn deadline_of(&self, request: &Request<P>, timeout: Duration) -> Instant {
         let arriving = self.arriving.saturating_sub(request.arriving);
-        request.submitted + timeout + arriving.min(timeout * (LONGEST - 1))
+        let taken = request.taken.expect("what is in flight was taken");
+        taken + timeout + arriving.min(timeout * (LONGEST - 1))
     }
 
     fn requests(&self) -> impl Iterator<Item = &Request<P>> {
@@ -276,7 +274,7 @@ mod tests {
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
             let slot = Arc::new(Slot::new());
-            in_flight.push(Awaited::Reply(Request::new(slot, (), false)));
+            in_flight.push(Awaited::Reply(Request::new(slot, (), false)), Instant::now());
         };
         let late = Error::new(ErrorKind::Timeout, "late");
         push(&mut in_flight);
@@ -288,7 +286,7 @@ mod tests {
         push(&mut in_flight);
         let frame = Frame { bytes: b"", large: Vec::new() };
         let token = *b"0123456789abcdef";
-        in_flight.push(Awaited::Marker(token));
+        in_flight.push(Awaited::Marker(token), Instant::now());
         in_flight.accept(&protocol, Marking::EveryWrite(b""), frame).unwrap();
         let deadline = in_flight.deadline(TIMEOUT).unwrap();
         in_flight.expire(deadline, TIMEOUT, &late);
