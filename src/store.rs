@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 
 mod forward;
+pub(crate) mod holder;
 mod lease_key;
 #[cfg(feature = "memcached")]
 mod memcached;
@@ -24,6 +25,8 @@ mod redis;
 mod tiered;
 mod url;
 
+#[cfg(feature = "memcached")]
+use lease_key::settling_key;
 pub(crate) use lease_key::{LEASE, key_of_lease, lease_key};
 pub use operation::{Op, Outcome, Replacement, Settle};
 

@@ -10,7 +10,7 @@
 //! What happens when
 //!
 //! - *a leader's process is killed*: its lease stays. Who watches it ([`wait`]) takes it over, at once on the same host, since
-//!   the [`holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
+//!   its [`holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
 //! - *the key is deleted in mid-load*: the delete revokes the flight and replaces the lease by a mark. At the end of the load
 //!   [`settle`] finds either, and does not store; a caller that comes after the delete begins a flight and a lease of its own.
 //! - *the store does not answer*: at the [`look`] the key is marked as not to be kept: it is loaded once in the process, and
@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use super::{Cache, Expiry};
 use crate::error::Result;
 use crate::net::{Drive, drive};
+use crate::store::holder;
 use crate::telemetry::{self, Span};
 use claim::{Keeps, Load, Part};
 use flight::Landing;
@@ -47,7 +48,6 @@ mod wait;
 mod detached;
 mod flight;
 mod form;
-mod holder;
 mod lease;
 mod loaded;
 mod many;

@@ -3,7 +3,8 @@
 //! A caller that changes the truth and then removes the entry does not want to see what a loader had read before. So a removal
 //! revokes the flights of this process, and sends in one write: a mark in the place of the lease, if there is one, and then
 //! the delete of the entry. A loader that finds either does not store its value. One of this process that is already storing
-//! is waited for: it removes the value again. The entry is on the same server as its lease, and its operations in order.
+//! is waited for: it removes the value again. The entry is on the same server as its lease, and its operations in order; where
+//! a server cannot store and end a lease in one, its store waits for what is between the two, and deletes behind it.
 
 use std::sync::Arc;
 
@@ -19,9 +20,11 @@ impl Cache {
     ///
     /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be what
     /// was there before the change that this delete is for. On a server that takes one more command in the same write, for the
-    /// key's [lease](crate::Builder::lease). Memcached cannot store one entry on the condition of another: a load of another
-    /// process that ends at the same moment may be seen there for about a round trip, until it is removed. Out of reach are, in other processes, loads without a lease: where leases are
-    /// turned off, and where an account may not run the scripts that they need; and everywhere, [forced](Cache::force) ones.
+    /// key's [lease](crate::Builder::lease), and on Memcached a look at a second key. Memcached cannot store one entry on the
+    /// condition of another: a delete that meets a load just as it is stored waits there until it is, about a round trip and at
+    /// most the store's timeout, and then deletes. Out of reach are, in other processes, loads without a lease: where leases
+    /// are turned off, and where an account may not run the scripts that they need; and everywhere,
+    /// [forced](Cache::force) ones.
     ///
     /// # Errors
     ///
@@ -61,7 +64,8 @@ impl Cache {
     }
 
     /// Removes every entry of this handle's namespace; without a namespace, every entry of the store. What is being loaded
-    /// meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice.
+    /// meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice. What another process
+    /// stores on Memcached at that very moment may be seen for about a round trip, until it is removed.
     ///
     /// # Errors
     ///

@@ -8,19 +8,28 @@ pub(crate) fn lease_key(key: &str) -> String {
     format!("{key}:{LEASE}")
 }
 
-/// The key whose lease this is the key of, if it is one. A lease is kept where its key is: on one server, their order
-/// counts.
+/// The key of the mark of a [settle](super::Settle) that is under way, where a server cannot store one entry on the condition
+/// of another: that of the lease of a lease, which nobody takes.
+#[cfg(any(feature = "memcached", test))]
+pub(crate) fn settling_key(key: &str) -> String {
+    format!("{key}:{LEASE}:{LEASE}")
+}
+
+/// The key whose lease, or whose settling mark, this is the key of, if it is one. Both are kept where the key is: on one
+/// server, their order counts.
 pub(crate) fn key_of_lease(lease: &str) -> Option<&str> {
-    lease.strip_suffix(LEASE)?.strip_suffix(':').filter(|key| !key.is_empty())
+    let key = lease.strip_suffix(LEASE)?.strip_suffix(':').filter(|key| !key.is_empty())?;
+    Some(key_of_lease(key).unwrap_or(key))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{key_of_lease, lease_key};
+    use super::{key_of_lease, lease_key, settling_key};
 
     #[test]
     fn the_key_of_a_lease_leads_back_to_its_key() {
         assert_eq!(key_of_lease(&lease_key("user:7")), Some("user:7"));
+        assert_eq!(key_of_lease(&settling_key("user:7")), Some("user:7"));
         assert_eq!(key_of_lease("user:7"), None);
         assert_eq!(key_of_lease(":prefork-lease"), None);
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +27,7 @@ mod lines;
 mod meta;
 mod ring;
 mod servers;
+mod settling;
 
 /// A store on one Memcached server, or on several.
 ///
@@ -101,6 +103,8 @@ mod servers;
 pub struct MemcachedStore {
     servers: Servers,
     max_value: usize,
+    /// How long an exchange with a server may take.
+    timeout: Duration,
 }
 
 impl MemcachedStore {
@@ -119,7 +123,8 @@ impl MemcachedStore {
     /// which is not supported. The text names the part, and shows nothing of a login.
     pub fn new(url: &str) -> Result<MemcachedStore> {
         let config = Config::parse(url)?;
-        Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value })
+        let timeout = config.settings.timeouts.exchange;
+        Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value, timeout })
     }
 
     fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ use support::wait::until;
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
     all.extend(with_each_server_and_mode("sixty_four_workers_load_a_cold_key_once", load_a_cold_key_once));
+    all.extend(with_each_server("sixty_four_workers_load_a_cold_batch_once", load_a_cold_batch_once));
+    all.extend(with_each_server_and_mode("a_slow_loader_at_the_defaults_is_run_once", a_slow_loader));
+    all.extend(with_each_server_and_mode("loaders_that_wait_for_each_other_return", loaders_that_wait_for_each_other));
     all.extend(with_each_server_and_mode("a_late_answer_is_not_loaded_upon", a_late_answer));
     all.extend(with_each_server_and_mode("a_leader_that_is_killed_is_replaced", a_leader_is_killed));
     all.extend(with_each_server_and_mode("a_leader_that_fails_hands_over_at_once", a_leader_fails));
@@ -156,6 +160,117 @@ fn load_a_cold_key_once(kind: Kind, mode: Mode) {
         assert_eq!(load.runs.count(), 1, "loads of one key by {WORKERS} workers");
         assert_eq!(value, value_of(load.first.count()));
     }
+}
+
+const BATCH: usize = 100;
+
+/// Each begins with another key, so that none can claim all of them before the others ask.
+fn load_a_cold_batch_once(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = patient_cache(&server, HOUR);
+    for round in 0..count(1, 10) {
+        let (number, loads, may_fetch) = (Tally::new(), Tally::new(), Tally::new());
+        let keys: Vec<String> = (0..BATCH).map(|place| format!("{place} in round {round}")).collect();
+        let workers = workers(|| {
+            let mut keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            keys.rotate_left(number.raise(1) * BATCH / WORKERS);
+            until("all workers are there", || may_fetch.count() > 0);
+            let load = |missing: &[&str]| {
+                loads.raise(missing.len());
+                missing.iter().map(|key| Ok::<String, Infallible>((*key).to_owned())).collect()
+            };
+            let fetched = cache.blocking().fetch_many(&keys, MINUTE, load);
+            assert!(fetched.iter().zip(&keys).all(|(value, key)| value.as_deref() == Ok(*key)), "{fetched:?}");
+        });
+        until("all workers are there", || number.count() == WORKERS);
+        may_fetch.raise(1);
+        workers.into_iter().for_each(Child::join);
+        assert_eq!(loads.count(), BATCH, "loads of {BATCH} keys by {WORKERS} workers");
+    }
+}
+
+/// The callers of the slow loader.
+const SLOW_PROCESSES: usize = 8;
+const SLOW_CALLERS: usize = 200 / SLOW_PROCESSES;
+
+/// Of the settings none is changed but how long a busy machine may take to answer.
+fn a_slow_loader(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let cache = builder_on(&server, PATIENT).register();
+    // Longer than a lease lives without a beat, and than a fetch inside of a loader waits.
+    let takes = Duration::from_secs(if is_stress() { 30 } else { 7 });
+    let loads = Tally::new();
+    let slowly = || {
+        loads.raise(1);
+        thread::sleep(takes);
+        Ok::<usize, Infallible>(1)
+    };
+    let slowly_async = async || {
+        loads.raise(1);
+        tokio::time::sleep(takes).await;
+        Ok::<usize, Infallible>(1)
+    };
+    let callers = || match mode {
+        Mode::Blocking => thread::scope(|scope| {
+            let fetch = || cache.blocking().fetch("slow", MINUTE, slowly);
+            let callers: Vec<_> = (0..SLOW_CALLERS).map(|_| scope.spawn(fetch)).collect();
+            callers.into_iter().for_each(|caller| assert_eq!(caller.join().expect("no panic"), Ok(1)));
+        }),
+        Mode::Tokio => current_thread_runtime().block_on(async {
+            let mut callers: Vec<_> =
+                (0..SLOW_CALLERS).map(|_| Box::pin(cache.fetch("slow", MINUTE, slowly_async))).collect();
+            let mut fetched = vec![None; SLOW_CALLERS];
+            std::future::poll_fn(|cx| {
+                for (caller, fetched) in callers.iter_mut().zip(&mut fetched) {
+                    if fetched.is_none()
+                        && let Poll::Ready(value) = caller.as_mut().poll(cx)
+                    {
+                        *fetched = Some(value);
+                    }
+                }
+                if fetched.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            assert_eq!(fetched, vec![Some(Ok(1)); SLOW_CALLERS]);
+        }),
+    };
+    let children: Vec<Child<()>> = (0..SLOW_PROCESSES).map(|_| worker(callers)).collect();
+    children.into_iter().for_each(Child::join);
+    assert_eq!(loads.count(), 1, "loads of {takes:?} by {SLOW_CALLERS} callers in each of {SLOW_PROCESSES} processes");
+}
+
+/// Each loads its key, and fetches the other one's meanwhile. A wait that nothing else would end is bounded by `fetch_wait`;
+/// all other bounds are an hour.
+fn loaders_that_wait_for_each_other(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    let cache =
+        builder_on(&server, PATIENT).lease(HOUR).load_timeout(HOUR).fetch_wait(Duration::from_millis(500)).register();
+    let loading = Tally::new();
+    let work = |[own, other]: [&'static str; 2]| {
+        let inner = |own: &str| format!("{own} for a loader");
+        match mode {
+            Mode::Blocking => cache.blocking().fetch(own, MINUTE, || {
+                loading.raise(1);
+                until("both load", || loading.count() == 2);
+                let Ok(fetched) = cache.blocking().fetch(other, MINUTE, || Ok::<_, Infallible>(inner(other)));
+                Ok::<String, Infallible>(fetched)
+            }),
+            Mode::Tokio => current_thread_runtime().block_on(cache.fetch(own, MINUTE, async || {
+                loading.raise(1);
+                until_async("both load", || loading.count() == 2).await;
+                let Ok(fetched) = cache.fetch(other, MINUTE, async || Ok::<_, Infallible>(inner(other))).await;
+                Ok::<String, Infallible>(fetched)
+            })),
+        }
+        .expect("never fails")
+    };
+    let begun = Instant::now();
+    let children = [["a", "b"], ["b", "a"]].map(|keys| worker(move || work(keys)));
+    let values = children.map(Child::join);
+    // One of them may have had the other's value, once that one had given up.
+    assert!(values.contains(&"b for a loader".to_owned()) || values.contains(&"a for a loader".to_owned()), "{values:?}");
+    let took = begun.elapsed();
+    assert!(took < MINUTE, "{took:?}");
 }
 
 /// A worker's first look is answered late: another process has loaded, stored and given the lease back meanwhile. So it gets the

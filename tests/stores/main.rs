@@ -14,6 +14,7 @@ mod foreign_store;
 mod leases;
 mod memcached;
 mod odd_servers;
+mod paused_clock;
 mod rails;
 mod redis;
 mod removal;

@@ -5,8 +5,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use prefork_cache::stores::{MemoryStore, from_url};
-use prefork_cache::{Cache, Expiry, Loaded};
+use prefork_cache::{Cache, Expiry, Loaded, Ttl, When};
 
+use crate::conformance::current_thread;
 use support::proxy::{Fault, Proxy};
 use support::servers::{Kind, Server, url_of};
 use support::wait::until;
@@ -170,6 +171,40 @@ fn a_lost_answer_keeps_nothing_that_was_deleted() {
     assert_eq!(changing.blocking().get("k").unwrap(), Some(1), "it was stored");
     assert!(changing.blocking().delete("k").unwrap());
     assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None);
+}
+
+/// Memcached cannot store a value and end its lease in one. A delete that meets a load in between waits for it, for as long as
+/// the server may take to answer, and deletes what it has stored.
+#[test]
+fn a_delete_waits_for_what_is_being_stored() {
+    const MARK: &str = "k:prefork-lease:prefork-lease";
+    let server = Server::start(Kind::Memcached);
+    let runtime = current_thread();
+    let store = from_url(&server.url("timeout=20s")).unwrap();
+    let set = |key, value: &'static str| {
+        let hour = Ttl::After(HOUR);
+        runtime.block_on(store.set(key, value.into(), hour, When::Always)).unwrap();
+    };
+    let changing = Cache::builder(from_url(&server.url("timeout=20s")).unwrap()).build();
+    let fetched = changing.blocking().fetch_raw("k", HOUR, || {
+        set(MARK, "another's");
+        Ok::<_, Infallible>("not stored")
+    });
+    assert_eq!(fetched.unwrap(), "not stored");
+    assert_eq!(changing.blocking().get_raw("k").unwrap(), None, "one is settled at a time");
+    let before = server.gets();
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| changing.blocking().delete("k"));
+        until("the delete looks at the mark again", || server.gets() >= before + 3);
+        set("k", "stored behind the delete");
+        assert!(runtime.block_on(store.delete(MARK)).unwrap());
+        assert!(deleting.join().unwrap().unwrap(), "there was something to delete");
+    });
+    assert_eq!(changing.blocking().get_raw("k").unwrap(), None);
+    set(MARK, "one that nobody removes");
+    set("k", "value");
+    let hurried = Cache::builder(from_url(&server.url("timeout=200ms")).unwrap()).build();
+    assert!(hurried.blocking().delete("k").unwrap(), "it does not wait for ever");
 }
 
 /// A lease is on the server of its key, where the order counts.

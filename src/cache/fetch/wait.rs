@@ -39,6 +39,10 @@ impl<V: Form, E> Fetching<V, E> {
     pub(super) async fn wait(&mut self) {
         // First what others of this process may be waiting for, or two could wait for each other.
         self.watch().await;
+        // What is to be claimed now is still led: whoever follows that must not be followed meanwhile.
+        if self.wanted.iter().any(|wanted| matches!(wanted.part, Part::Claim(_) | Part::Load(_))) {
+            return;
+        }
         for place in 0..self.wanted.len() {
             self.follow(place).await;
         }

@@ -1,7 +1,8 @@
 //! A batch of operations: one exchange with each server, and a second one for what depends on what is there.
 //!
 //! A compare-and-set and a settle read in the first exchange, and write in the second by the version number that they have
-//! read, on the same server: another one's version numbers mean something else.
+//! read, on the same server: another one's version numbers mean something else. A settle that stores has a
+//! [mark](super::settling) in between, which whoever takes its lease waits for.
 
 use std::collections::HashSet;
 
@@ -11,6 +12,7 @@ use super::expiry::expiry;
 use super::key::Key;
 use super::meta::{Answer, Command, Condition};
 use super::servers::Entry;
+use super::settling::Settling;
 use super::{MemcachedStore, deleting, reading, value};
 use crate::error::Result;
 use crate::net::Retry;
@@ -49,21 +51,48 @@ impl MemcachedStore {
     async fn carry_out_together(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let mut entries = Vec::with_capacity(operations.len());
         let mut begins = Vec::with_capacity(operations.len());
-        for operation in operations {
+        let settling: Vec<Option<Settling>> = operations.iter().map(|operation| Settling::of(operation)).collect();
+        for (operation, settling) in operations.iter().zip(&settling) {
             begins.push(entries.len());
+            if let (Some(settling), Op::Settle(_)) = (settling, operation) {
+                entries.push(self.storing(
+                    &settling.key,
+                    settling.value.clone(),
+                    self.settling_ttl(),
+                    Condition::IfAbsent,
+                ));
+                entries.push(reading_with_cas(&settling.key));
+            }
             self.push_first(operation, &mut entries);
+            if let (Some(settling), Op::Set { .. }) = (settling, operation) {
+                entries.push(reading(&settling.key));
+            }
         }
         let retry = if operations.iter().all(Op::is_read) { Retry::Idempotent } else { Retry::Never };
         let answers = self.servers.batch_located(&entries, retry).await;
         let mut writes = Vec::new();
         let mut steps = Vec::with_capacity(operations.len());
-        for (operation, begin) in operations.iter().zip(begins) {
-            steps.push(next_step(operation, &answers[begin..], &mut writes));
+        let mut under_way = Vec::new();
+        for ((operation, begin), settling) in operations.iter().zip(begins).zip(&settling) {
+            let answers = &answers[begin..];
+            match (settling, operation) {
+                (Some(settling), Op::Settle(settle)) => {
+                    steps.push(marked_step(settle, settling, answers, &mut writes));
+                    continue;
+                }
+                (Some(settling), _) => under_way.extend(settling.is_under_way(&answers[1].1)),
+                (None, _) => {}
+            }
+            steps.push(next_step(operation, answers, &mut writes));
         }
         let written = self.servers.batch_on(&writes, Retry::Never).await;
         let mut outcomes = Vec::with_capacity(operations.len());
         for (operation, step) in operations.iter().zip(steps) {
             outcomes.push(self.finish(operation, step, &written).await);
+        }
+        if !under_way.is_empty() {
+            self.until_settled(&under_way).await;
+            self.delete_again(&under_way, operations, &mut outcomes).await;
         }
         outcomes
     }
@@ -134,6 +163,7 @@ impl MemcachedStore {
             && let Some(Replacement { value, .. }) = settle.store
         {
             self.compare_and_set(settle.key, Some(value), None, Ttl::Never).await?;
+            self.end_settling(settle).await?;
             return was_held.map(|_| REVOKED);
         }
         if let Some(Err(error)) = stored {
@@ -158,6 +188,33 @@ fn independent(operations: &[Op<'_>]) -> usize {
         false
     });
     position.unwrap_or(operations.len())
+}
+
+/// Of a settle that stores: not without its mark, which is removed behind what it stores.
+fn marked_step<'o>(
+    settle: &Settle<'o>,
+    settling: &'o Settling,
+    answers: &[(usize, Result<Answer>)],
+    writes: &mut Writes<'o>,
+) -> Step {
+    let (server, mark) = &answers[1];
+    let mark_cas = match (&answers[0].1, mark) {
+        (Err(error), _) | (_, Err(error)) => return Step::Known(Err(error.clone())),
+        (Ok(Answer::Done), Ok(Answer::Value { cas, .. })) => Some(*cas),
+        (_, Ok(mark)) => {
+            // One that nobody will remove is out of the way of the next.
+            if let Some(cas) = Settling::is_left_behind(mark) {
+                writes.push((*server, writing(&settling.key, None, Condition::IfUnchanged { cas })));
+            }
+            None
+        }
+    };
+    let allowed = if mark_cas.is_some() { *settle } else { Settle { store: None, ..*settle } };
+    let step = next_step(&Op::Settle(allowed), &answers[2..], writes);
+    if let Some(cas) = mark_cas {
+        writes.push((*server, writing(&settling.key, None, Condition::IfUnchanged { cas })));
+    }
+    step
 }
 
 /// `answers` begins with those to this operation.

@@ -14,7 +14,7 @@ use crate::lifecycle::ProcessLocal;
 static OWN: ProcessLocal<String> = ProcessLocal::new();
 
 /// The name of this process. Empty where there is no `/proc` to read it from.
-pub(super) fn own() -> &'static str {
+pub(crate) fn own() -> &'static str {
     OWN.get_or_init(|| name_of_this_process().unwrap_or_default())
 }
 
@@ -32,7 +32,7 @@ fn host() -> Option<String> {
 }
 
 /// Whether a holder is known to have ended. Not known of one on another host, or that this process may not look at.
-pub(super) fn has_ended(holder: &str) -> bool {
+pub(crate) fn has_ended(holder: &str) -> bool {
     has_ended_beside(own(), holder)
 }
 
