@@ -60,15 +60,15 @@ mod times;
 /// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
 ///
 /// A handle is cheap to clone, and every clone speaks to the same store. Values are encoded as MessagePack unless the
-/// [builder](Cache::builder) says otherwise, inside an envelope that tells them from what other programs write: what does not
-/// decode to the wanted type is a miss.
+/// [builder](Cache::builder) says otherwise, inside an envelope that tells them from what other programs write: what
+/// does not decode to the wanted type is a miss.
 ///
-/// The methods here are asynchronous inside a tokio runtime (which needs its I/O and time drivers: `enable_all`). Through
-/// [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every wait for a
-/// server is bounded by the store's timeouts.
+/// The methods here are asynchronous inside a tokio runtime (which needs its I/O and time drivers: `enable_all`).
+/// Through [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every
+/// wait for a server is bounded by the store's timeouts.
 ///
-/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from another:
-///   [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
+/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from
+///   another: [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
 ///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
@@ -83,8 +83,8 @@ mod times;
 ///
 /// # Cancel safety
 ///
-/// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation is
-/// disturbed.
+/// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation
+/// is disturbed.
 ///
 /// # Examples
 ///

@@ -1,8 +1,8 @@
 //! What every store promises, as checks to run on a store of one's own.
 //!
-//! A check is an asynchronous function that panics where the promise is broken, with a text that says what was expected. The
-//! promises are those of [`CacheStore`]'s contract; [`CHECKS`] lists them. Each check uses keys of its own under
-//! `conformance:`, so that a server may be shared, and leaves nothing behind that does not expire.
+//! A check is an asynchronous function that panics where the promise is broken, with a text that says what was
+//! expected. The promises are those of [`CacheStore`]'s contract; [`CHECKS`] lists them. Each check uses keys of its
+//! own under `conformance:`, so that a server may be shared, and leaves nothing behind that does not expire.
 //!
 //! Some of them wait for an entry to expire, which takes a few seconds.
 //!
@@ -29,7 +29,8 @@
 //!
 //! - `clear_removes_what_starts_with_the_prefix` accepts a store whose server cannot list its keys
 //!   ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)).
-//! - `an_increment_keeps_the_time_that_is_left` fails for a store that leaves [`CacheStore::increment`] as it is provided.
+//! - `an_increment_keeps_the_time_that_is_left` fails for a store that leaves [`CacheStore::increment`] as it is
+//!   provided.
 //! - [`NullStore`](crate::stores::NullStore) passes almost none of them, by design.
 
 use std::future::Future;

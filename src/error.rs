@@ -9,9 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a cache operation failed.
 ///
-/// The text says what was being done and to which server, and names the part of the input that was refused. It never holds
-/// a password, and it does not repeat what [`source`](StdError::source) says; the alternate form, `{:#}`, adds the causes,
-/// for a log. Cloning is cheap: waiters that share one failed exchange share one error.
+/// The text says what was being done and to which server, and names the part of the input that was refused. It never
+/// holds a password, and it does not repeat what [`source`](StdError::source) says; the alternate form, `{:#}`, adds
+/// the causes, for a log. Cloning is cheap: waiters that share one failed exchange share one error.
 ///
 /// ```
 /// use prefork_cache::{ErrorKind, stores};
@@ -59,7 +59,8 @@ pub enum ErrorKind {
     Connect,
     /// The server failed a moment ago and is not dialled again yet.
     Unavailable,
-    /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not sent.
+    /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not
+    /// sent.
     Full,
     /// The time for the operation ran out.
     Timeout,
@@ -73,8 +74,8 @@ pub enum ErrorKind {
     Forked,
     /// Waiting here would block the thread that has to do the work.
     WouldDeadlock,
-    /// A loader failed, and the older value goes on serving: told to [`on_error`](crate::Builder::on_error) alone, since the
-    /// loader's own error is lost with it.
+    /// A loader failed, and the older value goes on serving: told to [`on_error`](crate::Builder::on_error) alone,
+    /// since the loader's own error is lost with it.
     Loader,
     /// A store that is not this crate's failed in its own way.
     Other,
@@ -139,8 +140,8 @@ impl Error {
         self.inner.kind
     }
 
-    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost the
-    /// connection. It does not say that a write had no effect.
+    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost
+    /// the connection. It does not say that a write had no effect.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};

@@ -1,9 +1,9 @@
 //! A cache that survives `fork()`.
 //!
-//! A preforking server (Passenger, Unicorn, Puma, gunicorn, uWSGI, PHP-FPM, nginx, or one written in Rust) loads a program
-//! once and forks its workers from it. Every worker inherits the connection to the cache server, and reads what was meant for
-//! another. Here that cannot happen: a process notices that it was forked, cuts the sockets that it inherited, and dials its
-//! own, whether or not anybody calls a hook.
+//! A preforking server (Passenger, Unicorn, Puma, gunicorn, uWSGI, PHP-FPM, nginx, or one written in Rust) loads a
+//! program once and forks its workers from it. Every worker inherits the connection to the cache server, and reads what
+//! was meant for another. Here that cannot happen: a process notices that it was forked, cuts the sockets that it
+//! inherited, and dials its own, whether or not anybody calls a hook.
 //!
 //! ```
 //! use prefork_cache::{Cache, lifecycle, stores};
@@ -19,20 +19,21 @@
 //! # Ok::<(), prefork_cache::Error>(())
 //! ```
 //!
-//! - [`Cache`] is the handle that a program holds: typed values, [`fetch`](Cache::fetch), counters, batches, namespaces.
+//! - [`Cache`] is the handle that a program holds: typed values, [`fetch`](Cache::fetch), counters, batches,
+//!   namespaces.
 //! - [`stores`] has Redis, Memcached and memory, and [`stores::from_url`] to choose one in a configuration.
 //! - [`lifecycle`] is how a process learns that it was forked, useful without any cache:
 //!   [`ProcessLocal`](lifecycle::ProcessLocal) holds a value that each process builds for itself.
 //! - [`CacheStore`] is the contract of a store, for one of your own.
 //! - [`guide`] has chapters: choosing an expiry, and coming from another cache.
 //!
-//! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is no
-//! runtime, the same operations run inline on the calling thread, and start no thread and no runtime.
+//! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is
+//! no runtime, the same operations run inline on the calling thread, and start no thread and no runtime.
 //!
 //! # Features
 //!
-//! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance` is the
-//! test suite for a store of your own.
+//! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance`
+//! is the test suite for a store of your own.
 //!
 //! `tracing`, which is off by default, tells the crate of that name, under the target `prefork_cache`:
 //!
@@ -44,8 +45,8 @@
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
 //! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
 //!
-//! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which only the
-//! host can judge.
+//! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
+//! only the host can judge.
 
 // Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
 #![cfg_attr(

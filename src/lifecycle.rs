@@ -1,8 +1,9 @@
 //! Surviving a fork: which process this is, values that each process builds for itself, hooks, and the refresh of every
 //! registered store.
 //!
-//! Nothing here has to be called. A process that was forked notices it at its first look at anything in this crate, cuts the
-//! sockets that it inherited, and dials its own. [`after_fork`] makes that happen now, runs the hooks and says what was done.
+//! Nothing here has to be called. A process that was forked notices it at its first look at anything in this crate,
+//! cuts the sockets that it inherited, and dials its own. [`after_fork`] makes that happen now, runs the hooks and says
+//! what was done.
 //!
 //! ```
 //! use prefork_cache::lifecycle;
@@ -15,13 +16,13 @@
 //!
 //! # What is not ours to solve
 //!
-//! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL as they
-//! are. Two things make trouble most often:
+//! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL as
+//! they are. Two things make trouble most often:
 //!
 //! - `parking_lot`, which keeps pointers to vanished threads in a global table; tokio's feature `parking_lot` (part of
 //!   `full`) brings it in. Leave that feature off in a program that forks with threads running.
-//! - A tokio runtime of the parent's. Build a new one in the child; forget the old one (`std::mem::forget`), since dropping
-//!   a multi-thread runtime there waits for threads that do not exist.
+//! - A tokio runtime of the parent's. Build a new one in the child; forget the old one (`std::mem::forget`), since
+//!   dropping a multi-thread runtime there waits for threads that do not exist.
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
@@ -71,10 +72,10 @@ pub struct HookId(u64);
 
 /// Brings this process up to date after a fork, now rather than at first use.
 ///
-/// For the hook that a preforking host offers: `after_worker_fork`, `on_worker_boot`, `post_fork`. In a process that was
-/// forked, every registered store that has not been refreshed yet is, and then the hooks of [`on_after_fork`] run, once per
-/// process. Nothing is dialled. In any other process nothing happens. Calling it late, often or never leaves the caches
-/// working alike; only the hooks run nowhere else.
+/// For the hook that a preforking host offers: `after_worker_fork`, `on_worker_boot`, `post_fork`. In a process that
+/// was forked, every registered store that has not been refreshed yet is, and then the hooks of [`on_after_fork`] run,
+/// once per process. Nothing is dialled. In any other process nothing happens. Calling it late, often or never leaves
+/// the caches working alike; only the hooks run nowhere else.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -112,8 +113,8 @@ pub(crate) fn sockets_cut() -> usize {
 
 /// Has `hook` run by [`after_fork`], in each process that was forked, after the stores are refreshed.
 ///
-/// Hooks run in the order of their registration, on the thread that calls `after_fork`, and only there. A hook that panics
-/// is reported as failed and stops no other. What is registered in a parent holds in all of its children.
+/// Hooks run in the order of their registration, on the thread that calls `after_fork`, and only there. A hook that
+/// panics is reported as failed and stops no other. What is registered in a parent holds in all of its children.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -140,7 +141,8 @@ pub fn remove_hook(id: HookId) -> bool {
     HOOKS.remove(|hook| hook.id == id)
 }
 
-/// A number that this thread has to itself, also in a child: no other thread of the same process has it at the same time.
+/// A number that this thread has to itself, also in a child: no other thread of the same process has it at the same
+/// time.
 pub(crate) fn thread_token() -> usize {
     thread_local! {
         static MARK: u8 = const { 0 };

@@ -1,10 +1,11 @@
 //! Every socket of this crate: dialled, owned and closed here, so that a child can cut the ones it inherited.
 //!
-//! From the top down: a [`Link`] is the way to one server over one protocol. Callers that block take a connection out of its
-//! [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a [`Breaker`](breaker::Breaker) keeps a server
-//! that is down from being dialled on every call. Either way a [`Connection`] writes what is [`Outgoing`] and cuts
-//! [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket) with a deadline, entered in the
-//! ledger before it exists. In a [`Company`], exchanges over several links run at the same time.
+//! From the top down: a [`Link`] is the way to one server over one protocol. Callers that block take a connection out
+//! of its [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a [`Breaker`](breaker::Breaker)
+//! keeps a server that is down from being dialled on every call. Either way a [`Connection`] writes what is
+//! [`Outgoing`] and cuts [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket)
+//! with a deadline, entered in the ledger before it exists. In a [`Company`], exchanges over several links run at the
+//! same time.
 
 mod breaker;
 mod company;

@@ -55,8 +55,8 @@ pub mod stores {
 pub enum Ttl {
     /// Until it is deleted or evicted.
     Never,
-    /// For this long. Rounded up to the server's unit (a millisecond for Redis and memory, a second for Memcached, whose
-    /// clock ticks in seconds: an expiry may come up to a second early). Zero is refused.
+    /// For this long. Rounded up to the server's unit (a millisecond for Redis and memory, a second for Memcached,
+    /// whose clock ticks in seconds: an expiry may come up to a second early). Zero is refused.
     After(Duration),
 }
 
@@ -126,10 +126,10 @@ pub enum When {
 
 /// Where a cache keeps its bytes.
 ///
-/// Implement it, with the crates `async-trait` and `bytes`, to put a [`Cache`](crate::Cache) on something else than Redis,
-/// Memcached or memory; the example `custom_store` does, and the feature `conformance` has a test of every promise below. A
-/// wrapper around another store forwards every method, the provided ones too, or that store's own batches and counters go
-/// unused, and its [`refresh`](CacheStore::refresh) is not heard.
+/// Implement it, with the crates `async-trait` and `bytes`, to put a [`Cache`](crate::Cache) on something else than
+/// Redis, Memcached or memory; the example `custom_store` does, and the feature `conformance` has a test of every
+/// promise below. A wrapper around another store forwards every method, the provided ones too, or that store's own
+/// batches and counters go unused, and its [`refresh`](CacheStore::refresh) is not heard.
 ///
 /// ```
 /// use prefork_cache::{CacheStore, Ttl, When, stores};
@@ -151,8 +151,9 @@ pub enum When {
 ///   same server.
 /// - Dropping a future before it is ready leaves the store usable: no later call receives the dropped call's reply. The
 ///   dropped call itself may or may not have taken effect.
-/// - After a fork, no connection of the parent's is used by the child. The stores of this crate see to that themselves; for
-///   any other store the cache calls [`refresh`](CacheStore::refresh) once in each new process, before any other method.
+/// - After a fork, no connection of the parent's is used by the child. The stores of this crate see to that themselves;
+///   for any other store the cache calls [`refresh`](CacheStore::refresh) once in each new process, before any other
+///   method.
 #[async_trait]
 pub trait CacheStore: Debug + Send + Sync + 'static {
     /// What kind of store this is, for reports and errors: "redis", "memcached", "memory".
@@ -161,7 +162,8 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// The value under a key, or `None`.
     async fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
-    /// The value under a key as whoever holds the truth has it, past any nearer copy. Provided: [`get`](CacheStore::get).
+    /// The value under a key as whoever holds the truth has it, past any nearer copy. Provided:
+    /// [`get`](CacheStore::get).
     ///
     /// A fetch asks for it before it loads, since another process may have loaded meanwhile.
     async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
@@ -170,8 +172,8 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
 
     /// Stores a value. Answers whether it was stored: `true` for [`When::Always`].
     ///
-    /// With [`When::Always`] a store may write twice where a connection breaks before the answer. A write of somebody else's
-    /// that came between the two is then overwritten.
+    /// With [`When::Always`] a store may write twice where a connection breaks before the answer. A write of somebody
+    /// else's that came between the two is then overwritten.
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool>;
 
     /// Removes an entry. Answers whether there was one.
@@ -225,8 +227,8 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("touching", key))
     }
 
-    /// Adds to a counter (decimal text) and answers the sum. A missing counter starts from 0 and gets `ttl`; an existing
-    /// one keeps the time it has left.
+    /// Adds to a counter (decimal text) and answers the sum. A missing counter starts from 0 and gets `ttl`; an
+    /// existing one keeps the time it has left.
     ///
     /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
     /// writers interfere; without a way to read the time left, an existing counter gets `ttl` anew.
@@ -246,9 +248,9 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("counting", key))
     }
 
-    /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and its
-    /// [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other from being
-    /// carried out, unless their server has failed.
+    /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and
+    /// its [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other
+    /// from being carried out, unless their server has failed.
     ///
     /// Provided: one after the other. A store with servers overrides it, to send one write to each.
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
@@ -318,8 +320,8 @@ pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn Di
     Err(Error::new(ErrorKind::ValueTooLarge, context))
 }
 
-/// Has `send` deal with those items of a batch that are in order, all of them in one go. The results stand in the order of
-/// the items; a failure of `send` as a whole is the failure of each that it dealt with.
+/// Has `send` deal with those items of a batch that are in order, all of them in one go. The results stand in the order
+/// of the items; a failure of `send` as a whole is the failure of each that it dealt with.
 pub(crate) async fn batch<I, T, F>(items: Vec<Result<I>>, send: impl FnOnce(Vec<I>) -> F) -> Vec<Result<T>>
 where
     F: Future<Output = Result<Vec<Result<T>>>>,

@@ -1,16 +1,17 @@
 //! What is told to the `tracing` crate, with the feature of that name. Without it nothing is, at no cost.
 //!
-//! The feature is not on by default. A subscriber has locks, and so does `tracing` itself; a child inherits them as they are,
-//! and one that another thread held at the fork never opens again. Only the host can judge whether that can happen to its
-//! subscriber.
+//! The feature is not on by default. A subscriber has locks, and so does `tracing` itself; a child inherits them as
+//! they are, and one that another thread held at the fork never opens again. Only the host can judge whether that can
+//! happen to its subscriber.
 //!
-//! A subscriber is somebody else's code, which may use a cache itself. So nothing is told by the fork handlers, the gate or
-//! the ledger, or while a lock of this crate is held.
+//! A subscriber is somebody else's code, which may use a cache itself. So nothing is told by the fork handlers, the
+//! gate or the ledger, or while a lock of this crate is held.
 //!
-//! An exchange is told while it holds its place in a pool: a subscriber that uses a cache on the same server needs a spare one.
+//! An exchange is told while it holds its place in a pool: a subscriber that uses a cache on the same server needs a
+//! spare one.
 //!
-//! The spans are what OpenTelemetry's conventions for database clients call for. No key and no value is told, and of an error
-//! only its kind: the text may name a key.
+//! The spans are what OpenTelemetry's conventions for database clients call for. No key and no value is told, and of an
+//! error only its kind: the text may name a key.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,8 +31,8 @@ use on as told;
 
 pub(crate) use told::{Span, breaker_closed, breaker_opened, connected, instrumented, refreshed, unproven};
 
-/// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists; `failure`
-/// looks for an error in what the server has answered.
+/// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;
+/// `failure` looks for an error in what the server has answered.
 pub(crate) async fn exchange<T, F: Future<Output = Result<T>>>(
     system: &'static str,
     endpoint: &Endpoint,

@@ -80,8 +80,8 @@ impl Cache {
 
     /// [`set`](Cache::set) for many entries, in their order.
     ///
-    /// With [jitter](Expiry::jitter) each value ends at a time of its own, from when on no read returns it; the store, which
-    /// is told one time for all, keeps its bytes until the last has ended.
+    /// With [jitter](Expiry::jitter) each value ends at a time of its own, from when on no read returns it; the store,
+    /// which is told one time for all, keeps its bytes until the last has ended.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -14,8 +14,9 @@ use crate::net::{inline, lifted};
 
 /// The verbs of a [`Cache`], run inline on the calling thread: no runtime, no other thread. See [`Cache::blocking`].
 ///
-/// For a master that warms its caches before it forks, and for any thread that is not asynchronous, a tokio runtime's own
-/// included. Each verb means what the one of [`Cache`] means; its waits block the thread, within the store's timeouts.
+/// For a master that warms its caches before it forks, and for any thread that is not asynchronous, a tokio runtime's
+/// own included. Each verb means what the one of [`Cache`] means; its waits block the thread, within the store's
+/// timeouts.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -33,8 +34,8 @@ pub struct Blocking<'a> {
     cache: &'a Cache,
 }
 
-/// Runs an operation that does not suspend, since every wait in it blocks. A macro, so that the operation's future is made
-/// where it is polled: it is large, and a hit in memory is short.
+/// Runs an operation that does not suspend, since every wait in it blocks. A macro, so that the operation's future is
+/// made where it is polled: it is large, and a hit in memory is short.
 macro_rules! now {
     ($operation:expr) => {
         at_once(pin!($operation))

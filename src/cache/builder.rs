@@ -110,8 +110,9 @@ impl Builder {
         self
     }
 
-    /// Compresses encoded values (not raw ones) that are longer than so many bytes, with zlib at its fastest, and keeps the
-    /// result where it is smaller. Every reader understands both, whatever its own setting. Defaults to no compression.
+    /// Compresses encoded values (not raw ones) that are longer than so many bytes, with zlib at its fastest, and keeps
+    /// the result where it is smaller. Every reader understands both, whatever its own setting. Defaults to no
+    /// compression.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -147,16 +148,16 @@ impl Builder {
         self
     }
 
-    /// How long a process that loads a key may show no sign of life before another one takes the load over. At most a year;
-    /// defaults to 5 s. Zero turns leases off: each process then loads for itself.
+    /// How long a process that loads a key may show no sign of life before another one takes the load over. At most a
+    /// year; defaults to 5 s. Zero turns leases off: each process then loads for itself.
     ///
-    /// Inside tokio a task gives that sign every third of this time, for at most [`load_timeout`](Builder::load_timeout).
-    /// Elsewhere nothing can, and the load is left alone for `load_timeout`, if that is longer. A process on the same host
-    /// that has ended is noticed at once.
+    /// Inside tokio a task gives that sign every third of this time, for at most
+    /// [`load_timeout`](Builder::load_timeout). Elsewhere nothing can, and the load is left alone for `load_timeout`,
+    /// if that is longer. A process on the same host that has ended is noticed at once.
     ///
-    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it; a key that ends like that
-    /// is refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it gets no leases, which
-    /// is reported to [`on_error`](Builder::on_error) once.
+    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it; a key that ends
+    /// like that is refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it
+    /// gets no leases, which is reported to [`on_error`](Builder::on_error) once.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -172,8 +173,8 @@ impl Builder {
         self
     }
 
-    /// After a loader has failed while there is an older value to serve, how long that value serves before the next try. At
-    /// most a year; defaults to 5 s. With zero each fetch tries.
+    /// After a loader has failed while there is an older value to serve, how long that value serves before the next
+    /// try. At most a year; defaults to 5 s. With zero each fetch tries.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -186,11 +187,11 @@ impl Builder {
         self
     }
 
-    /// How long a load may take before others no longer wait for it: from its arrival on, a [`fetch`](Cache::fetch) that has
-    /// no value waits this long for the loader of another caller, in this process or in another one. Then one caller of the
-    /// process loads, and the others wait for that one, once more as long. It ends the lease, not the loader. At most a year;
-    /// defaults to 60 s. Outside of tokio, an asynchronous caller that waits for one of this process has no clock, and waits
-    /// for the other to end.
+    /// How long a load may take before others no longer wait for it: from its arrival on, a [`fetch`](Cache::fetch)
+    /// that has no value waits this long for the loader of another caller, in this process or in another one. Then one
+    /// caller of the process loads, and the others wait for that one, once more as long. It ends the lease, not the
+    /// loader. At most a year; defaults to 60 s. Outside of tokio, an asynchronous caller that waits for one of this
+    /// process has no clock, and waits for the other to end.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -204,7 +205,8 @@ impl Builder {
     }
 
     /// How long a [`fetch`](Cache::fetch) inside of a loader waits for the loader of another caller, instead of
-    /// [`load_timeout`](Builder::load_timeout): two loaders may be waiting for each other. At most a year; defaults to 10 s.
+    /// [`load_timeout`](Builder::load_timeout): two loaders may be waiting for each other. At most a year; defaults to
+    /// 10 s.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -217,9 +219,9 @@ impl Builder {
         self
     }
 
-    /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must not
-    /// panic. While a server is down that is once for each fetch. A loader whose failure an old value makes up for is told
-    /// as [`ErrorKind::Loader`](crate::ErrorKind::Loader). Defaults to counting them only, see
+    /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must
+    /// not panic. While a server is down that is once for each fetch. A loader whose failure an old value makes up for
+    /// is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader). Defaults to counting them only, see
     /// [`Stats::errors`](crate::Stats::errors) and [`Stats::failed_loads`](crate::Stats::failed_loads).
     ///
     /// ```
@@ -258,8 +260,8 @@ impl Builder {
         cache
     }
 
-    /// The cache, not registered: it lives as long as its handles, and is brought into a forked process at its first use
-    /// there. No I/O.
+    /// The cache, not registered: it lives as long as its handles, and is brought into a forked process at its first
+    /// use there. No I/O.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

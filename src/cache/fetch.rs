@@ -9,12 +9,14 @@
 //!
 //! What happens when
 //!
-//! - *a leader's process is killed*: its lease stays. Who watches it ([`wait`]) takes it over, at once on the same host, since
-//!   its [`holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
-//! - *the key is deleted in mid-load*: the delete revokes the flight and replaces the lease by a mark. At the end of the load
-//!   [`settle`] finds either, and does not store; a caller that comes after the delete begins a flight and a lease of its own.
-//! - *the store does not answer*: at the [`look`] the key is marked as not to be kept: it is loaded once in the process, and
-//!   not stored. While a lease is watched the leader stops watching and loads. At the end the failure is reported.
+//! - *a leader's process is killed*: its lease stays. Who watches it ([`wait`]) takes it over, at once on the same
+//!   host, since its [`holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
+//! - *the key is deleted in mid-load*: the delete revokes the flight and replaces the lease by a mark. At the end of
+//!   the load [`settle`] finds either, and does not store; a caller that comes after the delete begins a flight and a
+//!   lease of its own.
+//! - *the store does not answer*: at the [`look`] the key is marked as not to be kept: it is loaded once in the
+//!   process, and not stored. While a lease is watched the leader stops watching and loads. At the end the failure is
+//!   reported.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,32 +59,34 @@ impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
     ///
     /// - *There is a fresh value*: it is returned.
-    /// - *There is an old value*, [stale or to be refreshed ahead](Expiry): one caller, among all processes on the same server,
-    ///   runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails, its caller
-    ///   gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is called (without the loader's error, which is
-    ///   the loader's to log), and the next try comes after [`Builder::retry_after`](crate::Builder::retry_after).
+    /// - *There is an old value*, [stale or to be refreshed ahead](Expiry): one caller, among all processes on the same
+    ///   server, runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails,
+    ///   its caller gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is called (without the
+    ///   loader's error, which is the loader's to log), and the next try comes after
+    ///   [`Builder::retry_after`](crate::Builder::retry_after).
     /// - *There is none*: one caller, among all processes on the same server (on
-    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The others wait for its value as long
-    ///   as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout); then one caller of each
-    ///   process loads and the others wait for that one, once more as long; then each loads for itself. If the caller that
-    ///   loads fails, panics or is cancelled, another one takes over: at once in the same process, within about 0.1 s in
-    ///   another one. If its process is killed, one on the same host takes over within about 0.1 s, and one on another host
-    ///   after [`Builder::lease`](crate::Builder::lease) without a sign of life.
+    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The others wait for its value
+    ///   as long as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout); then one
+    ///   caller of each process loads and the others wait for that one, once more as long; then each loads for itself.
+    ///   If the caller that loads fails, panics or is cancelled, another one takes over: at once in the same process,
+    ///   within about 0.1 s in another one. If its process is killed, one on the same host takes over within about 0.1
+    ///   s, and one on another host after [`Builder::lease`](crate::Builder::lease) without a sign of life.
     ///
-    /// A loaded value takes the place of what was there when the load began. A value that is set meanwhile stays, and after a
-    /// [`delete`](Cache::delete) nothing is stored.
+    /// A loaded value takes the place of what was there when the load began. A value that is set meanwhile stays, and
+    /// after a [`delete`](Cache::delete) nothing is stored.
     ///
-    /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value that
-    /// cannot be encoded are counted and reported to [`Builder::on_error`](crate::Builder::on_error), and the loader's value is
-    /// returned. A store that did not answer the read is not asked to keep the value.
+    /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value
+    /// that cannot be encoded are counted and reported to [`Builder::on_error`](crate::Builder::on_error), and the
+    /// loader's value is returned. A store that did not answer the read is not asked to keep the value.
     ///
     /// A loader may fetch other keys; it then waits for another loader for at most
-    /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that one may be waiting for this. If it fetches the very key
-    /// that it loads, the inner loader runs at once, and its value is not stored.
+    /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that one may be waiting for this. If it fetches the
+    /// very key that it loads, the inner loader runs at once, and its value is not stored.
     ///
-    /// Through the [blocking](Cache::blocking) API on a thread of a tokio runtime, a load of one of that runtime's tasks is not
-    /// waited for, since it may need this very thread: the caller loads for itself. An asynchronous loader that blocks the only
-    /// thread of its runtime for longer than [`Builder::lease`](crate::Builder::lease) is taken for dead.
+    /// Through the [blocking](Cache::blocking) API on a thread of a tokio runtime, a load of one of that runtime's
+    /// tasks is not waited for, since it may need this very thread: the caller loads for itself. An asynchronous loader
+    /// that blocks the only thread of its runtime for longer than [`Builder::lease`](crate::Builder::lease) is taken
+    /// for dead.
     ///
     /// # Errors
     ///
@@ -147,8 +151,8 @@ impl Cache {
         fetched.map(|Typed(value)| value)
     }
 
-    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are fresh until
-    /// `after` has passed, and then gone. `stale_for` and `refresh_ahead` mean nothing for them.
+    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are
+    /// fresh until `after` has passed, and then gone. `stale_for` and `refresh_ahead` mean nothing for them.
     ///
     /// # Errors
     ///

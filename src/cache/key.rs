@@ -60,8 +60,8 @@ impl Prefix {
     }
 }
 
-/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease: whoever wrote that would keep
-/// everybody from loading.
+/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease: whoever wrote that would
+/// keep everybody from loading.
 #[inline]
 pub(super) fn check_key(key: &str) -> Result<()> {
     crate::store::check_key(key)?;

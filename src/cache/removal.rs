@@ -1,10 +1,11 @@
 //! Removing entries, and revoking the loads that are under way.
 //!
-//! A caller that changes the truth and then removes the entry does not want to see what a loader had read before. So a removal
-//! revokes the flights of this process, and sends in one write: a mark in the place of the lease, if there is one, and then
-//! the delete of the entry. A loader that finds either does not store its value. One of this process that is already storing
-//! is waited for: it removes the value again. The entry is on the same server as its lease, and its operations in order; where
-//! a server cannot store and end a lease in one, its store waits for what is between the two, and deletes behind it.
+//! A caller that changes the truth and then removes the entry does not want to see what a loader had read before. So a
+//! removal revokes the flights of this process, and sends in one write: a mark in the place of the lease, if there is
+//! one, and then the delete of the entry. A loader that finds either does not store its value. One of this process that
+//! is already storing is waited for: it removes the value again. The entry is on the same server as its lease, and its
+//! operations in order; where a server cannot store and end a lease in one, its store waits for what is between the
+//! two, and deletes behind it.
 
 use std::sync::Arc;
 
@@ -18,13 +19,13 @@ use crate::store::{Op, When, batch, lease_key, wrong_count};
 impl Cache {
     /// Removes an entry. Returns whether there was one.
     ///
-    /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be what
-    /// was there before the change that this delete is for. On a server that takes one more command in the same write, for the
-    /// key's [lease](crate::Builder::lease), and on Memcached a look at a second key. Memcached cannot store one entry on the
-    /// condition of another: a delete that meets a load just as it is stored waits there until it is, about a round trip and at
-    /// most the store's timeout, and then deletes. Out of reach are, in other processes, loads without a lease: where leases
-    /// are turned off, and where an account may not run the scripts that they need; and everywhere,
-    /// [forced](Cache::force) ones.
+    /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be
+    /// what was there before the change that this delete is for. On a server that takes one more command in the same
+    /// write, for the key's [lease](crate::Builder::lease), and on Memcached a look at a second key. Memcached cannot
+    /// store one entry on the condition of another: a delete that meets a load just as it is stored waits there until
+    /// it is, about a round trip and at most the store's timeout, and then deletes. Out of reach are, in other
+    /// processes, loads without a lease: where leases are turned off, and where an account may not run the scripts that
+    /// they need; and everywhere, [forced](Cache::force) ones.
     ///
     /// # Errors
     ///
@@ -63,13 +64,14 @@ impl Cache {
         self.counted_each(batch(prepared, |keys| self.remove_each(keys)).await)
     }
 
-    /// Removes every entry of this handle's namespace; without a namespace, every entry of the store. What is being loaded
-    /// meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice. What another process
-    /// stores on Memcached at that very moment may be seen for about a round trip, until it is removed.
+    /// Removes every entry of this handle's namespace; without a namespace, every entry of the store. What is being
+    /// loaded meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice. What
+    /// another process stores on Memcached at that very moment may be seen for about a round trip, until it is removed.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the store's.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the
+    /// store's.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -88,8 +90,8 @@ impl Cache {
         let store = self.store()?;
         let storing = self.local().flights.revoke_all(self.prefix.as_str());
         if self.takes_leases() {
-            // A server lists an entry and its lease in any order. What was loaded until now is removed by the second round;
-            // what ends later finds its lease gone.
+            // A server lists an entry and its lease in any order. What was loaded until now is removed by the second
+            // round; what ends later finds its lease gone.
             self.answered(settled(store.clear(self.prefix.as_str())).await)?;
         }
         let cleared = self.answered(settled(store.clear(self.prefix.as_str())).await);

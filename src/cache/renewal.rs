@@ -1,6 +1,7 @@
 //! Giving a value other times.
 //!
-//! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it meanwhile.
+//! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it
+//! meanwhile.
 
 use super::envelope::{Envelope, with_times};
 use super::times::{Age, Times};
@@ -9,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
 
 impl Cache {
-    /// Has an entry expire as if it had been stored just now with this expiry, the times of [staleness](Expiry) included.
-    /// Answers whether there is one.
+    /// Has an entry expire as if it had been stored just now with this expiry, the times of [staleness](Expiry)
+    /// included. Answers whether there is one.
     ///
     /// A typed value is read for that, and written back if it is unchanged. It is fresh again, even if it was
     /// [expired](Cache::expire) on purpose; on whatever version it is of.
@@ -43,9 +44,10 @@ impl Cache {
         self.counted(Err(conflict("touching", key)))
     }
 
-    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still return it.
-    /// It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile is not stored.
-    /// Returns whether there was a value to make stale; raw bytes and counters are none, and stay as they are.
+    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
+    /// return it. It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile
+    /// is not stored. Returns whether there was a value to make stale; raw bytes and counters are none, and stay as
+    /// they are.
     ///
     /// # Errors
     ///
@@ -82,8 +84,8 @@ impl Cache {
         self.counted(Err(conflict("expiring", key)))
     }
 
-    /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a while, or
-    /// every caller would try at once what has just failed.
+    /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a
+    /// while, or every caller would try at once what has just failed.
     pub(super) fn put_off(&self, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
         self.report(&Error::new(ErrorKind::Loader, context));

@@ -7,8 +7,8 @@
 //!
 //! # Stores of somebody else's
 //!
-//! The stores of this crate wait inline where they are told to, so that their futures are ready at the first poll. A store
-//! that suspends all the same, called through the blocking API, is waited for here: by parking the thread, on a
+//! The stores of this crate wait inline where they are told to, so that their futures are ready at the first poll. A
+//! store that suspends all the same, called through the blocking API, is waited for here: by parking the thread, on a
 //! multi-thread runtime after telling tokio so. On the thread of a current-thread runtime that would wait for itself.
 
 use std::future::Future;

@@ -9,8 +9,9 @@ use super::generation::generation;
 
 /// Ends with `None` in any other process, and is forgotten there instead of dropped.
 ///
-/// What would wake an inherited future is its parent's: a runtime's driver, a task, a queue of waiters. Polled in a child it
-/// would wait for ever, or take a lock that no thread will open; dropped there it might do the same on its way out.
+/// What would wake an inherited future is its parent's: a runtime's driver, a task, a queue of waiters. Polled in a
+/// child it would wait for ever, or take a lock that no thread will open; dropped there it might do the same on its way
+/// out.
 pub(crate) struct ProcessBound<F: ?Sized> {
     generation: u64,
     /// Taken by the drop.

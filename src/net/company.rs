@@ -1,14 +1,14 @@
 //! Exchanges with several servers at the same time.
 //!
-//! In a runtime, futures that are polled together wait together. A thread without one can wait for one socket only, but the
-//! servers can work meanwhile: each exchange of a [`Company`] sends its request and is *set aside* while the others send
-//! theirs; then the replies are read, one server after the other.
+//! In a runtime, futures that are polled together wait together. A thread without one can wait for one socket only, but
+//! the servers can work meanwhile: each exchange of a [`Company`] sends its request and is *set aside* while the others
+//! send theirs; then the replies are read, one server after the other.
 //!
-//! What is set aside holds a place in a pool. So whoever has to wait for such a place, or to dial, lets the others finish
-//! first: a thread that waits for one server keeps nobody from another.
+//! What is set aside holds a place in a pool. So whoever has to wait for such a place, or to dial, lets the others
+//! finish first: a thread that waits for one server keeps nobody from another.
 //!
-//! Time passes for an exchange that is set aside as for any other, so servers that hang do so all at once. But one whose
-//! reply has begun to arrive meanwhile is not charged for the time that the others took.
+//! Time passes for an exchange that is set aside as for any other, so servers that hang do so all at once. But one
+//! whose reply has begun to arrive meanwhile is not charged for the time that the others took.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -39,8 +39,8 @@ impl Company {
     }
 }
 
-/// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only been set
-/// aside, and goes on when it is polled again.
+/// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only
+/// been set aside, and goes on when it is polled again.
 pub(crate) async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
     if let Ok(Drive::Inline) = drive() {

@@ -2,10 +2,11 @@
 //!
 //! # No foreign reply
 //!
-//! Replies come in the order of their requests, and that is all that tells whose they are: after one surplus reply every
-//! request would be given another's. So no reply is handed out before a *proof* has arrived behind it: a frame that repeats
-//! a token which only this connection has sent. In a protocol whose commands carry tokens, a reply proves itself and those
-//! before it. Elsewhere every write ends with a *marker*, a command that has the server repeat a random token.
+//! Replies come in the order of their requests, and that is all that tells whose they are: after one surplus reply
+//! every request would be given another's. So no reply is handed out before a *proof* has arrived behind it: a frame
+//! that repeats a token which only this connection has sent. In a protocol whose commands carry tokens, a reply proves
+//! itself and those before it. Elsewhere every write ends with a *marker*, a command that has the server repeat a
+//! random token.
 
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
@@ -32,7 +33,8 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
 
     fn framing(&self) -> Self::Framing;
 
-    /// Handshake and login, over a connection on which nothing is marked yet. Answers with how its writes are to be proven.
+    /// Handshake and login, over a connection on which nothing is marked yet. Answers with how its writes are to be
+    /// proven.
     fn greet(&self, connection: &mut Connection<Self>) -> impl Future<Output = Result<Marking>> + Send;
 
     /// Whether a request changes nothing, so that it may be answered out of turn.
@@ -75,7 +77,8 @@ pub(crate) enum Accepted {
     },
 }
 
-/// How a reply is proven. A marker is a command up to its token, which a line end follows; the reply to it ends with both.
+/// How a reply is proven. A marker is a command up to its token, which a line end follows; the reply to it ends with
+/// both.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Marking {
     /// By a marker at the end of each write.
@@ -194,7 +197,8 @@ impl<P: Protocol> Connection<P> {
         self.begun.elapsed() > REST
     }
 
-    /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used again.
+    /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used
+    /// again.
     pub(super) async fn send(&mut self, protocol: &P, request: &P::Request) -> Result<Exchange<P>> {
         let partial = protocol.write(request, &mut self.outgoing);
         let marker = match self.marking {
@@ -245,7 +249,7 @@ impl<P: Protocol> Connection<P> {
         if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(protocol)) }
     }
 
-    /// Answers whether the reply was proven.
+    /// Returns whether the reply was proven.
     async fn receive_reply(&mut self, protocol: &P, partial: &mut P::Partial) -> Result<bool> {
         loop {
             if let Accepted::Complete { proven } = protocol.accept(partial, self.frame(protocol).await?)? {

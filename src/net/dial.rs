@@ -1,8 +1,8 @@
 //! Making a connection, within a deadline.
 //!
-//! Only the making of the socket is a section of the gate; the dial itself is not, so a fork never waits for a server. An
-//! address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own time
-//! (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
+//! Only the making of the socket is a section of the gate; the dial itself is not, so a fork never waits for a server.
+//! An address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own
+//! time (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
 
 use std::future::{Future, ready};
 use std::io;

@@ -1,9 +1,9 @@
 //! Replies cut out of a stream of bytes.
 //!
-//! A protocol says where a frame ends ([`Framing`]). It goes on where it stopped and never looks at a byte twice. Frames are
-//! cut out of one read buffer; a value of more than [`LARGE`](super::LARGE) bytes is left out of its frame and read into a buffer of its
-//! own, which grows as the bytes arrive, whatever length was announced. So nothing that is handed out keeps a read buffer
-//! alive.
+//! A protocol says where a frame ends ([`Framing`]). It goes on where it stopped and never looks at a byte twice.
+//! Frames are cut out of one read buffer; a value of more than [`LARGE`](super::LARGE) bytes is left out of its frame
+//! and read into a buffer of its own, which grows as the bytes arrive, whatever length was announced. So nothing that
+//! is handed out keeps a read buffer alive.
 
 use std::fmt::Debug;
 use std::mem;
@@ -32,8 +32,8 @@ pub(crate) trait Framing: Debug + Send {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
     Partial,
-    /// A value of more than [`LARGE`](super::LARGE) bytes begins here. It is taken out, with the line end behind it, and the scan goes on
-    /// as if it had none.
+    /// A value of more than [`LARGE`](super::LARGE) bytes begins here. It is taken out, with the line end behind it,
+    /// and the scan goes on as if it had none.
     Large {
         place: usize,
         length: usize,

@@ -1,7 +1,7 @@
 //! One server, over one protocol: connections, deadlines, one retry, and breakers.
 //!
-//! What happens now and then (a dial, a wait for a slot, a second attempt) is a future of its own on the heap: otherwise
-//! every exchange would carry its size about.
+//! What happens now and then (a dial, a wait for a slot, a second attempt) is a future of its own on the heap:
+//! otherwise every exchange would carry its size about.
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -27,8 +27,8 @@ use crate::telemetry;
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// Once more, if a reused connection turns out to be dead before a byte of the reply. A server that does not answer in
-    /// time is not asked again.
+    /// Once more, if a reused connection turns out to be dead before a byte of the reply. A server that does not answer
+    /// in time is not asked again.
     Idempotent,
     /// Never. A reused connection is looked at before it is used.
     Never,
@@ -77,8 +77,8 @@ pub(super) struct Server<P: Protocol> {
     pub(super) protocol: P,
     pub(super) timeouts: Timeouts,
     breaker: Breaker,
-    /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new password,
-    /// still answers over those that it has let in.
+    /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new
+    /// password, still answers over those that it has let in.
     login_breaker: Breaker,
     #[cfg(feature = "tokio")]
     pub(super) pipelines: Pipelines<P>,

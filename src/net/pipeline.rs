@@ -1,26 +1,28 @@
 //! Inside a tokio runtime: one connection on which many requests are in flight.
 //!
-//! A caller appends its request to a shared buffer, under one short lock, and waits for its slot. A [`driver`], a task of the
-//! runtime, writes what has gathered in one go, cuts the replies and hands them to the slots in order. It also dials, so that
-//! a caller that gives up takes nobody's connection with it.
+//! A caller appends its request to a shared buffer, under one short lock, and waits for its slot. A [`driver`], a task
+//! of the runtime, writes what has gathered in one go, cuts the replies and hands them to the slots in order. It also
+//! dials, so that a caller that gives up takes nobody's connection with it.
 //!
-//! From being appended a request's bytes belong to the pipeline. A caller that is dropped neither removes nor truncates them,
-//! and the reply to it is read and thrown away.
+//! From being appended a request's bytes belong to the pipeline. A caller that is dropped neither removes nor truncates
+//! them, and the reply to it is read and thrown away.
 //!
 //! # Order
 //!
-//! A runtime has one *primary* pipeline to a server, which every change goes through, in order. While that one is behind a
-//! large value, reads go through an extra one, those too that were in flight behind the value: they are sent again, and the
-//! first reply to them is thrown away. An extra pipeline is closed when it has had nothing to do for a while.
+//! A runtime has one *primary* pipeline to a server, which every change goes through, in order. While that one is
+//! behind a large value, reads go through an extra one, those too that were in flight behind the value: they are sent
+//! again, and the first reply to them is thrown away. An extra pipeline is closed when it has had nothing to do for a
+//! while.
 //!
 //! # Backpressure
 //!
-//! A pipeline takes a bounded number of requests and of bytes. Who comes next waits, within the timeouts, until there is room.
+//! A pipeline takes a bounded number of requests and of bytes. Who comes next waits, within the timeouts, until there
+//! is room.
 //!
 //! # Over a fork
 //!
-//! The table of pipelines is a process's own. The driver and the future of a request are bound to their process: in another
-//! one they touch no lock, no waker and no socket, and are forgotten when they are dropped.
+//! The table of pipelines is a process's own. The driver and the future of a request are bound to their process: in
+//! another one they touch no lock, no waker and no socket, and are forgotten when they are dropped.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -123,8 +125,8 @@ pub(super) async fn conclude<P: Protocol>(
     }
 }
 
-/// Waits until there is room, or the driver says that it took too long. The driver has the only timer: one in a caller's
-/// future would panic when its runtime is shut down.
+/// Waits until there is room, or the driver says that it took too long. The driver has the only timer: one in a
+/// caller's future would panic when its runtime is shut down.
 async fn append_when_there_is_room<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,

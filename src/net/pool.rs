@@ -1,14 +1,14 @@
 //! Idle connections, and a permit to have one.
 //!
 //! A connection is leased for one exchange. A [`Lease`] destroys its connection unless [`Lease::finish`] says that the
-//! exchange is complete: a future that is dropped, an error, a timeout and a panic all end in the lease's drop, so a reply
-//! that is still under way never meets the next caller.
+//! exchange is complete: a future that is dropped, an error, a timeout and a panic all end in the lease's drop, so a
+//! reply that is still under way never meets the next caller.
 //!
-//! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other threads
-//! had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
+//! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other
+//! threads had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
 //!
-//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline. Waiters stand in a queue of
-//! wakers. One that was woken and then gave up passes the turn on.
+//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline. Waiters stand in a
+//! queue of wakers. One that was woken and then gave up passes the turn on.
 
 use std::collections::VecDeque;
 use std::mem;

@@ -155,8 +155,8 @@ impl Socket {
     #[cfg(feature = "tokio")]
     #[expect(unsafe_code, reason = "tokio has to be promised that the descriptor stays the same")]
     pub(crate) fn register(self) -> io::Result<AsyncFd<Socket>> {
-        // SAFETY: `as_raw_fd` and `as_fd` give the same descriptor at every call, and it is closed only by the drop. In a child
-        // the number stands for the ledger's tombstone, and the registration is never touched again.
+        // SAFETY: `as_raw_fd` and `as_fd` give the same descriptor at every call, and it is closed only by the drop. In
+        // a child the number stands for the ledger's tombstone, and the registration is never touched again.
         Ok(unsafe { AsyncFd::register(self) }?)
     }
 

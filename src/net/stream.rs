@@ -1,14 +1,14 @@
 //! A connected byte stream, blocking or tokio's, behind one trait.
 //!
-//! Whoever wants to receive or to send polls. A blocking stream waits instead of being pending, so whatever is written on top
-//! of the trait as asynchronous code is ready at its first poll there.
+//! To receive or to send is to poll. A blocking stream waits instead of being pending, so whatever is written
+//! on top of the trait as asynchronous code is ready at its first poll there.
 //!
 //! # Deadlines
 //!
-//! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each wait
-//! the time that is left is compared with what is set, and set again only where they differ by more than a fiftieth: after a
-//! slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a normal exchange is two
-//! system calls. Over tokio, a timer of its own bounds an exchange.
+//! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each
+//! wait the time that is left is compared with what is set, and set again only where they differ by more than a
+//! fiftieth: after a slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a
+//! normal exchange is two system calls. Over tokio, a timer of its own bounds an exchange.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};

@@ -1,7 +1,8 @@
 //! A socket that tokio waits for.
 //!
 //! Its drop takes it off the runtime's epoll instance, leaves the ledger and closes, in this order. In a child it is
-//! forgotten instead: the epoll instance is shared with the parent, and taking the socket off it would silence the parent's.
+//! forgotten instead: the epoll instance is shared with the parent, and taking the socket off it would silence the
+//! parent's.
 
 use std::io::{self, IoSlice};
 use std::mem;

@@ -1,7 +1,7 @@
 //! Who holds a lease, and whether that process still lives.
 //!
-//! A process is named by the machine's boot, its pid namespace, its pid and the time of its start. Another process with the
-//! same boot and namespace can see whether it is alive; any other has to go by the holder's beats.
+//! A process is named by the machine's boot, its pid namespace, its pid and the time of its start. Another process with
+//! the same boot and namespace can see whether it is alive; any other has to go by the holder's beats.
 
 use std::fs;
 

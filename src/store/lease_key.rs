@@ -8,15 +8,15 @@ pub(crate) fn lease_key(key: &str) -> String {
     format!("{key}:{LEASE}")
 }
 
-/// The key of the mark of a [settle](super::Settle) that is under way, where a server cannot store one entry on the condition
-/// of another: that of the lease of a lease, which nobody takes.
+/// The key of the mark of a [settle](super::Settle) that is under way, where a server cannot store one entry on the
+/// condition of another: that of the lease of a lease, which nobody takes.
 #[cfg(any(feature = "memcached", test))]
 pub(crate) fn settling_key(key: &str) -> String {
     format!("{key}:{LEASE}:{LEASE}")
 }
 
-/// The key whose lease, or whose settling mark, this is the key of, if it is one. Both are kept where the key is: on one
-/// server, their order counts.
+/// The key whose lease, or whose settling mark, this is the key of, if it is one. Both are kept where the key is: on
+/// one server, their order counts.
 pub(crate) fn key_of_lease(lease: &str) -> Option<&str> {
     let key = lease.strip_suffix(LEASE)?.strip_suffix(':').filter(|key| !key.is_empty())?;
     Some(key_of_lease(key).unwrap_or(key))

@@ -42,7 +42,8 @@ mod settling;
 /// # }
 /// ```
 ///
-/// It needs Memcached 1.6, for the meta protocol, and says so ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)) to anything else.
+/// It needs Memcached 1.6, for the meta protocol, and says so
+/// ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)) to anything else.
 ///
 /// # URL
 ///
@@ -65,10 +66,10 @@ mod settling;
 ///
 /// # Connections
 ///
-/// As those of [`RedisStore`](super::stores::RedisStore): inside a tokio runtime one pipelined connection per runtime and
-/// server, elsewhere a pool of blocking ones; with the same cancel safety, order of changes, timeouts and backpressure. A
-/// reply is proven by the token that every command of the meta protocol carries. An error reply has none, so it is followed
-/// by a command that has.
+/// As those of [`RedisStore`](super::stores::RedisStore): inside a tokio runtime one pipelined connection per runtime
+/// and server, elsewhere a pool of blocking ones; with the same cancel safety, order of changes, timeouts and
+/// backpressure. A reply is proven by the token that every command of the meta protocol carries. An error reply has
+/// none, so it is followed by a command that has.
 ///
 /// # Several servers
 ///
@@ -84,21 +85,21 @@ mod settling;
 /// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and
 /// stored as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole.
 /// [`clear`](CacheStore::clear) finds such an entry by the beginning, up to 212 bytes of it (146 if there are other
-/// characters among them), and leaves it alone when given a longer prefix. A digested key with a namespace is not Dalli's,
-/// which since 3.0.5 keeps another number of its characters in front of the digest.
+/// characters among them), and leaves it alone when given a longer prefix. A digested key with a namespace is not
+/// Dalli's, which since 3.0.5 keeps another number of its characters in front of the digest.
 ///
 /// # What is particular to Memcached
 ///
 /// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends
 ///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
 /// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
-///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may see it for a moment. The entry of a
-///   counter may end in spaces after a decrement.
+///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may
+///   see it for a moment. The entry of a counter may end in spaces after a decrement.
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
-///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`, and entries that others store
-///   meanwhile may stay.
-/// - The batch verbs send one request to each server, or several of 64 KiB, and the servers work at the same time. Without
-///   a runtime their replies are read one server after the other.
+///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`,
+///   and entries that others store meanwhile may stay.
+/// - The batch verbs send one request to each server, or several of 64 KiB, and the servers work at the same time.
+///   Without a runtime their replies are read one server after the other.
 /// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
 pub struct MemcachedStore {
     servers: Servers,
@@ -119,8 +120,8 @@ impl MemcachedStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for a scheme, host, port, path or option that is not understood, and for a login,
-    /// which is not supported. The text names the part, and shows nothing of a login.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for a scheme, host, port, path or option that is not
+    /// understood, and for a login, which is not supported. The text names the part, and shows nothing of a login.
     pub fn new(url: &str) -> Result<MemcachedStore> {
         let config = Config::parse(url)?;
         let timeout = config.settings.timeouts.exchange;

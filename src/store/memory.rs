@@ -5,8 +5,9 @@
 //! not waiting for a thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts
 //! empty, on the [`cold`] stand-in: a second moka would not do, since all of them share the one collector.
 //!
-//! Every touch of a backing is a section of the gate, short and without a user's code in it. Only reads go straight to it;
-//! all else is a [`Change`] computed under the lock of its entry, so that no verb comes between the two halves of another.
+//! Every touch of a backing is a section of the gate, short and without a user's code in it. Only reads go straight to
+//! it; all else is a [`Change`] computed under the lock of its entry, so that no verb comes between the two halves of
+//! another.
 
 use std::time::{Duration, Instant};
 
@@ -27,10 +28,10 @@ const DEFAULT_BYTES: u64 = 64 << 20;
 
 /// Keeps its entries in this process's memory.
 ///
-/// Bounded by bytes or by entries; what is used least goes first ([moka]'s TinyLFU). Each entry has its own time to live, in
-/// milliseconds. A forked child inherits the entries that were there at the fork (*warm*), or starts empty (*cold*) where
-/// they cannot be trusted; [`after_fork`](crate::lifecycle::after_fork) says which, and why. From then on parent and child
-/// change their entries apart.
+/// Bounded by bytes or by entries; what is used least goes first ([moka]'s TinyLFU). Each entry has its own time to
+/// live, in milliseconds. A forked child inherits the entries that were there at the fork (*warm*), or starts empty
+/// (*cold*) where they cannot be trusted; [`after_fork`](crate::lifecycle::after_fork) says which, and why. From then
+/// on parent and child change their entries apart.
 ///
 /// [moka]: https://docs.rs/moka
 ///
@@ -293,8 +294,8 @@ fn sum(key: &str, number: &[u8], by: i64) -> Result<i64> {
 }
 
 impl MemoryBuilder {
-    /// Holds at most so many bytes: values, keys, and 64 for each entry. Defaults to 64 MiB. A value that is larger than all
-    /// of it is refused.
+    /// Holds at most so many bytes: values, keys, and 64 for each entry. Defaults to 64 MiB. A value that is larger
+    /// than all of it is refused.
     ///
     /// ```
     /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};

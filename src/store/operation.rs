@@ -58,13 +58,14 @@ pub enum Op<'a> {
 
 /// The end of a lease: a key of its own beside an entry, whose holder loads the entry for all processes.
 ///
-/// If the lease's value begins with `token`, the entry is stored, and the lease is removed or replaced by a mark. Otherwise
-/// the lease was taken from its holder, by a delete of the entry or by another holder, and nothing is changed.
+/// If the lease's value begins with `token`, the entry is stored, and the lease is removed or replaced by a mark.
+/// Otherwise the lease was taken from its holder, by a delete of the entry or by another holder, and nothing is
+/// changed.
 ///
-/// The lease is taken from its holder by a [set](Op::Set) on the condition that there is one, and the entry then deleted. A
-/// store that cannot settle atomically has that set, and what follows it in the batch, wait for a settle that has found its
-/// lease held and not yet stored; or else it may store the value and remove it again when the lease turns out to be lost. It
-/// never puts back what was there before.
+/// The lease is taken from its holder by a [set](Op::Set) on the condition that there is one, and the entry then
+/// deleted. A store that cannot settle atomically has that set, and what follows it in the batch, wait for a settle
+/// that has found its lease held and not yet stored; or else it may store the value and remove it again when the lease
+/// turns out to be lost. It never puts back what was there before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settle<'a> {
     /// The key of the entry.

@@ -33,34 +33,36 @@ const PART_BYTES: usize = 1 << 20;
 
 /// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
 ///
-/// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole milliseconds.
-/// [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it never uses `KEYS` or
-/// `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
+/// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole
+/// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it
+/// never uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
 ///
 /// # Connections
 ///
-/// Inside a tokio runtime all operations share one pipelined connection per runtime, and more only while it is behind a large
-/// value. Elsewhere each operation takes a blocking connection from a pool.
+/// Inside a tokio runtime all operations share one pipelined connection per runtime, and more only while it is behind a
+/// large value. Elsewhere each operation takes a blocking connection from a pool.
 ///
-/// - **No foreign reply.** Every write ends with an `ECHO` of a random token (a `PING` where the account may not `ECHO`), and
-///   no reply is handed out before that token has come back behind it. Where the account may do neither, a surplus reply is
-///   noticed only while none is awaited; the feature `tracing` has a warning for it. A server that swaps two replies of one
-///   write cannot be told from a right one.
-/// - **Cancel safety.** A request belongs to its connection once it was begun. When its future is dropped the server still
-///   carries it out, its reply is thrown away, and the connection lives on. Changes go out in the order in which they were
-///   begun: a `set` that was dropped never overtakes a later `delete`. A change that ended in an error may still take effect
-///   until its connection is closed.
-/// - **Timeouts.** While replies keep arriving on its connection (64 KiB in each `timeout`), a request inside tokio has more
-///   time, at most ten times its `timeout`.
-/// - **Large values.** A read that finds itself behind a value of more than 64 KiB is sent again over another connection.
-/// - **Backpressure.** A pipelined connection takes 8,192 requests, or 16 MiB that were not sent. Further requests wait, for
-///   `connect_timeout` and `timeout` together at most, and then fail with [`ErrorKind::Full`](crate::ErrorKind::Full). So
-///   do blocking operations that wait for a connection of the pool, after `timeout`.
+/// - **No foreign reply.** Every write ends with an `ECHO` of a random token (a `PING` where the account may not
+///   `ECHO`), and no reply is handed out before that token has come back behind it. Where the account may do neither, a
+///   surplus reply is noticed only while none is awaited; the feature `tracing` has a warning for it. A server that
+///   swaps two replies of one write cannot be told from a right one.
+/// - **Cancel safety.** A request belongs to its connection once it was begun. When its future is dropped the server
+///   still carries it out, its reply is thrown away, and the connection lives on. Changes go out in the order in which
+///   they were begun: a `set` that was dropped never overtakes a later `delete`. A change that ended in an error may
+///   still take effect until its connection is closed.
+/// - **Timeouts.** While replies keep arriving on its connection (64 KiB in each `timeout`), a request inside tokio has
+///   more time, at most ten times its `timeout`.
+/// - **Large values.** A read that finds itself behind a value of more than 64 KiB is sent again over another
+///   connection.
+/// - **Backpressure.** A pipelined connection takes 8,192 requests, or 16 MiB that were not sent. Further requests
+///   wait, for `connect_timeout` and `timeout` together at most, and then fail with
+///   [`ErrorKind::Full`](crate::ErrorKind::Full). So do blocking operations that wait for a connection of the pool,
+///   after `timeout`.
 ///
 /// # URLs
 ///
-/// `redis://[user:password@]host[:port][/database]` or `redis+unix://[user:password@]/path/of/the/socket`. User and password
-/// are percent-encoded. The port defaults to 6379, the database to 0. Options in the query:
+/// `redis://[user:password@]host[:port][/database]` or `redis+unix://[user:password@]/path/of/the/socket`. User and
+/// password are percent-encoded. The port defaults to 6379, the database to 0. Options in the query:
 ///
 /// | option | meaning | default |
 /// | --- | --- | --- |
@@ -97,7 +99,8 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl), with the part that was refused. It never shows the password.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl), with the part that was refused. It never shows the
+    /// password.
     pub fn new(url: &str) -> Result<RedisStore> {
         let config = Config::parse(url)?;
         let login = config.login;
@@ -136,8 +139,8 @@ impl RedisStore {
         Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
     }
 
-    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded: the
-    /// first error says why, and that of EXEC only that.
+    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded:
+    /// the first error says why, and that of EXEC only that.
     async fn transaction(&self, commands: impl IntoIterator<Item = Command>, retry: Retry) -> Result<Reply<'_>> {
         let replies = self.several(Request::transaction(commands), retry).await?;
         let accepted: Vec<Reply<'_>> = replies.into_iter().collect::<Result<_>>()?;

@@ -17,12 +17,13 @@ const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
 /// - A read asks the near store, then the far one, and fills the near one for at most
 ///   [`near_ttl`](TieredStore::near_ttl).
 /// - `set` writes to the far store; then the near one is refreshed, or, where that fails, dropped.
-/// - Conditional writes, counters, compare-and-set and `touch` go to the far store alone, and the near entry is dropped.
+/// - Conditional writes, counters, compare-and-set and `touch` go to the far store alone, and the near entry is
+///   dropped.
 /// - `delete` and `clear` go to both.
 ///
-/// The near store's failures are nobody's problem: it is passed by. Only `clear` and `reconnect` tell of them. What another
-/// process writes, or this one while a read is under way, shows here once the near entry has expired: the near time to live
-/// is how stale a read may be.
+/// The near store's failures are nobody's problem: it is passed by. Only `clear` and `reconnect` tell of them. What
+/// another process writes, or this one while a read is under way, shows here once the near entry has expired: the near
+/// time to live is how stale a read may be.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::{MemoryStore, RedisStore, TieredStore}};
@@ -53,8 +54,8 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
         TieredStore { near, far, near_ttl: DEFAULT_NEAR_TTL }
     }
 
-    /// How long the near store may answer before the far one is asked again. From a millisecond to a hundred years. Defaults to
-    /// 5 s.
+    /// How long the near store may answer before the far one is asked again. From a millisecond to a hundred years.
+    /// Defaults to 5 s.
     ///
     /// ```
     /// use prefork_cache::stores::{MemoryStore, NullStore, TieredStore};

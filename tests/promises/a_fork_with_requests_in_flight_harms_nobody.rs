@@ -1,8 +1,9 @@
 //! Promises 1 to 4 for a fork in a task, with many requests in flight on the connections of its runtime.
 //!
-//! The child returns from `block_on` and drops the runtime, or polls and drops the futures that it has inherited, or awaits
-//! something in the inherited runtime, or uses the cache in a way that it may. It neither hangs nor crashes, and the parent's
-//! answers come as if nothing had been, over the same connections. The same holds for a store without a `Cache` around it.
+//! The child returns from `block_on` and drops the runtime, or polls and drops the futures that it has inherited, or
+//! awaits something in the inherited runtime, or uses the cache in a way that it may. It neither hangs nor crashes, and
+//! the parent's answers come as if nothing had been, over the same connections. The same holds for a store without a
+//! `Cache` around it.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -75,11 +76,13 @@ impl Flavour {
 /// What the child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
-    /// It returns from `block_on`, drops the runtime (a multi-thread one cannot be dropped in a child: it forgets that) and ends.
+    /// It returns from `block_on`, drops the runtime (a multi-thread one cannot be dropped in a child: it forgets that)
+    /// and ends.
     ReturnAndDrop,
     /// It polls the futures, which fail, and drops them.
     PollAndDrop,
-    /// It awaits something in the inherited runtime, which fails; lets others of its tasks run; and returns from `block_on`.
+    /// It awaits something in the inherited runtime, which fails; lets others of its tasks run; and returns from
+    /// `block_on`.
     AwaitInIt,
     /// It uses the cache inline, in the midst of the inherited runtime.
     Blocking,
@@ -264,8 +267,8 @@ impl InFlight {
         InFlight { here, tasks, begun }
     }
 
-    /// Until each has begun and the proxy holds what the server has answered, on each connection: then nothing else is to
-    /// come, of which a child that awaits something could deprive its parent.
+    /// Until each has begun and the proxy holds what the server has answered, on each connection: then nothing else is
+    /// to come, of which a child that awaits something could deprive its parent.
     async fn until_held(&mut self, proxy: &Proxy) {
         let InFlight { here, begun, .. } = self;
         let held = until_async("the proxy holds replies", || {

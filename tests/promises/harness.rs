@@ -1,7 +1,7 @@
 //! Runs each scenario in a process of its own.
 //!
-//! The test binary runs itself again with [`FLAG`] and the scenario's name. That process has an alarm as its watchdog and a
-//! directory for its files; what it prints is shown if it fails, and under `STRESS=1`.
+//! The test binary runs itself again with [`FLAG`] and the scenario's name. That process has an alarm as its watchdog
+//! and a directory for its files; what it prints is shown if it fails, and under `STRESS=1`.
 
 use std::io::Read;
 use std::os::fd::AsFd;

@@ -1,5 +1,5 @@
-//! What every operation pays, counted in system calls: one to send and one to receive; none in memory, and none to know which
-//! process this is. And a value that is kept takes its own memory, and not that of what came with it.
+//! What every operation pays, counted in system calls: one to send and one to receive; none in memory, and none to know
+//! which process this is. And a value that is kept takes its own memory, and not that of what came with it.
 
 use std::future::Future;
 use std::pin::pin;
@@ -39,7 +39,8 @@ fn a_blocking_get_is_two_system_calls(kind: Kind) {
     let get = || assert_eq!(cache.blocking().get_raw("key").expect("an answer").as_deref(), Some(&b"value"[..]));
     let [send, receive] = [nix::libc::SYS_sendto, nix::libc::SYS_recvfrom].map(i64::cast_unsigned);
     let calls = system_calls_of(get);
-    // Under a tracer on a busy machine some operations come after a rest, and look at their connection before they send.
+    // Under a tracer on a busy machine some operations come after a rest, and look at their connection before they
+    // send.
     let looks = calls.windows(2).filter(|pair| *pair == [receive, receive]).count();
     assert!(looks <= OPERATIONS / 10, "{looks} of {OPERATIONS} operations looked at their connection first");
     let sent = calls.iter().filter(|call| **call == send).count();

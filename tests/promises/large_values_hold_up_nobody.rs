@@ -1,5 +1,5 @@
-//! Beside tasks that read large values, others read small ones: none fails, the small ones do not wait for the large ones to
-//! end, and memory is in proportion to what is being read. The blocking way in the same run is the measure.
+//! Beside tasks that read large values, others read small ones: none fails, the small ones do not wait for the large
+//! ones to end, and memory is in proportion to what is being read. The blocking way in the same run is the measure.
 //!
 //! `STRESS=1` reads values of 50 MiB.
 

@@ -48,7 +48,8 @@ fn in_memory() -> Cache {
     Cache::register(MemoryStore::new())
 }
 
-/// As many threads as the pool has places wait for replies at the fork; and as many get places in the child, all at once.
+/// As many threads as the pool has places wait for replies at the fork; and as many get places in the child, all at
+/// once.
 fn wholly_leased(kind: Kind) {
     const PLACES: usize = 4;
     let server = Server::start(kind);
@@ -109,8 +110,8 @@ fn observe(name: &'static str) {
     }
 }
 
-/// A marked thread stops with the lock in its hands, at its first, a middle and its last time there. The process forks, and
-/// the child does all that the thread was doing.
+/// A marked thread stops with the lock in its hands, at its first, a middle and its last time there. The process forks,
+/// and the child does all that the thread was doing.
 fn whichever_lock_is_held(mode: Mode, cache: &Cache) {
     injection::on_reach(observe);
     use_everything_marked(mode, cache);

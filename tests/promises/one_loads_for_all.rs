@@ -113,8 +113,8 @@ fn value_of(process: usize) -> String {
     format!("loaded by {process}")
 }
 
-/// Runs `work`, and counts this process in as soon as the cache has answered its first read: from then on, whoever has missed
-/// will not learn of a value by that read.
+/// Runs `work`, and counts this process in as soon as the cache has answered its first read: from then on, whoever has
+/// missed will not learn of a value by that read.
 fn counted_in<T>(cache: &Cache, have_looked: Tally, work: impl FnOnce() -> T) -> T {
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -239,8 +239,8 @@ fn a_slow_loader(kind: Kind, mode: Mode) {
     assert_eq!(loads.count(), 1, "loads of {takes:?} by {SLOW_CALLERS} callers in each of {SLOW_PROCESSES} processes");
 }
 
-/// Each loads its key, and fetches the other one's meanwhile. A wait that nothing else would end is bounded by `fetch_wait`;
-/// all other bounds are an hour.
+/// Each loads its key, and fetches the other one's meanwhile. A wait that nothing else would end is bounded by
+/// `fetch_wait`; all other bounds are an hour.
 fn loaders_that_wait_for_each_other(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache =
@@ -273,8 +273,8 @@ fn loaders_that_wait_for_each_other(kind: Kind, mode: Mode) {
     assert!(took < MINUTE, "{took:?}");
 }
 
-/// A worker's first look is answered late: another process has loaded, stored and given the lease back meanwhile. So it gets the
-/// lease, and has to look again.
+/// A worker's first look is answered late: another process has loaded, stored and given the lease back meanwhile. So it
+/// gets the lease, and has to look again.
 fn a_late_answer(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
@@ -336,8 +336,8 @@ enum Failure {
     ShutDown,
 }
 
-/// This process leads, and another one waits for it. The lease and the wait are an hour long: only a lease that is given back
-/// lets the other one load.
+/// This process leads, and another one waits for it. The lease and the wait are an hour long: only a lease that is
+/// given back lets the other one load.
 fn a_leader_fails(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache = patient_cache(&server, HOUR);

@@ -1,5 +1,5 @@
-//! Many more requests at once than a server answers: 20,000 tasks while it is paused. Each ends, with its answer or with a
-//! transient error; nothing that was reported as done is lost; and afterwards the store works as before.
+//! Many more requests at once than a server answers: 20,000 tasks while it is paused. Each ends, with its answer or
+//! with a transient error; nothing that was reported as done is lost; and afterwards the store works as before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Futures that are dropped, in tokio: no reply goes to another request, no connection is lost by it, and what a dropped change
-//! had already sent does not overtake a later change of its key. `STRESS=1` drops 100,000.
+//! Futures that are dropped, in tokio: no reply goes to another request, no connection is lost by it, and what a
+//! dropped change had already sent does not overtake a later change of its key. `STRESS=1` drops 100,000.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -153,7 +153,8 @@ fn a_dropped_change_never_overtakes_a_later_one_on_memcached() {
     a_dropped_change_never_overtakes_a_later_one(Kind::Memcached);
 }
 
-/// Each round has a key of its own; what is there is looked at when the later change has returned, and again at the end.
+/// Each round has a key of its own; what is there is looked at when the later change has returned, and again at the
+/// end.
 fn a_dropped_change_never_overtakes_a_later_one(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_at(kind, server.port());

@@ -1,5 +1,5 @@
-//! What a fetch must not do, whoever else is at work: put back what was deleted, keep a lease that cannot be given back, wait
-//! for itself, wait without an end.
+//! What a fetch must not do, whoever else is at work: put back what was deleted, keep a lease that cannot be given
+//! back, wait for itself, wait without an end.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,7 +52,8 @@ fn many_do_not_overwrite_what_was_set_meanwhile() {
     });
 }
 
-/// Two processes, as it were, with the same keys in another order: each key is loaded by one, and the other waits for it.
+/// Two processes, as it were, with the same keys in another order: each key is loaded by one, and the other waits for
+/// it.
 #[test]
 fn many_keys_are_loaded_once_among_processes() {
     for kind in Kind::BOTH {
@@ -282,8 +283,8 @@ fn loads_are_kept_although_the_server_evicts_what_ends_first() {
     loads_are_kept(&server, "volatile-ttl", 80);
 }
 
-/// A lease is used when it is taken. Redis counts in seconds: what is to be evicted first is older than that here, as in a
-/// server whose memory lasts for longer than a load.
+/// A lease is used when it is taken. Redis counts in seconds: what is to be evicted first is older than that here, as
+/// in a server whose memory lasts for longer than a load.
 #[test]
 fn loads_are_kept_although_the_server_evicts_what_is_least_recently_used() {
     let limits = ["--maxmemory", "48mb", "--maxmemory-policy", "allkeys-lru", "--maxmemory-samples", "10"];

@@ -1,8 +1,9 @@
 //! A surplus reply, or one that is lost, never has a request answered by another one's reply.
 //!
-//! Some callers read keys whose values name their keys, one at a time and in batches, while a proxy damages the stream of
-//! replies once a round. No answer is wrong, and a miss is wrong as well: every key is there. At most the requests in flight
-//! on the damaged connection fail, and none that was issued after a failure was seen. `STRESS=1` makes 200 rounds of each.
+//! Some callers read keys whose values name their keys, one at a time and in batches, while a proxy damages the stream
+//! of replies once a round. No answer is wrong, and a miss is wrong as well: every key is there. At most the requests
+//! in flight on the damaged connection fail, and none that was issued after a failure was seen. `STRESS=1` makes 200
+//! rounds of each.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -172,7 +173,8 @@ fn rounds(case: &Case) -> Figures {
     figures
 }
 
-/// In every other round of tokio's the connection's driver runs meanwhile, and may see the surplus before the next request.
+/// In every other round of tokio's the connection's driver runs meanwhile, and may see the surplus before the next
+/// request.
 fn damage_idle_connections(case: &Case, round: usize, runtime: &tokio::runtime::Runtime) {
     if case.way == Way::Tokio && round.is_multiple_of(2) {
         runtime.block_on(async {

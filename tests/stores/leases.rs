@@ -73,8 +73,8 @@ fn the_key_of_a_lease_is_nobodys() {
     }
 }
 
-/// Whoever has waited for it loads without a lease, so that those who wait do so at the same time: each would find out for
-/// itself that nothing is to be stored.
+/// Whoever has waited for it loads without a lease, so that those who wait do so at the same time: each would find out
+/// for itself that nothing is to be stored.
 #[test]
 fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
     for kind in Kind::BOTH {

@@ -1,4 +1,5 @@
-//! Under tokio's paused clock, which goes on whenever all tasks wait: the cache's waits are measured by it, and by no other.
+//! Under tokio's paused clock, which goes on whenever all tasks wait: the cache's waits are measured by it, and by no
+//! other.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -57,7 +58,8 @@ impl CacheStore for Shared {
     }
 }
 
-/// One loads for longer than a lease lives without a beat, and another one waits for it. Returns how often the store was read.
+/// One loads for longer than a lease lives without a beat, and another one waits for it. Returns how often the store
+/// was read.
 async fn one_loads([loading, waiting]: [&Cache; 2], reads: &AtomicUsize) -> usize {
     const TAKES: Duration = Duration::from_secs(30);
     let loads = AtomicUsize::new(0);

@@ -257,7 +257,8 @@ fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
     cache.blocking().set("small", "v", TTL).unwrap();
 }
 
-/// What may not be sent twice is not sent into a connection that is known to be closed, also where the runtime slept meanwhile.
+/// What may not be sent twice is not sent into a connection that is known to be closed, also where the runtime slept
+/// meanwhile.
 #[test]
 fn a_connection_that_the_server_closed_fails_nobody() {
     let server = Server::start(Kind::Redis);

@@ -173,8 +173,8 @@ fn a_lost_answer_keeps_nothing_that_was_deleted() {
     assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None);
 }
 
-/// Memcached cannot store a value and end its lease in one. A delete that meets a load in between waits for it, for as long as
-/// the server may take to answer, and deletes what it has stored.
+/// Memcached cannot store a value and end its lease in one. A delete that meets a load in between waits for it, for as
+/// long as the server may take to answer, and deletes what it has stored.
 #[test]
 fn a_delete_waits_for_what_is_being_stored() {
     const MARK: &str = "k:prefork-lease:prefork-lease";

@@ -1,5 +1,5 @@
-//! A runtime that is shut down while a caller on another thread waits for a reply: the caller gets an error at once, and the
-//! store works in the next runtime.
+//! A runtime that is shut down while a caller on another thread waits for a reply: the caller gets an error at once,
+//! and the store works in the next runtime.
 
 use std::future::{Future, poll_fn};
 use std::sync::mpsc::{RecvTimeoutError, channel};

@@ -14,7 +14,8 @@ impl Frames {
         Frames { kind, unfinished: Vec::new() }
     }
 
-    /// Where frames end in the next piece of the stream, in ascending order; and before them 0, if a frame starts there.
+    /// Where frames end in the next piece of the stream, in ascending order; and before them 0, if a frame starts
+    /// there.
     pub fn boundaries(&mut self, piece: &[u8]) -> Vec<usize> {
         let before = self.unfinished.len();
         let mut boundaries = if before == 0 { vec![0] } else { Vec::new() };

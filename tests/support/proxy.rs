@@ -26,7 +26,8 @@ pub enum Fault {
     Swallow,
 }
 
-/// What is done, once, to the frames of a piece. A surplus reply goes out in one write with the piece, if not otherwise said.
+/// What is done, once, to the frames of a piece. A surplus reply goes out in one write with the piece, if not otherwise
+/// said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strike {
     /// A surplus reply behind the last whole frame.
@@ -278,7 +279,8 @@ impl Shared {
     }
 }
 
-/// Passes pieces on until one side ends or `pass` says so; then ends both, also for a child that has copies of the sockets.
+/// Passes pieces on until one side ends or `pass` says so; then ends both, also for a child that has copies of the
+/// sockets.
 fn forward(mut from: &TcpStream, to: &TcpStream, mut pass: impl FnMut(&mut [u8], &mut &TcpStream) -> bool) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length) = from.read(&mut buffer) {

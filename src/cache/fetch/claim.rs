@@ -1,7 +1,7 @@
 //! The second step: who loads. In the process the lead of a flight says so, among processes a lease.
 //!
-//! Both are guards. The lead is had or not at once; then the leases of all keys are asked for in one round trip, which also
-//! reads the keys once more, since a value may have been stored after the first look.
+//! Both are guards. The lead is had or not at once; then the leases of all keys are asked for in one round trip, which
+//! also reads the keys once more, since a value may have been stored after the first look.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -136,8 +136,8 @@ impl<V: Form, E> Fetching<V, E> {
         self.leases.release(&unneeded).await;
     }
 
-    /// What is to be asked for. A lead that needs no lease loads at once, unless this process has stored something since the
-    /// first look.
+    /// What is to be asked for. A lead that needs no lease loads at once, unless this process has stored something
+    /// since the first look.
     fn ask(&mut self) -> Vec<Asked> {
         let local = self.cache.local();
         let landed = local.flights.landed();

@@ -22,10 +22,10 @@ use crate::telemetry::{self, Span};
 type Detached<T, E> = (Result<Typed<T>, Option<E>>, &'static str);
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own. A value that is to be refreshed ahead is
-    /// answered at once, and a stale one at once or after [`soft_timeout`](Cache::soft_timeout), while the load goes on; a
-    /// caller that is cancelled does not cancel it. Where there is no value yet, and outside of a tokio runtime, the caller
-    /// waits as for `fetch`. A panic of a loader that nobody waits for is a failure like any other.
+    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own. A value that is to be refreshed
+    /// ahead is answered at once, and a stale one at once or after [`soft_timeout`](Cache::soft_timeout), while the
+    /// load goes on; a caller that is cancelled does not cancel it. Where there is no value yet, and outside of a tokio
+    /// runtime, the caller waits as for `fetch`. A panic of a loader that nobody waits for is a failure like any other.
     ///
     /// # Errors
     ///
@@ -33,8 +33,8 @@ impl Cache {
     ///
     /// # Panics
     ///
-    /// If there is no old value: when the loader panics, when its runtime is shut down after it has begun, and in a child
-    /// process that polls the future of its parent.
+    /// If there is no old value: when the loader panics, when its runtime is shut down after it has begun, and in a
+    /// child process that polls the future of its parent.
     ///
     /// # Cancel safety
     ///
@@ -137,8 +137,8 @@ impl<L> Clone for Loader<L> {
     }
 }
 
-/// The steps after the look. A panic is a failure like any other where no caller would see it, or the next one would follow
-/// at once.
+/// The steps after the look. A panic is a failure like any other where no caller would see it, or the next one would
+/// follow at once.
 async fn loaded<T, E, L, F>(
     fetching: Fetching<Typed<T>, Option<E>>,
     loader: Loader<L>,

@@ -1,14 +1,16 @@
 //! The loads of this process: of those who miss a key at the same time, one leads and the others wait for it.
 //!
-//! A flight lasts from the moment that a caller takes the *lead* until it lands. The lead is a guard: whatever ends it without
-//! a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those who wait
-//! takes the lead of the next. A key has more than one flight only if a load was overdue and another one began.
+//! A flight lasts from the moment that a caller takes the *lead* until it lands. The lead is a guard: whatever ends it
+//! without a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those
+//! who wait takes the lead of the next. A key has more than one flight only if a load was overdue and another one
+//! began.
 //!
-//! A delete *revokes* the flights of its key: their values may be out of date and are not stored, and those who come later
-//! begin another flight. A flight that is already storing removes its value again before it lands; the delete waits for that.
+//! A delete *revokes* the flights of its key: their values may be out of date and are not stored, and those who come
+//! later begin another flight. A flight that is already storing removes its value again before it lands; the delete
+//! waits for that.
 //!
-//! Flights belong to a process and a store: all caches on the store share them. A child begins with none, and a lead that it
-//! inherits lands nothing.
+//! Flights belong to a process and a store: all caches on the store share them. A child begins with none, and a lead
+//! that it inherits lands nothing.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -124,7 +126,8 @@ impl Flights {
         }
     }
 
-    /// How many flights have landed so far: if it has not changed since a miss, this process has not loaded the key meanwhile.
+    /// How many flights have landed so far: if it has not changed since a miss, this process has not loaded the key
+    /// meanwhile.
     pub(super) fn landed(&self) -> u64 {
         self.landed.load(Ordering::Acquire)
     }
@@ -163,8 +166,8 @@ impl Flights {
         }
     }
 
-    /// Another process refreshes a key: for 0.1 s this one need not ask again. Returns since when its lease has been the same:
-    /// callers that have an old value do not wait to see a beat.
+    /// Another process refreshes a key: for 0.1 s this one need not ask again. Returns since when its lease has been
+    /// the same: callers that have an old value do not wait to see a beat.
     pub(super) fn is_elsewhere(&self, key: &str, lease: Option<&Bytes>) -> Instant {
         let now = now();
         let mut elsewhere = self.elsewhere.lock();
@@ -184,7 +187,8 @@ impl Flights {
         now
     }
 
-    /// The key is deleted: what is being loaded is not to be stored. Returns the flights that are storing at this moment.
+    /// The key is deleted: what is being loaded is not to be stored. Returns the flights that are storing at this
+    /// moment.
     pub(in crate::cache) fn revoke(&self, key: &str) -> Vec<Arc<Flight>> {
         self.elsewhere.lock().remove(key);
         let under_way = self.under_way.lock();
@@ -271,8 +275,8 @@ impl Flight {
         state.is_settling
     }
 
-    /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller has no
-    /// clock to wake it: it waits until the flight lands.
+    /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller
+    /// has no clock to wake it: it waits until the flight lands.
     pub(super) async fn landing(&self, deadline: Instant) -> Option<Landing> {
         let mut wait = Wait { flight: self, ticket: None };
         if is_inline() {

@@ -1,18 +1,20 @@
 //! The right to load a key for all processes on one store.
 //!
-//! A lease is a key of its own beside the value's, never a placeholder in the value's place, which somebody might take for the
-//! value. Its lifetime on the server is long, so that it is not evicted before other entries; its real end is in its value:
+//! A lease is a key of its own beside the value's, never a placeholder in the value's place, which somebody might take
+//! for the value. Its lifetime on the server is long, so that it is not evicted before other entries; its real end is
+//! in its value:
 //!
 //! - a token, which only its holder knows;
-//! - the beat, a number that the holder raises while it loads, and the patience, in milliseconds: a process that sees no beat
-//!   for so long takes the lease over. Without tokio nothing beats, and the patience is as long as a load may take;
+//! - the beat, a number that the holder raises while it loads, and the patience, in milliseconds: a process that sees
+//!   no beat for so long takes the lease over. Without tokio nothing beats, and the patience is as long as a load may
+//!   take;
 //! - the holder's name: a process on the same host that finds it dead takes over at once.
 //!
-//! A delete replaces the lease by a mark. A holder that finds another's token, a mark or nothing in its lease's place has
-//! loaded what may be out of date, and does not keep it.
+//! A delete replaces the lease by a mark. A holder that finds another's token, a mark or nothing in its lease's place
+//! has loaded what may be out of date, and does not keep it.
 //!
-//! Whatever ends a load without settling it (the drop of its future, a panic) releases the lease: in the background on tokio,
-//! on the spot elsewhere and where the runtime is being shut down. A child never releases its parent's.
+//! Whatever ends a load without settling it (the drop of its future, a panic) releases the lease: in the background on
+//! tokio, on the spot elsewhere and where the runtime is being shut down. A child never releases its parent's.
 
 use std::time::Duration;
 
@@ -27,8 +29,8 @@ use crate::net::{Drive, drive};
 use crate::store::Outcome;
 use crate::store::{Op, Settle, Ttl, lease_key};
 
-/// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one, which
-/// would store nothing either.
+/// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one,
+/// which would store nothing either.
 pub(in crate::cache) const NOTHING_STORED: &[u8] = b"nothing stored";
 /// Left in a lease's place by a delete.
 pub(in crate::cache) const DELETED: &[u8] = b"deleted";
@@ -167,8 +169,8 @@ impl Leases {
         }
     }
 
-    /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere there is
-    /// nobody to do it.
+    /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere
+    /// there is nobody to do it.
     #[cfg(feature = "tokio")]
     pub(super) fn beat(&mut self) {
         if self.held.is_empty() || !matches!(drive(), Ok(Drive::Tokio(_))) {

@@ -11,21 +11,21 @@ use crate::cache::{Cache, Expiry};
 use crate::error::Result;
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) for many keys: one read, one call of the loader with the keys that are to be loaded (each
-    /// once, in the order of their first occurrence), one write. The loader answers for each of them, in that order; where
-    /// nothing is to be loaded it is not called.
+    /// [`fetch`](Cache::fetch) for many keys: one read, one call of the loader with the keys that are to be loaded
+    /// (each once, in the order of their first occurrence), one write. The loader answers for each of them, in that
+    /// order; where nothing is to be loaded it is not called.
     ///
     /// The results stand in the order of `keys`, each key with its own. A stale value is answered where its load fails.
     ///
-    /// Each key is loaded as by `fetch`: by one caller among all processes, refreshed ahead by one while the others get the
-    /// current value, and not stored over a value that was set or after a delete that came meanwhile. Keys that others are
-    /// loading are waited for after this caller's own were loaded; the loader is called again only for keys whose loaders
-    /// have given up.
+    /// Each key is loaded as by `fetch`: by one caller among all processes, refreshed ahead by one while the others get
+    /// the current value, and not stored over a value that was set or after a delete that came meanwhile. Keys that
+    /// others are loading are waited for after this caller's own were loaded; the loader is called again only for keys
+    /// whose loaders have given up.
     ///
     /// # Errors
     ///
-    /// The loader's, for each key. Where one failure is that of all, answer with as many clones of it; an error that is not
-    /// `Clone` can be put into an [`Arc`](std::sync::Arc).
+    /// The loader's, for each key. Where one failure is that of all, answer with as many clones of it; an error that is
+    /// not `Clone` can be put into an [`Arc`](std::sync::Arc).
     ///
     /// # Panics
     ///
@@ -37,7 +37,8 @@ impl Cache {
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// cache.blocking().set("one", &1, Duration::from_secs(60))?;
-    /// let lengths = cache.blocking().fetch_many(&["one", "three", "seven", "three"], Duration::from_secs(60), |missing| {
+    /// let keys = ["one", "three", "seven", "three"];
+    /// let lengths = cache.blocking().fetch_many(&keys, Duration::from_secs(60), |missing| {
     ///     assert_eq!(missing, ["three", "seven"]);
     ///     missing.iter().map(|key| Ok::<usize, String>(key.len())).collect()
     /// });

@@ -1,7 +1,7 @@
 //! The third step: loads what was claimed, stores it unless it was revoked, and hands it to those who wait.
 //!
-//! All that is to be stored, and all leases that end with it, go in one write. What a delete has revoked is not stored. Where
-//! the store cannot decide that in the same breath, the value is removed again; nothing older is ever put back.
+//! All that is to be stored, and all leases that end with it, go in one write. What a delete has revoked is not stored.
+//! Where the store cannot decide that in the same breath, the value is removed again; nothing older is ever put back.
 
 use bytes::Bytes;
 

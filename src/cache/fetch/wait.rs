@@ -1,7 +1,8 @@
 //! The fourth step: waits for what others have claimed. Nothing of this caller's own is left to be loaded by then.
 //!
-//! Another process is watched by one caller of this process, its leader, for all: it looks at the lease and at the value, with
-//! pauses. A leader of this process wakes those who wait for it. Whose wait ends without a value claims the key in turn.
+//! Another process is watched by one caller of this process, its leader, for all: it looks at the lease and at the
+//! value, with pauses. A leader of this process wakes those who wait for it. Whose wait ends without a value claims the
+//! key in turn.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The task that drives a pipeline: dials, writes what callers have appended, and hands out the replies.
 //!
-//! It ends when the connection does, when the pipeline was retired and nothing is in flight any more, or with its runtime. In
-//! every case no caller is left waiting.
+//! It ends when the connection does, when the pipeline was retired and nothing is in flight any more, or with its
+//! runtime. In every case no caller is left waiting.
 
 use std::future::Future;
 use std::io;

@@ -168,7 +168,8 @@ impl<P: Protocol> InFlight<P> {
         self.requests().any(|request| protocol.refusal(&request.partial).is_some())
     }
 
-    /// Fails every request. `is_silent`: the connection had served before, and has ended without a byte of the next reply.
+    /// Fails every request. `is_silent`: the connection had served before, and has ended without a byte of the next
+    /// reply.
     pub(super) fn fail(&mut self, protocol: &P, error: &Error, is_silent: bool) {
         for request in self.requests_mut() {
             let refusal = protocol.refusal(&request.partial).filter(|_| error.kind() == ErrorKind::Io);

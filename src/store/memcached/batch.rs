@@ -1,7 +1,7 @@
 //! A batch of operations: one exchange with each server, and a second one for what depends on what is there.
 //!
-//! A compare-and-set and a settle read in the first exchange, and write in the second by the version number that they have
-//! read, on the same server: another one's version numbers mean something else. A settle that stores has a
+//! A compare-and-set and a settle read in the first exchange, and write in the second by the version number that they
+//! have read, on the same server: another one's version numbers mean something else. A settle that stores has a
 //! [mark](super::settling) in between, which whoever takes its lease waits for.
 
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! Commands and replies: the meta protocol, and the text protocol's `get` for many plain keys at once.
 //!
-//! Every meta command carries a token of its own, which its reply repeats: no other reply can be taken for it. A text `get`
-//! stands between two meta commands of its request, and its values are held back until the reply to the second one has
-//! come. An error reply has no token, and is held until a marker behind it is answered.
+//! Every meta command carries a token of its own, which its reply repeats: no other reply can be taken for it. A text
+//! `get` stands between two meta commands of its request, and its values are held back until the reply to the second
+//! one has come. An error reply has no token, and is held until a marker behind it is answered.
 //!
 //! The memcache crate's wire layer, which calls itself experimental, is used in this file only.
 
@@ -322,8 +322,8 @@ impl Meta {
         Ok((Ok(answer), true))
     }
 
-    /// A frame of the reply to a text `get`: one of its values, in the order of the keys, or the end. A key that is left out
-    /// is absent. Answers whether it was the end.
+    /// A frame of the reply to a text `get`: one of its values, in the order of the keys, or the end. A key that is
+    /// left out is absent. Returns whether it was the end.
     fn value(&self, frame: Frame<'_>, partial: &mut Partial) -> Result<bool> {
         let Partial { commands, come, values, answers } = partial;
         let Awaited::Values(keys) = &commands.awaited[*come] else { unreachable!("a text get is awaited") };

@@ -5,7 +5,9 @@
 //! nobody knows whether it took effect.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::future::Future;
+use std::hash::BuildHasher;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +17,7 @@ use super::key::Key;
 use super::meta::{Answer, Command, Meta, Request};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::ProcessLocal;
 use crate::net::{Company, Endpoint, Link, Retry, together};
 use crate::telemetry;
 
@@ -30,7 +33,8 @@ pub(super) struct Servers {
     servers: Vec<Server>,
     ring: Ring,
     failover: bool,
-    next_token: AtomicU64,
+    /// Of this process: siblings would go on from the same number.
+    next_token: ProcessLocal<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -76,13 +80,14 @@ impl Servers {
             servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
             ring: Ring::new(&names),
             failover: config.failover,
-            next_token: AtomicU64::new(1),
+            next_token: ProcessLocal::new(),
         }
     }
 
     /// The first of so many tokens that no other command has.
     pub(super) fn tokens(&self, count: usize) -> u64 {
-        self.next_token.fetch_add(count as u64, Ordering::Relaxed)
+        let next = self.next_token.get_or_init(|| AtomicU64::new(RandomState::new().hash_one(0_u8) >> 32));
+        next.fetch_add(count as u64, Ordering::Relaxed)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Server> {
@@ -114,7 +119,8 @@ impl Servers {
         answers.pop().expect("an exchange answers every command")
     }
 
-    /// An answer for each entry, in their order. Those of one server go together, and the servers work at the same time.
+    /// An answer for each entry, in their order. Those of one server go together, and the servers work at the same
+    /// time.
     pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
         self.batch_located(entries, retry).await.into_iter().map(|(_, answer)| answer).collect()
     }

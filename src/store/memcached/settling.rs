@@ -1,13 +1,13 @@
 //! The mark of a settle that is under way.
 //!
-//! Memcached cannot store one entry on the condition of another. So whoever [settles](crate::store::Settle) first puts a mark
-//! beside the lease, then looks whether the lease is still its own, then stores, then removes the mark. Whoever takes a lease
-//! from its holder (a set on the condition that there is one) looks for the mark after that. Either the holder finds its lease
-//! taken, and stores nothing; or the mark is found, is waited for, and what was stored before it went is deleted: no value
-//! appears behind a delete that has returned.
+//! Memcached cannot store one entry on the condition of another. So whoever [settles](crate::store::Settle) first puts
+//! a mark beside the lease, then looks whether the lease is still its own, then stores, then removes the mark. Whoever
+//! takes a lease from its holder (a set on the condition that there is one) looks for the mark after that. Either the
+//! holder finds its lease taken, and stores nothing; or the mark is found, is waited for, and what was stored before it
+//! went is deleted: no value appears behind a delete that has returned.
 //!
-//! The first two are one exchange, and so are the last two: a settle still takes two round trips. A delete reads one key more
-//! in its one write, and waits only where it meets a mark.
+//! The first two are one exchange, and so are the last two: a settle still takes two round trips. A delete reads one
+//! key more in its one write, and waits only where it meets a mark.
 
 use std::time::Duration;
 
@@ -84,8 +84,8 @@ impl MemcachedStore {
         self.compare_and_set(&settling.key, Some(&settling.value), None, Ttl::Never).await.map(|_| ())
     }
 
-    /// Waits until these marks are gone, at most as long as an exchange may take: their settles have got an answer by then, or
-    /// will get none.
+    /// Waits until these marks are gone, at most as long as an exchange may take: their settles have got an answer by
+    /// then, or will get none.
     pub(super) async fn until_settled(&self, under_way: &[UnderWay<'_>]) {
         let mut waited = Duration::ZERO;
         let mut length = SHORTEST_PAUSE;

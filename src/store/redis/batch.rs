@@ -9,8 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, Retry};
 use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, milliseconds_rounded_up};
 
-/// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash after
-/// that: no reply needs another round trip, and the operations on a key stay in order.
+/// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash
+/// after that: no reply needs another round trip, and the operations on a key stay in order.
 pub(super) struct Commands<'a> {
     scripts: (&'a CompareAndSet, &'a SettleScript),
     has_sent: (bool, bool),
@@ -49,9 +49,10 @@ pub(super) struct SettleScript {
 }
 
 impl SettleScript {
-    /// Keys: the lease, the entry. Arguments: how the lease begins; whether there is something to store, whether it replaces
-    /// something, what that is, the value and its milliseconds to live (0: it does not expire); the mark in the lease's place
-    /// and its milliseconds to live (0: there is none). Returns 0 for a lease that is another's, else 1, or 2 if it has stored.
+    /// Keys: the lease, the entry. Arguments: how the lease begins; whether there is something to store, whether it
+    /// replaces something, what that is, the value and its milliseconds to live (0: it does not expire); the mark in
+    /// the lease's place and its milliseconds to live (0: there is none). Returns 0 for a lease that is another's, else
+    /// 1, or 2 if it has stored.
     const TEXT: &'static str = r"
         local token = ARGV[1]
         local lease = redis.call('GET', KEYS[1])

@@ -280,8 +280,8 @@ pub(super) struct CompareAndSet {
 }
 
 impl CompareAndSet {
-    /// Arguments: whether a value is expected, that value, whether there is a new one, that one, its milliseconds to live
-    /// (0: for ever).
+    /// Arguments: whether a value is expected, that value, whether there is a new one, that one, its milliseconds to
+    /// live (0: for ever).
     const TEXT: &'static str = r"
         local held = redis.call('GET', KEYS[1])
         if ARGV[1] == '0' then

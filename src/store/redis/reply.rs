@@ -97,8 +97,8 @@ pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
     answered(endpoint, kind(error), error.code(), error.details().unwrap_or_default())
 }
 
-/// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the password
-/// too: that part is not shown.
+/// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the
+/// password too: that part is not shown.
 pub(super) fn greeting_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
     answered(endpoint, kind(error), error.code(), without_password(login, error))
 }

@@ -177,7 +177,7 @@ impl Scanned {
         Ok(Header::Open)
     }
 
-    /// A value has ended. Answers whether the frame has.
+    /// A value has ended. Returns whether the frame has.
     fn ends_value(&mut self) -> bool {
         self.state = State::Line;
         while let Some(open) = self.open.last_mut() {
