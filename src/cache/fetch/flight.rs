@@ -228,16 +228,20 @@ impl Lead {
         &self.flight
     }
 
-    /// From now on a delete waits until the flight has landed. Returns `false` if the key was deleted before.
+    /// From now on a delete waits until the flight has landed. Returns `false` if the key was deleted before, and in a
+    /// process that was forked by the loader: the flight is its parent's, and its lock may be held by a vanished thread.
     pub(super) fn begin_settling(&self) -> bool {
+        if self.flight.generation != generation() {
+            return false;
+        }
         let mut state = self.flight.state.lock();
         state.is_settling = !state.is_revoked;
         state.is_settling
     }
 
-    /// Whether the key was deleted since the lead was taken.
+    /// Whether the key was deleted since the lead was taken, or the lead is a parent process's.
     pub(super) fn is_revoked(&self) -> bool {
-        self.flight.is_revoked()
+        self.flight.generation != generation() || self.flight.is_revoked()
     }
 
     pub(super) fn land(mut self, landing: Landing) {
@@ -412,6 +416,18 @@ mod tests {
         assert_eq!(flights.revoke_all("").len(), 1, "until it has landed");
         drop(lead);
         assert!(flights.revoke("k").is_empty());
+    }
+
+    #[test]
+    fn an_inherited_lead_stores_nothing_and_touches_no_lock() {
+        let flights = Arc::new(Flights::new());
+        let mut lead = lead(&flights, Duration::MAX);
+        flights.under_way.lock().clear();
+        Arc::get_mut(&mut lead.flight).expect("the lead alone has it now").generation -= 1;
+        let flight = Arc::clone(&lead.flight);
+        let _held_by_a_vanished_thread = flight.state.lock();
+        assert!(!lead.begin_settling());
+        assert!(lead.is_revoked());
     }
 
     #[test]
