@@ -217,22 +217,19 @@ impl<P: Protocol> Link<P> {
 impl<P: Protocol> Server<P> {
     /// Refuses at once while the server is down.
     pub(super) fn admit(&self) -> Result<()> {
-        self.breaker.admit().map_err(|wait| {
-            let milliseconds = wait.as_millis();
-            let endpoint = self.protocol.endpoint();
-            let context = format!("{endpoint} failed a moment ago: not tried again for {milliseconds} ms");
-            Error::new(ErrorKind::Unavailable, context)
-        })
+        self.breaker.admit().map_err(|wait| self.left_alone("failed", wait))
     }
 
     /// Refuses at once while the server lets no connection in.
     pub(super) fn admit_login(&self) -> Result<()> {
-        self.login_breaker.admit().map_err(|wait| {
-            let milliseconds = wait.as_millis();
-            let endpoint = self.protocol.endpoint();
-            let context = format!("{endpoint} refused a login a moment ago: not tried again for {milliseconds} ms");
-            Error::new(ErrorKind::Unavailable, context)
-        })
+        self.login_breaker.admit().map_err(|wait| self.left_alone("refused a login", wait))
+    }
+
+    #[cold]
+    fn left_alone(&self, did: &str, wait: Duration) -> Error {
+        let (endpoint, milliseconds) = (self.protocol.endpoint(), wait.as_millis());
+        let context = format!("{endpoint} {did} a moment ago: not tried again for {milliseconds} ms");
+        Error::new(ErrorKind::Unavailable, context)
     }
 
     /// Dials, greets and logs in. A failure counts, whatever the server has against it: one that refuses every login is

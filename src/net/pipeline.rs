@@ -60,13 +60,7 @@ pub(super) fn submit<P: Protocol>(
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
-    let pipelines = &server.pipelines;
-    let kind = match P::is_read(request) {
-        false => Kind::Change,
-        true if pipelines.large_reads.contain(P::key(request)) => Kind::LargeRead,
-        true => Kind::Read,
-    };
-    submit_as(kind, server, runtime, request, retry)
+    submit_as(server.pipelines.kind(request), server, runtime, request, retry)
 }
 
 fn submit_as<P: Protocol>(
@@ -85,7 +79,7 @@ fn submit_as<P: Protocol>(
 #[inline]
 pub(super) fn note<P: Protocol>(server: &Server<P>, request: &P::Request, reply: &P::Reply) {
     if P::longest_value(reply) > LARGE_VALUE && P::is_read(request) {
-        server.pipelines.large_reads.remember(P::key(request));
+        server.pipelines.remember_large(request);
     }
 }
 
@@ -135,7 +129,7 @@ async fn append_when_there_is_room<P: Protocol>(
 ) -> Result<Appended<P>, Failure> {
     let pipelines = &server.pipelines;
     let room = ProcessBound::new(Box::pin(async move {
-        let route = pipelines.route(server, runtime, if P::is_read(request) { Kind::Read } else { Kind::Change })?;
+        let route = pipelines.route(server, runtime, pipelines.kind(request))?;
         let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
         let mut turn = Turn { pipeline: &route.pipeline, deadline, ticket: None };
         poll_fn(|cx| match route.append_or_wait(&server.protocol, request, retry, Some((&mut turn, cx.waker()))) {

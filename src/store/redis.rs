@@ -68,7 +68,7 @@ const PART_BYTES: usize = 1 << 20;
 /// | --- | --- | --- |
 /// | `timeout` | for a whole exchange, request and reply | `1s` |
 /// | `connect_timeout` | for making a connection | `1s` |
-/// | `pool_size` | how many blocking connections there are at most in a process, and pipelined ones in a runtime | `16` |
+/// | `pool_size` | the most connections: blocking ones in a process, pipelined ones in a runtime | `16` |
 /// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
 /// | `retry_after` | how long a server that is down is not tried again | `1s` |
 /// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |

@@ -229,7 +229,7 @@ impl Lead {
     }
 
     /// From now on a delete waits until the flight has landed. Returns `false` if the key was deleted before, and in a
-    /// process that was forked by the loader: the flight is its parent's, and its lock may be held by a vanished thread.
+    /// process that the loader has forked: the flight is its parent's, and a vanished thread may hold its lock.
     pub(super) fn begin_settling(&self) -> bool {
         if self.flight.generation != generation() {
             return false;

@@ -20,15 +20,27 @@ const SPREAD: usize = 4;
 #[derive(Debug)]
 pub(in crate::net) struct Pipelines<P: Protocol> {
     /// Those that take requests. Of each runtime, the primary one comes first.
-    pub(super) open: ProcessLocal<Lock<Vec<Arc<Pipeline<P>>>>>,
+    open: ProcessLocal<Lock<Vec<Arc<Pipeline<P>>>>>,
     /// How many a runtime may have.
-    pub(super) most: usize,
-    pub(super) large_reads: LargeReads,
+    most: usize,
+    large_reads: LargeReads,
 }
 
 impl<P: Protocol> Pipelines<P> {
     pub(in crate::net) fn new(most: usize) -> Pipelines<P> {
         Pipelines { open: ProcessLocal::new(), most: most.max(1), large_reads: LargeReads::new() }
+    }
+
+    pub(super) fn kind(&self, request: &P::Request) -> Kind {
+        match P::is_read(request) {
+            false => Kind::Change,
+            true if self.large_reads.contain(P::key(request)) => Kind::LargeRead,
+            true => Kind::Read,
+        }
+    }
+
+    pub(super) fn remember_large(&self, request: &P::Request) {
+        self.large_reads.remember(P::key(request));
     }
 
     /// The pipeline that a request of `runtime` goes through, which may have to be connected yet.
@@ -47,7 +59,7 @@ impl<P: Protocol> Pipelines<P> {
     }
 
     /// Opens another pipeline, or takes the one with the fewest requests in flight where there are enough.
-    pub(super) fn open_or_share(
+    fn open_or_share(
         &self,
         server: &Arc<Server<P>>,
         runtime: RuntimeId,
