@@ -28,7 +28,9 @@ pub struct Error {
 struct Inner {
     kind: ErrorKind,
     context: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+    /// The cache and the verb that have failed.
+    origin: Option<(String, &'static str)>,
 }
 
 /// The kind of an [`Error`].
@@ -45,8 +47,11 @@ pub enum ErrorKind {
     InvalidTtl,
     /// The value is larger than the server, or the store, accepts.
     ValueTooLarge,
-    /// The value could not be encoded.
+    /// The value could not be encoded, or would not be read as it was.
     Encode,
+    /// A value was read that is not one of the wanted type, or was written under another key: a miss, and told to
+    /// [`on_error`](crate::Builder::on_error) alone.
+    Decode,
     /// The entry holds something that is not a number, or the result does not fit into one.
     NotANumber,
     /// Other writers kept changing the entry, until the attempts ran out.
@@ -117,7 +122,14 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, context: String, source: Option<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { inner: Arc::new(Inner { kind, context, source }) }
+        Error { inner: Arc::new(Inner { kind, context, source: source.map(Arc::from), origin: None }) }
+    }
+
+    /// The same error, as [`on_error`](crate::Builder::on_error) is told of it.
+    pub(crate) fn told(&self, cache: &str, verb: &'static str) -> Error {
+        let Inner { kind, context, source, .. } = &*self.inner;
+        let (kind, context, source) = (*kind, context.clone(), source.clone());
+        Error { inner: Arc::new(Inner { kind, context, source, origin: Some((cache.to_owned(), verb)) }) }
     }
 
     /// Of an operation that came through a fork.
@@ -138,6 +150,37 @@ impl Error {
     /// ```
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
+    }
+
+    /// The [name](crate::Builder::name) of the cache that has failed, where [`on_error`](crate::Builder::on_error) is told
+    /// of it. `None` in an error that a caller gets.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let log = |error: &prefork_cache::Error| {
+    ///     assert_eq!((error.cache(), error.verb()), (Some("prices"), Some("fetch")));
+    ///     assert_eq!(error.to_string(), "the key is empty");
+    /// };
+    /// let cache = Cache::builder(MemoryStore::new()).name("prices").on_error(log).build();
+    /// let price = cache.blocking().fetch("", Duration::from_secs(60), || Ok::<u32, std::io::Error>(100))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn cache(&self) -> Option<&str> {
+        self.inner.origin.as_ref().map(|(cache, _)| &**cache)
+    }
+
+    /// The method of [`Cache`](crate::Cache) that has failed, such as "fetch", where
+    /// [`on_error`](crate::Builder::on_error) is told of it. `None` in an error that a caller gets.
+    ///
+    /// ```
+    /// use prefork_cache::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Timeout, "reading from the shelf").verb(), None);
+    /// ```
+    pub fn verb(&self) -> Option<&'static str> {
+        self.inner.origin.as_ref().map(|(_, verb)| *verb)
     }
 
     /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost

@@ -43,6 +43,7 @@
 //! | span `exchange`, with a server | debug | those of OpenTelemetry's conventions for database clients: `db.system.name`, `db.operation.name`, `db.operation.batch.size`, `db.namespace`, `server.address`, `server.port`, `network.transport`, `error.type` |
 //! | "connected" | debug | `server.address`, `server.port` |
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
+//! | a failure that no caller hears of | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
 //! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
 //!
 //! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which

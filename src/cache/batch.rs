@@ -27,7 +27,8 @@ impl Cache {
     /// ```
     pub async fn get_many<T: DeserializeOwned>(&self, keys: &[&str]) -> Vec<Result<Option<T>>> {
         let found = self.get_many_raw(keys).await;
-        found.into_iter().map(|found| Ok(found?.and_then(|bytes| self.value(&bytes)))).collect()
+        let found = found.into_iter().zip(keys);
+        found.map(|(found, key)| Ok(found?.and_then(|bytes| self.value("get_many", key, &bytes)))).collect()
     }
 
     /// [`get_raw`](Cache::get_raw) for many keys, in their order.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::codec::Codec;
 use super::handle::CACHES;
 use super::key::Prefix;
-use super::{Cache, Observer, Settings, Shared};
+use super::{Cache, Observe, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
@@ -49,7 +49,7 @@ pub struct Builder {
     name: String,
     prefix: Prefix,
     settings: Settings,
-    on_error: Option<Observer>,
+    on_error: Option<Observe>,
 }
 
 impl Builder {
@@ -76,7 +76,9 @@ impl Builder {
         self
     }
 
-    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace.
+    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace. As of
+    /// [`Cache::namespace`], of which this is the first part: a namespace of Rails or Dalli that has colons, `app:v2`, is
+    /// given as `.namespace("app").namespace("v2")`.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -219,10 +221,15 @@ impl Builder {
         self
     }
 
-    /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must
-    /// not panic. While a server is down that is once for each fetch. A loader whose failure an old value makes up for
-    /// is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader). Defaults to counting them only, see
-    /// [`Stats::errors`](crate::Stats::errors) and [`Stats::failed_loads`](crate::Stats::failed_loads).
+    /// Calls `observe` with each failure that no caller hears of, for a log; [`Error::cache`] and [`Error::verb`] say of
+    /// what, and [`Error::kind`] which. While a server is down that is once for each fetch. A loader whose failure an old
+    /// value makes up for is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader), and a value that a read cannot make
+    /// out as [`ErrorKind::Decode`](crate::ErrorKind::Decode), once for each type. Defaults to counting them, see
+    /// [`Stats::errors`](crate::Stats::errors), [`Stats::failed_loads`](crate::Stats::failed_loads) and
+    /// [`Stats::undecodable`](crate::Stats::undecodable). With the feature `tracing` each is an event as well.
+    ///
+    /// It must not panic. It may use this cache: what fails meanwhile on its thread is counted and not told, and its
+    /// fetches wait for no other load.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};

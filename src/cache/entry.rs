@@ -31,7 +31,7 @@ impl Cache {
     /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.get_raw(key).await?;
-        Ok(found.and_then(|bytes| self.value(&bytes)))
+        Ok(found.and_then(|bytes| self.value("get", key, &bytes)))
     }
 
     /// The bytes under a key, as whatever program wrote them.
@@ -191,9 +191,9 @@ impl Cache {
     /// ```
     pub async fn exists(&self, key: &str) -> Result<bool> {
         let found = self.get_raw(key).await?;
-        Ok(found.is_some_and(|bytes| match Envelope::open(&bytes) {
-            Some(envelope) => envelope.serves(self.version.as_deref()),
-            None => self.version.is_none(),
+        Ok(found.is_some_and(|bytes| match Envelope::open(self.prefix.mark(key), &bytes) {
+            Ok(envelope) => envelope.serves(self.version.as_deref()),
+            Err(_) => self.version.is_none(),
         }))
     }
 

@@ -117,6 +117,10 @@ impl Expiry {
     /// After its fresh time the value goes on serving for this long, while one fetch loads it anew, and for as long as that
     /// fails. Defaults to zero: the value is gone when it is no longer fresh.
     ///
+    /// # Panics
+    ///
+    /// If it is more than a hundred years.
+    ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
     /// use std::time::Duration;
@@ -132,23 +136,34 @@ impl Expiry {
     /// ```
     #[must_use]
     pub const fn stale_for(self, duration: Duration) -> Expiry {
+        assert!(duration.as_secs() <= Ttl::LONGEST.as_secs(), "a stale_for of more than a hundred years");
         Expiry { stale_for: duration, ..self }
     }
 
     /// In the last part of its fresh time, of this length, one fetch loads the value anew, while the others have the current
     /// one. A value that is asked for often enough is then never missed. Defaults to zero: never ahead.
     ///
-    /// One that is not shorter than the fresh time is refused by the operation that uses it, with
-    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    /// With [`Expiry::at`], where less than that is left, the whole fresh time is that last part.
+    ///
+    /// # Panics
+    ///
+    /// If it is not shorter than the fresh time of [`Expiry::after`], where every fetch would load. In a constant that is
+    /// an error of the compiler.
     ///
     /// ```
     /// use prefork_cache::Expiry;
     /// use std::time::Duration;
     ///
-    /// let expiry = Expiry::after(Duration::from_secs(60)).refresh_ahead(Duration::from_secs(6));
+    /// const EXPIRY: Expiry = Expiry::after(Duration::from_secs(60)).refresh_ahead(Duration::from_secs(6));
     /// ```
     #[must_use]
     pub const fn refresh_ahead(self, duration: Duration) -> Expiry {
+        if let End::After(fresh) = self.end {
+            assert!(
+                fresh.is_zero() || duration.as_nanos() < fresh.as_nanos(),
+                "a refresh_ahead that is not shorter than the time that the value is fresh"
+            );
+        }
         Expiry { refresh_ahead: duration, ..self }
     }
 
@@ -157,8 +172,9 @@ impl Expiry {
     ///
     /// The random numbers are the operating system's: forked workers draw different ones.
     ///
-    /// Another number is refused by the operation that uses it, with
-    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    /// # Panics
+    ///
+    /// If it is another number.
     ///
     /// ```
     /// use prefork_cache::Expiry;
@@ -169,6 +185,7 @@ impl Expiry {
     /// ```
     #[must_use]
     pub const fn jitter(self, fraction: f64) -> Expiry {
+        assert!(fraction >= 0.0 && fraction <= 1.0, "a jitter that is not between 0 and 1");
         Expiry { jitter: fraction, ..self }
     }
 
@@ -208,22 +225,10 @@ impl Expiry {
             End::After(duration) => duration,
             End::At(time) => time.duration_since(now).map_err(|past| in_the_past(past.duration()))?,
         };
-        if !(0.0..=1.0).contains(&self.jitter) {
-            return Err(refused(format!("a jitter of {} is not between 0 and 1", self.jitter)));
-        }
         if self.end == End::Never {
             return Ok(None);
         }
         Ttl::After(asked).duration()?;
-        if self.stale_for > Ttl::LONGEST {
-            return Err(refused("a stale_for of more than a hundred years".to_owned()));
-        }
-        if self.refresh_ahead >= asked {
-            let ahead = self.refresh_ahead;
-            return Err(refused(format!(
-                "a refresh_ahead of {ahead:?} is not shorter than the {asked:?} that the value is fresh"
-            )));
-        }
         Ok(Some(asked))
     }
 
@@ -355,14 +360,6 @@ mod tests {
         };
         assert!(text(Expiry::after(Duration::ZERO)).starts_with("a TTL of zero"));
         assert!(text(Expiry::after(Duration::MAX)).contains("hundred years"));
-        assert_eq!(text(Expiry::after(MINUTE).stale_for(Duration::MAX)), "a stale_for of more than a hundred years");
-        assert!(text(Expiry::NEVER.jitter(2.0)).starts_with("a jitter of 2"));
         assert!(text(Expiry::at(SystemTime::UNIX_EPOCH)).starts_with("an expiry at a time that passed"));
-        assert_eq!(text(Expiry::after(MINUTE).jitter(1.5)), "a jitter of 1.5 is not between 0 and 1");
-        assert_eq!(text(Expiry::after(MINUTE).jitter(f64::NAN)), "a jitter of NaN is not between 0 and 1");
-        assert_eq!(
-            text(Expiry::after(MINUTE).refresh_ahead(MINUTE)),
-            "a refresh_ahead of 60s is not shorter than the 60s that the value is fresh"
-        );
     }
 }

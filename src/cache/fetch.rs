@@ -117,7 +117,8 @@ impl Cache {
         T: Serialize + DeserializeOwned,
     {
         let expiry = expiry.into();
-        self.fetch_loaded(key, async move || load().await.map(|value| Loaded::new(value, expiry))).await
+        let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
+        self.fetch_as("fetch", key, load).await.map(|Typed(value)| value)
     }
 
     /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or declines to have the value stored.
@@ -147,8 +148,8 @@ impl Cache {
     where
         T: Serialize + DeserializeOwned,
     {
-        let fetched = self.fetch_as(key, async move || load().await.map(|loaded| loaded.map(Typed))).await;
-        fetched.map(|Typed(value)| value)
+        let load = async move || load().await.map(|loaded| loaded.map(Typed));
+        self.fetch_as("fetch_loaded", key, load).await.map(|Typed(value)| value)
     }
 
     /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are
@@ -177,29 +178,35 @@ impl Cache {
     ) -> Result<Bytes, E> {
         let expiry = expiry.into();
         let load = async move || load().await.map(|value| Loaded::new(Raw(value.into()), expiry));
-        self.fetch_as(key, load).await.map(|Raw(bytes)| bytes)
+        self.fetch_as("fetch_raw", key, load).await.map(|Raw(bytes)| bytes)
     }
 
-    async fn fetch_as<V: Form, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> Result<V, E> {
+    async fn fetch_as<V: Form, E>(
+        &self,
+        verb: &'static str,
+        key: &str,
+        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+    ) -> Result<V, E> {
         let span = Span::fetch(self.shared.registration.name());
-        telemetry::instrumented(&span, self.fetch_within(&span, key, load)).await
+        telemetry::instrumented(&span, self.fetch_within(&span, verb, key, load)).await
     }
 
     async fn fetch_within<V: Form, E>(
         &self,
         span: &Span,
+        verb: &'static str,
         key: &str,
         load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
         let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
-        let looked = looked.map(|read| Looked::of(self, read));
+        let looked = looked.map(|read| Looked::of(self, verb, key, read));
         // By the shortest way: this is where most fetches end.
         if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
             span.outcome(look::outcome(is_stale));
             return Ok(value);
         }
-        let mut fetching = Fetching::new(self, &[key], landed);
+        let mut fetching = Fetching::new(self, verb, &[key], landed);
         if let Some(looked) = looked {
             fetching.take_in(0, looked);
         }
@@ -225,6 +232,8 @@ struct Fetching<V, E> {
     leases: Leases,
     wanted: Vec<Wanted<V, E>>,
     cache: Cache,
+    /// What its failures are reported as.
+    verb: &'static str,
     /// How long it waits for others before it claims in turn.
     bound: Duration,
     /// How many loads of this process had ended before the last look.
@@ -260,7 +269,7 @@ enum Answer<V, E> {
 }
 
 impl<V: Form, E> Fetching<V, E> {
-    fn new(cache: &Cache, keys: &[&str], landed: u64) -> Fetching<V, E> {
+    fn new(cache: &Cache, verb: &'static str, keys: &[&str], landed: u64) -> Fetching<V, E> {
         let settings = &cache.shared.settings;
         let bound = if nesting::is_in_loader() { settings.fetch_wait } else { settings.load_timeout };
         let now = super::clock::now();
@@ -278,7 +287,7 @@ impl<V: Form, E> Fetching<V, E> {
             outcome: "",
         };
         let wanted = keys.iter().map(wanted).collect();
-        Fetching { leases: Leases::none(cache), wanted, cache: cache.clone(), bound, landed }
+        Fetching { leases: Leases::none(cache, verb), wanted, cache: cache.clone(), verb, bound, landed }
     }
 
     /// The steps after the look, for one key.

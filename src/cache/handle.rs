@@ -52,7 +52,10 @@ impl Cache {
 
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
     ///
-    /// A part is taken as it is: one with a colon of its own, which a user's input may have, is two parts.
+    /// Any text is a part of its own, a user's input too: within a part `%` and `:` become `%25` and `%3A`, so that no
+    /// two namespaces share an entry unless one contains the other. A namespace contains what is in its sub-namespaces:
+    /// [`clear`](Cache::clear) removes it, and the key "7:motd" in "tenant" is "motd" in "tenant", "7". An empty part is
+    /// refused by every operation of the handle, with [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey).
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -62,6 +65,7 @@ impl Cache {
     /// let tenant = cache.namespace("tenant").namespace("7");
     /// tenant.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
     /// assert!(cache.blocking().exists("tenant:7:motd")?);
+    /// assert!(!cache.namespace("tenant:7").blocking().exists("motd")?, "another one");
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     #[must_use]

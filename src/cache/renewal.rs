@@ -34,7 +34,7 @@ impl Cache {
         let Lifetime { ttl, bare, times } = self.counted(expiry.into().begin())?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            if Envelope::open(&held).is_none() {
+            if Envelope::open(self.prefix.mark(key), &held).is_err() {
                 return self.touch_bare(key, bare).await;
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
@@ -70,7 +70,7 @@ impl Cache {
         self.revoke(key).await?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            let Some(envelope) = Envelope::open(&held) else { return Ok(false) };
+            let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) else { return Ok(false) };
             let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
             match times.age() {
                 Age::Gone => return Ok(false),
@@ -86,11 +86,11 @@ impl Cache {
 
     /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a
     /// while, or every caller would try at once what has just failed.
-    pub(super) fn put_off(&self, key: &str, held: &[u8]) -> Option<Sealed> {
+    pub(super) fn put_off(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
-        self.report(&Error::new(ErrorKind::Loader, context));
+        self.report(verb, &Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.retry_after;
-        let times = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero())?;
+        let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
         Some(retimed(held, times.put_off(pause)))
     }
 

@@ -7,7 +7,7 @@ use std::future::Future;
 use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Refresh;
 use crate::net::Endpoint;
 
@@ -104,6 +104,21 @@ pub(crate) fn unproven(endpoint: &Endpoint) {
     );
 }
 
+/// Something has failed that no caller hears of. What goes by itself is no warning: while a server is down, it would be
+/// one for each fetch.
+pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::$level!(
+                target: TARGET,
+                { cache.name = cache, cache.verb = verb, "error.type" = name(error.kind()) },
+                "a failure that no caller hears of"
+            )
+        };
+    }
+    if error.is_transient() { event!(debug) } else { event!(warn) }
+}
+
 /// A store came into this process.
 pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
     tracing::debug!(
@@ -139,6 +154,7 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::InvalidTtl => "invalid_ttl",
         ErrorKind::ValueTooLarge => "value_too_large",
         ErrorKind::Encode => "encode",
+        ErrorKind::Decode => "decode",
         ErrorKind::NotANumber => "not_a_number",
         ErrorKind::Conflict => "conflict",
         ErrorKind::Unsupported => "unsupported",

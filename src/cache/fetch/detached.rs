@@ -72,7 +72,7 @@ impl Cache {
         }
         let span = Span::fetch(self.shared.registration.name());
         let landed = self.local().flights.landed();
-        let mut fetching: Fetching<Typed<T>, Option<E>> = Fetching::new(self, &[key], landed);
+        let mut fetching: Fetching<Typed<T>, Option<E>> = Fetching::new(self, "fetch_detached", &[key], landed);
         if !self.is_forced {
             telemetry::instrumented(&span, fetching.look()).await;
             fetching.lead();
@@ -92,7 +92,9 @@ impl Cache {
                 return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was passed on"));
             }
             // The task has the one that was read.
-            wanted => wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, held)).map(|(Typed(old), _)| old),
+            wanted => {
+                wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
+            }
         };
         let is_stale = fetching.wanted[0].old.as_ref().is_some_and(|(_, is_stale)| *is_stale);
         let own = Span::fetch(self.shared.registration.name());

@@ -16,10 +16,10 @@ pub(super) trait Form: Sized {
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
 
     /// `None` for what is no such value.
-    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
 
     /// The same, for a read that counts.
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
 }
 
 pub(super) struct Typed<T>(pub(super) T);
@@ -29,19 +29,19 @@ pub(super) struct Raw(pub(super) Bytes);
 
 impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
-        cache.seal(key, &self.0, expiry)
+        cache.seal_readable(key, &self.0, expiry)
     }
 
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes> {
-        cache.encode(key, &self.0, None)
+        cache.encode_readable(key, &self.0, None)
     }
 
-    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.decode(bytes).map(|(value, age)| (Typed(value), age))
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.decode(key, bytes).ok().map(|(value, age)| (Typed(value), age))
     }
 
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.open(bytes).map(|(value, age)| (Typed(value), age))
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.open(verb, key, bytes).map(|(value, age)| (Typed(value), age))
     }
 }
 
@@ -54,11 +54,11 @@ impl Form for Raw {
         Ok(self.0.clone())
     }
 
-    fn decode(_cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
+    fn decode(_cache: &Cache, _key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
         Some((Raw(bytes.clone()), Age::Fresh))
     }
 
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
-        Raw::decode(cache, bytes)
+    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
+        Raw::decode(cache, key, bytes)
     }
 }

@@ -113,6 +113,8 @@ impl Lease {
 /// The leases that a fetch holds, by the place of their keys in it. Dropped, they are released.
 pub(super) struct Leases {
     cache: Cache,
+    /// What they are held for.
+    verb: &'static str,
     generation: u64,
     held: Vec<(usize, Lease)>,
     /// Whether they are being released by a task, which a runtime that is shut down drops.
@@ -123,9 +125,10 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    pub(super) fn none(cache: &Cache) -> Leases {
+    pub(super) fn none(cache: &Cache, verb: &'static str) -> Leases {
         Leases {
             cache: cache.clone(),
+            verb,
             generation: generation(),
             held: Vec::new(),
             #[cfg(feature = "tokio")]
@@ -163,7 +166,7 @@ impl Leases {
     pub(super) async fn release(&mut self, places: &[usize]) {
         if !places.is_empty() && self.generation == generation() {
             let held = self.held.extract_if(.., |(place, _)| places.contains(place)).collect();
-            let mut unneeded = Leases::none(&self.cache);
+            let mut unneeded = Leases::none(&self.cache, self.verb);
             unneeded.held = held;
             unneeded.release_all().await;
         }
@@ -199,7 +202,7 @@ impl Leases {
     fn stop_beating(&mut self) {}
 
     async fn release_all(mut self) {
-        release(&self.cache, &self.held).await;
+        release(&self.cache, self.verb, &self.held).await;
         self.held.clear();
     }
 }
@@ -213,19 +216,19 @@ impl Drop for Leases {
         }
         #[cfg(feature = "tokio")]
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
-            let mut leases = Leases::none(&self.cache);
+            let mut leases = Leases::none(&self.cache, self.verb);
             (leases.held, leases.is_in_background) = (held, true);
             tokio::spawn(leases.release_all());
             return;
         }
-        blocking::at_once(std::pin::pin!(release(&self.cache, &held)));
+        blocking::at_once(std::pin::pin!(release(&self.cache, self.verb, &held)));
     }
 }
 
-async fn release(cache: &Cache, held: &[(usize, Lease)]) {
+async fn release(cache: &Cache, verb: &'static str, held: &[(usize, Lease)]) {
     let operations: Vec<Op<'_>> = held.iter().map(|(_, lease)| lease.release()).collect();
     for error in cache.batch(&operations).await.into_iter().filter_map(Result::err) {
-        cache.report(&error);
+        cache.report(verb, &error);
     }
 }
 

@@ -64,7 +64,7 @@ impl Cache {
                 once.len() - 1
             });
         }
-        let mut fetching = Fetching::new(self, &once, self.local().flights.landed());
+        let mut fetching = Fetching::new(self, "fetch_many", &once, self.local().flights.landed());
         if !self.is_forced {
             fetching.look().await;
         }

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
+use crate::cache::observer::is_telling;
+
 thread_local! {
     /// The numbers of the flights whose loaders are running on this thread, the innermost last.
     static LOADING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
@@ -24,9 +26,9 @@ pub(super) fn is_in_loader() -> bool {
     LOADING.with_borrow(|loading| !loading.is_empty())
 }
 
-/// Whether this is the code of a flight's own loader: it must not wait for itself.
+/// Whether this is the code of a flight's own loader, or may be part of it: it must not wait for itself.
 pub(super) fn is_part_of(flight: u64) -> bool {
-    LOADING.with_borrow(|loading| loading.contains(&flight))
+    is_telling() || LOADING.with_borrow(|loading| loading.contains(&flight))
 }
 
 struct Nested {

@@ -69,7 +69,7 @@ impl<V: Form, E> Fetching<V, E> {
                     _ => value.share(&self.cache, &wanted.key).map_or(Landing::NotShareable, Landing::Loaded),
                 };
                 if let Some(Err(error)) = &sealed {
-                    self.cache.report(error);
+                    self.cache.report(self.verb, error);
                 }
                 settling.store = sealed.and_then(Result::ok);
                 settling.is_marked = settling.store.is_none();
@@ -78,7 +78,8 @@ impl<V: Form, E> Fetching<V, E> {
             Err(error) => {
                 self.cache.local().counters.load_failed();
                 if wanted.old.is_some() {
-                    settling.store = settling.seen.as_ref().and_then(|seen| self.cache.put_off(&wanted.key, seen));
+                    settling.store =
+                        settling.seen.as_ref().and_then(|seen| self.cache.put_off(self.verb, &wanted.key, seen));
                     wanted.answer_old();
                 } else {
                     wanted.answer(Answer::Error(error), "failed");
@@ -105,14 +106,14 @@ impl<V: Form, E> Fetching<V, E> {
             }
             match outcomes.next() {
                 Some(Ok(_)) => ended.push(settling.place),
-                Some(Err(error)) => self.cache.report(&error),
+                Some(Err(error)) => self.cache.report(self.verb, &error),
                 None => {}
             }
             lost.extend(settling.removal());
         }
         self.leases.settled(&ended);
         for error in self.cache.batch(&lost).await.into_iter().filter_map(Result::err) {
-            self.cache.report(&error);
+            self.cache.report(self.verb, &error);
         }
         drop(lost);
         for Settling { lead, landing, .. } in settling {
