@@ -26,6 +26,7 @@ use times::{Age, Times};
 
 pub use blocking::Blocking;
 pub use builder::Builder;
+pub use clock::Clock;
 pub use codec::Codec;
 pub use expiry::Expiry;
 pub use fetch::Loaded;
@@ -62,6 +63,7 @@ mod probe;
 mod settled;
 mod stats;
 mod times;
+mod wait_clock;
 
 /// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
 ///
@@ -73,15 +75,18 @@ mod times;
 /// Through [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every
 /// wait for a server is bounded by the store's timeouts.
 ///
-/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from
+/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named),
+///   [`unregister`](Cache::unregister), [`name`](Cache::name); one derived from
 ///   another: [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
-///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
+///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many),
+///   [`fetch_many_loaded`](Cache::fetch_many_loaded).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`exists`](Cache::exists), [`delete`](Cache::delete).
-/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw).
+/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),
+///   [`add_raw`](Cache::add_raw).
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
 ///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
@@ -119,6 +124,7 @@ struct Shared {
     store: Arc<dyn CacheStore>,
     registration: Registration,
     settings: Settings,
+    clock: Clock,
     on_error: Option<Observe>,
     local: ProcessLocal<Local>,
 }
@@ -127,6 +133,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     codec: Codec,
+    default_expiry: Option<Expiry>,
     compress_above: Option<usize>,
     max_inflated: usize,
     fetch_wait: Duration,
@@ -187,9 +194,22 @@ impl Cache {
         self.shared.local.get_or_init(|| Local::new(&*self.shared.store))
     }
 
+    fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    fn resolved(&self, expiry: Expiry) -> Expiry {
+        expiry.or_default(self.shared.settings.default_expiry)
+    }
+
+    /// An expiry that begins now.
+    fn begin(&self, expiry: Expiry) -> Result<Lifetime> {
+        self.resolved(expiry).begin(self.clock())
+    }
+
     /// A value as it goes into the store, its time beginning now.
     fn seal<T: Serialize + ?Sized>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
-        let Lifetime { ttl, times, .. } = expiry.begin()?;
+        let Lifetime { ttl, times, .. } = self.begin(expiry)?;
         Ok(Sealed { bytes: self.encode(key, value, times)?, ttl })
     }
 
@@ -199,7 +219,7 @@ impl Cache {
 
     /// [`seal`](Cache::seal) for a value that can be read, and is made sure to be.
     fn seal_readable<T: Serialize + DeserializeOwned>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
-        let Lifetime { ttl, times, .. } = expiry.begin()?;
+        let Lifetime { ttl, times, .. } = self.begin(expiry)?;
         Ok(Sealed { bytes: self.encode_readable(key, value, times)?, ttl })
     }
 
@@ -223,7 +243,7 @@ impl Cache {
     fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Age), NoValue> {
         let mark = self.prefix.mark(key);
         let decoded = codec::decode(mark, self.version.as_deref(), self.shared.settings.max_inflated, bytes);
-        decoded.map(|Decoded { value, times }| (value, times.age()))
+        decoded.map(|Decoded { value, times }| (value, times.age(self.clock())))
     }
 
     /// The same, for a read that counts.

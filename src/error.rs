@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+mod names;
+
 /// The result of a cache operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock::Clock;
 use super::codec::Codec;
 use super::handle::CACHES;
 use super::key::Prefix;
-use super::{Cache, Observe, Settings, Shared};
+use super::{Cache, Expiry, Observe, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
@@ -19,6 +20,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             codec: Codec::default(),
+            default_expiry: None,
             compress_above: None,
             max_inflated: 64 << 20,
             fetch_wait: Duration::from_secs(10),
@@ -49,6 +51,7 @@ pub struct Builder {
     name: String,
     prefix: Prefix,
     settings: Settings,
+    clock: Clock,
     on_error: Option<Observe>,
 }
 
@@ -59,6 +62,7 @@ impl Builder {
             name: DEFAULT_NAME.to_owned(),
             prefix: Prefix::none(),
             settings: Settings::default(),
+            clock: Clock::system(),
             on_error: None,
         }
     }
@@ -93,6 +97,47 @@ impl Builder {
     /// ```
     pub fn namespace(mut self, part: &str) -> Builder {
         self.prefix = self.prefix.join(part);
+        self
+    }
+
+    /// What [`Expiry::DEFAULT`] stands for. Defaults to nothing: it is then refused.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let hour = Duration::from_secs(3_600);
+    /// let cache = Cache::builder(MemoryStore::new()).default_expiry(Expiry::after(hour).stale_for(hour)).build();
+    /// let load = || Ok::<_, std::io::Error>("hello".to_owned());
+    /// assert_eq!(cache.blocking().fetch("motd", Expiry::DEFAULT, load)?, "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn default_expiry(mut self, expiry: impl Into<Expiry>) -> Builder {
+        self.settings.default_expiry = Some(expiry.into());
+        self
+    }
+
+    /// The clock by which values are fresh, stale or gone: for tests, one that can be moved. Defaults to
+    /// [`Clock::system`].
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Clock, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let clock = Clock::manual();
+    /// let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
+    /// let minute = Duration::from_secs(60);
+    /// let price = |price: u32| {
+    ///     cache.blocking().fetch("price", Expiry::after(minute).stale_for(minute), || Ok::<_, std::io::Error>(price))
+    /// };
+    /// assert_eq!(price(100)?, 100);
+    /// assert_eq!(price(200)?, 100);
+    /// clock.advance(minute);
+    /// assert_eq!(price(200)?, 200, "it was stale");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn clock(mut self, clock: Clock) -> Builder {
+        self.clock = clock;
         self
     }
 
@@ -259,11 +304,45 @@ impl Builder {
     /// assert!(Cache::named("default").is_some());
     /// ```
     pub fn register(self) -> Cache {
-        let name = self.name.clone();
-        let store = Arc::clone(&self.store);
-        let registration = Registration::listed(&name, move || store.refresh());
-        let cache = self.make(registration);
+        let (name, cache) = self.listed();
         CACHES.insert(Arc::new((name, cache.clone())));
+        cache
+    }
+
+    /// [`register`](Builder::register), unless a cache of this name is there: then that one, whatever it was made of. For
+    /// hosts that run their configuration more than once in a process.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let words = || Cache::builder(MemoryStore::new()).name("words").register_if_absent();
+    /// let (first, again) = (words(), words());
+    /// again.blocking().increment("visits", 1, std::time::Duration::from_secs(60))?;
+    /// assert_eq!(first.blocking().counter("visits")?, Some(1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn register_if_absent(self) -> Cache {
+        let (name, cache) = self.listed();
+        let is_same = |registered: &(String, Cache)| registered.0 == name;
+        let present = CACHES.insert_unless(Arc::new((name.clone(), cache.clone())), is_same);
+        present.map_or(cache, |present| present.1.clone())
+    }
+
+    /// [`register`](Builder::register), in the place of all caches of this name: they live on as long as their handles,
+    /// and are refreshed as long as that.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let words = || Cache::builder(MemoryStore::new()).name("words").register_instead();
+    /// words().blocking().increment("visits", 1, std::time::Duration::from_secs(60))?;
+    /// words();
+    /// assert_eq!(Cache::named("words").unwrap().blocking().counter("visits")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn register_instead(self) -> Cache {
+        let (name, cache) = self.listed();
+        CACHES.insert_instead(Arc::new((name.clone(), cache.clone())), |registered| registered.0 == name);
         cache
     }
 
@@ -282,12 +361,21 @@ impl Builder {
         self.make(registration)
     }
 
+    /// The cache, to be refreshed by `after_fork`, and its name.
+    fn listed(self) -> (String, Cache) {
+        let name = self.name.clone();
+        let store = Arc::clone(&self.store);
+        let registration = Registration::listed(&name, move || store.refresh());
+        (name, self.make(registration))
+    }
+
     fn make(self, registration: Registration) -> Cache {
         Cache {
             shared: Arc::new(Shared {
                 store: self.store,
                 registration,
                 settings: self.settings,
+                clock: self.clock,
                 on_error: self.on_error,
                 local: ProcessLocal::new(),
             }),

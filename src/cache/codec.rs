@@ -15,6 +15,8 @@ use super::probe::{DEEPEST, Unreadable, look_at};
 use super::times::Times;
 use crate::error::{Error, ErrorKind, Result};
 
+mod text;
+
 /// How values become bytes. What was written with one is read with that one, whatever the reader's own.
 ///
 /// What would not come back as it was is refused when it is written, with [`ErrorKind::Encode`]: a `Some(None)` or
@@ -22,6 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// type is one that is read as well, as in [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), so is
 /// all else that cannot be read back, such as a `u128` in an untagged enum. What a read cannot make out is reported to
 /// [`Builder::on_error`](crate::Builder::on_error), once for each type.
+///
+/// In a configuration it is "messagepack" or "json", by [`FromStr`](std::str::FromStr) and serde.
 ///
 /// A `Vec<u8>` is stored as it is by MessagePack, in a value without other byte strings (`u128`, `Uuid`, `serde_bytes`);
 /// beside such, and in JSON, it takes up to twice and four times its length, unless it is a `serde_bytes::ByteBuf` in

@@ -19,6 +19,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::clock::Clock;
 use super::codec::Codec;
 use super::compression;
 use super::key::Mark;
@@ -143,8 +144,12 @@ impl<'a> Envelope<'a> {
     }
 
     /// Whether it holds a value of this version that is not gone.
-    pub(super) fn serves(&self, version: Option<&str>) -> bool {
-        self.is_of(version) && self.times.is_none_or(|times| times.age() != Age::Gone)
+    pub(super) fn serves(&self, version: Option<&str>, clock: &Clock) -> bool {
+        self.is_of(version) && !self.is_gone(clock)
+    }
+
+    pub(super) fn is_gone(&self, clock: &Clock) -> bool {
+        self.times.is_some_and(|times| times.age(clock) == Age::Gone)
     }
 
     pub(super) fn is_of(&self, version: Option<&str>) -> bool {

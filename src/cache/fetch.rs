@@ -18,6 +18,7 @@
 //!   process, and not stored. While a lease is watched the leader stops watching and loads. At the end the failure is
 //!   reported.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,14 +108,43 @@ impl Cache {
     /// assert!(cache.blocking().exists("motd")?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub async fn fetch<T, E>(
-        &self,
-        key: &str,
-        expiry: impl Into<Expiry>,
-        load: impl AsyncFnOnce() -> Result<T, E>,
-    ) -> Result<T, E>
+    ///
+    /// A loader is anything that can be called once and returns a future: `async ||`, `|| async {}`, a generic or a boxed
+    /// one. With an error type of the program's own, `?` works in it as anywhere:
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::{num::ParseIntError, time::Duration};
+    ///
+    /// #[derive(Debug)]
+    /// enum ShopError {
+    ///     Price(ParseIntError),
+    ///     Io(std::io::Error),
+    /// }
+    /// # impl From<ParseIntError> for ShopError { fn from(error: ParseIntError) -> Self { ShopError::Price(error) } }
+    /// # impl From<std::io::Error> for ShopError { fn from(error: std::io::Error) -> Self { ShopError::Io(error) } }
+    ///
+    /// async fn ask_the_shop(widget: u32) -> std::io::Result<String> {
+    ///     Ok(format!("{widget}00"))
+    /// }
+    ///
+    /// async fn price(cache: &Cache, widget: u32) -> Result<u64, ShopError> {
+    ///     let load = async || {
+    ///         let price = ask_the_shop(widget).await?;
+    ///         Ok(price.parse()?)
+    ///     };
+    ///     cache.fetch(&format!("price:{widget}"), Duration::from_secs(60), load).await
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(price(&cache, 7).await?, 700);
+    /// # Ok::<(), ShopError>(()) }).unwrap();
+    /// ```
+    pub async fn fetch<T, E, F>(&self, key: &str, expiry: impl Into<Expiry>, load: impl FnOnce() -> F) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T, E>>,
     {
         let expiry = expiry.into();
         let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
@@ -144,9 +174,10 @@ impl Cache {
     /// assert!(!cache.blocking().exists("user:7").unwrap());
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub async fn fetch_loaded<T, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
+    pub async fn fetch_loaded<T, E, F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<Loaded<T>, E>>,
     {
         let load = async move || load().await.map(|loaded| loaded.map(Typed));
         self.fetch_as("fetch_loaded", key, load).await.map(|Typed(value)| value)
@@ -170,33 +201,37 @@ impl Cache {
     /// assert_eq!(cache.blocking().get_raw("page").unwrap(), Some(page));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub async fn fetch_raw<V: Into<Bytes>, E>(
+    pub async fn fetch_raw<V, E, F>(
         &self,
         key: &str,
         expiry: impl Into<Expiry>,
-        load: impl AsyncFnOnce() -> Result<V, E>,
-    ) -> Result<Bytes, E> {
+        load: impl FnOnce() -> F,
+    ) -> Result<Bytes, E>
+    where
+        V: Into<Bytes>,
+        F: Future<Output = Result<V, E>>,
+    {
         let expiry = expiry.into();
         let load = async move || load().await.map(|value| Loaded::new(Raw(value.into()), expiry));
         self.fetch_as("fetch_raw", key, load).await.map(|Raw(bytes)| bytes)
     }
 
-    async fn fetch_as<V: Form, E>(
+    async fn fetch_as<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
         &self,
         verb: &'static str,
         key: &str,
-        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+        load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let span = Span::fetch(self.shared.registration.name());
         telemetry::instrumented(&span, self.fetch_within(&span, verb, key, load)).await
     }
 
-    async fn fetch_within<V: Form, E>(
+    async fn fetch_within<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
         &self,
         span: &Span,
         verb: &'static str,
         key: &str,
-        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+        load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
         let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
@@ -272,7 +307,7 @@ impl<V: Form, E> Fetching<V, E> {
     fn new(cache: &Cache, verb: &'static str, keys: &[&str], landed: u64) -> Fetching<V, E> {
         let settings = &cache.shared.settings;
         let bound = if nesting::is_in_loader() { settings.fetch_wait } else { settings.load_timeout };
-        let now = super::clock::now();
+        let now = super::wait_clock::now();
         let wanted = |key: &&str| Wanted {
             key: (*key).to_owned(),
             full_key: cache.prefix.full_key(key),
@@ -291,7 +326,10 @@ impl<V: Form, E> Fetching<V, E> {
     }
 
     /// The steps after the look, for one key.
-    async fn one(mut self, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> (Result<V, E>, &'static str) {
+    async fn one<F: Future<Output = Result<Loaded<V>, E>>>(
+        mut self,
+        load: impl FnOnce() -> F,
+    ) -> (Result<V, E>, &'static str) {
         let mut load = Some(load);
         while let Some(asked) = self.next_loads().await {
             let load = load.take().expect("a key is loaded once");

@@ -15,7 +15,8 @@ impl Cache {
     /// Registers a store under the name "default", for the life of the process and of its children. No I/O.
     ///
     /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. Where several are registered under one name,
-    /// [`named`](Cache::named) gives the last, and all are refreshed.
+    /// [`named`](Cache::named) gives the last, and all are refreshed;
+    /// [`Builder::register_if_absent`] and [`Builder::register_instead`] keep to one.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -48,6 +49,32 @@ impl Cache {
     pub fn named(name: &str) -> Option<Cache> {
         let mut newest_first = CACHES.snapshot().into_iter().rev();
         newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
+    }
+
+    /// Has [`named`](Cache::named) no longer find a cache by this name. Answers whether there was one. It lives on as long
+    /// as its handles.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// Cache::builder(MemoryStore::new()).name("for a while").register();
+    /// assert!(Cache::unregister("for a while"));
+    /// assert!(Cache::named("for a while").is_none());
+    /// assert!(!Cache::unregister("for a while"));
+    /// ```
+    pub fn unregister(name: &str) -> bool {
+        CACHES.remove(|registered| registered.0 == name)
+    }
+
+    /// What the cache is called, by [`Builder::name`], whether or not it is registered.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// assert_eq!(Cache::builder(MemoryStore::new()).name("words").build().name(), "words");
+    /// ```
+    pub fn name(&self) -> &str {
+        self.shared.registration.name()
     }
 
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.

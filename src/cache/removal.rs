@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::fetch::{DELETED, Flight, MARK_TTL};
-use super::{Cache, clock, settled};
+use super::{Cache, settled, wait_clock};
 use crate::error::Result;
 use crate::store::{Op, When, batch, lease_key, wrong_count};
 
@@ -59,8 +59,8 @@ impl Cache {
     /// assert_eq!(deleted, [true, false]);
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
+    pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
         self.counted_each(batch(prepared, |keys| self.remove_each("delete_many", keys)).await)
     }
 
@@ -140,7 +140,7 @@ impl Cache {
 
     /// Waits for flights that were storing when they were revoked.
     async fn until_removed(&self, storing: Vec<Arc<Flight>>) {
-        let until = clock::now() + self.shared.settings.fetch_wait;
+        let until = wait_clock::now() + self.shared.settings.fetch_wait;
         for flight in storing.iter().filter(|flight| !flight.would_block_its_leader()) {
             flight.landed(until).await;
         }

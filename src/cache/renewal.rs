@@ -31,11 +31,13 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let Lifetime { ttl, bare, times } = self.counted(expiry.into().begin())?;
+        let Lifetime { ttl, bare, times } = self.counted(self.begin(expiry.into()))?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            if Envelope::open(self.prefix.mark(key), &held).is_err() {
-                return self.touch_bare(key, bare).await;
+            match Envelope::open(self.prefix.mark(key), &held) {
+                Err(_) => return self.touch_bare(key, bare).await,
+                Ok(envelope) if envelope.is_gone(self.clock()) => return Ok(false),
+                Ok(_) => {}
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
                 return Ok(true);
@@ -72,12 +74,12 @@ impl Cache {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) else { return Ok(false) };
             let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
-            match times.age() {
+            match times.age(self.clock()) {
                 Age::Gone => return Ok(false),
                 Age::Stale => return Ok(true),
                 Age::Fresh | Age::Ageing | Age::Resting => {}
             }
-            if self.swap(key, Some(&held), Some(retimed(&held, times.expired()))).await? {
+            if self.swap(key, Some(&held), Some(self.retimed(&held, times.expired(self.clock())))).await? {
                 return Ok(true);
             }
         }
@@ -91,7 +93,7 @@ impl Cache {
         self.report(verb, &Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.retry_after;
         let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
-        Some(retimed(held, times.put_off(pause)))
+        Some(self.retimed(held, times.put_off(pause, self.clock())))
     }
 
     async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
@@ -100,9 +102,9 @@ impl Cache {
         let key = self.key(key, &mut buffer)?;
         self.answered(settled(store.touch(key, ttl)).await)
     }
-}
 
-/// A value with other times, and the end that it had.
-fn retimed(held: &[u8], times: Times) -> Sealed {
-    Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl() }
+    /// A value with other times, and the end that it had.
+    fn retimed(&self, held: &[u8], times: Times) -> Sealed {
+        Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl(self.clock()) }
+    }
 }

@@ -51,7 +51,7 @@ impl Span {
             return;
         }
         if let Some(kind) = kind() {
-            self.0.record("error.type", name(kind)).record("otel.status_code", "ERROR");
+            self.0.record("error.type", kind.name()).record("otel.status_code", "ERROR");
         }
     }
 
@@ -111,7 +111,7 @@ pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
         ($level:ident) => {
             tracing::$level!(
                 target: TARGET,
-                { cache.name = cache, cache.verb = verb, "error.type" = name(error.kind()) },
+                { cache.name = cache, cache.verb = verb, "error.type" = error.kind().name() },
                 "a failure that no caller hears of"
             )
         };
@@ -144,31 +144,4 @@ fn port(endpoint: &Endpoint) -> Option<u16> {
 
 fn transport(endpoint: &Endpoint) -> Option<&'static str> {
     matches!(endpoint, Endpoint::Unix(_)).then_some("unix")
-}
-
-fn name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::InvalidUrl => "invalid_url",
-        ErrorKind::InvalidConfig => "invalid_config",
-        ErrorKind::InvalidKey => "invalid_key",
-        ErrorKind::InvalidTtl => "invalid_ttl",
-        ErrorKind::ValueTooLarge => "value_too_large",
-        ErrorKind::Encode => "encode",
-        ErrorKind::Decode => "decode",
-        ErrorKind::NotANumber => "not_a_number",
-        ErrorKind::Conflict => "conflict",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Auth => "auth",
-        ErrorKind::Connect => "connect",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Full => "full",
-        ErrorKind::Timeout => "timeout",
-        ErrorKind::Io => "io",
-        ErrorKind::Protocol => "protocol",
-        ErrorKind::Server => "server",
-        ErrorKind::Forked => "forked",
-        ErrorKind::WouldDeadlock => "would_deadlock",
-        ErrorKind::Loader => "loader",
-        ErrorKind::Other => "other",
-    }
 }

@@ -22,6 +22,7 @@ mod redis;
 mod removal;
 mod restricted_account;
 mod runtimes;
+mod shapes;
 mod staleness;
 mod tiered;
 mod tracing;

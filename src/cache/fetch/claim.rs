@@ -14,7 +14,7 @@ use super::lease::Lease;
 use super::look::Found;
 use super::nesting;
 use super::{Answer, Fetching, wait};
-use crate::cache::clock::now;
+use crate::cache::wait_clock::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Op, Outcome};
 

@@ -46,8 +46,8 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
 }
 
 impl Form for Raw {
-    fn seal(&self, _cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
-        Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.bare })
+    fn seal(&self, cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
+        Ok(Sealed { bytes: self.0.clone(), ttl: cache.begin(expiry)?.bare })
     }
 
     fn share(&self, _cache: &Cache, _key: &str) -> Result<Bytes> {
