@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::{CacheStore, Ttl};
 use crate::sync::Lock;
+use background::Background;
 use codec::{Decoded, NoValue};
 use envelope::Cover;
 use expiry::Lifetime;
@@ -29,7 +30,7 @@ pub use builder::Builder;
 pub use clock::Clock;
 pub use codec::Codec;
 pub use expiry::Expiry;
-pub use fetch::Loaded;
+pub use fetch::{Begun, Claim, Loaded, LockGuard};
 pub use stats::Stats;
 
 // What people call, in the order of the documentation; apart, or they would be sorted.
@@ -49,6 +50,7 @@ mod counter;
 
 mod batch;
 
+mod background;
 mod blocking;
 mod builder;
 mod bytes_as_numbers;
@@ -81,7 +83,8 @@ mod wait_clock;
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
 ///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many),
-///   [`fetch_many_loaded`](Cache::fetch_many_loaded).
+///   [`fetch_many_loaded`](Cache::fetch_many_loaded); in two steps, without a closure: [`fetch_begin`](Cache::fetch_begin),
+///   [`fetch_raw_begin`](Cache::fetch_raw_begin).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`exists`](Cache::exists), [`delete`](Cache::delete).
@@ -90,7 +93,9 @@ mod wait_clock;
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
 ///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
-/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats).
+/// - Work that one process is to do: [`lock`](Cache::lock).
+/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats); the end of a
+///   process: [`close`](Cache::close).
 ///
 /// # Cancel safety
 ///
@@ -153,6 +158,7 @@ struct Local {
     has_no_leases: AtomicBool,
     /// The types that were found not to be read from what is there.
     unread: Lock<HashSet<(&'static str, NoValue)>>,
+    background: Arc<Background>,
 }
 
 impl Local {
@@ -162,6 +168,7 @@ impl Local {
             flights: Flights::of(store),
             has_no_leases: AtomicBool::new(false),
             unread: Lock::new("unread types", HashSet::new()),
+            background: Background::new(),
         }
     }
 

@@ -66,7 +66,7 @@ mod store;
 mod sync;
 mod telemetry;
 
-pub use cache::{Blocking, Builder, Cache, Clock, Codec, Expiry, Loaded, Stats};
+pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 

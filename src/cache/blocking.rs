@@ -3,12 +3,13 @@
 use std::future::{Future, ready};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, Loaded, Stats};
+use super::{Begun, Cache, Expiry, Loaded, LockGuard, Stats};
 use crate::error::Result;
 use crate::net::{inline, lifted};
 
@@ -240,6 +241,30 @@ impl<'a> Blocking<'a> {
         E: Clone,
     {
         now!(self.cache.fetch_many_loaded(keys, |missing| ready(lifted(|| load(&missing)))))
+    }
+
+    /// As [`Cache::fetch_begin`]. The claim is settled by [`Claim::blocking_complete`](crate::Claim::blocking_complete)
+    /// and its kin.
+    pub fn fetch_begin<T>(self, key: &str) -> Begun<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        now!(self.cache.fetch_begin(key))
+    }
+
+    /// As [`Cache::fetch_raw_begin`].
+    pub fn fetch_raw_begin(self, key: &str) -> Begun<Bytes> {
+        now!(self.cache.fetch_raw_begin(key))
+    }
+
+    /// As [`Cache::lock`].
+    pub fn lock(self, key: &str, ttl: Duration) -> Result<Option<LockGuard>> {
+        now!(self.cache.lock(key, ttl))
+    }
+
+    /// As [`Cache::close`].
+    pub fn close(self, within: Duration) -> Result<()> {
+        now!(self.cache.close(within))
     }
 
     /// As [`Cache::clear`].

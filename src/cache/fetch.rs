@@ -40,6 +40,8 @@ use look::{Found, Looked};
 pub(super) use flight::{Flight, Flights};
 pub(super) use lease::{DELETED, MARK_TTL};
 pub use loaded::Loaded;
+pub use lock::LockGuard;
+pub use two_steps::{Begun, Claim};
 
 // The four steps.
 mod claim;
@@ -53,8 +55,10 @@ mod flight;
 mod form;
 mod lease;
 mod loaded;
+mod lock;
 mod many;
 mod nesting;
+mod two_steps;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.

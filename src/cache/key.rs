@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayString;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::LEASE;
+use crate::store::{LEASE, LOCK};
 
 /// Keys up to this length are put together on the stack.
 const SHORT: usize = 120;
@@ -91,16 +91,18 @@ impl Prefix {
     }
 }
 
-/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease: whoever wrote that would
-/// keep everybody from loading.
+/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease or a lock: whoever wrote
+/// that would keep everybody from loading.
 #[inline]
 pub(super) fn check_key(key: &str) -> Result<()> {
     crate::store::check_key(key)?;
     // Behind a namespace, the part alone is enough.
-    match key.strip_suffix(LEASE) {
-        Some(rest) if rest.is_empty() || rest.ends_with(':') => Err(key_of_a_lease(key)),
-        _ => Ok(()),
+    for (suffix, what) in [(LEASE, "lease"), (LOCK, "lock")] {
+        if key.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with(':')) {
+            return Err(reserved(key, what));
+        }
     }
+    Ok(())
 }
 
 #[cold]
@@ -109,8 +111,8 @@ fn empty_part() -> Error {
 }
 
 #[cold]
-fn key_of_a_lease(key: &str) -> Error {
-    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a lease"))
+fn reserved(key: &str, what: &str) -> Error {
+    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a {what}"))
 }
 
 impl KeyBuffer {
@@ -172,6 +174,8 @@ mod tests {
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
         assert!(Prefix::none().join("user").join("bob").owned_key("prefork-lease").is_err());
         assert!(Prefix::none().owned_key("no-prefork-lease").is_ok());
+        let error = Prefix::none().owned_key("report:prefork-lock").unwrap_err();
+        assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is that of a lock");
     }
 
     #[test]

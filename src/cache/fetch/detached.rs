@@ -85,8 +85,14 @@ impl Cache {
                 return Ok(answer.ok().expect("nothing was loaded").0);
             }
             wanted if wanted.old.is_none() => {
-                let task =
-                    tokio::spawn(telemetry::instrumented(&span, loaded(fetching, loader.clone(), expiry, false)));
+                let running = self.local().background.begin();
+                let loading = loaded(fetching, loader.clone(), expiry, false);
+                let loading = async move {
+                    let loaded = loading.await;
+                    drop(running);
+                    loaded
+                };
+                let task = tokio::spawn(telemetry::instrumented(&span, loading));
                 let (answer, outcome) = joined(task, loader).await;
                 span.outcome(outcome);
                 return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was passed on"));
@@ -100,8 +106,10 @@ impl Cache {
         let own = Span::fetch(self.shared.registration.name());
         let refreshing = {
             let (own, loading) = (own.clone(), loaded(fetching, loader, expiry, true));
+            let running = self.local().background.begin();
             async move {
                 let (answer, outcome) = loading.await;
+                drop(running);
                 own.outcome(outcome);
                 // Where the load has failed, the caller has the old value.
                 answer.ok().filter(|_| outcome == "loaded" || outcome == "coalesced")

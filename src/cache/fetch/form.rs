@@ -10,6 +10,14 @@ use crate::error::Result;
 
 /// A value in the form that it is kept in.
 pub(super) trait Form: Sized {
+    type Value;
+
+    fn of(value: Self::Value) -> Self;
+
+    fn value(&self) -> &Self::Value;
+
+    fn into_value(self) -> Self::Value;
+
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 
     /// In the form in which those who wait in this process get it.
@@ -28,6 +36,20 @@ pub(super) struct Typed<T>(pub(super) T);
 pub(super) struct Raw(pub(super) Bytes);
 
 impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
+    type Value = T;
+
+    fn of(value: T) -> Typed<T> {
+        Typed(value)
+    }
+
+    fn value(&self) -> &T {
+        &self.0
+    }
+
+    fn into_value(self) -> T {
+        self.0
+    }
+
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
         cache.seal_readable(key, &self.0, expiry)
     }
@@ -46,6 +68,20 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
 }
 
 impl Form for Raw {
+    type Value = Bytes;
+
+    fn of(value: Bytes) -> Raw {
+        Raw(value)
+    }
+
+    fn value(&self) -> &Bytes {
+        &self.0
+    }
+
+    fn into_value(self) -> Bytes {
+        self.0
+    }
+
     fn seal(&self, cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
         Ok(Sealed { bytes: self.0.clone(), ttl: cache.begin(expiry)?.bare })
     }

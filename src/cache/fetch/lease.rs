@@ -22,12 +22,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::holder;
 use crate::cache::{Cache, blocking};
+use crate::error::Result;
 use crate::lifecycle::generation;
 #[cfg(feature = "tokio")]
 use crate::net::{Drive, drive};
 #[cfg(feature = "tokio")]
 use crate::store::Outcome;
-use crate::store::{Op, Settle, Ttl, lease_key};
+use crate::store::{Op, Settle, Ttl, lease_key, wrong_count};
 
 /// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one,
 /// which would store nothing either.
@@ -101,7 +102,12 @@ impl Lease {
 
     /// Takes the lease where its place holds `place`.
     pub(super) fn take<'a>(&'a self, place: Option<&'a [u8]>) -> Op<'a> {
-        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl: LEASE_TTL }
+        self.take_for(LEASE_TTL, place)
+    }
+
+    /// The same, with another end on the server.
+    pub(super) fn take_for<'a>(&'a self, ttl: Ttl, place: Option<&'a [u8]>) -> Op<'a> {
+        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl }
     }
 
     /// Ends the lease, and stores nothing.
@@ -172,6 +178,15 @@ impl Leases {
         }
     }
 
+    /// Releases one, and returns whether it was held until now. A parent's is not.
+    pub(super) async fn end(&mut self, place: usize) -> Result<bool> {
+        let Some(lease) = self.of(place).cloned() else { return Ok(false) };
+        let ended = self.cache.batch(&[lease.release()]).await.pop().unwrap_or_else(|| Err(wrong_count()));
+        let was_held = ended?.is_done();
+        self.settled(&[place]);
+        Ok(was_held)
+    }
+
     /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere
     /// there is nobody to do it.
     #[cfg(feature = "tokio")]
@@ -218,7 +233,11 @@ impl Drop for Leases {
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
             let mut leases = Leases::none(&self.cache, self.verb);
             (leases.held, leases.is_in_background) = (held, true);
-            tokio::spawn(leases.release_all());
+            let running = self.cache.local().background.begin();
+            tokio::spawn(async move {
+                leases.release_all().await;
+                drop(running);
+            });
             return;
         }
         blocking::at_once(std::pin::pin!(release(&self.cache, self.verb, &held)));

@@ -35,10 +35,20 @@ impl<V: Form, E> Fetching<V, E> {
         places: Vec<usize>,
         load: impl Future<Output = Vec<Result<Loaded<V>, E>>>,
     ) {
+        let flights = self.begin_loads(&places);
+        let loaded = nesting::loading(flights, load).await;
+        self.settle_loads(places, loaded).await;
+    }
+
+    /// From now on others see that the loads go on. Returns the numbers of their flights.
+    pub(super) fn begin_loads(&mut self, places: &[usize]) -> Vec<u64> {
         self.cache.local().counters.loaded(places.len());
         self.leases.beat();
-        let flights = places.iter().filter_map(|place| self.wanted[*place].part.flight()).collect();
-        let loaded = nesting::loading(flights, load).await;
+        places.iter().filter_map(|place| self.wanted[*place].part.flight()).collect()
+    }
+
+    /// Answers for keys that were loaded.
+    pub(super) async fn settle_loads(&mut self, places: Vec<usize>, loaded: Vec<Result<Loaded<V>, E>>) {
         let loads = places.into_iter().zip(loaded);
         let settling: Vec<Settling> = loads.map(|(place, loaded)| self.take_in_loaded(place, loaded)).collect();
         self.settle(settling).await;
