@@ -34,6 +34,7 @@ promises! {
     an_outage_is_not_an_outage,
     large_values_hold_up_nobody,
     one_loads_for_all,
+    claims_belong_to_a_process,
     a_delete_is_final,
     the_master_needs_no_runtime,
     it_costs_little,

@@ -289,7 +289,7 @@ fn fitting(entries: &[&Entry<'_>]) -> usize {
 fn refusal(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
     let key = &entry.key;
     match &entry.command {
-        Command::Set { value, .. } if text.contains("too large") => {
+        Command::Set { value, .. } | Command::Append { value, .. } if text.contains("too large") => {
             let context =
                 format!("the value of {} bytes for {key} is too large for {}", value.len(), server.link.endpoint());
             Error::new(ErrorKind::ValueTooLarge, context)
