@@ -36,9 +36,9 @@ pub use stats::Stats;
 // What people call, in the order of the documentation; apart, or they would be sorted.
 mod handle;
 
-mod entry;
-
 mod fetch;
+
+mod entry;
 
 mod update;
 

@@ -49,16 +49,11 @@ mod look;
 mod settle;
 mod wait;
 
-#[cfg(feature = "tokio")]
-mod detached;
 mod flight;
 mod form;
 mod lease;
 mod loaded;
-mod lock;
-mod many;
 mod nesting;
-mod two_steps;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
@@ -264,6 +259,16 @@ impl Cache {
         }
     }
 }
+
+// More that people call, in the order of the documentation: below the first, and apart, or they would be sorted.
+mod many;
+
+#[cfg(feature = "tokio")]
+mod detached;
+
+mod two_steps;
+
+mod lock;
 
 /// A fetch that the first look has not ended.
 struct Fetching<V, E> {
