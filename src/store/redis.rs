@@ -252,7 +252,8 @@ impl CacheStore for RedisStore {
             }
             cursor = next;
         }
-        let context = format!("{} lists its keys without an end: its cursor does not return to 0", self.link.endpoint());
+        let context =
+            format!("{} lists its keys without an end: its cursor does not return to 0", self.link.endpoint());
         Err(Error::new(ErrorKind::Protocol, context))
     }
 

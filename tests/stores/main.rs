@@ -6,6 +6,7 @@ mod cache;
 mod cancellation;
 mod conformance;
 mod detached;
+mod failures;
 mod fetch;
 mod fetch_faults;
 mod fetch_many;

@@ -442,9 +442,9 @@ impl Protocol for Meta {
 
 /// What an error reply says.
 fn error_text(line: &[u8]) -> Option<String> {
-    let is_error = [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"].iter().any(|error| {
-        line.strip_prefix(*error).is_some_and(|rest| matches!(rest.first(), None | Some(b' ')))
-    });
+    let is_error = [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"]
+        .iter()
+        .any(|error| line.strip_prefix(*error).is_some_and(|rest| matches!(rest.first(), None | Some(b' '))));
     is_error.then(|| String::from_utf8_lossy(line).into_owned())
 }
 
