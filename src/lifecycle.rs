@@ -23,6 +23,10 @@
 //!   `full`) brings it in. Leave that feature off in a program that forks with threads running.
 //! - A tokio runtime of the parent's. Build a new one in the child; forget the old one (`std::mem::forget`), since
 //!   dropping a multi-thread runtime there waits for threads that do not exist.
+//!
+//! Where a host has closed the descriptors 0, 1 or 2, nothing of this crate gets their numbers. A tokio runtime that is
+//! built then does (an epoll instance, an event descriptor), as do the resolver's sockets for as long as a lookup takes; what
+//! the host prints goes there. Open `/dev/null` in place of what is closed, as daemons do.
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 

@@ -182,7 +182,7 @@ fn current_by_process_id(page: &Page) -> u64 {
 fn advance(page: &Page) -> u64 {
     let next = COUNTER.load(Ordering::Relaxed) + 1;
     gate::reopen(&page.gate, next);
-    ledger::cut_inherited();
+    ledger::cut_inherited(next);
     COUNTER.store(next, Ordering::Relaxed);
     next
 }

@@ -23,6 +23,8 @@ macro_rules! promises {
 promises! {
     one_process_one_socket,
     a_hosts_descriptors_stay_its_own,
+    closed_standard_streams_stay_closed,
+    descriptors_stay_level,
     a_reply_answers_its_own_request,
     a_fork_in_mid_command_harms_nobody,
     a_fork_with_requests_in_flight_harms_nobody,
