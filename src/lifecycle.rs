@@ -14,6 +14,13 @@
 //! lifecycle::remove_hook(hook);
 //! ```
 //!
+//! # In a shared object
+//!
+//! A host may unload its modules and load them again, as Apache does at each graceful restart. A shared object that this crate
+//! is linked into stays from the first use of anything here on, with its statics, its connections and its fork handlers: the
+//! host gets the same one back. So register a cache only where [`Cache::named`](crate::Cache::named) does not know it, and
+//! restart the host for a new version under the same path.
+//!
 //! # What is not ours to solve
 //!
 //! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL as
@@ -37,6 +44,7 @@ mod generation;
 #[cfg(feature = "__injection")]
 pub mod injection;
 pub(crate) mod ledger;
+mod pin;
 mod process_local;
 mod refresh;
 mod registry;
