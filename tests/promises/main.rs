@@ -32,6 +32,7 @@ promises! {
     process_locals_belong_to_a_process,
     memory_comes_along,
     a_long_fork_costs_its_own_child_alone,
+    signal_handlers_may_fork,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
