@@ -30,7 +30,7 @@ mod url;
 
 #[cfg(feature = "memcached")]
 use lease_key::settling_key;
-pub(crate) use lease_key::{LEASE, key_of_lease, lease_key};
+pub(crate) use lease_key::{LEASE, LOCK, key_of_lease, lease_key, lock_key};
 pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.

@@ -107,7 +107,6 @@ impl MemoryStore {
     ///
     /// let cache = Cache::register(MemoryStore::new());
     /// ```
-    #[expect(clippy::new_without_default, reason = "a store of a chosen size is no default value")]
     pub fn new() -> MemoryStore {
         MemoryStore::builder().build()
     }
@@ -291,6 +290,12 @@ impl CacheStore for MemoryStore {
 fn sum(key: &str, number: &[u8], by: i64) -> Result<i64> {
     let number = parse_counter(key, number)?;
     number.checked_add(by).ok_or_else(|| counter_overflow(key, by))
+}
+
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore::new()
+    }
 }
 
 impl MemoryBuilder {
