@@ -5,6 +5,10 @@
 
 #![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
 
+/// How much memory there is in use is a promise too.
+#[global_allocator]
+static ALLOCATOR: support::allocator::Counting = support::allocator::Counting;
+
 mod callers;
 mod harness;
 
@@ -29,6 +33,7 @@ promises! {
     no_vanished_thread_blocks_a_child,
     process_locals_belong_to_a_process,
     memory_comes_along,
+    memory_keeps_its_bound,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,

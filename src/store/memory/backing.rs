@@ -6,50 +6,34 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use moka::ops::compute::Op;
 
-use super::Bound;
+use super::account::Account;
 use super::cold::Cold;
+use super::entry::Entry;
+use super::settings::Bound;
 use crate::lifecycle::gate;
 
-/// What an entry takes beside its key and value, roughly.
-const OVERHEAD: usize = 64;
-
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) value: Bytes,
-    pub(super) expires_at: Option<Instant>,
-}
-
-impl Entry {
-    /// In bytes.
-    pub(super) fn weight(&self, key: &str) -> u32 {
-        u32::try_from(key.len() + self.value.len() + OVERHEAD).unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn is_live(&self) -> bool {
-        self.expires_at.is_none_or(|expires_at| Instant::now() < expires_at)
-    }
-}
+/// An entry is dropped once the collector has moved on twice since it was given up: two flushes, and one to spare.
+const FLUSHES: usize = 3;
 
 /// What is to become of an entry.
 pub(super) enum Change {
     Keep,
-    Put(Entry),
+    Put(Arc<Entry>),
     Remove,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Backing {
-    Moka(moka::sync::Cache<String, Entry, foldhash::quality::RandomState>),
+    Moka(moka::sync::Cache<String, Arc<Entry>, foldhash::quality::RandomState>),
     Cold(Arc<Cold>),
 }
 
 impl Backing {
     pub(super) fn moka(bound: Bound) -> Backing {
-        let builder = moka::sync::Cache::builder().expire_after(PerEntry);
-        let builder = match bound {
-            Bound::Bytes(bytes) => builder.max_capacity(bytes).weigher(|key: &String, entry: &Entry| entry.weight(key)),
-            Bound::Entries(entries) => builder.max_capacity(entries),
-        };
+        let builder = moka::sync::Cache::builder()
+            .expire_after(PerEntry)
+            .max_capacity(bound.limit())
+            .weigher(|_: &String, entry: &Arc<Entry>| entry.weight());
         Backing::Moka(builder.build_with_hasher(foldhash::quality::RandomState::default()))
     }
 
@@ -61,13 +45,13 @@ impl Backing {
     #[inline]
     pub(super) fn get(&self, key: &str) -> Option<Bytes> {
         match self {
-            Backing::Moka(moka) => moka.get(key).map(|entry| entry.value),
+            Backing::Moka(moka) => moka.get(key).map(|entry| entry.value.clone()),
             Backing::Cold(cold) => cold.get(key),
         }
     }
 
     /// Inside the gate, and under the lock of the entry.
-    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Entry>) -> (Change, R)) -> R {
+    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let moka = match self {
             Backing::Cold(cold) => return cold.change(key, decide),
             Backing::Moka(moka) => moka,
@@ -83,6 +67,21 @@ impl Backing {
             }
         });
         answer.expect("moka calls what it is given once")
+    }
+
+    /// Inside the gate: evicts what is over the bound, and has what was given up dropped, as far as no other thread is
+    /// looking at it. Nothing of it is left in this thread's own bag, which no other thread could reach: moka empties the
+    /// bag after each change of an entry.
+    #[cold]
+    pub(super) fn collect(&self, account: &Account) {
+        let Backing::Moka(moka) = self else { return };
+        moka.run_pending_tasks();
+        for _ in 0..FLUSHES {
+            crossbeam_epoch::pin().flush();
+            if account.is_within_bound() {
+                return;
+            }
+        }
     }
 
     /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
@@ -112,12 +111,18 @@ impl PerEntry {
     }
 }
 
-impl moka::Expiry<String, Entry> for PerEntry {
-    fn expire_after_create(&self, _: &String, entry: &Entry, created_at: Instant) -> Option<Duration> {
+impl moka::Expiry<String, Arc<Entry>> for PerEntry {
+    fn expire_after_create(&self, _: &String, entry: &Arc<Entry>, created_at: Instant) -> Option<Duration> {
         PerEntry::time_left(entry, created_at)
     }
 
-    fn expire_after_update(&self, _: &String, entry: &Entry, now: Instant, _: Option<Duration>) -> Option<Duration> {
+    fn expire_after_update(
+        &self,
+        _: &String,
+        entry: &Arc<Entry>,
+        now: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
         PerEntry::time_left(entry, now)
     }
 }
