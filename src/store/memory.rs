@@ -1,16 +1,15 @@
 //! A store in this process's memory: moka behind the gate.
 //!
 //! A child inherits the entries of its parent as they were at the fork, copy-on-write, if two things are known: that no
-//! thread was inside moka at the fork (the [gate] knows), and that moka's collector of garbage is
-//! not waiting for a thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts
-//! empty, on the [`cold`] stand-in: a second moka would not do, since all of them share the one collector.
+//! thread was inside moka at the fork (the [gate] knows), and that moka's collector of garbage is not waiting for a
+//! thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts empty, on the
+//! [`cold`] stand-in: a second moka would not do, since all of them share the one collector. See [`local`].
 //!
 //! Every touch of a backing is a section of the gate, short and without a user's code in it. Only reads go straight to
 //! it; all else is a [`Change`] computed under the lock of its entry, so that no verb comes between the two halves of
 //! another.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -18,10 +17,10 @@ use bytes::Bytes;
 
 use super::{CacheStore, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{FIRST_GENERATION, ProcessLocal, Refresh, gate, generation};
-use account::Account;
-use backing::{Backing, Change};
+use crate::lifecycle::{ProcessLocal, Refresh, gate};
+use backing::Change;
 use entry::{Entry, alone};
+use local::Local;
 use settings::Bound;
 
 pub use settings::{AtFork, MemoryBuilder};
@@ -32,11 +31,9 @@ mod backing;
 mod cold;
 mod collector;
 mod entry;
+mod local;
 mod settings;
 mod usage;
-
-/// How long a writer waits for room.
-const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Keeps its entries in this process's memory.
 ///
@@ -78,16 +75,6 @@ pub struct MemoryStore {
     local: ProcessLocal<Local>,
 }
 
-/// What this process uses.
-#[derive(Debug)]
-struct Local {
-    backing: Backing,
-    account: Arc<Account>,
-    /// The generation in which the backing was last known to be whole.
-    whole_in: u64,
-    came: Refresh,
-}
-
 impl MemoryStore {
     /// A store of at most 64 MiB.
     ///
@@ -123,31 +110,15 @@ impl MemoryStore {
 
     /// What a process uses, given what its parent used.
     fn bring_in(&self, inherited: Option<&Local>) -> Local {
-        let Some(parent) = inherited else { return self.fresh(Refresh::Warm) };
-        if self.at_fork == AtFork::Fresh {
-            return self.fresh(Refresh::Cold { reason: "it was asked to start fresh" });
+        match inherited {
+            None => Local::empty(self.bound, Refresh::Warm),
+            Some(parent) => parent.inherited(self.bound, self.at_fork),
         }
-        match trust_since(parent.whole_in) {
-            Ok(()) => Local {
-                backing: parent.backing.clone(),
-                account: Arc::clone(&parent.account),
-                whole_in: generation(),
-                came: Refresh::Warm,
-            },
-            Err(reason) => Local::empty(Backing::cold(self.bound), self.bound, Refresh::Cold { reason }),
-        }
-    }
-
-    /// An empty backing: moka, unless its collector is not to be trusted in this process.
-    fn fresh(&self, came: Refresh) -> Local {
-        let is_trusted = trust_since(FIRST_GENERATION).is_ok();
-        let backing = if is_trusted { Backing::moka(self.bound) } else { Backing::cold(self.bound) };
-        Local::empty(backing, self.bound, came)
     }
 
     fn read(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
-        let backing = &self.local().backing;
+        let backing = self.local().backing();
         let _pass = gate::enter();
         Ok(backing.get(key))
     }
@@ -156,17 +127,16 @@ impl MemoryStore {
     ///
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
-        let local = self.local();
-        let has_room = local.has_room();
+        let (backing, has_room) = self.local().backing_with_room();
         let _pass = gate::enter();
-        let answer = local.backing.change(key, |current| match decide(current) {
-            (Change::Put(_), answer) if !has_room => {
-                local.account.count_refusal();
+        let answer = backing.change(key, |current| match decide(current) {
+            (Change::Put { .. }, answer) if !has_room => {
+                backing.account().count_refusal();
                 (Change::Remove, answer)
             }
             decided => decided,
         });
-        local.tidy();
+        backing.tidy();
         answer
     }
 
@@ -174,19 +144,19 @@ impl MemoryStore {
         let (value, expires_at) = self.checked(key, value, ttl)?;
         Ok(self.change(key, |current| match (when, current) {
             (When::IfAbsent, Some(_)) | (When::IfPresent, None) => (Change::Keep, false),
-            _ => (Change::Put(self.entry(key, value, expires_at)), true),
+            _ => (Change::Put { value, expires_at }, true),
         }))
     }
 
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
-        let local = self.local();
+        let backing = self.local().backing_to_write();
         let _pass = gate::enter();
-        let was_there = local.backing.change(key, |current| match current {
+        let was_there = backing.change(key, |current| match current {
             Some(_) => (Change::Remove, true),
             None => (Change::Keep, false),
         });
-        local.tidy();
+        backing.tidy();
         Ok(was_there)
     }
 
@@ -207,55 +177,6 @@ impl MemoryStore {
             _ => Ok((alone(value), expires_at)),
         }
     }
-
-    fn entry(&self, key: &str, value: Bytes, expires_at: Option<Instant>) -> Arc<Entry> {
-        Entry::new(&self.local().account, key, value, expires_at)
-    }
-}
-
-impl Local {
-    fn empty(backing: Backing, bound: Bound, came: Refresh) -> Local {
-        Local { backing, account: Account::new(bound), whole_in: generation(), came }
-    }
-
-    /// Whether there is room for an entry, for which it waits a little, outside of the gate.
-    fn has_room(&self) -> bool {
-        self.account.has_room() || self.waits_for_room()
-    }
-
-    #[cold]
-    fn waits_for_room(&self) -> bool {
-        let started = Instant::now();
-        loop {
-            {
-                let _pass = gate::enter();
-                self.backing.collect(&self.account);
-            }
-            if self.account.has_room() {
-                return true;
-            }
-            if started.elapsed() > PATIENCE {
-                return false;
-            }
-            thread::sleep(Duration::from_micros(50));
-        }
-    }
-
-    /// Inside the gate: what is over the bound goes now, and with it the garbage of this thread.
-    fn tidy(&self) {
-        if !self.account.is_within_bound() {
-            self.backing.collect(&self.account);
-        }
-    }
-}
-
-/// Whether moka, as it was in generation `whole_in`, can be used in this process; if not, why.
-fn trust_since(whole_in: u64) -> Result<(), &'static str> {
-    if generation() == FIRST_GENERATION {
-        return Ok(());
-    }
-    gate::intact_since(whole_in)?;
-    if collector::is_alive() { Ok(()) } else { Err("a vanished thread holds up the collector of garbage") }
 }
 
 /// In whole milliseconds, rounded up as the other stores do.
@@ -289,13 +210,13 @@ impl CacheStore for MemoryStore {
             if current.map(|entry| &*entry.value) != expected {
                 return (Change::Keep, false);
             }
-            let put = |(value, expires_at)| Change::Put(self.entry(key, value, expires_at));
+            let put = |(value, expires_at)| Change::Put { value, expires_at };
             (new.map_or(Change::Remove, put), true)
         }))
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
-        self.local().backing.clear(prefix);
+        self.local().backing_to_write().clear(prefix);
         Ok(())
     }
 
@@ -311,14 +232,14 @@ impl CacheStore for MemoryStore {
     }
 
     fn refresh(&self) -> Refresh {
-        self.local().came.clone()
+        self.local().came()
     }
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
         check_key(key)?;
         let expires_at = expires_at(ttl)?;
         Ok(self.change(key, |current| match current {
-            Some(entry) => (Change::Put(self.entry(key, entry.value.clone(), expires_at)), true),
+            Some(entry) => (Change::Put { value: entry.value.clone(), expires_at }, true),
             None => (Change::Keep, false),
         }))
     }
@@ -331,7 +252,7 @@ impl CacheStore for MemoryStore {
             match sum(key, number, by) {
                 Ok(sum) => {
                     let text = sum.to_string().into_boxed_str().into_boxed_bytes();
-                    (Change::Put(self.entry(key, text.into(), expires_at)), Ok(sum))
+                    (Change::Put { value: text.into(), expires_at }, Ok(sum))
                 }
                 Err(error) => (Change::Keep, Err(error)),
             }

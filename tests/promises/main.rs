@@ -34,6 +34,7 @@ promises! {
     process_locals_belong_to_a_process,
     memory_comes_along,
     memory_keeps_its_bound,
+    generations_do_not_pile_up,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,

@@ -18,6 +18,8 @@ const STRIPES: usize = 8;
 pub(super) struct Account {
     bound: Bound,
     stripes: [Stripe; STRIPES],
+    /// Garbage that came through a fork in the bags of threads that did not: it is never dropped here.
+    written_off: AtomicI64,
     refused: AtomicU64,
 }
 
@@ -28,7 +30,7 @@ struct Stripe(AtomicI64);
 impl Account {
     pub(super) fn new(bound: Bound) -> Arc<Account> {
         let stripes = [const { Stripe(AtomicI64::new(0)) }; STRIPES];
-        Arc::new(Account { bound, stripes, refused: AtomicU64::new(0) })
+        Arc::new(Account { bound, stripes, written_off: AtomicI64::new(0), refused: AtomicU64::new(0) })
     }
 
     pub(super) fn bound(&self) -> Bound {
@@ -49,7 +51,13 @@ impl Account {
 
     pub(super) fn total(&self) -> u64 {
         let counted: i64 = self.stripes.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum();
-        u64::try_from(counted).unwrap_or(0)
+        u64::try_from(counted - self.written_off.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// Leaves out of account whatever there is beside `alive`.
+    pub(super) fn write_off_all_but(&self, alive: u64) {
+        let garbage = self.total().saturating_sub(alive);
+        self.written_off.fetch_add(signed(garbage), Ordering::Relaxed);
     }
 
     #[cold]
@@ -106,5 +114,13 @@ mod tests {
         assert_eq!((account.total(), account.is_within_bound(), account.has_room()), (1_300, false, false));
         std::thread::spawn(move || drop(charges)).join().unwrap();
         assert_eq!((account.total(), account.is_within_bound(), account.has_room()), (0, true, true));
+    }
+
+    #[test]
+    fn what_is_written_off_is_no_longer_counted() {
+        let account = Account::new(Bound::Bytes(1_000));
+        let (_alive, _stuck) = (Charge::new(&account, 600), Charge::new(&account, 900));
+        account.write_off_all_but(600);
+        assert_eq!(account.total(), 600);
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use lru::LruCache;
 
+use super::account::Account;
 use super::backing::Change;
 use super::entry::Entry;
 use super::settings::Bound;
@@ -41,14 +42,20 @@ impl Cold {
         self.live(&mut shard, key).map(|entry| entry.value.clone())
     }
 
-    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
+    pub(super) fn change<R>(
+        &self,
+        account: &Arc<Account>,
+        key: &str,
+        decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R),
+    ) -> R {
         let own = self.shard_of(key);
         let mut shard = self.shards[own].lock();
         let (change, answer) = decide(self.live(&mut shard, key));
         match change {
             Change::Keep => {}
             Change::Remove => self.remove(&mut shard, key),
-            Change::Put(entry) => {
+            Change::Put { value, expires_at } => {
+                let entry = Entry::new(account, key, value, expires_at);
                 self.remove(&mut shard, key);
                 self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
                 shard.put(key.to_owned(), entry);
@@ -116,14 +123,13 @@ mod tests {
 
     use super::super::account::Account;
     use super::super::backing::Change;
-    use super::super::entry::Entry;
     use super::super::settings::Bound;
     use super::Cold;
 
     fn put(cold: &Cold, key: &str, size: usize) {
         let account = Account::new(cold.bound);
         let value = Bytes::from(vec![b'x'; size]);
-        cold.change(key, |_| (Change::Put(Entry::new(&account, key, value, None)), ()));
+        cold.change(&account, key, |_| (Change::Put { value, expires_at: None }, ()));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! An entry: a value, its end, and what it takes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,10 @@ use super::account::{Account, Charge};
 
 /// Shared values up to this size are copied into a memory of their own.
 const SMALL: usize = 64 << 10;
+
+thread_local! {
+    static DROPPED: Cell<u64> = const { Cell::new(0) };
+}
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -31,6 +36,17 @@ impl Entry {
     pub(super) fn is_live(&self) -> bool {
         self.expires_at.is_none_or(|expires_at| Instant::now() < expires_at)
     }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        DROPPED.set(DROPPED.get().wrapping_add(1));
+    }
+}
+
+/// How many entries this thread has dropped.
+pub(super) fn dropped_by_this_thread() -> u64 {
+    DROPPED.get()
 }
 
 /// The value in memory that holds nothing else: neither the room that a writer's buffer had left, nor the whole of a

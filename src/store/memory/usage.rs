@@ -33,7 +33,7 @@ impl MemoryStore {
     /// assert_eq!(MemoryStore::new().usage().held, 0);
     /// ```
     pub fn usage(&self) -> MemoryUsage {
-        let account = &self.local().account;
+        let account = self.local().backing().account();
         MemoryUsage { held: account.total(), refused: account.refused() }
     }
 }
