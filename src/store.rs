@@ -38,7 +38,7 @@ pub mod stores {
     #[cfg(feature = "memcached")]
     pub use super::memcached::MemcachedStore;
     #[cfg(feature = "memory")]
-    pub use super::memory::{AtFork, MemoryBuilder, MemoryStore};
+    pub use super::memory::{AtFork, MemoryBuilder, MemoryStore, MemoryUsage};
     pub use super::null::NullStore;
     pub use super::open::from_url;
     #[cfg(feature = "redis")]

@@ -138,7 +138,7 @@ fn values_that_are_too_large() {
     refused(
         memory.blocking().set_raw("k", vec![0; 200], TTL),
         ErrorKind::ValueTooLarge,
-        "the value of \"k\" has 200 bytes (265 with its key and upkeep), and the memory store holds 100 in all",
+        "the value of \"k\" has 200 bytes (585 with its key and upkeep), and the memory store holds 100 in all",
     );
     for kind in Kind::BOTH {
         let server = Server::start(kind);
