@@ -29,6 +29,7 @@ pub struct Error {
 
 struct Inner {
     kind: ErrorKind,
+    is_transient: bool,
     context: String,
     source: Option<Arc<dyn StdError + Send + Sync>>,
     /// The cache and the verb that have failed.
@@ -64,8 +65,12 @@ pub enum ErrorKind {
     Auth,
     /// No connection could be made.
     Connect,
-    /// The server failed a moment ago and is not dialled again yet.
+    /// The server has failed, and is not dialled again before `retry_after` has passed. The
+    /// [source](StdError::source) is the first of the failures.
     Unavailable,
+    /// This process, or its machine, has run out of descriptors, ports or memory. Nothing was sent, and it says nothing
+    /// of the server.
+    OutOfResources,
     /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not
     /// sent.
     Full,
@@ -124,14 +129,20 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, context: String, source: Option<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { inner: Arc::new(Inner { kind, context, source: source.map(Arc::from), origin: None }) }
+        let (is_transient, source) = (kind.is_transient(), source.map(Arc::from));
+        Error { inner: Arc::new(Inner { kind, is_transient, context, source, origin: None }) }
+    }
+
+    /// What a server has answered, which may be transient or not whatever its kind.
+    pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
+        Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None, origin: None }) }
     }
 
     /// The same error, as [`on_error`](crate::Builder::on_error) is told of it.
     pub(crate) fn told(&self, cache: &str, verb: &'static str) -> Error {
-        let Inner { kind, context, source, .. } = &*self.inner;
-        let (kind, context, source) = (*kind, context.clone(), source.clone());
-        Error { inner: Arc::new(Inner { kind, context, source, origin: Some((cache.to_owned(), verb)) }) }
+        let Inner { kind, is_transient, context, source, .. } = &*self.inner;
+        let (context, source, origin) = (context.clone(), source.clone(), Some((cache.to_owned(), verb)));
+        Error { inner: Arc::new(Inner { kind: *kind, is_transient: *is_transient, context, source, origin }) }
     }
 
     /// Of an operation that came through a fork.
@@ -185,8 +196,9 @@ impl Error {
         self.inner.origin.as_ref().map(|(_, verb)| *verb)
     }
 
-    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost
-    /// the connection. It does not say that a write had no effect.
+    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, lost the
+    /// connection, or refused for the moment (it is loading, say, or has become a replica). It does not say that a write
+    /// had no effect.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -195,8 +207,15 @@ impl Error {
     /// assert!(!Error::new(ErrorKind::InvalidKey, "the key is empty").is_transient());
     /// ```
     pub fn is_transient(&self) -> bool {
-        use ErrorKind::{Conflict, Connect, Full, Io, Protocol, Timeout, Unavailable};
-        matches!(self.kind(), Connect | Unavailable | Full | Timeout | Io | Protocol | Conflict)
+        self.inner.is_transient
+    }
+}
+
+impl ErrorKind {
+    /// Unless the server has said more.
+    fn is_transient(self) -> bool {
+        use ErrorKind::{Conflict, Connect, Full, Io, OutOfResources, Protocol, Timeout, Unavailable};
+        matches!(self, Connect | Unavailable | OutOfResources | Full | Timeout | Io | Protocol | Conflict)
     }
 }
 

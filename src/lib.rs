@@ -69,6 +69,7 @@ mod telemetry;
 
 pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
 pub use error::{Error, ErrorKind, Result};
+pub use net::ServerStats;
 pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.

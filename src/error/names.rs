@@ -53,6 +53,7 @@ impl ErrorKind {
             ErrorKind::WouldDeadlock => (20, "would_deadlock"),
             ErrorKind::Loader => (21, "loader"),
             ErrorKind::Other => (22, "other"),
+            ErrorKind::OutOfResources => (23, "out_of_resources"),
         }
     }
 }

@@ -7,6 +7,7 @@ mod cancellation;
 mod closing;
 mod conformance;
 mod detached;
+mod failures;
 mod fetch;
 mod fetch_faults;
 mod fetch_many;
