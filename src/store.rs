@@ -355,10 +355,16 @@ pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
+/// Reads a counter, with the spaces that Memcached pads with after a decrement.
+pub(crate) fn read_counter(key: &str, text: &[u8]) -> Result<i64> {
+    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    parse_counter(key, &text[..end])
+}
+
+/// What a counter is to Redis: a number as it would be written, without a plus sign, leading zeros or spaces.
 pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
-    let text = std::str::from_utf8(text).ok();
-    text.and_then(|text| text.trim_end_matches(' ').parse().ok()).ok_or_else(|| not_a_number(key))
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
+    number.filter(|number| number.to_string().as_bytes() == text).ok_or_else(|| not_a_number(key))
 }
 
 pub(crate) fn not_a_number(key: &str) -> Error {

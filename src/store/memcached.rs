@@ -101,7 +101,8 @@ const UPKEEP: usize = 59;
 ///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
 /// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
 ///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may
-///   see it for a moment. The entry of a counter may end in spaces after a decrement.
+///   see it for a moment. The entry of a counter may end in spaces after a decrement. A number that somebody else has
+///   stored with a plus sign, leading zeros or spaces behind it is a counter here, and on no other store.
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
 ///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`,
 ///   and entries that others store meanwhile may stay.
