@@ -78,6 +78,21 @@ const UPKEEP: usize = 59;
 /// backpressure. A reply is proven by the token that every command of the meta protocol carries. An error reply has
 /// none, so it is followed by a command that has.
 ///
+/// # Failures
+///
+/// As those of [`RedisStore`](super::stores::RedisStore), with what this server says:
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | "object too large" | `ValueTooLarge` | no | kept |
+/// | "out of memory", any other `SERVER_ERROR` | `Server` | yes | kept |
+/// | "Too many open connections" | `Server` | yes | given up |
+/// | "unauthenticated", "authentication failure" | `Auth` | no | given up |
+/// | "non-numeric" | `NotANumber` | no | kept |
+/// | "bad data chunk" | `Protocol` | yes | given up |
+/// | any other `CLIENT_ERROR` | `Server` | no | kept, unless a value was on its way |
+/// | `ERROR`: it does not know the command | `Unsupported` | no | kept |
+///
 /// # Several servers
 ///
 /// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either

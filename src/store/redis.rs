@@ -86,6 +86,30 @@ const MOST_STEPS: usize = 1 << 22;
 ///
 /// A duration is a whole number with a unit: `250ms`, `2s` (or `2`), `1m`.
 ///
+/// # Failures
+///
+/// What the server says when it refuses, and what that means. None of it counts as a failure of the server, except where
+/// it lets nobody in: then it is not dialled for `retry_after`, as one that is down.
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after`: the name may lead to another server now |
+/// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
+/// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
+/// | "upstream ...", of a proxy | `Server` | yes | kept |
+/// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
+/// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
+/// | a database that there is not | `Unsupported` | no | given up |
+/// | "invalid bulk length", "exceeds maximum allowed size" | `ValueTooLarge` | no | given up, kept |
+/// | "Protocol error" | `Protocol` | yes | given up |
+/// | anything else | `Server` | no | kept |
+///
+/// A connection that fails, times out or brings what is no reply is closed and counts: after `failures` in a row the
+/// server is not tried for `retry_after`. A timeout on a connection that has served counts together with the next
+/// failure only, and closes those that were idle beside it: a firewall may have forgotten them. What this process has
+/// run out of ([`OutOfResources`](crate::ErrorKind::OutOfResources)) counts for nothing. A key of another type than a
+/// string is absent to every read.
+///
 /// ```
 /// use prefork_cache::{Cache, stores::RedisStore};
 ///
