@@ -27,6 +27,7 @@ pub struct Error {
 
 struct Inner {
     kind: ErrorKind,
+    is_transient: bool,
     context: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -57,8 +58,12 @@ pub enum ErrorKind {
     Auth,
     /// No connection could be made.
     Connect,
-    /// The server failed a moment ago and is not dialled again yet.
+    /// The server has failed, and is not dialled again before `retry_after` has passed. The
+    /// [source](StdError::source) is the first of the failures.
     Unavailable,
+    /// This process, or its machine, has run out of descriptors, ports or memory. Nothing was sent, and it says nothing
+    /// of the server.
+    OutOfResources,
     /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not
     /// sent.
     Full,
@@ -117,7 +122,12 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, context: String, source: Option<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { inner: Arc::new(Inner { kind, context, source }) }
+        Error { inner: Arc::new(Inner { kind, is_transient: kind.is_transient(), context, source }) }
+    }
+
+    /// What a server has answered, which may be transient or not whatever its kind.
+    pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
+        Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None }) }
     }
 
     /// Of an operation that came through a fork.
@@ -140,8 +150,9 @@ impl Error {
         self.inner.kind
     }
 
-    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost
-    /// the connection. It does not say that a write had no effect.
+    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, lost the
+    /// connection, or refused for the moment (it is loading, say, or has become a replica). It does not say that a write
+    /// had no effect.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -150,8 +161,15 @@ impl Error {
     /// assert!(!Error::new(ErrorKind::InvalidKey, "the key is empty").is_transient());
     /// ```
     pub fn is_transient(&self) -> bool {
-        use ErrorKind::{Conflict, Connect, Full, Io, Protocol, Timeout, Unavailable};
-        matches!(self.kind(), Connect | Unavailable | Full | Timeout | Io | Protocol | Conflict)
+        self.inner.is_transient
+    }
+}
+
+impl ErrorKind {
+    /// Unless the server has said more.
+    fn is_transient(self) -> bool {
+        use ErrorKind::{Conflict, Connect, Full, Io, OutOfResources, Protocol, Timeout, Unavailable};
+        matches!(self, Connect | Unavailable | OutOfResources | Full | Timeout | Io | Protocol | Conflict)
     }
 }
 

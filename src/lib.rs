@@ -67,6 +67,7 @@ mod telemetry;
 
 pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
 pub use error::{Error, ErrorKind, Result};
+pub use net::ServerStats;
 pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
+use crate::net::ServerStats;
 
 mod forward;
 pub(crate) mod holder;
@@ -22,6 +23,8 @@ mod open;
 mod operation;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod refusal;
 mod tiered;
 mod url;
 
@@ -280,6 +283,13 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
         let outcomes = self.batch(&operations).await;
         outcomes.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
+    }
+
+    /// What this process has to do with the servers of the store, for [`Stats`](crate::Stats).
+    ///
+    /// Provided: none.
+    fn servers(&self) -> Vec<ServerStats> {
+        Vec::new()
     }
 
     /// Which store this is, among those of this process: the caches on one store coalesce their loads and revoke each

@@ -200,6 +200,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
-        self.local().counters.read(self.shared.registration.refreshed())
+        let servers = self.store().map_or_else(|_| Vec::new(), CacheStore::servers);
+        self.local().counters.read(self.shared.registration.refreshed(), servers)
     }
 }

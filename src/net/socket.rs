@@ -24,6 +24,12 @@ use tokio::io::unix::AsyncFd;
 
 use crate::lifecycle::ledger::{Entry, Use};
 
+/// How often the other side is asked.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// What the kernel takes, in seconds.
+const LONGEST_KEEPALIVE: u32 = 32_767;
+
 #[derive(Debug)]
 pub(crate) struct Socket {
     descriptor: ManuallyDrop<OwnedFd>,
@@ -53,11 +59,27 @@ pub(crate) enum Connecting {
 
 impl Socket {
     /// A non-blocking socket for TCP, not yet connected.
-    pub(crate) fn tcp(address: &SocketAddr) -> io::Result<Socket> {
+    pub(crate) fn tcp(address: &SocketAddr, keepalive: Option<Duration>) -> io::Result<Socket> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = Socket::open(family)?;
         socket::setsockopt(&socket.own()?, sockopt::TcpNoDelay, &true)?;
+        if let Some(idle) = keepalive {
+            socket.keep_alive(idle)?;
+        }
         Ok(socket)
+    }
+
+    /// After that time without traffic the kernel asks whether the other side is still there. Where nothing is
+    /// acknowledged for twice as long, it gives the connection up.
+    fn keep_alive(&self, idle: Duration) -> io::Result<()> {
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_KEEPALIVE);
+        let socket = &self.own()?;
+        socket::setsockopt(socket, sockopt::KeepAlive, &true)?;
+        socket::setsockopt(socket, sockopt::TcpKeepIdle, &seconds(idle))?;
+        socket::setsockopt(socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
+        socket::setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+        socket::setsockopt(socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
+        Ok(())
     }
 
     /// A non-blocking Unix socket, not yet connected.

@@ -7,14 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use self::config::Config;
+use self::config::{Config, DEFAULT_MAX_VALUE};
 use self::expiry::expiry;
-use self::key::Key;
+use self::key::{Key, LONGEST};
 use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
 use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
-use crate::net::Retry;
+use crate::net::{Retry, ServerStats};
 
 mod atomic;
 mod batch;
@@ -25,9 +25,13 @@ mod expiry;
 mod key;
 mod lines;
 mod meta;
+mod refusals;
 mod ring;
 mod servers;
 mod settling;
+
+/// What a server needs for an entry besides its key and value.
+const UPKEEP: usize = 59;
 
 /// A store on one Memcached server, or on several.
 ///
@@ -60,7 +64,10 @@ mod settling;
 /// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
 /// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
 /// | `weights` | all equal | a positive whole number for each server, `10,5,1` |
-/// | `max_value` | `1048576` | the largest value in bytes; the server's own limit (`-I`) counts as well |
+/// | `max_value` | `1048576` | the largest value in bytes, written or read. The server's limit (`-I`) is for a value with its key and 59 bytes more, which is taken into account |
+/// | `keepalive` | `60s` | after what time without traffic the kernel asks whether the server is still there, or `off` |
+/// | `max_idle` | none | how long a connection may be idle to be used again |
+/// | `max_age` | none | how old a connection may be to be used again |
 ///
 /// A duration is written `500ms`, `2s` or `1m`; a plain number is in seconds.
 ///
@@ -128,8 +135,11 @@ impl MemcachedStore {
         Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value, timeout })
     }
 
+    /// A server that finds an entry too large forgets what was there before, so it is not asked.
     fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
-        super::check_value(key, value, self.max_value, &self.name())
+        let entry = self.max_value.max(DEFAULT_MAX_VALUE);
+        let limit = self.max_value.min(entry - UPKEEP - key.len().min(LONGEST));
+        super::check_value(key, value, limit, &self.name())
     }
 
     fn storing<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
@@ -184,6 +194,10 @@ impl CacheStore for MemcachedStore {
             server.link.reset();
             server.crawler.reset();
         }
+    }
+
+    fn servers(&self) -> Vec<ServerStats> {
+        self.servers.iter().map(|server| server.link.stats()).collect()
     }
 
     async fn reconnect(&self) -> Result<()> {

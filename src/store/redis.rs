@@ -2,6 +2,7 @@
 //!
 //! A verb is a [`Request`] and what its replies mean; a [`Link`] takes it there and back.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -11,8 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
-use crate::error::Result;
-use crate::net::{Link, Retry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Link, Retry, ServerStats};
 use crate::telemetry;
 use batch::SettleScript;
 use commands::{Command, CompareAndSet, Request};
@@ -24,12 +25,16 @@ mod batch;
 mod commands;
 mod config;
 mod protocol;
+mod refusals;
 mod reply;
 mod resp;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;
 const PART_BYTES: usize = 1 << 20;
+
+/// The most steps of a listing, each of which looks at a thousand keys.
+const MOST_STEPS: usize = 1 << 22;
 
 /// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
 ///
@@ -71,7 +76,12 @@ const PART_BYTES: usize = 1 << 20;
 /// | `pool_size` | the most connections: blocking ones in a process, pipelined ones in a runtime | `16` |
 /// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
 /// | `retry_after` | how long a server that is down is not tried again | `1s` |
-/// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |
+/// | `max_value` | the largest value in bytes, written or read (the server's `proto-max-bulk-len`) | `536870912` |
+/// | `keepalive` | after what time without traffic the kernel asks whether the server is still there, or `off` | `60s` |
+/// | `max_idle` | how long a connection may be idle to be used again | no limit |
+/// | `max_age` | how old a connection may be to be used again | no limit |
+/// | `protocol` | `2` for RESP2, or `3` for RESP3 where the server knows it | `3` |
+/// | `client_name` | what `CLIENT LIST` shows, with the process id behind it: `widgets` becomes `widgets-4711` | none |
 /// | `database` | the database, for a Unix socket | `0` |
 ///
 /// A duration is a whole number with a unit: `250ms`, `2s` (or `2`), `1m`.
@@ -151,7 +161,7 @@ impl RedisStore {
 
     async fn get_part(&self, keys: Vec<&str>) -> Result<Vec<Result<Option<Bytes>>>> {
         let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
-        Ok(replies.into_iter().map(|reply| self.reply(reply)?.bytes()).collect())
+        Ok(replies.into_iter().map(|reply| Reply::read(reply, self.link.endpoint())).collect())
     }
 
     async fn set_part(&self, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
@@ -170,7 +180,7 @@ impl RedisStore {
     async fn batch_part<'o>(&self, operations: Vec<&'o Op<'o>>) -> Result<Vec<Result<Outcome>>> {
         let mut commands = batch::Commands::new(&self.compare_and_set, &self.settle);
         operations.iter().try_for_each(|operation| commands.push(operation))?;
-        let replies = self.several(Request::several(commands.commands), batch::retry(&operations)).await?;
+        let replies = self.call(&Request::several(commands.commands), batch::retry(&operations)).await?;
         let endpoint = self.link.endpoint();
         let outcomes =
             operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, endpoint));
@@ -194,7 +204,8 @@ impl CacheStore for RedisStore {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
-        self.command(commands::get(key), Retry::Idempotent).await?.bytes()
+        let request = Request::one(commands::get(key));
+        Reply::read(only(self.call(&request, Retry::Idempotent).await?), self.link.endpoint())
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
@@ -227,7 +238,8 @@ impl CacheStore for RedisStore {
     async fn clear(&self, prefix: &str) -> Result<()> {
         let pattern = commands::keys_that_start_with(prefix);
         let mut cursor = 0;
-        loop {
+        let mut passed = HashSet::new();
+        while passed.insert(cursor) {
             let (next, keys) = self.command(commands::scan(cursor, &pattern), Retry::Idempotent).await?.scanned()?;
             if !keys.is_empty() {
                 self.command(commands::unlink(&keys), Retry::Idempotent).await?.number()?;
@@ -235,12 +247,21 @@ impl CacheStore for RedisStore {
             if next == 0 {
                 return Ok(());
             }
+            if passed.len() >= MOST_STEPS {
+                break;
+            }
             cursor = next;
         }
+        let context = format!("{} lists its keys without an end: its cursor does not return to 0", self.link.endpoint());
+        Err(Error::new(ErrorKind::Protocol, context))
     }
 
     fn reset(&self) {
         self.link.reset();
+    }
+
+    fn servers(&self) -> Vec<ServerStats> {
+        vec![self.link.stats()]
     }
 
     async fn reconnect(&self) -> Result<()> {

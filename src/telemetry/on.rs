@@ -145,6 +145,7 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Auth => "auth",
         ErrorKind::Connect => "connect",
         ErrorKind::Unavailable => "unavailable",
+        ErrorKind::OutOfResources => "out_of_resources",
         ErrorKind::Full => "full",
         ErrorKind::Timeout => "timeout",
         ErrorKind::Io => "io",

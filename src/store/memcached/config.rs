@@ -7,7 +7,9 @@ use crate::net::{Endpoint, Settings};
 use crate::store::url::{StoreUrl, invalid};
 
 const DEFAULT_PORT: u16 = 11211;
-const DEFAULT_MAX_VALUE: usize = 1024 * 1024;
+
+/// What a server takes if it is not told otherwise.
+pub(super) const DEFAULT_MAX_VALUE: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Config {

@@ -1,16 +1,18 @@
 //! How a connection to Redis is greeted, and what its replies must be.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{Command, Expected, Request};
-use super::config::Login;
+use super::config::{Login, Version};
+use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, foreign};
+use crate::store::refusal::Lasts;
 use crate::telemetry;
 
 /// Commands whose answer is the token that they are followed by, each up to the token.
@@ -22,10 +24,28 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 pub(super) struct Resp {
     endpoint: Endpoint,
     login: Login,
-    longest_value: usize,
+    max_value: usize,
+    /// The best level that the server takes part in, and the one to try next.
+    level: AtomicUsize,
+    next_level: AtomicUsize,
     /// Whether it was said that replies cannot be proven.
     has_warned: AtomicBool,
 }
+
+/// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command that
+/// they do not know.
+#[derive(Clone, Copy)]
+struct Level {
+    has_hello: bool,
+    markers: &'static [&'static [u8]],
+}
+
+const LEVELS: [Level; 4] = [
+    Level { has_hello: true, markers: &[ECHO, PING] },
+    Level { has_hello: false, markers: &[ECHO, PING] },
+    Level { has_hello: false, markers: &[PING] },
+    Level { has_hello: false, markers: &[] },
+];
 
 /// The replies to a request, which is mostly one command.
 pub(super) type Replies = SmallVec<[Value; 1]>;
@@ -37,8 +57,16 @@ pub(super) struct Partial {
 }
 
 impl Resp {
-    pub(super) fn new(endpoint: Endpoint, login: Login, longest_value: usize) -> Resp {
-        Resp { endpoint, login, longest_value, has_warned: AtomicBool::new(false) }
+    pub(super) fn new(endpoint: Endpoint, login: Login, max_value: usize) -> Resp {
+        let level = usize::from(login.protocol == Version::Resp2);
+        Resp {
+            endpoint,
+            login,
+            max_value,
+            level: AtomicUsize::new(level),
+            next_level: AtomicUsize::new(level),
+            has_warned: AtomicBool::new(false),
+        }
     }
 
     /// An answer without which the connection is of no use.
@@ -50,29 +78,42 @@ impl Resp {
         })
     }
 
-    /// RESP3 where the server knows it, with user and password.
-    async fn hello(&self, connection: &mut Connection<Resp>) -> Result<()> {
-        let mut hello = Command::new("HELLO", Expected::Anything).with("3");
-        if let Some(password) = &self.login.password {
-            hello = hello.with("AUTH").with(self.login.username.as_deref().unwrap_or("default")).with(password);
+    /// RESP3 where the server knows it, with user, password and name; else RESP2.
+    async fn log_in(&self, connection: &mut Connection<Resp>, has_hello: bool) -> Result<()> {
+        let Login { username, password, .. } = &self.login;
+        let name = self.login.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
+        if has_hello {
+            let mut hello = Command::new("HELLO", Expected::Anything).with("3");
+            if let Some(password) = password {
+                hello = hello.with("AUTH").with(username.as_deref().unwrap_or("default")).with(password);
+            }
+            if let Some(name) = &name {
+                hello = hello.with("SETNAME").with(name);
+            }
+            match self.ask(connection, hello).await? {
+                Ok(_) => return Ok(()),
+                Err(error) if is_final(&error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
+                Err(_) => {}
+            }
         }
-        match self.ask(connection, hello).await? {
-            Ok(_) => return Ok(()),
-            Err(error) if knows_only_resp2(&error) => {}
-            Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
+        if let Some(password) = password {
+            let auth = Command::new("AUTH", Expected::Anything);
+            let auth = username.iter().fold(auth, Command::with).with(password);
+            let answer = self.ask(connection, auth).await?;
+            answer.map_err(|error| login_error(&self.endpoint, &self.login, &error))?;
         }
-        let Some(password) = &self.login.password else { return Ok(()) };
-        let auth = Command::new("AUTH", Expected::Anything);
-        let auth = self.login.username.iter().fold(auth, Command::with).with(password);
-        let answer = self.ask(connection, auth).await?;
-        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
+        if let Some(name) = &name {
+            // One that does not know it serves as well without.
+            let _ = self.ask(connection, Command::new("CLIENT", Expected::Anything).with("SETNAME").with(name)).await?;
+        }
+        Ok(())
     }
 }
 
-/// Whether this is how a server refuses the HELLO of RESP3.
-fn knows_only_resp2(error: &ServerError) -> bool {
-    let details = error.details().unwrap_or_default().to_ascii_lowercase();
-    error.code() == "NOPROTO" || details.contains("unknown command") || details.contains("unsupported protocol")
+/// Whether what HELLO was answered would be answered without it as well: it is about the login, or for the moment.
+fn is_final(error: &ServerError) -> bool {
+    let refusal = refusal(error);
+    refusal.kind == ErrorKind::Auth || refusal.lasts == Lasts::Briefly
 }
 
 /// Whether this is how a server refuses a command for good: to this account, or to everybody.
@@ -91,17 +132,42 @@ impl Protocol for Resp {
     }
 
     fn framing(&self) -> RespFraming {
-        RespFraming::new(self.longest_value)
+        RespFraming::default()
     }
 
-    async fn greet(&self, connection: &mut Connection<Resp>) -> Result<Marking> {
-        self.hello(connection).await?;
+    fn max_value(&self) -> usize {
+        self.max_value
+    }
+
+    const LEVELS: usize = LEVELS.len();
+
+    fn level(&self) -> usize {
+        self.level.load(Ordering::Relaxed)
+    }
+
+    fn next_level(&self) -> usize {
+        self.next_level.load(Ordering::Relaxed)
+    }
+
+    fn hung_up(&self, level: usize) {
+        let next = if level + 1 < LEVELS.len() { level + 1 } else { self.level() };
+        self.next_level.store(next, Ordering::Relaxed);
+    }
+
+    fn keep_level(&self, level: usize) {
+        self.level.store(level, Ordering::Relaxed);
+        self.next_level.store(level, Ordering::Relaxed);
+    }
+
+    async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
+        let level = LEVELS[level];
+        self.log_in(connection, level.has_hello).await?;
         if self.login.database != 0 {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.login.database);
             let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
-        for command in [ECHO, PING] {
+        for &command in level.markers {
             let Err(bytes) = connection.try_marker(self, command).await? else {
                 return Ok(Marking::EveryWrite(command));
             };
@@ -177,5 +243,9 @@ impl Protocol for Resp {
 
     fn finish(partial: Partial) -> Replies {
         partial.replies
+    }
+
+    fn is_last(replies: &Replies) -> bool {
+        reply::errors(replies).any(|error| refusal(error).gives_up())
     }
 }
