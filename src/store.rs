@@ -251,6 +251,34 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("counting", key))
     }
 
+    /// How long an entry still lives, as the server counts it; `None` where there is none.
+    ///
+    /// Provided: [`ErrorKind::Unsupported`].
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key)?;
+        let context = format!("{} does not tell how long {key:?} lives", self.name());
+        Err(Error::new(ErrorKind::Unsupported, context))
+    }
+
+    /// Puts bytes behind those of an entry. A missing entry is made, and gets `ttl`; an existing one keeps the time it has
+    /// left.
+    ///
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
+    /// writers interfere; where [`ttl`](CacheStore::ttl) does not tell, an existing entry gets `ttl` anew.
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let held = self.get(key).await?;
+            let (whole, left) = match &held {
+                Some(held) => ([&held[..], &value].concat().into(), self.ttl(key).await.ok().flatten().unwrap_or(ttl)),
+                None => (value.clone(), ttl),
+            };
+            if self.compare_and_set(key, held.as_deref(), Some(whole), left).await? {
+                return Ok(());
+            }
+        }
+        Err(conflict("appending to", key))
+    }
+
     /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and
     /// its [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other
     /// from being carried out, unless their server has failed.

@@ -12,7 +12,7 @@ use self::expiry::expiry;
 use self::key::{Key, LONGEST};
 use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
-use super::{CacheStore, Op, Outcome, Ttl, When};
+use super::{CONFLICT_ATTEMPTS, CacheStore, Op, Outcome, Ttl, When, conflict};
 use crate::error::Result;
 use crate::net::{Retry, ServerStats};
 
@@ -235,6 +235,33 @@ impl CacheStore for MemcachedStore {
 
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         self.servers.increment(key, by, ttl).await
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        let entry = Entry { key: Key::new(key)?, command: Command::TimeLeft };
+        let (_, answer) = self.servers.call(&entry, Retry::Idempotent).await?;
+        Ok(match answer {
+            // In its last second there are no seconds left.
+            Answer::TimeLeft(seconds) if seconds >= 0 => {
+                Some(Ttl::After(Duration::from_secs(seconds.max(1).unsigned_abs())))
+            }
+            Answer::TimeLeft(_) => Some(Ttl::Never),
+            _ => None,
+        })
+    }
+
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        let create = self.storing(key, value.clone(), ttl, Condition::IfAbsent)?;
+        let append = Entry { key: Key::new(key)?, command: Command::Append { value } };
+        // Not every server makes a missing entry of what is appended.
+        for _ in 0..CONFLICT_ATTEMPTS {
+            for entry in [&append, &create] {
+                if self.servers.call(entry, Retry::Never).await?.1 == Answer::Done {
+                    return Ok(());
+                }
+            }
+        }
+        Err(conflict("appending to", key))
     }
 
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use ::redis::Value;
 use async_trait::async_trait;
@@ -307,6 +308,22 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
         counted.map_err(|error| reply::counting(key, by, error))?.number()
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key)?;
+        let milliseconds = self.command(commands::ttl(key), Retry::Idempotent).await?.number()?;
+        Ok(match milliseconds {
+            -2 => None,
+            -1 => Some(Ttl::Never),
+            left => Some(Ttl::After(Duration::from_millis(left.max(1).unsigned_abs()))),
+        })
+    }
+
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        check_key(key)?;
+        self.check_value(key, &value)?;
+        self.transaction(commands::append(key, &value, ttl)?, Retry::Never).await.map(|_| ())
     }
 
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {

@@ -45,6 +45,7 @@ promises! {
     a_shortage_is_not_the_servers,
     large_values_hold_up_nobody,
     one_loads_for_all,
+    claims_belong_to_a_process,
     a_delete_is_final,
     the_master_needs_no_runtime,
     it_costs_little,
