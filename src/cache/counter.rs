@@ -1,6 +1,6 @@
 //! Counters: decimal text, apart from typed values, so that other programs read and count them too.
 
-use super::{Cache, Expiry, KeyBuffer, settled};
+use super::{Cache, Expiry, KeyBuffer};
 use crate::error::Result;
 use crate::store::{counter_overflow, read_counter};
 
@@ -30,7 +30,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.increment(key, by, ttl)).await)
+        self.answered(self.settled(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
