@@ -25,7 +25,8 @@
 //! - [`lifecycle`] is how a process learns that it was forked, useful without any cache:
 //!   [`ProcessLocal`](lifecycle::ProcessLocal) holds a value that each process builds for itself.
 //! - [`CacheStore`] is the contract of a store, for one of your own.
-//! - [`guide`] has chapters: choosing an expiry, and coming from another cache.
+//! - [`guide`] has chapters: choosing an expiry, invalidation, tiers, outages, testing, sizing, and coming from another
+//!   cache.
 //!
 //! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is
 //! no runtime, the same operations run inline on the calling thread, and start no thread and no runtime.
@@ -43,6 +44,7 @@
 //! | span `exchange`, with a server | debug | those of OpenTelemetry's conventions for database clients: `db.system.name`, `db.operation.name`, `db.operation.batch.size`, `db.namespace`, `server.address`, `server.port`, `network.transport`, `error.type` |
 //! | "connected" | debug | `server.address`, `server.port` |
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
+//! | a failure that no caller hears of | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
 //! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
 //!
 //! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
@@ -65,7 +67,7 @@ mod store;
 mod sync;
 mod telemetry;
 
-pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
+pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use net::ServerStats;
 pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};

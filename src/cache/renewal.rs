@@ -31,17 +31,52 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let Lifetime { ttl, bare, times } = self.counted(expiry.into().begin())?;
+        let Lifetime { ttl, bare, times } = self.counted(self.begin(expiry.into()))?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            if Envelope::open(&held).is_none() {
-                return self.touch_bare(key, bare).await;
+            match Envelope::open(self.prefix.mark(key), &held) {
+                Err(_) => return self.touch_bare(key, bare).await,
+                Ok(envelope) if envelope.is_gone(self.clock()) => return Ok(false),
+                Ok(_) => {}
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
                 return Ok(true);
             }
         }
         self.counted(Err(conflict("touching", key)))
+    }
+
+    /// How long an entry still lives, the times of [staleness](Expiry) included; `None` where there is none. Of a typed
+    /// value by the times that it carries, of raw bytes and counters as the store counts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for raw bytes in a store that does not tell, and the
+    /// store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, Ttl, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// let Some(Ttl::After(left)) = cache.blocking().expires_in("motd")? else { panic!("it expires") };
+    /// assert!(left <= Duration::from_secs(60));
+    /// cache.blocking().set("motd", "hello", Expiry::NEVER)?;
+    /// assert_eq!(cache.blocking().expires_in("motd")?, Some(Ttl::Never));
+    /// assert_eq!(cache.blocking().expires_in("nothing")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn expires_in(&self, key: &str) -> Result<Option<Ttl>> {
+        let Some(held) = self.read(key).await? else { return Ok(None) };
+        if let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) {
+            let ttl = envelope.times.map_or(Ttl::Never, |times| times.ttl(self.clock()));
+            return Ok(Some(ttl).filter(|_| !envelope.is_gone(self.clock())));
+        }
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.ttl(key)).await)
     }
 
     /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
@@ -70,14 +105,14 @@ impl Cache {
         self.revoke(key).await?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            let Some(envelope) = Envelope::open(&held) else { return Ok(false) };
+            let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) else { return Ok(false) };
             let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
-            match times.age() {
+            match times.age(self.clock()) {
                 Age::Gone => return Ok(false),
                 Age::Stale => return Ok(true),
                 Age::Fresh | Age::Ageing | Age::Resting => {}
             }
-            if self.swap(key, Some(&held), Some(retimed(&held, times.expired()))).await? {
+            if self.swap(key, Some(&held), Some(self.retimed(&held, times.expired(self.clock())))).await? {
                 return Ok(true);
             }
         }
@@ -86,12 +121,12 @@ impl Cache {
 
     /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a
     /// while, or every caller would try at once what has just failed.
-    pub(super) fn put_off(&self, key: &str, held: &[u8]) -> Option<Sealed> {
+    pub(super) fn put_off(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
-        self.report(&Error::new(ErrorKind::Loader, context));
+        self.report(verb, &Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.retry_after;
-        let times = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero())?;
-        Some(retimed(held, times.put_off(pause)))
+        let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
+        Some(self.retimed(held, times.put_off(pause, self.clock())))
     }
 
     async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
@@ -100,9 +135,9 @@ impl Cache {
         let key = self.key(key, &mut buffer)?;
         self.answered(settled(store.touch(key, ttl)).await)
     }
-}
 
-/// A value with other times, and the end that it had.
-fn retimed(held: &[u8], times: Times) -> Sealed {
-    Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl() }
+    /// A value with other times, and the end that it had.
+    fn retimed(&self, held: &[u8], times: Times) -> Sealed {
+        Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl(self.clock()) }
+    }
 }

@@ -1,5 +1,6 @@
 //! What a process has done through a cache.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
@@ -42,6 +43,26 @@ pub struct Stats {
     pub sockets_cut: u64,
     /// The servers of the store, in the order of its URL; none for a store without.
     pub servers: Vec<ServerStats>,
+}
+
+/// In one line, for a log.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::MemoryStore};
+///
+/// let cache = Cache::builder(MemoryStore::new()).build();
+/// cache.blocking().get::<String>("motd")?;
+/// assert!(cache.stats().to_string().starts_with("hits 0, misses 1, undecodable 0, stale 0, loads 0"));
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stats { hits, misses, undecodable, stale, loads, .. } = self;
+        let Stats { failed_loads, coalesced, errors, reconnects, sockets_cut, .. } = self;
+        write!(f, "hits {hits}, misses {misses}, undecodable {undecodable}, stale {stale}, loads {loads}, ")?;
+        write!(f, "failed loads {failed_loads}, coalesced {coalesced}, errors {errors}, ")?;
+        write!(f, "reconnects {reconnects}, sockets cut {sockets_cut}")
+    }
 }
 
 const STRIPES: usize = 8;

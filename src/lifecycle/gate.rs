@@ -394,13 +394,14 @@ fn is_open_in_time(gate: &Counters) -> bool {
     }
 }
 
-/// Gives way: a few spins, then the processor, then short naps.
+/// Gives way: a few spins, then the processor, then naps. They grow longer, since many threads that look often keep the
+/// one that is inside from getting out.
 fn pause(looks: &mut u32) {
     *looks += 1;
     match *looks {
         0..64 => std::hint::spin_loop(),
         64..256 => std::thread::yield_now(),
-        _ => std::thread::sleep(Duration::from_micros(50)),
+        late => std::thread::sleep(Duration::from_micros(50) * 2_u32.pow(((late - 256) / 4).min(5))),
     }
 }
 

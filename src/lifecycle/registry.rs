@@ -44,6 +44,31 @@ impl<T> Registry<T> {
         });
     }
 
+    /// Inserts an item unless there is one that `is_same` picks. Returns that one, if so: the last of them.
+    pub(crate) fn insert_unless(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.in_turn(|| {
+            let mut list = self.copy();
+            if let Some(same) = list.iter().rev().find(|item| is_same(item)) {
+                return Some(Arc::clone(same));
+            }
+            list.push(item);
+            self.replace(list);
+            None
+        })
+    }
+
+    /// Inserts an item, and removes what `is_same` picks: no reader sees both, or neither.
+    pub(crate) fn insert_instead(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) {
+        let removed = self.in_turn(|| {
+            let (dropped, mut kept): (List<T>, List<T>) = self.copy().into_iter().partition(|item| is_same(item));
+            kept.push(item);
+            self.replace(kept);
+            dropped
+        });
+        // Outside of the lock: what an item drops may use the registry.
+        drop(removed);
+    }
+
     /// Removes what `unwanted` picks. Answers whether there was anything.
     pub(crate) fn remove(&self, unwanted: impl Fn(&Arc<T>) -> bool) -> bool {
         let removed = self.in_turn(|| {
@@ -118,6 +143,19 @@ mod tests {
         assert!(!registry.remove(|item| **item == 2));
         let left: Vec<i32> = registry.snapshot().iter().map(|item| **item).collect();
         assert_eq!(left, [1, 3]);
+    }
+
+    #[test]
+    fn an_item_may_take_the_place_of_others_or_leave_it_to_them() {
+        let registry = Registry::new();
+        let items = || registry.snapshot().iter().map(|item| **item).collect::<Vec<i32>>();
+        assert_eq!(registry.insert_unless(Arc::new(1), |item| *item < 10), None);
+        registry.insert(Arc::new(2));
+        assert_eq!(registry.insert_unless(Arc::new(3), |item| *item < 10).as_deref(), Some(&2));
+        assert_eq!(items(), [1, 2]);
+        registry.insert(Arc::new(10));
+        registry.insert_instead(Arc::new(4), |item| *item < 10);
+        assert_eq!(items(), [10, 4]);
     }
 
     #[test]

@@ -117,8 +117,10 @@ mod on_tokio {
     use tokio::net::lookup_host;
     use tokio::time::timeout_at;
 
-    use super::{Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
-        or_shortage};
+    use super::{
+        Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
+        or_shortage,
+    };
     use crate::net::tokio_stream::TokioStream;
 
     pub(super) async fn connect(

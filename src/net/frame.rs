@@ -299,7 +299,8 @@ mod tests {
         }
         for at_a_time in [1, 7, 1_000, LARGE, usize::MAX] {
             for longest in [LARGE, 10 * LARGE, 2 << 20] {
-                let kept: Vec<_> = sent.iter().map(|value| Some(value).filter(|v| v.len() <= longest).cloned()).collect();
+                let kept: Vec<_> =
+                    sent.iter().map(|value| Some(value).filter(|v| v.len() <= longest).cloned()).collect();
                 assert!(values(&wire, at_a_time, longest) == kept, "{at_a_time} bytes at a time, up to {longest}");
             }
         }

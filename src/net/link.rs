@@ -90,13 +90,14 @@ async fn call_inline<P: Protocol>(
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
     let mut lease = lease(server, company).await?;
-    let is_unfit = |connection: &mut Box<Connection<P>>| {
+    if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested();
-        (retry == Retry::Never || has_rested) && !connection.stream.is_quiet()
-            || has_rested && server.is_outdated(connection)
-    };
-    if lease.connection().is_some_and(is_unfit) {
-        lease.discard();
+        if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
+            lease.discard();
+            server.lost();
+        } else if has_rested && server.is_outdated(connection) {
+            lease.discard();
+        }
     }
     match attempt(server, &mut lease, admission, request, company).await {
         Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
@@ -124,7 +125,9 @@ fn concluded<P: Protocol>(
                 lease.finish();
             }
         }
-        Err(error) => server.failed(error, lease.is_reused()),
+        Err(error) if lease.connection().is_some() => server.failed(error, lease.is_reused()),
+        // There is no connection, which has been counted.
+        Err(_) => {}
     }
     outcome
 }

@@ -168,8 +168,8 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// Dials, greets and logs in. A refusal counts, whatever the server has against it: one that refuses every login is
-    /// tried no more often than one that is not there.
+    /// Dials, greets and logs in. A failure is counted before the next caller may dial. So is a refusal, whatever the
+    /// server has against the login: one that refuses each is tried no more often than one that is not there.
     pub(super) async fn open(&self, drive: Drive, admissions: Admissions) -> Result<Connection<P>> {
         let patience = self.timeouts().connect + self.timeouts().exchange;
         let _permit = self.trial.permit(drive, Instant::now() + patience).await;
@@ -189,7 +189,7 @@ impl<P: Protocol> Server<P> {
                     telemetry::breaker_opened(self.protocol.endpoint());
                 }
             }
-            Err(_) => {}
+            Err(error) => self.failed(error, false),
         }
         opened
     }
@@ -245,9 +245,9 @@ impl<P: Protocol> Server<P> {
         let greeted = match drive {
             Drive::Inline => greeting.await,
             #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => tokio::time::timeout(exchange, greeting)
-                .await
-                .unwrap_or_else(|_| Err(timed_out("log in to", endpoint))),
+            Drive::Tokio(_) => {
+                tokio::time::timeout(exchange, greeting).await.unwrap_or_else(|_| Err(timed_out("log in to", endpoint)))
+            }
         };
         match greeted {
             Ok(()) => Ok(connection),

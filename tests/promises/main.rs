@@ -5,6 +5,10 @@
 
 #![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
 
+/// How much memory there is in use is a promise too.
+#[global_allocator]
+static ALLOCATOR: support::allocator::Counting = support::allocator::Counting;
+
 mod callers;
 mod harness;
 
@@ -33,11 +37,15 @@ promises! {
     memory_comes_along,
     a_long_fork_costs_its_own_child_alone,
     signal_handlers_may_fork,
+    memory_keeps_its_bound,
+    generations_do_not_pile_up,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
+    a_shortage_is_not_the_servers,
     large_values_hold_up_nobody,
     one_loads_for_all,
+    claims_belong_to_a_process,
     a_delete_is_final,
     the_master_needs_no_runtime,
     it_costs_little,

@@ -138,7 +138,7 @@ fn values_that_are_too_large() {
     refused(
         memory.blocking().set_raw("k", vec![0; 200], TTL),
         ErrorKind::ValueTooLarge,
-        "the value of \"k\" has 200 bytes (265 with its key and upkeep), and the memory store holds 100 in all",
+        "the value of \"k\" has 200 bytes (585 with its key and upkeep), and the memory store holds 100 in all",
     );
     for kind in Kind::BOTH {
         let server = Server::start(kind);
@@ -223,5 +223,20 @@ fn a_server_that_is_not_there() {
         assert_eq!(error.to_string(), left_alone, "the same words each time, for those who count errors by them");
         assert_eq!(error.source().map(ToString::to_string), Some(text), "the first failure");
         assert!(error.is_transient());
+    }
+}
+
+/// As Redis has it, whose counters everybody else's follow.
+#[test]
+fn what_is_no_counter_in_memory_is_none_in_redis() {
+    let server = Server::start(Kind::Redis);
+    let redis = Cache::builder(from_url(&server.url("")).unwrap()).build();
+    let memory = Cache::builder(MemoryStore::new()).build();
+    for text in ["5", "-5", "0", "5 ", " 5", "+5", "05", "-0", "", "5\n", "5.0", "9223372036854775808"] {
+        let [in_redis, in_memory] = [&redis, &memory].map(|cache| {
+            cache.blocking().set_raw("k", text, TTL).unwrap();
+            cache.blocking().increment("k", 1, TTL).map_err(|error| error.kind())
+        });
+        assert_eq!(in_memory, in_redis, "{text:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! What tests with real servers and real forks are made of.
 
+pub mod allocator;
 pub mod descriptors;
 pub mod forks;
 pub mod frames;

@@ -44,7 +44,6 @@ pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipelin
         match tenure.server.open(drive, admissions).await {
             Ok(connection) => Driver::new(tenure, connection).await,
             Err(error) => {
-                tenure.server.failed(&error, false);
                 // What an extra one was for can go through the primary one.
                 let progress = if tenure.pipeline.is_extra { Progress::Unsent } else { Progress::Unknown };
                 tenure.end(&error, progress);
@@ -165,7 +164,9 @@ impl<P: Protocol> Driver<P> {
         if tenure.in_flight.is_empty() {
             if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
                 let error = ended(&tenure.server);
-                if !self.has_served {
+                if self.has_served {
+                    tenure.server.lost();
+                } else {
                     // It lets everybody in, and serves nobody.
                     tenure.server.failed(&error, false);
                 }

@@ -1,7 +1,7 @@
 //! What callers and the driver of a pipeline share, and how much of it there may be.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use tokio::time::Instant;

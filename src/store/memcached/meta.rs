@@ -35,6 +35,8 @@ pub(super) enum Command {
     Get,
     GetWithCas,
     Touch { expiry: u32 },
+    TimeLeft,
+    Append { value: Bytes },
     Set { value: Bytes, expiry: u32, condition: Condition },
     Delete { cas: Option<u64> },
     Count { step: Step, create: Option<Create> },
@@ -73,6 +75,8 @@ pub(super) enum Answer {
         cas: u64,
     },
     Number(u64),
+    /// In seconds; below zero, for ever.
+    TimeLeft(i64),
     Absent,
     NotStored,
     /// Somebody else has changed the entry.
@@ -106,6 +110,7 @@ enum Expected {
     Value,
     ValueWithCas,
     Touched,
+    TimeLeft,
     Stored,
     Deleted,
     Number,
@@ -139,10 +144,10 @@ impl Commands {
         let built = if key.is_base64() { built.flag("b") } else { built };
         let start = self.outgoing.buffer().len();
         built.encode_into(self.outgoing.buffer()).map_err(refused_here)?;
-        if let Command::Set { value, .. } = command {
+        if let Command::Set { value, .. } | Command::Append { value, .. } = command {
             self.push_value(start + "ms ".len() + key.wire().len() + 1, value);
         }
-        self.changes |= !matches!(command, Command::Get | Command::GetWithCas);
+        self.changes |= !matches!(command, Command::Get | Command::GetWithCas | Command::TimeLeft);
         self.awaited.push(Awaited::Reply { token, expected: command.expected() });
         Ok(())
     }
@@ -179,7 +184,7 @@ impl Command {
     pub(super) fn size(&self) -> usize {
         const LINE: usize = 64;
         match self {
-            Command::Set { value, .. } => LINE + value.len(),
+            Command::Set { value, .. } | Command::Append { value, .. } => LINE + value.len(),
             _ => LINE,
         }
     }
@@ -190,6 +195,8 @@ impl Command {
             Command::Get => "get",
             Command::GetWithCas => "gets",
             Command::Touch { .. } => "touch",
+            Command::TimeLeft => "mg",
+            Command::Append { .. } => "append",
             Command::Set { condition: Condition::Always, .. } => "set",
             Command::Set { condition: Condition::IfAbsent, .. } => "add",
             Command::Set { condition: Condition::IfPresent, .. } => "replace",
@@ -205,7 +212,8 @@ impl Command {
             Command::Get => Expected::Value,
             Command::GetWithCas => Expected::ValueWithCas,
             Command::Touch { .. } => Expected::Touched,
-            Command::Set { .. } => Expected::Stored,
+            Command::TimeLeft => Expected::TimeLeft,
+            Command::Set { .. } | Command::Append { .. } => Expected::Stored,
             Command::Delete { .. } => Expected::Deleted,
             Command::Count { .. } => Expected::Number,
         }
@@ -226,6 +234,18 @@ impl Command {
                 options.touch = Some(*expiry);
                 options.opaque = opaque;
                 build_get(key, &options)
+            }
+            Command::TimeLeft => {
+                let mut options = GetOptions::default();
+                (options.value, options.return_ttl) = (false, true);
+                options.opaque = opaque;
+                build_get(key, &options)
+            }
+            Command::Append { value: _ } => {
+                let mut options = SetOptions::default();
+                options.mode = SetMode::Append;
+                options.opaque = opaque;
+                build_set(key, Vec::new(), &options)
             }
             Command::Set { value: _, expiry, condition } => {
                 let mut options = SetOptions::default();
@@ -442,9 +462,9 @@ impl Protocol for Meta {
 
 /// What an error reply says.
 fn error_text(line: &[u8]) -> Option<String> {
-    let is_error = [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"].iter().any(|error| {
-        line.strip_prefix(*error).is_some_and(|rest| matches!(rest.first(), None | Some(b' ')))
-    });
+    let is_error = [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"]
+        .iter()
+        .any(|error| line.strip_prefix(*error).is_some_and(|rest| matches!(rest.first(), None | Some(b' '))));
     is_error.then(|| String::from_utf8_lossy(line).into_owned())
 }
 
@@ -459,7 +479,7 @@ fn value_of(mut frame: Frame<'_>) -> Result<Bytes, String> {
 
 /// The answer, if it is one of those that are expected.
 fn answer(reply: &MetaCommandResult, value: Option<Bytes>, expected: Expected) -> Option<Answer> {
-    use Expected::{Deleted, Number, Stored, Touched, Value, ValueWithCas};
+    use Expected::{Deleted, Number, Stored, TimeLeft, Touched, Value, ValueWithCas};
     match (reply.rc, expected) {
         (ReturnCode::Va, Value | ValueWithCas) => {
             let value = value?;
@@ -471,6 +491,7 @@ fn answer(reply: &MetaCommandResult, value: Option<Bytes>, expected: Expected) -
             Some(Answer::Value { value, cas })
         }
         (ReturnCode::Va, Number) => parse_number(&value?).map(Answer::Number),
+        (ReturnCode::Hd, TimeLeft) => reply.ttl.map(Answer::TimeLeft),
         (ReturnCode::Hd, Touched | Stored | Deleted) => Some(Answer::Done),
         (ReturnCode::En | ReturnCode::Nf, _) => Some(Answer::Absent),
         (ReturnCode::Ns, Stored | Number) => Some(Answer::NotStored),

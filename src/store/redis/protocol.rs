@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
-use super::commands::{Command, Expected, Request};
+use super::commands::{self, Command, Expected, Request};
 use super::config::{Login, Version};
 use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
@@ -166,6 +166,10 @@ impl Protocol for Resp {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.login.database);
             let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
+        }
+        if level.markers.is_empty() {
+            // Whatever the answer: there is one.
+            self.ask(connection, commands::get("prefork-cache")).await?.ok();
         }
         for &command in level.markers {
             let Err(bytes) = connection.try_marker(self, command).await? else {
