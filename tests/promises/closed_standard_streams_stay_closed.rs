@@ -41,7 +41,9 @@ fn assert_still_closed(which: RangeInclusive<RawFd>, when: &str) {
 /// A blocking caller closes them before the crate is used at all. A runtime has descriptors of its own, and is built before.
 fn of_a_caller_and_of_its_children(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
-    for (closed, way) in [0..=2, 1..=1, 2..=2].into_iter().flat_map(|closed| Way::COMMON.map(|way| (closed.clone(), way))) {
+    for (closed, way) in
+        [0..=2, 1..=1, 2..=2].into_iter().flat_map(|closed| Way::COMMON.map(|way| (closed.clone(), way)))
+    {
         let first = fork(|| {
             if mode == Mode::Blocking {
                 close_standard(closed.clone());
