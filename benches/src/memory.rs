@@ -64,6 +64,7 @@ pub(crate) fn run() {
             }),
         ],
     );
+    typed();
     compare(
         "memory hit, awaited",
         20,
@@ -80,6 +81,30 @@ pub(crate) fn run() {
                 for _ in 0..10_000 {
                     black_box(bare.get(turn_bare.next().expect("an endless cycle")).map(|entry| entry.0));
                 }
+            }),
+        ],
+    );
+}
+
+/// Decoded with each hit, beside a copy of what was put in.
+fn typed() {
+    type Widget = (u32, String, Vec<String>, Option<f64>);
+
+    let words = ["round", "green", "made of brass"].map(str::to_owned).to_vec();
+    let widget: Widget = (7, "a widget".to_owned(), words, Some(9.99));
+    let bare = moka::sync::Cache::builder().max_capacity(10_000).build();
+    bare.insert("widget:7".to_owned(), widget.clone());
+    let cache = Cache::builder(MemoryStore::new()).build();
+    cache.blocking().set("widget:7", &widget, TTL).expect("memory stores");
+    compare(
+        "memory hit, typed",
+        100_000,
+        vec![
+            way("prefork-cache, blocking, decoded", || {
+                black_box(cache.blocking().get::<Widget>("widget:7").expect("a hit"));
+            }),
+            way("moka, cloned", || {
+                black_box(bare.get("widget:7"));
             }),
         ],
     );

@@ -210,6 +210,31 @@ fn spans_of_exchanges_at_the_same_time_do_not_stand_in_each_other() {
     assert!(spans.iter().all(|span| span.within.is_none() && span.fields["otel.name"] == "BATCH get"), "{spans:?}");
 }
 
+/// What is not the caller's problem is seen in the log all the same: as a warning, unless it goes by itself.
+#[test]
+fn failures_that_no_caller_hears_of_are_events() {
+    let server = Server::start(Kind::Redis);
+    let load = || Ok::<u32, std::convert::Infallible>(1);
+    let told = |url: &str| {
+        let cache = Cache::builder(from_url(url).unwrap()).name("prices").build();
+        let ((), records) = recorded(|| {
+            cache.blocking().fetch("", TTL, load).unwrap();
+            cache.blocking().fetch(KEYS[0], Duration::ZERO, load).unwrap();
+        });
+        is_discreet(&records);
+        let told = records.into_iter().filter(|record| record.name == "a failure that no caller hears of");
+        told.map(|record| (record.level, record.fields)).collect::<Vec<_>>()
+    };
+    let fields = |kind: &str| {
+        let fields = [("cache.name", "prices"), ("cache.verb", "fetch"), ("error.type", kind)];
+        BTreeMap::from(fields.map(|(name, value)| (name.to_owned(), value.to_owned())))
+    };
+    let mistakes = [(Level::WARN, fields("invalid_key")), (Level::WARN, fields("invalid_ttl"))];
+    assert_eq!(told(&server.url("")), mistakes);
+    let down = told("redis://127.0.0.1:1");
+    assert!(down.contains(&(Level::DEBUG, fields("connect"))) && down.contains(&mistakes[0]), "{down:?}");
+}
+
 /// One span for each, around its exchanges, and how it ended.
 #[test]
 fn fetches_are_spans_with_an_outcome() {
