@@ -37,7 +37,7 @@ struct Inner {
 pub enum ErrorKind {
     /// A store's URL has a scheme, host, port, database or option that is not understood.
     InvalidUrl,
-    /// A setting of a store or a cache is out of its range.
+    /// A setting of a store or a cache is out of its range, or a file that it names cannot be used.
     InvalidConfig,
     /// The key is empty, or longer than the store can hold.
     InvalidKey,
@@ -57,6 +57,9 @@ pub enum ErrorKind {
     Auth,
     /// No connection could be made.
     Connect,
+    /// The server was reached, but there is no TLS with it: one side does not trust the other's certificate, or what
+    /// answers does not speak TLS.
+    Tls,
     /// The server failed a moment ago and is not dialled again yet.
     Unavailable,
     /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not

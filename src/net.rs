@@ -4,7 +4,7 @@
 //! of its [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a [`Breaker`](breaker::Breaker)
 //! keeps a server that is down from being dialled on every call. Either way a [`Connection`] writes what is
 //! [`Outgoing`] and cuts [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket)
-//! with a deadline, entered in the ledger before it exists. In a [`Company`], exchanges over several links run at the
+//! with a deadline, entered in the ledger before it exists, or [`tls`] over one. In a [`Company`], exchanges over several links run at the
 //! same time.
 
 mod breaker;
@@ -21,6 +21,7 @@ mod pipeline;
 mod pool;
 mod socket;
 mod stream;
+mod tls;
 #[cfg(feature = "tokio")]
 mod tokio_stream;
 
@@ -33,6 +34,7 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry, Settings, Timeouts};
 pub(crate) use outgoing::Outgoing;
+pub(crate) use tls::{Tls, TlsOptions};
 
 /// A value of more bytes than this is neither copied into a buffer with others nor received into one.
 pub(crate) const LARGE: usize = 16 << 10;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::socket::StaleSocket;
+use super::tls;
 use crate::error::{Error, ErrorKind};
 
 /// The address of a server.
@@ -29,6 +30,9 @@ impl fmt::Display for Endpoint {
 pub(crate) fn io_error(doing: &str, endpoint: &Endpoint, error: io::Error) -> Error {
     if is_stale(&error) {
         return Error::with_source(ErrorKind::Forked, format!("{doing} {endpoint}"), error);
+    }
+    if let Some(refusal) = tls::refused(doing, endpoint, &error) {
+        return refusal;
     }
     match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => timed_out(doing, endpoint),

@@ -21,6 +21,7 @@ use super::endpoint::timed_out;
 #[cfg(feature = "tokio")]
 use super::pipeline::{self, Pipelines};
 use super::pool::{Lease, NoLease, Pool};
+use super::tls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 
@@ -251,7 +252,10 @@ impl<P: Protocol> Server<P> {
     async fn dial_and_greet(&self, drive: Drive) -> Result<Connection<P>> {
         let endpoint = self.protocol.endpoint();
         let deadline = Instant::now() + self.timeouts.connect;
-        let stream = dial(drive, endpoint, deadline, self.timeouts.exchange).await?;
+        let mut stream = dial(drive, endpoint, deadline, self.timeouts.exchange).await?;
+        if let Some(tls) = self.protocol.tls() {
+            stream = tls::secure(tls, drive, endpoint, stream, deadline, self.timeouts.exchange).await?;
+        }
         telemetry::connected(endpoint);
         let greeting = Connection::open(&self.protocol, stream);
         match drive {

@@ -174,9 +174,13 @@ mod tests {
             Poll::Ready(Ok(all.len()))
         }
 
+        fn receive_at_once(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
         fn set_deadline(&mut self, _: Instant) {}
 
-        fn is_quiet(&self) -> bool {
+        fn is_quiet(&mut self) -> bool {
             true
         }
     }

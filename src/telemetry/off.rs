@@ -45,4 +45,7 @@ pub(crate) fn breaker_closed(_: &Endpoint) {}
 pub(crate) fn unproven(_: &Endpoint) {}
 
 #[inline]
+pub(crate) fn unverified(_: &Endpoint) {}
+
+#[inline]
 pub(crate) fn refreshed(_: &str, _: &Refresh, _: u64, _: usize) {}

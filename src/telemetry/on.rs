@@ -104,6 +104,11 @@ pub(crate) fn unproven(endpoint: &Endpoint) {
     );
 }
 
+/// Anybody may be in the place of this server.
+pub(crate) fn unverified(endpoint: &Endpoint) {
+    about_server!(warn, endpoint, "tls_accept_any_certificate: it is not verified who the server is");
+}
+
 /// A store came into this process.
 pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
     tracing::debug!(
@@ -143,6 +148,7 @@ fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Conflict => "conflict",
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Auth => "auth",
+        ErrorKind::Tls => "tls",
         ErrorKind::Connect => "connect",
         ErrorKind::Unavailable => "unavailable",
         ErrorKind::Full => "full",

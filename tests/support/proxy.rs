@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::encryptor;
 use super::frames::Frames;
-use super::servers::{Kind, Server};
+use super::servers::{Kind, Server, encryption_of_all, plain_port};
 use super::wait::until;
 
 /// What becomes of a piece of a reply.
@@ -90,8 +91,10 @@ impl Proxy {
     fn new(port: u16, kind: Option<Kind>) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own_port = listener.local_addr().expect("a bound socket has an address").port();
+        // Its place is where nothing is encrypted, so that it can tell replies apart.
+        let own_port = encryption_of_all().map_or(own_port, |all| encryptor::before(own_port, &all.identity));
         let shared = Arc::new(Shared {
-            server: (Ipv4Addr::LOCALHOST, port).into(),
+            server: (Ipv4Addr::LOCALHOST, plain_port(port)).into(),
             connects: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             kind,

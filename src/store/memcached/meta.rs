@@ -18,10 +18,12 @@ use memcache::exp::{
     parse_meta_result,
 };
 
+use super::config::Access;
 use super::key::Key;
 use super::lines::{LineFraming, split};
+use super::login::log_in;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, show};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, show};
 
 const LINE_END: &[u8] = b"\r\n";
 
@@ -278,12 +280,13 @@ pub(super) struct Partial {
 #[derive(Debug)]
 pub(super) struct Meta {
     endpoint: Endpoint,
+    access: Access,
     longest_value: usize,
 }
 
 impl Meta {
-    pub(super) fn new(endpoint: Endpoint, longest_value: usize) -> Meta {
-        Meta { endpoint, longest_value }
+    pub(super) fn new(endpoint: Endpoint, access: Access, longest_value: usize) -> Meta {
+        Meta { endpoint, access, longest_value }
     }
 
     fn malformed(&self, what: impl Display) -> Error {
@@ -361,12 +364,17 @@ impl Protocol for Meta {
         &self.endpoint
     }
 
+    fn tls(&self) -> Option<&Tls> {
+        self.access.tls.as_ref()
+    }
+
     fn framing(&self) -> LineFraming {
         LineFraming::new(self.longest_value)
     }
 
     /// To a server that does not know the meta protocol, the value after a command would be a command.
     async fn greet(&self, connection: &mut Connection<Meta>) -> Result<Marking> {
+        log_in(self, connection, &self.access.login).await?;
         let Err(answer) = connection.try_marker(self, MARKER).await? else {
             return Ok(Marking::WhereUnproven(MARKER));
         };

@@ -6,11 +6,12 @@ use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{Command, Expected, Request};
-use super::config::Login;
+use super::config::Config;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, foreign};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, foreign};
+use crate::store::credentials::{Credentials, Login};
 use crate::telemetry;
 
 /// Commands whose answer is the token that they are followed by, each up to the token.
@@ -21,7 +22,9 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 #[derive(Debug)]
 pub(super) struct Resp {
     endpoint: Endpoint,
+    tls: Option<Tls>,
     login: Login,
+    database: u32,
     longest_value: usize,
     /// Whether it was said that replies cannot be proven.
     has_warned: AtomicBool,
@@ -37,8 +40,9 @@ pub(super) struct Partial {
 }
 
 impl Resp {
-    pub(super) fn new(endpoint: Endpoint, login: Login, longest_value: usize) -> Resp {
-        Resp { endpoint, login, longest_value, has_warned: AtomicBool::new(false) }
+    pub(super) fn new(config: Config) -> Resp {
+        let Config { endpoint, tls, login, database, max_value, .. } = config;
+        Resp { endpoint, tls, login, database, longest_value: max_value, has_warned: AtomicBool::new(false) }
     }
 
     /// An answer without which the connection is of no use.
@@ -51,21 +55,21 @@ impl Resp {
     }
 
     /// RESP3 where the server knows it, with user and password.
-    async fn hello(&self, connection: &mut Connection<Resp>) -> Result<()> {
+    async fn hello(&self, connection: &mut Connection<Resp>, login: Option<&Credentials>) -> Result<()> {
         let mut hello = Command::new("HELLO", Expected::Anything).with("3");
-        if let Some(password) = &self.login.password {
-            hello = hello.with("AUTH").with(self.login.username.as_deref().unwrap_or("default")).with(password);
+        if let Some(login) = login {
+            hello = hello.with("AUTH").with(login.username().unwrap_or("default")).with(login.secret());
         }
         match self.ask(connection, hello).await? {
             Ok(_) => return Ok(()),
             Err(error) if knows_only_resp2(&error) => {}
-            Err(error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
+            Err(error) => return Err(greeting_error(&self.endpoint, login, &error)),
         }
-        let Some(password) = &self.login.password else { return Ok(()) };
+        let Some(login) = login else { return Ok(()) };
         let auth = Command::new("AUTH", Expected::Anything);
-        let auth = self.login.username.iter().fold(auth, Command::with).with(password);
+        let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
         let answer = self.ask(connection, auth).await?;
-        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, &self.login, &error))
+        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, login, &error))
     }
 }
 
@@ -90,14 +94,23 @@ impl Protocol for Resp {
         &self.endpoint
     }
 
+    fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     fn framing(&self) -> RespFraming {
         RespFraming::new(self.longest_value)
     }
 
     async fn greet(&self, connection: &mut Connection<Resp>) -> Result<Marking> {
-        self.hello(connection).await?;
-        if self.login.database != 0 {
-            let select = Command::new("SELECT", Expected::Anything).with_number(self.login.database);
+        if let Some(login) = self.login.credentials()? {
+            let let_in = self.hello(connection, Some(&login)).await;
+            let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?;
+        } else {
+            self.hello(connection, None).await?;
+        }
+        if self.database != 0 {
+            let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
             let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
-use super::config::Login;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Endpoint;
+use crate::store::credentials::Credentials;
 use crate::store::{counter_overflow, not_a_number};
 
 /// A reply that is not an error.
@@ -99,20 +99,19 @@ pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
 
 /// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the
 /// password too: that part is not shown.
-pub(super) fn greeting_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
+pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, error: &ServerError) -> Error {
     answered(endpoint, kind(error), error.code(), without_password(login, error))
 }
 
 /// What an AUTH was answered: whatever it says, the login is refused. Otherwise as [`greeting_error`].
-pub(super) fn login_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
-    answered(endpoint, ErrorKind::Auth, error.code(), without_password(login, error))
+pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
+    answered(endpoint, ErrorKind::Auth, error.code(), without_password(Some(login), error))
 }
 
-fn without_password<'e>(login: &Login, error: &'e ServerError) -> &'e str {
+fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> &'e str {
     let details = error.details().unwrap_or_default();
     let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
-    let is_shown = login.password.as_deref().is_some_and(|password| details.contains(password));
-    if is_shown { "" } else { details }
+    if login.is_some_and(|login| login.are_shown_in(details)) { "" } else { details }
 }
 
 fn kind(error: &ServerError) -> ErrorKind {
