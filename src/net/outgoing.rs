@@ -11,7 +11,7 @@ use super::LARGE;
 use super::stream::ByteStream;
 
 /// How many parts go in one system call.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 
 /// What an empty buffer may keep.
 const KEPT: usize = 64 << 10;

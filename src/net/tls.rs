@@ -38,4 +38,6 @@ pub(crate) struct TlsOptions {
     /// What the server's certificate must be for, instead of its host.
     pub(crate) server_name: Option<String>,
     pub(crate) accept_any_certificate: bool,
+    /// Whether the server forgets what it has decrypted behind a value as long as nothing more arrives.
+    pub(crate) forgets_the_rest: bool,
 }

@@ -41,7 +41,13 @@ impl StoreUrl {
             (Some(_), None) => return Err(invalid("tls_cert is given without tls_key")),
             (None, Some(_)) => return Err(invalid("tls_key is given without tls_cert")),
         };
-        let tls = Tls::new(TlsOptions { ca: ca.map(Into::into), identity, server_name, accept_any_certificate })?;
+        let tls = Tls::new(TlsOptions {
+            ca: ca.map(Into::into),
+            identity,
+            server_name,
+            accept_any_certificate,
+            forgets_the_rest: self.scheme == "memcacheds",
+        })?;
         endpoints.iter().try_for_each(|endpoint| tls.check(endpoint))?;
         Ok(Some(tls))
     }

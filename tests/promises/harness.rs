@@ -30,6 +30,9 @@ const AT_ONCE: usize = 4;
 const TIME: Duration = Duration::from_secs(120);
 const STRESS_TIME: Duration = Duration::from_secs(1800);
 
+/// By what a scenario may take longer over TLS: a handshake costs a thousand times what an exchange does.
+const OVER_TLS_LONGER: u32 = 3;
+
 /// How a cache is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -99,7 +102,7 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
         }
         let is_wanted = |scenario: &Scenario| scenario.name == plain.unwrap_or(&name);
         let scenario = scenarios.into_iter().find(is_wanted).expect("a known scenario");
-        alarm::set(u32::try_from(time().as_secs()).expect("a short time"));
+        alarm::set(u32::try_from(time(&name).as_secs()).expect("a short time"));
         (scenario.run)();
         return ExitCode::SUCCESS;
     }
@@ -111,8 +114,9 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
 }
 
-fn time() -> Duration {
-    if is_stress() { STRESS_TIME } else { TIME }
+fn time(name: &str) -> Duration {
+    let time = if is_stress() { STRESS_TIME } else { TIME };
+    if name.ends_with(OVER_TLS) { time * OVER_TLS_LONGER } else { time }
 }
 
 fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {
@@ -137,7 +141,7 @@ fn run(name: &str, directory: &Directory) -> Result<(ExitStatus, String), Failed
     // Its own ends of the pipe would keep it from ending.
     drop(command);
     let mut text = Vec::new();
-    let patience = time() + Duration::from_secs(10);
+    let patience = time(name) + Duration::from_secs(10);
     let mut output = output;
     while readable([output.as_fd()], patience) == [true] {
         let mut piece = [0; 4096];

@@ -237,6 +237,31 @@ fn large_values() {
     }
 }
 
+/// In one write, so that the end of the value and what comes behind it are in one record, or are cut anywhere.
+#[test]
+fn small_commands_behind_large_values() {
+    let authority = Authority::new();
+    for kind in Kind::BOTH {
+        let server = Server::encrypted(kind, &Encryption::by(&authority), &[]);
+        let cache = cache(&server.url(""));
+        current_thread().block_on(async {
+            for length in (1..=5).flat_map(|records| [records * 16_000, records * 16_384, records * 16_400]) {
+                let value = vec![b'x'; length];
+                let set = async |key: &str| cache.set_raw(key, value.clone(), TTL).await;
+                let done = tokio::join!(set("a"), cache.set("small", &length, TTL), set("b"), cache.exists("small"));
+                assert!(matches!(done, (Ok(()), Ok(()), Ok(()), Ok(true))), "{}: {length}: {done:?}", kind.name());
+            }
+        });
+        let keys: Vec<String> = (0..5_000).map(|number| format!("key:{number}")).collect();
+        for length in [10, 100, 101, 102, 103, 5_000] {
+            let value = "x".repeat(length);
+            let entries: Vec<_> = keys.iter().map(|key| (key.as_str(), value.as_str())).collect();
+            let set = cache.blocking().set_many(&entries[..5_000.min(5_000_000 / length)], TTL);
+            assert!(set.iter().all(Result::is_ok), "{}: values of {length}: {set:?}", kind.name());
+        }
+    }
+}
+
 /// The tickets of TLS 1.3 say nothing: a connection on which only they have arrived is used again.
 #[test]
 fn a_connection_is_used_again_after_a_rest() {

@@ -92,9 +92,12 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own_port = listener.local_addr().expect("a bound socket has an address").port();
         // Its place is where nothing is encrypted, so that it can tell replies apart.
-        let own_port = encryption_of_all().map_or(own_port, |all| encryptor::before(own_port, &all.identity));
+        let (port, own_port) = match encryption_of_all() {
+            Some(all) => (plain_port(port), encryptor::before(own_port, &all.identity)),
+            None => (port, own_port),
+        };
         let shared = Arc::new(Shared {
-            server: (Ipv4Addr::LOCALHOST, plain_port(port)).into(),
+            server: (Ipv4Addr::LOCALHOST, port).into(),
             connects: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             kind,

@@ -30,6 +30,7 @@ struct Known {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     accepts_any_certificate: bool,
+    forgets_the_rest: bool,
     has_warned: AtomicBool,
 }
 
@@ -70,6 +71,7 @@ impl Tls {
             config: Arc::new(config),
             server_name: options.server_name.as_deref().map(name).transpose()?,
             accepts_any_certificate: options.accept_any_certificate,
+            forgets_the_rest: options.forgets_the_rest,
             has_warned: AtomicBool::new(false),
         })))
     }
@@ -90,6 +92,10 @@ impl Tls {
 
     pub(super) fn config(&self) -> &Arc<ClientConfig> {
         &self.0.config
+    }
+
+    pub(super) fn forgets_the_rest(&self) -> bool {
+        self.0.forgets_the_rest
     }
 
     /// Says, once, that anybody can be on the other side.

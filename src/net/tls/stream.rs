@@ -9,6 +9,7 @@ use std::mem;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use rustls::{ClientConnection, IoState};
 
 use super::config::Tls;
@@ -17,11 +18,18 @@ use crate::error::Result;
 use crate::lifecycle::generation;
 use crate::net::drive::Drive;
 use crate::net::endpoint::Endpoint;
+use crate::net::outgoing::PIECES;
 use crate::net::socket::StaleSocket;
 use crate::net::stream::ByteStream;
 
 /// Room for the longest record.
 const RECEIVED: usize = 18 << 10;
+
+/// The most that one record holds.
+const RECORD: usize = 16 << 10;
+
+/// The end of a command.
+const END: usize = 2;
 
 /// Encrypts a stream that was just connected: shakes hands until `deadline`. Exchanges then have `timeout` each.
 pub(in crate::net) async fn secure(
@@ -70,13 +78,28 @@ struct TlsStream {
     end: usize,
     /// How many bytes were encrypted, of which some may still have to be sent: until then they do not count as sent.
     encrypted: usize,
+    /// Whether the end of much goes in a record of its own. Memcached (1.6.18) reads a value out of a record and waits for
+    /// the socket with the rest of that record decrypted and forgotten: it goes on when more arrives.
+    ends_apart: bool,
+    /// Whether what was sent last may have been cut anywhere.
+    was_long: bool,
 }
 
 impl TlsStream {
     fn new(tls: &Tls, name: rustls::pki_types::ServerName<'static>, inner: Box<dyn ByteStream>) -> io::Result<Self> {
         let session = ClientConnection::new(tls.config().clone(), name).map_err(broken)?;
         let received = vec![0; RECEIVED].into();
-        Ok(TlsStream { session, generation: generation(), inner, received, start: 0, end: 0, encrypted: 0 })
+        Ok(TlsStream {
+            session,
+            generation: generation(),
+            inner,
+            received,
+            start: 0,
+            end: 0,
+            encrypted: 0,
+            ends_apart: tls.forgets_the_rest(),
+            was_long: false,
+        })
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -94,6 +117,25 @@ impl TlsStream {
                 )));
             }
             self.decrypt(cx)?;
+        }
+    }
+
+    /// Encrypts what there is room for of these pieces. Returns how much.
+    fn encrypt(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let is_long = length > RECORD;
+        let is_cut = mem::replace(&mut self.was_long, is_long) || is_long;
+        let mut writer = self.session.writer();
+        match pieces {
+            [before @ .., last] if self.ends_apart && is_cut => {
+                let (of_last, end) = last.split_at(last.len().saturating_sub(END));
+                let mut body: ArrayVec<IoSlice<'_>, PIECES> = before.iter().map(|piece| IoSlice::new(piece)).collect();
+                body.push(IoSlice::new(of_last));
+                let encrypted = writer.write_vectored(&body)?;
+                let is_all = encrypted + end.len() == length;
+                Ok(encrypted + if is_all { writer.write(end)? } else { 0 })
+            }
+            pieces => writer.write_vectored(pieces),
         }
     }
 
@@ -184,7 +226,7 @@ impl ByteStream for TlsStream {
     fn poll_send(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.check_owner()?;
         if self.encrypted == 0 {
-            self.encrypted = self.session.writer().write_vectored(pieces)?;
+            self.encrypted = self.encrypt(pieces)?;
         }
         match ready!(self.poll_flush(cx)) {
             Ok(()) => Poll::Ready(Ok(mem::take(&mut self.encrypted))),
