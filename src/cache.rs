@@ -1,5 +1,7 @@
 //! The handle that people hold.
 
+use std::any::type_name;
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +11,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::{CacheStore, Ttl};
-use codec::Decoded;
+use crate::sync::Lock;
+use background::Background;
+use codec::{Decoded, NoValue};
 use envelope::Cover;
 use expiry::Lifetime;
 use fetch::Flights;
@@ -23,9 +27,10 @@ use times::{Age, Times};
 
 pub use blocking::Blocking;
 pub use builder::Builder;
+pub use clock::Clock;
 pub use codec::Codec;
 pub use expiry::Expiry;
-pub use fetch::Loaded;
+pub use fetch::{Begun, Claim, Loaded, LockGuard};
 pub use stats::Stats;
 
 // What people call, in the order of the documentation; apart, or they would be sorted.
@@ -45,17 +50,22 @@ mod counter;
 
 mod batch;
 
+mod background;
 mod blocking;
 mod builder;
+mod bytes_as_numbers;
 mod clock;
 mod codec;
 mod compression;
 mod envelope;
 mod expiry;
 mod key;
+mod observer;
+mod probe;
 mod settled;
 mod stats;
 mod times;
+mod wait_clock;
 
 /// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
 ///
@@ -67,19 +77,25 @@ mod times;
 /// Through [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every
 /// wait for a server is bounded by the store's timeouts.
 ///
-/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named); one derived from
+/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named),
+///   [`unregister`](Cache::unregister), [`name`](Cache::name); one derived from
 ///   another: [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
-///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many).
+///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many),
+///   [`fetch_many_loaded`](Cache::fetch_many_loaded); in two steps, without a closure: [`fetch_begin`](Cache::fetch_begin),
+///   [`fetch_raw_begin`](Cache::fetch_raw_begin).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`exists`](Cache::exists), [`delete`](Cache::delete).
-/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw).
+/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),
+///   [`add_raw`](Cache::add_raw).
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
 ///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
-/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats).
+/// - Work that one process is to do: [`lock`](Cache::lock).
+/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats); the end of a
+///   process: [`close`](Cache::close).
 ///
 /// # Cancel safety
 ///
@@ -113,7 +129,8 @@ struct Shared {
     store: Arc<dyn CacheStore>,
     registration: Registration,
     settings: Settings,
-    on_error: Option<Observer>,
+    clock: Clock,
+    on_error: Option<Observe>,
     local: ProcessLocal<Local>,
 }
 
@@ -121,6 +138,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     codec: Codec,
+    default_expiry: Option<Expiry>,
     compress_above: Option<usize>,
     max_inflated: usize,
     fetch_wait: Duration,
@@ -130,7 +148,7 @@ struct Settings {
 }
 
 /// Is told of failures that no caller hears of.
-type Observer = Box<dyn Fn(&Error) + Send + Sync>;
+type Observe = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// What belongs to one process.
 struct Local {
@@ -138,11 +156,20 @@ struct Local {
     flights: Arc<Flights>,
     /// Whether the store has refused leases.
     has_no_leases: AtomicBool,
+    /// The types that were found not to be read from what is there.
+    unread: Lock<HashSet<(&'static str, NoValue)>>,
+    background: Arc<Background>,
 }
 
 impl Local {
     fn new(store: &dyn CacheStore) -> Local {
-        Local { counters: Counters::default(), flights: Flights::of(store), has_no_leases: AtomicBool::new(false) }
+        Local {
+            counters: Counters::default(),
+            flights: Flights::of(store),
+            has_no_leases: AtomicBool::new(false),
+            unread: Lock::new("unread types", HashSet::new()),
+            background: Background::new(),
+        }
     }
 
     fn has_no_leases(&self) -> bool {
@@ -174,42 +201,99 @@ impl Cache {
         self.shared.local.get_or_init(|| Local::new(&*self.shared.store))
     }
 
+    fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    fn resolved(&self, expiry: Expiry) -> Expiry {
+        expiry.or_default(self.shared.settings.default_expiry)
+    }
+
+    /// An expiry that begins now.
+    fn begin(&self, expiry: Expiry) -> Result<Lifetime> {
+        self.resolved(expiry).begin(self.clock())
+    }
+
     /// A value as it goes into the store, its time beginning now.
     fn seal<T: Serialize + ?Sized>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
-        let Lifetime { ttl, times, .. } = expiry.begin()?;
+        let Lifetime { ttl, times, .. } = self.begin(expiry)?;
         Ok(Sealed { bytes: self.encode(key, value, times)?, ttl })
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T, times: Option<Times>) -> Result<Bytes> {
-        let Settings { codec, compress_above, .. } = self.shared.settings;
-        codec::encode(Cover { codec, times, version: self.version.as_deref(), compress_above }, key, value)
+        codec::encode(self.cover(key, times), key, value)
     }
 
-    /// A value as it came out of the store, with its state. `None` for what is no value of this handle's.
+    /// [`seal`](Cache::seal) for a value that can be read, and is made sure to be.
+    fn seal_readable<T: Serialize + DeserializeOwned>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
+        let Lifetime { ttl, times, .. } = self.begin(expiry)?;
+        Ok(Sealed { bytes: self.encode_readable(key, value, times)?, ttl })
+    }
+
+    fn encode_readable<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        value: &T,
+        times: Option<Times>,
+    ) -> Result<Bytes> {
+        codec::encode_readable(self.cover(key, times), key, value)
+    }
+
+    fn cover(&self, key: &str, times: Option<Times>) -> Cover<'_> {
+        let Settings { codec, compress_above, max_inflated, .. } = self.shared.settings;
+        let (mark, version) = (self.prefix.mark(key), self.version.as_deref());
+        Cover { codec, mark, times, version, packs_octets: false, compress_above, max_inflated }
+    }
+
+    /// A value as it came out of the store, with its state.
     #[inline]
-    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<(T, Age)> {
-        let decoded = codec::decode(self.version.as_deref(), self.shared.settings.max_inflated, bytes);
-        decoded.map(|Decoded { value, times }| (value, times.age()))
+    fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Age), NoValue> {
+        let mark = self.prefix.mark(key);
+        let decoded = codec::decode(mark, self.version.as_deref(), self.shared.settings.max_inflated, bytes);
+        decoded.map(|Decoded { value, times }| (value, times.age(self.clock())))
     }
 
     /// The same, for a read that counts.
     #[inline]
-    fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<(T, Age)> {
-        let decoded = self.decode(bytes);
-        match &decoded {
-            None => self.local().counters.undecodable(),
-            Some((_, Age::Stale | Age::Resting)) => self.local().counters.stale(),
-            Some(_) => {}
+    fn open<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<(T, Age)> {
+        match self.decode(key, bytes) {
+            Ok((value, age)) => {
+                if matches!(age, Age::Stale | Age::Resting) {
+                    self.local().counters.stale();
+                }
+                Some((value, age))
+            }
+            Err(no_value) => {
+                self.is_no_value::<T>(verb, key, no_value);
+                None
+            }
         }
-        decoded
     }
 
     /// A value that serves, stale or not.
     #[inline]
-    fn value<T: DeserializeOwned>(&self, bytes: &[u8]) -> Option<T> {
-        match self.open(bytes) {
+    fn value<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<T> {
+        match self.open(verb, key, bytes) {
             Some((_, Age::Gone)) | None => None,
             Some((value, _)) => Some(value),
+        }
+    }
+
+    /// A miss that may be a mistake is reported, once for each type.
+    #[cold]
+    fn is_no_value<T>(&self, verb: &'static str, key: &str, why: NoValue) {
+        let local = self.local();
+        local.counters.undecodable();
+        let what = match why {
+            NoValue::Other => return,
+            NoValue::Foreign => "was written under another key",
+            NoValue::Unreadable => "does not decode to one",
+        };
+        let wanted = type_name::<T>();
+        let is_news = local.unread.lock().insert((wanted, why));
+        if is_news {
+            let context = format!("reading {key:?} as a {wanted}: what is there {what}, which is a miss");
+            self.report(verb, &Error::new(ErrorKind::Decode, context));
         }
     }
 
@@ -234,10 +318,9 @@ impl Cache {
     }
 
     /// Reports a failure that the caller does not hear of.
-    fn report(&self, error: &Error) {
-        if let Some(on_error) = &self.shared.on_error {
-            on_error(error);
-        }
+    #[cold]
+    fn report(&self, verb: &'static str, error: &Error) {
+        observer::tell(self.shared.registration.name(), verb, error, self.shared.on_error.as_ref());
     }
 
     #[cold]

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+mod names;
+
 /// The result of a cache operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -27,8 +29,11 @@ pub struct Error {
 
 struct Inner {
     kind: ErrorKind,
+    is_transient: bool,
     context: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+    /// The cache and the verb that have failed.
+    origin: Option<(String, &'static str)>,
 }
 
 /// The kind of an [`Error`].
@@ -45,8 +50,11 @@ pub enum ErrorKind {
     InvalidTtl,
     /// The value is larger than the server, or the store, accepts.
     ValueTooLarge,
-    /// The value could not be encoded.
+    /// The value could not be encoded, or would not be read as it was.
     Encode,
+    /// A value was read that is not one of the wanted type, or was written under another key: a miss, and told to
+    /// [`on_error`](crate::Builder::on_error) alone.
+    Decode,
     /// The entry holds something that is not a number, or the result does not fit into one.
     NotANumber,
     /// Other writers kept changing the entry, until the attempts ran out.
@@ -60,8 +68,12 @@ pub enum ErrorKind {
     /// The server was reached, but there is no TLS with it: one side does not trust the other's certificate, or what
     /// answers does not speak TLS.
     Tls,
-    /// The server failed a moment ago and is not dialled again yet.
+    /// The server has failed, and is not dialled again before `retry_after` has passed. The
+    /// [source](StdError::source) is the first of the failures.
     Unavailable,
+    /// This process, or its machine, has run out of descriptors, ports or memory. Nothing was sent, and it says nothing
+    /// of the server.
+    OutOfResources,
     /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not
     /// sent.
     Full,
@@ -120,7 +132,20 @@ impl Error {
     }
 
     fn build(kind: ErrorKind, context: String, source: Option<Box<dyn StdError + Send + Sync>>) -> Error {
-        Error { inner: Arc::new(Inner { kind, context, source }) }
+        let (is_transient, source) = (kind.is_transient(), source.map(Arc::from));
+        Error { inner: Arc::new(Inner { kind, is_transient, context, source, origin: None }) }
+    }
+
+    /// What a server has answered, which may be transient or not whatever its kind.
+    pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
+        Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None, origin: None }) }
+    }
+
+    /// The same error, as [`on_error`](crate::Builder::on_error) is told of it.
+    pub(crate) fn told(&self, cache: &str, verb: &'static str) -> Error {
+        let Inner { kind, is_transient, context, source, .. } = &*self.inner;
+        let (context, source, origin) = (context.clone(), source.clone(), Some((cache.to_owned(), verb)));
+        Error { inner: Arc::new(Inner { kind: *kind, is_transient: *is_transient, context, source, origin }) }
     }
 
     /// Of an operation that came through a fork.
@@ -143,8 +168,40 @@ impl Error {
         self.inner.kind
     }
 
-    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, or lost
-    /// the connection. It does not say that a write had no effect.
+    /// The [name](crate::Builder::name) of the cache that has failed, where [`on_error`](crate::Builder::on_error) is told
+    /// of it. `None` in an error that a caller gets.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let log = |error: &prefork_cache::Error| {
+    ///     assert_eq!((error.cache(), error.verb()), (Some("prices"), Some("fetch")));
+    ///     assert_eq!(error.to_string(), "the key is empty");
+    /// };
+    /// let cache = Cache::builder(MemoryStore::new()).name("prices").on_error(log).build();
+    /// let price = cache.blocking().fetch("", Duration::from_secs(60), || Ok::<u32, std::io::Error>(100))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn cache(&self) -> Option<&str> {
+        self.inner.origin.as_ref().map(|(cache, _)| &**cache)
+    }
+
+    /// The method of [`Cache`](crate::Cache) that has failed, such as "fetch", where
+    /// [`on_error`](crate::Builder::on_error) is told of it. `None` in an error that a caller gets.
+    ///
+    /// ```
+    /// use prefork_cache::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Timeout, "reading from the shelf").verb(), None);
+    /// ```
+    pub fn verb(&self) -> Option<&'static str> {
+        self.inner.origin.as_ref().map(|(_, verb)| *verb)
+    }
+
+    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, lost the
+    /// connection, or refused for the moment (it is loading, say, or has become a replica). It does not say that a write
+    /// had no effect.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -153,8 +210,15 @@ impl Error {
     /// assert!(!Error::new(ErrorKind::InvalidKey, "the key is empty").is_transient());
     /// ```
     pub fn is_transient(&self) -> bool {
-        use ErrorKind::{Conflict, Connect, Full, Io, Protocol, Timeout, Unavailable};
-        matches!(self.kind(), Connect | Unavailable | Full | Timeout | Io | Protocol | Conflict)
+        self.inner.is_transient
+    }
+}
+
+impl ErrorKind {
+    /// Unless the server has said more.
+    fn is_transient(self) -> bool {
+        use ErrorKind::{Conflict, Connect, Full, Io, OutOfResources, Protocol, Timeout, Unavailable};
+        matches!(self, Connect | Unavailable | OutOfResources | Full | Timeout | Io | Protocol | Conflict)
     }
 }
 

@@ -43,6 +43,7 @@
 //! | span `exchange`, with a server | debug | those of OpenTelemetry's conventions for database clients: `db.system.name`, `db.operation.name`, `db.operation.batch.size`, `db.namespace`, `server.address`, `server.port`, `network.transport`, `error.type` |
 //! | "connected" | debug | `server.address`, `server.port` |
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
+//! | a failure that no caller hears of | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
 //! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
 //!
 //! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
@@ -65,8 +66,9 @@ mod store;
 mod sync;
 mod telemetry;
 
-pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
+pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
 pub use error::{Error, ErrorKind, Result};
+pub use net::ServerStats;
 pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.

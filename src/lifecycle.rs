@@ -14,6 +14,13 @@
 //! lifecycle::remove_hook(hook);
 //! ```
 //!
+//! # In a shared object
+//!
+//! A host may unload its modules and load them again, as Apache does at each graceful restart. A shared object that this crate
+//! is linked into stays from the first use of anything here on, with its statics, its connections and its fork handlers: the
+//! host gets the same one back. So register a cache only where [`Cache::named`](crate::Cache::named) does not know it, and
+//! restart the host for a new version under the same path.
+//!
 //! # What is not ours to solve
 //!
 //! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL as
@@ -23,6 +30,10 @@
 //!   `full`) brings it in. Leave that feature off in a program that forks with threads running.
 //! - A tokio runtime of the parent's. Build a new one in the child; forget the old one (`std::mem::forget`), since
 //!   dropping a multi-thread runtime there waits for threads that do not exist.
+//!
+//! Where a host has closed the descriptors 0, 1 or 2, nothing of this crate gets their numbers. A tokio runtime that is
+//! built then does (an epoll instance, an event descriptor), as do the resolver's sockets for as long as a lookup takes; what
+//! the host prints goes there. Open `/dev/null` in place of what is closed, as daemons do.
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
@@ -33,6 +44,7 @@ mod generation;
 #[cfg(feature = "__injection")]
 pub mod injection;
 pub(crate) mod ledger;
+mod pin;
 mod process_local;
 mod refresh;
 mod registry;

@@ -1,11 +1,12 @@
 //! Every socket of this crate: dialled, owned and closed here, so that a child can cut the ones it inherited.
 //!
-//! From the top down: a [`Link`] is the way to one server over one protocol. Callers that block take a connection out
-//! of its [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a [`Breaker`](breaker::Breaker)
-//! keeps a server that is down from being dialled on every call. Either way a [`Connection`] writes what is
+//! From the top down: a [`Link`] is the way to one [`Server`](server::Server) over one protocol. Callers that block take
+//! a connection out of its [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a
+//! [`Breaker`](breaker::Breaker) keeps a server that is down from being dialled on every call, and a
+//! [`Trial`](trial::Trial) keeps callers from dialling it all at once. Either way a [`Connection`] writes what is
 //! [`Outgoing`] and cuts [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket)
-//! with a deadline, entered in the ledger before it exists, or [`tls`] over one. In a [`Company`], exchanges over several links run at the
-//! same time.
+//! with a deadline, entered in the ledger before it exists, or [`tls`] over one. In a [`Company`], exchanges over
+//! several links run at the same time.
 
 mod breaker;
 mod company;
@@ -19,11 +20,14 @@ mod outgoing;
 #[cfg(feature = "tokio")]
 mod pipeline;
 mod pool;
+mod server;
 mod socket;
 mod stream;
 mod tls;
 #[cfg(feature = "tokio")]
 mod tokio_stream;
+mod trial;
+mod turn;
 
 pub(crate) use company::{Company, together};
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
@@ -32,8 +36,10 @@ pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
-pub(crate) use link::{Link, Retry, Settings, Timeouts};
+pub(crate) use link::{Link, Retry};
 pub(crate) use outgoing::Outgoing;
+pub use server::ServerStats;
+pub(crate) use server::{Settings, Timeouts};
 pub(crate) use tls::{Tls, TlsOptions};
 
 /// A value of more bytes than this is neither copied into a buffer with others nor received into one.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
+use crate::net::ServerStats;
 
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod builder;
@@ -26,6 +27,8 @@ mod open;
 mod operation;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod refusal;
 mod tiered;
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod tls;
@@ -33,7 +36,7 @@ mod url;
 
 #[cfg(feature = "memcached")]
 use lease_key::settling_key;
-pub(crate) use lease_key::{LEASE, key_of_lease, lease_key};
+pub(crate) use lease_key::{LEASE, LOCK, key_of_lease, lease_key, lock_key};
 pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
@@ -43,7 +46,7 @@ pub mod stores {
     #[cfg(feature = "memcached")]
     pub use super::memcached::{MemcachedBuilder, MemcachedStore};
     #[cfg(feature = "memory")]
-    pub use super::memory::{AtFork, MemoryBuilder, MemoryStore};
+    pub use super::memory::{AtFork, MemoryBuilder, MemoryStore, MemoryUsage};
     pub use super::null::NullStore;
     pub use super::open::from_url;
     #[cfg(feature = "redis")]
@@ -288,6 +291,13 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
         let outcomes = self.batch(&operations).await;
         outcomes.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
+    }
+
+    /// What this process has to do with the servers of the store, for [`Stats`](crate::Stats).
+    ///
+    /// Provided: none.
+    fn servers(&self) -> Vec<ServerStats> {
+        Vec::new()
     }
 
     /// Which store this is, among those of this process: the caches on one store coalesce their loads and revoke each

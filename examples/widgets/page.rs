@@ -108,7 +108,7 @@ fn form(page: &Page<'_>, key: &str, default: &str) -> String {
 }
 
 fn answered(page: &Page<'_>) -> String {
-    let (language, stats) = (page.language, page.stats);
+    let (language, stats) = (page.language, &page.stats);
     let say = |key: &str| t!(key, locale = language, customer = page.customer);
     let who = [
         ("ui.worker", page.worker.to_string()),

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::{Op, Outcome, batch, wrong_count};
 
 impl Cache {
-    /// [`get`](Cache::get) for many keys, in their order.
+    /// [`get`](Cache::get) for many keys (`&["a", "b"]`, a `Vec<String>`, ...), in their order.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -25,9 +25,10 @@ impl Cache {
     /// assert_eq!(found, [Some(1), None]);
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub async fn get_many<T: DeserializeOwned>(&self, keys: &[&str]) -> Vec<Result<Option<T>>> {
+    pub async fn get_many<T: DeserializeOwned>(&self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<T>>> {
         let found = self.get_many_raw(keys).await;
-        found.into_iter().map(|found| Ok(found?.and_then(|bytes| self.value(&bytes)))).collect()
+        let found = found.into_iter().zip(keys);
+        found.map(|(found, key)| Ok(found?.and_then(|bytes| self.value("get_many", key.as_ref(), &bytes)))).collect()
     }
 
     /// [`get_raw`](Cache::get_raw) for many keys, in their order.
@@ -43,8 +44,8 @@ impl Cache {
     /// assert!(found[1].is_err(), "the empty key spoils no other");
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub async fn get_many_raw(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
+    pub async fn get_many_raw(&self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<Bytes>>> {
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
         let found = batch(prepared, |keys: Vec<String>| async move {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             settled(self.store()?.get_many(&keys)).await
@@ -93,19 +94,21 @@ impl Cache {
     /// assert_eq!(cache.blocking().get::<i32>("two")?, Some(2));
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub fn set_many<'a, T, E>(
+    pub fn set_many<'a, K, T, E>(
         &'a self,
-        entries: &'a [(&'a str, T)],
+        entries: &[(K, T)],
         expiry: E,
-    ) -> impl Future<Output = Vec<Result<()>>> + Send + use<'a, T, E>
+    ) -> impl Future<Output = Vec<Result<()>>> + Send + use<'a, K, T, E>
     where
+        K: AsRef<str>,
         T: Serialize,
         E: Into<Expiry>,
     {
-        let expiry = expiry.into();
-        let prepare = |(key, value): &(&'a str, T)| {
+        let expiry = self.resolved(expiry.into());
+        let prepare = |(key, value): &(K, T)| {
+            let key = key.as_ref();
             let full_key = self.prefix.owned_key(key)?;
-            let Lifetime { ttl, times, .. } = expiry.begin_among_others()?;
+            let Lifetime { ttl, times, .. } = expiry.begin_among_others(self.clock())?;
             Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
         };
         self.put_many(entries.iter().map(prepare).collect())

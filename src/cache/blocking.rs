@@ -1,14 +1,15 @@
 //! The same verbs, inline on the calling thread.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, Loaded, Stats};
+use super::{Begun, Cache, Expiry, Loaded, LockGuard, Stats};
 use crate::error::Result;
 use crate::net::{inline, lifted};
 
@@ -80,6 +81,11 @@ impl<'a> Blocking<'a> {
         now!(self.cache.set_raw(key, value, expiry))
     }
 
+    /// As [`Cache::add_raw`].
+    pub fn add_raw(self, key: &str, value: impl Into<Bytes>, expiry: impl Into<Expiry>) -> Result<bool> {
+        now!(self.cache.add_raw(key, value, expiry))
+    }
+
     /// As [`Cache::add`].
     pub fn add<T: Serialize + ?Sized>(self, key: &str, value: &T, expiry: impl Into<Expiry>) -> Result<bool> {
         now!(self.cache.add(key, value, expiry))
@@ -141,22 +147,26 @@ impl<'a> Blocking<'a> {
     }
 
     /// As [`Cache::get_many`].
-    pub fn get_many<T: DeserializeOwned>(self, keys: &[&str]) -> Vec<Result<Option<T>>> {
+    pub fn get_many<T: DeserializeOwned>(self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<T>>> {
         now!(self.cache.get_many(keys))
     }
 
     /// As [`Cache::get_many_raw`].
-    pub fn get_many_raw(self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+    pub fn get_many_raw(self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<Bytes>>> {
         now!(self.cache.get_many_raw(keys))
     }
 
     /// As [`Cache::set_many`].
-    pub fn set_many<T: Serialize>(self, entries: &[(&str, T)], expiry: impl Into<Expiry>) -> Vec<Result<()>> {
+    pub fn set_many<T: Serialize>(
+        self,
+        entries: &[(impl AsRef<str>, T)],
+        expiry: impl Into<Expiry>,
+    ) -> Vec<Result<()>> {
         now!(self.cache.set_many(entries, expiry))
     }
 
     /// As [`Cache::delete_many`].
-    pub fn delete_many(self, keys: &[&str]) -> Vec<Result<bool>> {
+    pub fn delete_many(self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
         now!(self.cache.delete_many(keys))
     }
 
@@ -203,17 +213,58 @@ impl<'a> Blocking<'a> {
     /// # Errors
     ///
     /// The loader's, for each key.
-    pub fn fetch_many<T, E>(
+    pub fn fetch_many<'k, T, E>(
         self,
-        keys: &[&str],
+        keys: &'k [impl AsRef<str>],
         expiry: impl Into<Expiry>,
-        mut load: impl FnMut(&[&str]) -> Vec<Result<T, E>>,
+        mut load: impl FnMut(&[&'k str]) -> Vec<Result<T, E>>,
     ) -> Vec<Result<T, E>>
     where
         T: Serialize + DeserializeOwned + Clone,
         E: Clone,
     {
-        now!(self.cache.fetch_many(keys, expiry, async |missing: &[&str]| lifted(|| load(missing))))
+        now!(self.cache.fetch_many(keys, expiry, |missing| ready(lifted(|| load(&missing)))))
+    }
+
+    /// As [`Cache::fetch_many_loaded`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's, for each key.
+    pub fn fetch_many_loaded<'k, T, E>(
+        self,
+        keys: &'k [impl AsRef<str>],
+        mut load: impl FnMut(&[&'k str]) -> Vec<Result<Loaded<T>, E>>,
+    ) -> Vec<Result<T, E>>
+    where
+        T: Serialize + DeserializeOwned + Clone,
+        E: Clone,
+    {
+        now!(self.cache.fetch_many_loaded(keys, |missing| ready(lifted(|| load(&missing)))))
+    }
+
+    /// As [`Cache::fetch_begin`]. The claim is settled by [`Claim::blocking_complete`](crate::Claim::blocking_complete)
+    /// and its kin.
+    pub fn fetch_begin<T>(self, key: &str) -> Begun<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        now!(self.cache.fetch_begin(key))
+    }
+
+    /// As [`Cache::fetch_raw_begin`].
+    pub fn fetch_raw_begin(self, key: &str) -> Begun<Bytes> {
+        now!(self.cache.fetch_raw_begin(key))
+    }
+
+    /// As [`Cache::lock`].
+    pub fn lock(self, key: &str, ttl: Duration) -> Result<Option<LockGuard>> {
+        now!(self.cache.lock(key, ttl))
+    }
+
+    /// As [`Cache::close`].
+    pub fn close(self, within: Duration) -> Result<()> {
+        now!(self.cache.close(within))
     }
 
     /// As [`Cache::clear`].

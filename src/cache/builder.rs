@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock::Clock;
 use super::codec::Codec;
 use super::handle::CACHES;
 use super::key::Prefix;
-use super::{Cache, Observer, Settings, Shared};
+use super::{Cache, Expiry, Observe, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
@@ -19,6 +20,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             codec: Codec::default(),
+            default_expiry: None,
             compress_above: None,
             max_inflated: 64 << 20,
             fetch_wait: Duration::from_secs(10),
@@ -49,7 +51,8 @@ pub struct Builder {
     name: String,
     prefix: Prefix,
     settings: Settings,
-    on_error: Option<Observer>,
+    clock: Clock,
+    on_error: Option<Observe>,
 }
 
 impl Builder {
@@ -59,6 +62,7 @@ impl Builder {
             name: DEFAULT_NAME.to_owned(),
             prefix: Prefix::none(),
             settings: Settings::default(),
+            clock: Clock::system(),
             on_error: None,
         }
     }
@@ -76,7 +80,9 @@ impl Builder {
         self
     }
 
-    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace.
+    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace. As of
+    /// [`Cache::namespace`], of which this is the first part: a namespace of Rails or Dalli that has colons, `app:v2`, is
+    /// given as `.namespace("app").namespace("v2")`.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -91,6 +97,47 @@ impl Builder {
     /// ```
     pub fn namespace(mut self, part: &str) -> Builder {
         self.prefix = self.prefix.join(part);
+        self
+    }
+
+    /// What [`Expiry::DEFAULT`] stands for. Defaults to nothing: it is then refused.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let hour = Duration::from_secs(3_600);
+    /// let cache = Cache::builder(MemoryStore::new()).default_expiry(Expiry::after(hour).stale_for(hour)).build();
+    /// let load = || Ok::<_, std::io::Error>("hello".to_owned());
+    /// assert_eq!(cache.blocking().fetch("motd", Expiry::DEFAULT, load)?, "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn default_expiry(mut self, expiry: impl Into<Expiry>) -> Builder {
+        self.settings.default_expiry = Some(expiry.into());
+        self
+    }
+
+    /// The clock by which values are fresh, stale or gone: for tests, one that can be moved. Defaults to
+    /// [`Clock::system`].
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Clock, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let clock = Clock::manual();
+    /// let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
+    /// let minute = Duration::from_secs(60);
+    /// let price = |price: u32| {
+    ///     cache.blocking().fetch("price", Expiry::after(minute).stale_for(minute), || Ok::<_, std::io::Error>(price))
+    /// };
+    /// assert_eq!(price(100)?, 100);
+    /// assert_eq!(price(200)?, 100);
+    /// clock.advance(minute);
+    /// assert_eq!(price(200)?, 200, "it was stale");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn clock(mut self, clock: Clock) -> Builder {
+        self.clock = clock;
         self
     }
 
@@ -219,10 +266,15 @@ impl Builder {
         self
     }
 
-    /// Calls `observe` with each failure that a caller of [`fetch`](Cache::fetch) does not hear of, for a log. It must
-    /// not panic. While a server is down that is once for each fetch. A loader whose failure an old value makes up for
-    /// is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader). Defaults to counting them only, see
-    /// [`Stats::errors`](crate::Stats::errors) and [`Stats::failed_loads`](crate::Stats::failed_loads).
+    /// Calls `observe` with each failure that no caller hears of, for a log; [`Error::cache`] and [`Error::verb`] say of
+    /// what, and [`Error::kind`] which. While a server is down that is once for each fetch. A loader whose failure an old
+    /// value makes up for is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader), and a value that a read cannot make
+    /// out as [`ErrorKind::Decode`](crate::ErrorKind::Decode), once for each type. Defaults to counting them, see
+    /// [`Stats::errors`](crate::Stats::errors), [`Stats::failed_loads`](crate::Stats::failed_loads) and
+    /// [`Stats::undecodable`](crate::Stats::undecodable). With the feature `tracing` each is an event as well.
+    ///
+    /// It must not panic. It may use this cache: what fails meanwhile on its thread is counted and not told, and its
+    /// fetches wait for no other load.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};
@@ -252,11 +304,45 @@ impl Builder {
     /// assert!(Cache::named("default").is_some());
     /// ```
     pub fn register(self) -> Cache {
-        let name = self.name.clone();
-        let store = Arc::clone(&self.store);
-        let registration = Registration::listed(&name, move || store.refresh());
-        let cache = self.make(registration);
+        let (name, cache) = self.listed();
         CACHES.insert(Arc::new((name, cache.clone())));
+        cache
+    }
+
+    /// [`register`](Builder::register), unless a cache of this name is there: then that one, whatever it was made of. For
+    /// hosts that run their configuration more than once in a process.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let words = || Cache::builder(MemoryStore::new()).name("words").register_if_absent();
+    /// let (first, again) = (words(), words());
+    /// again.blocking().increment("visits", 1, std::time::Duration::from_secs(60))?;
+    /// assert_eq!(first.blocking().counter("visits")?, Some(1));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn register_if_absent(self) -> Cache {
+        let (name, cache) = self.listed();
+        let is_same = |registered: &(String, Cache)| registered.0 == name;
+        let present = CACHES.insert_unless(Arc::new((name.clone(), cache.clone())), is_same);
+        present.map_or(cache, |present| present.1.clone())
+    }
+
+    /// [`register`](Builder::register), in the place of all caches of this name: they live on as long as their handles,
+    /// and are refreshed as long as that.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let words = || Cache::builder(MemoryStore::new()).name("words").register_instead();
+    /// words().blocking().increment("visits", 1, std::time::Duration::from_secs(60))?;
+    /// words();
+    /// assert_eq!(Cache::named("words").unwrap().blocking().counter("visits")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn register_instead(self) -> Cache {
+        let (name, cache) = self.listed();
+        CACHES.insert_instead(Arc::new((name.clone(), cache.clone())), |registered| registered.0 == name);
         cache
     }
 
@@ -275,12 +361,21 @@ impl Builder {
         self.make(registration)
     }
 
+    /// The cache, to be refreshed by `after_fork`, and its name.
+    fn listed(self) -> (String, Cache) {
+        let name = self.name.clone();
+        let store = Arc::clone(&self.store);
+        let registration = Registration::listed(&name, move || store.refresh());
+        (name, self.make(registration))
+    }
+
     fn make(self, registration: Registration) -> Cache {
         Cache {
             shared: Arc::new(Shared {
                 store: self.store,
                 registration,
                 settings: self.settings,
+                clock: self.clock,
                 on_error: self.on_error,
                 local: ProcessLocal::new(),
             }),

@@ -1,19 +1,35 @@
 //! Values as bytes.
 
+use std::any::type_name;
+use std::borrow::Cow;
+
 use bytes::Bytes;
+use rmp_serde::config::BytesMode;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{Cover, Envelope, TooLong};
+use super::bytes_as_numbers::with_numbers;
+use super::envelope::{Cover, Envelope, NoEnvelope, TooLong};
+use super::key::Mark;
+use super::probe::{DEEPEST, Unreadable, look_at};
 use super::times::Times;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How deep a value may be nested to be read, as serde_json has it: damaged bytes must not exhaust the stack.
-const DEEPEST: usize = 128;
+mod text;
 
 /// How values become bytes. What was written with one is read with that one, whatever the reader's own.
 ///
-/// A value that is nested some 128 deep or deeper is a miss when it is read.
+/// What would not come back as it was is refused when it is written, with [`ErrorKind::Encode`]: a `Some(None)` or
+/// `Some(())`, which is read as `None`; a value that is nested 128 deep; with JSON, a number that is not finite. Where the
+/// type is one that is read as well, as in [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), so is
+/// all else that cannot be read back, such as a `u128` in an untagged enum. What a read cannot make out is reported to
+/// [`Builder::on_error`](crate::Builder::on_error), once for each type.
+///
+/// In a configuration it is "messagepack" or "json", by [`FromStr`](std::str::FromStr) and serde.
+///
+/// A `Vec<u8>` is stored as it is by MessagePack, in a value without other byte strings (`u128`, `Uuid`, `serde_bytes`);
+/// beside such, and in JSON, it takes up to twice and four times its length, unless it is a `serde_bytes::ByteBuf` in
+/// MessagePack. Bytes alone are best kept by [`set_raw`](crate::Cache::set_raw).
 ///
 /// ```
 /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -60,24 +76,75 @@ pub(super) struct Decoded<T> {
     pub(super) times: Times,
 }
 
-pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
-    cover.around(|body| cover.codec.write(value, body)).map_err(|Refusal(source)| {
-        Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source)
-    })
+/// Why there is no value in the bytes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum NoValue {
+    /// Another program's, another version's, or a damaged one.
+    Other,
+    /// One that was written under another key.
+    Foreign,
+    /// One of another type, or one that its type does not read as it writes it.
+    Unreadable,
 }
 
-/// The value in an envelope of this version, if that is what the bytes are.
+impl From<NoEnvelope> for NoValue {
+    fn from(no_envelope: NoEnvelope) -> NoValue {
+        match no_envelope {
+            NoEnvelope::Raw => NoValue::Other,
+            NoEnvelope::Foreign => NoValue::Foreign,
+        }
+    }
+}
+
+pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
+    let refused =
+        |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
+    let seen = look_at(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
+    if cover.codec == Codec::MessagePack && seen.packs_octets() {
+        let packed =
+            Cover { packs_octets: true, ..cover }.around(|body| write_packed(value, body, BytesMode::ForceIterables));
+        // Of a sequence whose first part alone is such a number.
+        if let Ok(packed) = packed {
+            return Ok(packed);
+        }
+    }
+    cover.around(|body| cover.codec.write(value, body)).map_err(refused)
+}
+
+/// The same for a value that can be read: makes sure that it is.
+pub(super) fn encode_readable<T: Serialize + DeserializeOwned>(
+    cover: Cover<'_>,
+    key: &str,
+    value: &T,
+) -> Result<Bytes> {
+    let bytes = encode(cover, key, value)?;
+    if decode::<T>(cover.mark, cover.version, cover.max_inflated, &bytes).is_err() {
+        let context =
+            format!("encoding the value of {key:?}: a {} is not read back from what it writes", type_name::<T>());
+        return Err(Error::new(ErrorKind::Encode, context));
+    }
+    Ok(bytes)
+}
+
+/// The value that was written under the key with this mark and in this version, if that is what the bytes are.
 pub(super) fn decode<T: DeserializeOwned>(
+    mark: Mark,
     version: Option<&str>,
     max_inflated: usize,
     bytes: &[u8],
-) -> Option<Decoded<T>> {
-    let envelope = Envelope::open(bytes)?;
+) -> Result<Decoded<T>, NoValue> {
+    let envelope = Envelope::open(mark, bytes)?;
     if !envelope.is_of(version) {
-        return None;
+        return Err(NoValue::Other);
     }
-    let value = envelope.codec.read(&envelope.body(max_inflated)?)?;
-    Some(Decoded { value, times: envelope.times.unwrap_or(Times::ALWAYS_FRESH) })
+    let mut body = envelope.body(max_inflated).ok_or(NoValue::Other)?;
+    if envelope.packs_octets
+        && let Some(numbers) = with_numbers(&body)
+    {
+        body = Cow::Owned(numbers);
+    }
+    let value = envelope.codec.read(&body).ok_or(NoValue::Unreadable)?;
+    Ok(Decoded { value, times: envelope.times.unwrap_or(Times::ALWAYS_FRESH) })
 }
 
 /// Why a value cannot be encoded.
@@ -89,12 +156,16 @@ impl From<TooLong> for Refusal {
     }
 }
 
+impl From<Unreadable> for Refusal {
+    fn from(unreadable: Unreadable) -> Refusal {
+        Refusal(unreadable.into())
+    }
+}
+
 impl Codec {
     fn write<T: Serialize + ?Sized>(self, value: &T, body: &mut Vec<u8>) -> Result<(), Refusal> {
         match self {
-            Codec::MessagePack => value
-                .serialize(&mut rmp_serde::Serializer::new(body).with_struct_map())
-                .map_err(|error| Refusal(error.into())),
+            Codec::MessagePack => write_packed(value, body, BytesMode::Normal),
             Codec::Json => serde_json::to_writer(body, value).map_err(|error| Refusal(error.into())),
         }
     }
@@ -111,6 +182,11 @@ impl Codec {
             Codec::Json => serde_json::from_slice(body).ok(),
         }
     }
+}
+
+fn write_packed<T: Serialize + ?Sized>(value: &T, body: &mut Vec<u8>, bytes: BytesMode) -> Result<(), Refusal> {
+    let mut serializer = rmp_serde::Serializer::new(body).with_bytes(bytes).with_struct_map();
+    value.serialize(&mut serializer).map_err(|error| Refusal(error.into()))
 }
 
 fn bounded<R: std::io::Read>(body: R) -> rmp_serde::Deserializer<rmp_serde::decode::ReadReader<R>> {
@@ -131,10 +207,20 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::super::times::Times;
-    use super::{Codec, Cover};
+    use super::{Codec, Cover, NoValue};
+
+    const MARK: u32 = 0x0403_0201;
 
     fn cover(codec: Codec, version: Option<&str>) -> Cover<'_> {
-        Cover { codec, times: None, version, compress_above: None }
+        Cover {
+            codec,
+            mark: MARK,
+            times: None,
+            version,
+            packs_octets: false,
+            compress_above: None,
+            max_inflated: usize::MAX,
+        }
     }
 
     fn encode<T: Serialize>(codec: Codec, version: Option<&str>, key: &str, value: &T) -> crate::Result<bytes::Bytes> {
@@ -142,7 +228,7 @@ mod tests {
     }
 
     fn decode<T: serde::de::DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
-        super::decode(version, 1 << 20, bytes).map(|decoded| decoded.value)
+        super::decode(MARK, version, 1 << 20, bytes).ok().map(|decoded| decoded.value)
     }
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -168,24 +254,30 @@ mod tests {
 
     #[test]
     fn the_layout_stays_as_it_is() {
-        assert_eq!(&*encode(Codec::MessagePack, None, "k", &1_u8).unwrap(), b"\xC1PF\x01\x01\0\0\0\x01");
-        assert_eq!(&*encode(Codec::Json, Some("v2"), "k", &1_u8).unwrap(), b"\xC1PF\x82\x02\0\0\0v2\x01\0\0\x001");
+        assert_eq!(
+            &*encode(Codec::MessagePack, None, "k", &1_u8).unwrap(),
+            b"\xC1PF\x01\x01\x02\x03\x04\x01\0\0\0\x01"
+        );
+        assert_eq!(
+            &*encode(Codec::Json, Some("v2"), "k", &1_u8).unwrap(),
+            b"\xC1PF\x82\x01\x02\x03\x04\x02\0\0\0v2\x01\0\0\x001"
+        );
     }
 
     #[test]
     fn times_and_compression_go_along() {
         let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
         let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
-        let layout = b"\xC1PF\x41\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
+        let layout = b"\xC1PF\x41\x01\x02\x03\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
         assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
         let text = "a widget, ".repeat(100);
         for (compress_above, longest) in [(None, 1_100), (Some(2_000), 1_100), (Some(900), 100)] {
             let bytes = super::encode(Cover { compress_above, ..small }, "k", &text).unwrap();
             assert!(bytes.len() < longest, "{} bytes above {compress_above:?}", bytes.len());
-            let read = super::decode::<String>(None, 1 << 20, &bytes).unwrap();
+            let read = super::decode::<String>(MARK, None, 1 << 20, &bytes).unwrap();
             assert_eq!((read.value, read.times), (text.clone(), times));
-            let bounded = super::decode::<String>(None, 1_000, &bytes);
-            assert_eq!(bounded.is_none(), compress_above == Some(900), "only what is compressed is bounded");
+            let bounded = super::decode::<String>(MARK, None, 1_000, &bytes);
+            assert_eq!(bounded.is_err(), compress_above == Some(900), "only what is compressed is bounded");
         }
     }
 
@@ -195,7 +287,7 @@ mod tests {
         for version in [None, Some("7")] {
             let bare = encode(Codec::Json, version, "k", &widget()).unwrap();
             let timed = super::super::envelope::with_times(&bare, Some(times));
-            let read = super::decode::<Widget>(version, 0, &timed).unwrap();
+            let read = super::decode::<Widget>(MARK, version, 0, &timed).unwrap();
             assert_eq!((read.value, read.times), (widget(), times));
             assert_eq!(super::super::envelope::with_times(&timed, None), bare);
         }
@@ -210,9 +302,16 @@ mod tests {
 
     #[test]
     fn bare_bytes_and_other_programs_values_are_no_value() {
-        for bytes in
-            [&b""[..], b"12", b"\x31", b"\xC1", b"\xC1PF", b"\xC1PF\x01", b"\x04\x08i\x06", b"\xC1PF\x03\x01\0\0\0\x01"]
-        {
+        for bytes in [
+            &b""[..],
+            b"12",
+            b"\x31",
+            b"\xC1",
+            b"\xC1PF",
+            b"\xC1PF\x01",
+            b"\x04\x08i\x06",
+            b"\xC1PF\x03\x01\x02\x03\x04\x01\0\0\0\x01",
+        ] {
             assert_eq!(decode::<u8>(None, bytes), None, "{bytes:?}");
         }
     }
@@ -250,16 +349,54 @@ mod tests {
                 assert_eq!(decode(None, &bytes), Some(tree));
             }
             for tree in trees(200) {
-                let bytes = encode(codec, None, "k", &tree).unwrap();
-                assert_eq!(decode::<Tree>(None, &bytes), None);
+                let error = encode(codec, None, "k", &tree).unwrap_err();
+                assert_eq!(format!("{error:#}"), "encoding the value of \"k\": it is nested more than 127 deep");
+                let mut body = Vec::new();
+                assert!(codec.write(&tree, &mut body).is_ok());
+                assert_eq!(codec.read::<Tree>(&body), None);
             }
         }
         let under = b"\x81\xA5Under".repeat(100_000);
-        let frame = [&b"\xC1PF\x01"[..], &u32::try_from(under.len()).unwrap().to_le_bytes(), &under].concat();
+        let frame =
+            [&b"\xC1PF\x01\x01\x02\x03\x04"[..], &u32::try_from(under.len()).unwrap().to_le_bytes(), &under].concat();
         assert_eq!(decode::<Tree>(None, &frame), None);
         let many: Vec<Tree> = (0..500).map(|_| Tree::Under(Box::new(Tree::Leaf))).collect();
         let bytes = encode(Codec::MessagePack, None, "k", &many).unwrap();
         assert_eq!(decode(None, &bytes), Some(many), "many of them side by side are no depth");
+    }
+
+    #[test]
+    fn a_vec_of_bytes_takes_no_more_room_than_its_bytes() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Content {
+            Text(String),
+            Bytes(Vec<u8>),
+            Mixed(Vec<Content>),
+            Number(u8),
+        }
+        let image = (String::from("logo"), vec![0xFF_u8; 10_000]);
+        let bytes = encode(Codec::MessagePack, None, "k", &image).unwrap();
+        assert!(bytes.len() < 10_050, "{} bytes", bytes.len());
+        assert_eq!(decode(None, &bytes), Some(image));
+        for content in [
+            Content::Bytes(b"a text, as it were".repeat(10)),
+            Content::Bytes(vec![0xFF; 100]),
+            Content::Mixed((0..100).map(Content::Number).chain([Content::Text("x".into())]).collect()),
+        ] {
+            let bytes = encode(Codec::MessagePack, None, "k", &content).unwrap();
+            assert_eq!(decode(None, &bytes), Some(content));
+        }
+        let beside_a_wide_integer = (u128::MAX, vec![7_u8; 100]);
+        let bytes = encode(Codec::MessagePack, None, "k", &beside_a_wide_integer).unwrap();
+        assert_eq!(decode(None, &bytes), Some(beside_a_wide_integer));
+    }
+
+    #[test]
+    fn a_value_of_another_key_is_foreign() {
+        let bytes = encode(Codec::MessagePack, None, "k", &1_u8).unwrap();
+        let opened = super::decode::<u8>(MARK + 1, None, 0, &bytes);
+        assert_eq!(opened.map(|decoded| decoded.value), Err(NoValue::Foreign));
     }
 
     #[test]

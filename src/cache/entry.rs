@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::envelope::Envelope;
 use super::{Cache, Expiry, KeyBuffer, Sealed, settled};
 use crate::error::Result;
-use crate::store::{Ttl, When};
+use crate::store::{CacheStore, Ttl, When};
 
 impl Cache {
     /// The value under a key, also if it is [stale](Expiry). `None` where there is none, or none of this type and version.
@@ -31,7 +31,7 @@ impl Cache {
     /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.get_raw(key).await?;
-        Ok(found.and_then(|bytes| self.value(&bytes)))
+        Ok(found.and_then(|bytes| self.value("get", key, &bytes)))
     }
 
     /// The bytes under a key, as whatever program wrote them.
@@ -169,8 +169,35 @@ impl Cache {
         V: Into<Bytes>,
         E: Into<Expiry>,
     {
-        let begun = expiry.into().begin();
-        self.put(key, begun.map(|begun| Sealed { bytes: value.into(), ttl: begun.bare }), When::Always, |_| ())
+        self.put(key, self.raw(value.into(), expiry.into()), When::Always, |_| ())
+    }
+
+    /// Stores bytes as they are where there is no entry. Answers whether they were stored.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert!(cache.blocking().add_raw("seen:7", "1", Duration::from_secs(60))?);
+    /// assert!(!cache.blocking().add_raw("seen:7", "1", Duration::from_secs(60))?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn add_raw<'a, V, E>(
+        &'a self,
+        key: &'a str,
+        value: V,
+        expiry: E,
+    ) -> impl Future<Output = Result<bool>> + Send + use<'a, V, E>
+    where
+        V: Into<Bytes>,
+        E: Into<Expiry>,
+    {
+        self.put(key, self.raw(value.into(), expiry.into()), When::IfAbsent, |stored| stored)
     }
 
     /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of
@@ -191,9 +218,9 @@ impl Cache {
     /// ```
     pub async fn exists(&self, key: &str) -> Result<bool> {
         let found = self.get_raw(key).await?;
-        Ok(found.is_some_and(|bytes| match Envelope::open(&bytes) {
-            Some(envelope) => envelope.serves(self.version.as_deref()),
-            None => self.version.is_none(),
+        Ok(found.is_some_and(|bytes| match Envelope::open(self.prefix.mark(key), &bytes) {
+            Ok(envelope) => envelope.serves(self.version.as_deref(), self.clock()),
+            Err(_) => self.version.is_none(),
         }))
     }
 
@@ -204,6 +231,10 @@ impl Cache {
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
         self.answered(settled(store.get(key)).await)
+    }
+
+    fn raw(&self, bytes: Bytes, expiry: Expiry) -> Result<Sealed> {
+        Ok(Sealed { bytes, ttl: self.begin(expiry)?.bare })
     }
 
     /// Stores what was sealed before.
@@ -218,7 +249,23 @@ impl Cache {
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
         let Sealed { bytes, ttl } = self.counted(sealed)?;
+        if when != When::Always {
+            self.remove_gone(key, store).await?;
+        }
         self.answered(settled(store.set(key, bytes, ttl, when)).await).map(answer)
+    }
+
+    /// Where the clock is not the store's: removes an entry that has ended by the clock, before a write that goes by
+    /// whether there is one.
+    async fn remove_gone(&self, full_key: &str, store: &dyn CacheStore) -> Result<()> {
+        if self.clock().is_the_stores() {
+            return Ok(());
+        }
+        let Some(held) = self.answered(settled(store.get(full_key)).await)? else { return Ok(()) };
+        if Envelope::open(crc32fast::hash(full_key.as_bytes()), &held).is_ok_and(|held| held.is_gone(self.clock())) {
+            self.answered(settled(store.compare_and_set(full_key, Some(&held), None, Ttl::Never)).await)?;
+        }
+        Ok(())
     }
 
     /// Stores (or with `new` of `None` removes) an entry that still holds what was read.

@@ -6,28 +6,33 @@
 //! | bytes | what |
 //! | --- | --- |
 //! | 3 | the magic number `C1 50 46`; MessagePack never begins with `C1`, Ruby's Marshal with `04 08`, Rails with `00 11` |
-//! | 1 | how the body is encoded (bits 0 to 3: 1 MessagePack, 2 JSON) and what else there is (bit 5: the body is compressed, bit 6: times, bit 7: a version) |
+//! | 1 | how the body is encoded (bits 0 to 3: 1 MessagePack, 2 JSON) and what else there is (bit 4: byte strings stand for arrays of numbers, bit 5: the body is compressed, bit 6: times, bit 7: a version) |
+//! | 4 | the CRC-32 of the full key: an entry that was put under another key, by whatever mistake, is no value there |
 //! | 24 | with times: from when on the value is to be refreshed, stale and gone, in milliseconds since 1970, each 8; all ones: never |
 //! | 4 + n | with a version: its length and its text |
 //! | 4 + n | the length of the body, and the body; nothing follows |
 //!
 //! A compressed body is the length of what it inflates to, in 4 bytes, and a zlib stream. Numbers are little-endian. A reader
-//! refuses what it does not know, so bit 4 is free for the future.
+//! refuses what it does not know.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::clock::Clock;
 use super::codec::Codec;
 use super::compression;
+use super::key::Mark;
 use super::times::{Age, Times};
 
 const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
 const FLAGS_AT: usize = MAGIC.len();
-const TIMES_AT: usize = FLAGS_AT + 1;
+const MARK_AT: usize = FLAGS_AT + 1;
+const TIMES_AT: usize = MARK_AT + size_of::<Mark>();
 const TIMES: usize = 24;
 
 const CODEC: u8 = 0x0F;
+const PACKS_OCTETS: u8 = 0x10;
 const IS_COMPRESSED: u8 = 0x20;
 const HAS_TIMES: u8 = 0x40;
 const HAS_VERSION: u8 = 0x80;
@@ -38,19 +43,33 @@ pub(super) struct Envelope<'a> {
     pub(super) codec: Codec,
     /// `None` for an entry that never expires.
     pub(super) times: Option<Times>,
+    /// Whether byte strings in the body stand for arrays of numbers.
+    pub(super) packs_octets: bool,
     version: Option<&'a [u8]>,
     is_compressed: bool,
     body: &'a [u8],
+}
+
+/// Why bytes are no value here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoEnvelope {
+    /// They are another program's, or damaged.
+    Raw,
+    /// The value was written under another key.
+    Foreign,
 }
 
 /// An envelope that is being written: all but its body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cover<'a> {
     pub(super) codec: Codec,
+    pub(super) mark: Mark,
     pub(super) times: Option<Times>,
     pub(super) version: Option<&'a str>,
-    /// Bodies that are longer are compressed.
+    pub(super) packs_octets: bool,
+    /// Bodies that are longer are compressed, up to what a reader takes.
     pub(super) compress_above: Option<usize>,
+    pub(super) max_inflated: usize,
 }
 
 /// What has no room in an envelope: more than 4 GiB.
@@ -66,6 +85,10 @@ impl Cover<'_> {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend(MAGIC);
         bytes.push(self.codec.number());
+        bytes.extend(self.mark.to_le_bytes());
+        if self.packs_octets {
+            bytes[FLAGS_AT] |= PACKS_OCTETS;
+        }
         if let Some(times) = self.times {
             bytes[FLAGS_AT] |= HAS_TIMES;
             bytes.extend(times_in_bytes(times));
@@ -81,6 +104,7 @@ impl Cover<'_> {
         write(&mut bytes)?;
         let inflated = length(bytes.len() - body_at)?;
         if self.compress_above.is_some_and(|limit| bytes.len() - body_at > limit)
+            && bytes.len() - body_at <= self.max_inflated
             && let Some(compressed) = compression::deflated(&bytes[body_at..])
         {
             bytes[FLAGS_AT] |= IS_COMPRESSED;
@@ -95,23 +119,37 @@ impl Cover<'_> {
 }
 
 impl<'a> Envelope<'a> {
+    /// The value that was written under the key with this mark.
+    #[inline]
+    pub(super) fn open(mark: Mark, bytes: &'a [u8]) -> Result<Envelope<'a>, NoEnvelope> {
+        let (envelope, own) = Envelope::take_apart(bytes).ok_or(NoEnvelope::Raw)?;
+        if own == mark { Ok(envelope) } else { Err(NoEnvelope::Foreign) }
+    }
+
     /// `None` for bytes that are none of ours, or are damaged.
-    pub(super) fn open(bytes: &'a [u8]) -> Option<Envelope<'a>> {
+    fn take_apart(bytes: &'a [u8]) -> Option<(Envelope<'a>, Mark)> {
         let (magic, rest) = bytes.split_first_chunk()?;
-        let (&flags, mut rest) = rest.split_first()?;
-        if *magic != MAGIC || flags & !(CODEC | IS_COMPRESSED | HAS_TIMES | HAS_VERSION) != 0 {
+        let (&flags, rest) = rest.split_first()?;
+        if *magic != MAGIC || flags & !(CODEC | PACKS_OCTETS | IS_COMPRESSED | HAS_TIMES | HAS_VERSION) != 0 {
             return None;
         }
         let codec = Codec::of_number(flags & CODEC)?;
+        let (mark, mut rest) = rest.split_first_chunk()?;
         let times = if flags & HAS_TIMES == 0 { None } else { Some(take_times(&mut rest)?) };
         let version = if flags & HAS_VERSION == 0 { None } else { Some(take_text(&mut rest)?) };
         let body = take_text(&mut rest).filter(|_| rest.is_empty())?;
-        Some(Envelope { codec, times, version, is_compressed: flags & IS_COMPRESSED != 0, body })
+        let [packs_octets, is_compressed] = [PACKS_OCTETS, IS_COMPRESSED].map(|flag| flags & flag != 0);
+        let envelope = Envelope { codec, times, packs_octets, version, is_compressed, body };
+        Some((envelope, Mark::from_le_bytes(*mark)))
     }
 
     /// Whether it holds a value of this version that is not gone.
-    pub(super) fn serves(&self, version: Option<&str>) -> bool {
-        self.is_of(version) && self.times.is_none_or(|times| times.age() != Age::Gone)
+    pub(super) fn serves(&self, version: Option<&str>, clock: &Clock) -> bool {
+        self.is_of(version) && !self.is_gone(clock)
+    }
+
+    pub(super) fn is_gone(&self, clock: &Clock) -> bool {
+        self.times.is_some_and(|times| times.age(clock) == Age::Gone)
     }
 
     pub(super) fn is_of(&self, version: Option<&str>) -> bool {
@@ -134,11 +172,11 @@ pub(super) fn with_times(bytes: &[u8], times: Option<Times>) -> Bytes {
     let flags = bytes[FLAGS_AT];
     let rest_at = if flags & HAS_TIMES == 0 { TIMES_AT } else { TIMES_AT + TIMES };
     let mut changed = Vec::with_capacity(bytes.len() + TIMES);
-    changed.extend(MAGIC);
+    changed.extend(&bytes[..TIMES_AT]);
     match times {
-        None => changed.push(flags & !HAS_TIMES),
+        None => changed[FLAGS_AT] &= !HAS_TIMES,
         Some(times) => {
-            changed.push(flags | HAS_TIMES);
+            changed[FLAGS_AT] |= HAS_TIMES;
             changed.extend(times_in_bytes(times));
         }
     }

@@ -5,9 +5,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::times::{NEVER, Times, milliseconds};
+use super::clock::Clock;
+use super::times::{NEVER, Times};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
+
+mod text;
 
 /// How long a value serves: a [`Duration`] will do wherever one is asked for.
 ///
@@ -21,6 +24,9 @@ use crate::store::Ttl;
 /// - *refreshed ahead*: it is fresh, and one fetch loads it anew.
 /// - *stale*: reads still return it, and one fetch loads it anew. If the loader fails, it goes on serving.
 /// - *gone*: it is a miss.
+///
+/// In a configuration it is a text, such as "60s, refresh_ahead=10s, stale_for=10m, jitter=0.1", read by
+/// [`FromStr`](std::str::FromStr) and serde.
 ///
 /// [Choosing an expiry](crate::guide::choosing_an_expiry) says which of them to use when. Stale and refreshed-ahead are
 /// told by the clocks of the machines, in milliseconds: processes on several machines agree as well as their clocks do. They
@@ -52,6 +58,8 @@ pub struct Expiry {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Never,
+    /// That of the cache.
+    Default,
     After(Duration),
     At(SystemTime),
 }
@@ -78,6 +86,20 @@ impl Expiry {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub const NEVER: Expiry = Expiry::new(End::Never);
+
+    /// The cache's own, see [`Builder::default_expiry`](crate::Builder::default_expiry): the other settings mean nothing
+    /// beside it. Where a cache has none, it is refused by the operation that uses it, with
+    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).default_expiry(Duration::from_secs(60)).build();
+    /// cache.blocking().set("motd", "hello", Expiry::DEFAULT)?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub const DEFAULT: Expiry = Expiry::new(End::Default);
 
     /// Fresh for this long, counted from the moment of storing.
     ///
@@ -117,6 +139,10 @@ impl Expiry {
     /// After its fresh time the value goes on serving for this long, while one fetch loads it anew, and for as long as that
     /// fails. Defaults to zero: the value is gone when it is no longer fresh.
     ///
+    /// # Panics
+    ///
+    /// If it is more than a hundred years.
+    ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
     /// use std::time::Duration;
@@ -132,23 +158,34 @@ impl Expiry {
     /// ```
     #[must_use]
     pub const fn stale_for(self, duration: Duration) -> Expiry {
+        assert!(duration.as_secs() <= Ttl::LONGEST.as_secs(), "a stale_for of more than a hundred years");
         Expiry { stale_for: duration, ..self }
     }
 
     /// In the last part of its fresh time, of this length, one fetch loads the value anew, while the others have the current
     /// one. A value that is asked for often enough is then never missed. Defaults to zero: never ahead.
     ///
-    /// One that is not shorter than the fresh time is refused by the operation that uses it, with
-    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    /// With [`Expiry::at`], where less than that is left, the whole fresh time is that last part.
+    ///
+    /// # Panics
+    ///
+    /// If it is not shorter than the fresh time of [`Expiry::after`], where every fetch would load. In a constant that is
+    /// an error of the compiler.
     ///
     /// ```
     /// use prefork_cache::Expiry;
     /// use std::time::Duration;
     ///
-    /// let expiry = Expiry::after(Duration::from_secs(60)).refresh_ahead(Duration::from_secs(6));
+    /// const EXPIRY: Expiry = Expiry::after(Duration::from_secs(60)).refresh_ahead(Duration::from_secs(6));
     /// ```
     #[must_use]
     pub const fn refresh_ahead(self, duration: Duration) -> Expiry {
+        if let End::After(fresh) = self.end {
+            assert!(
+                fresh.is_zero() || duration.as_nanos() < fresh.as_nanos(),
+                "a refresh_ahead that is not shorter than the time that the value is fresh"
+            );
+        }
         Expiry { refresh_ahead: duration, ..self }
     }
 
@@ -157,8 +194,9 @@ impl Expiry {
     ///
     /// The random numbers are the operating system's: forked workers draw different ones.
     ///
-    /// Another number is refused by the operation that uses it, with
-    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+    /// # Panics
+    ///
+    /// If it is another number.
     ///
     /// ```
     /// use prefork_cache::Expiry;
@@ -169,6 +207,7 @@ impl Expiry {
     /// ```
     #[must_use]
     pub const fn jitter(self, fraction: f64) -> Expiry {
+        assert!(fraction >= 0.0 && fraction <= 1.0, "a jitter that is not between 0 and 1");
         Expiry { jitter: fraction, ..self }
     }
 
@@ -181,19 +220,19 @@ impl Expiry {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidTtl`] for what the setters say they refuse.
-    pub(super) fn begin(self) -> Result<Lifetime> {
-        let Some(asked) = self.checked(SystemTime::now())? else { return Ok(Lifetime::FOR_EVER) };
+    pub(super) fn begin(self, clock: &Clock) -> Result<Lifetime> {
+        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::FOR_EVER) };
         let fresh = self.shortened(asked);
         let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
-        let times = self.times(fresh, ttl)?;
+        let times = self.times(fresh, ttl, clock)?;
         Ok(Lifetime { ttl, bare: Ttl::After(fresh), times: Some(times) })
     }
 
     /// The same for one of several values that are stored with one TTL, the longest: with jitter, each ends by its own times.
-    pub(super) fn begin_among_others(self) -> Result<Lifetime> {
-        let Some(asked) = self.checked(SystemTime::now())? else { return Ok(Lifetime::FOR_EVER) };
+    pub(super) fn begin_among_others(self, clock: &Clock) -> Result<Lifetime> {
+        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::FOR_EVER) };
         let fresh = self.shortened(asked);
-        let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)))?;
+        let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)), clock)?;
         if self.jitter > 0.0 {
             times.stale_from = times.stale_from.min(times.gone_from);
         }
@@ -202,28 +241,14 @@ impl Expiry {
     }
 
     /// How long the value is to be fresh, before any jitter; `None` for ever.
-    fn checked(self, now: SystemTime) -> Result<Option<Duration>> {
+    fn checked(self, clock: &Clock) -> Result<Option<Duration>> {
         let asked = match self.end {
-            End::Never => Duration::MAX,
+            End::Never => return Ok(None),
+            End::Default => return Err(refused("Expiry::DEFAULT of a cache without a default_expiry".to_owned())),
             End::After(duration) => duration,
-            End::At(time) => time.duration_since(now).map_err(|past| in_the_past(past.duration()))?,
+            End::At(time) => time.duration_since(clock.now()).map_err(|past| in_the_past(past.duration()))?,
         };
-        if !(0.0..=1.0).contains(&self.jitter) {
-            return Err(refused(format!("a jitter of {} is not between 0 and 1", self.jitter)));
-        }
-        if self.end == End::Never {
-            return Ok(None);
-        }
         Ttl::After(asked).duration()?;
-        if self.stale_for > Ttl::LONGEST {
-            return Err(refused("a stale_for of more than a hundred years".to_owned()));
-        }
-        if self.refresh_ahead >= asked {
-            let ahead = self.refresh_ahead;
-            return Err(refused(format!(
-                "a refresh_ahead of {ahead:?} is not shorter than the {asked:?} that the value is fresh"
-            )));
-        }
         Ok(Some(asked))
     }
 
@@ -234,8 +259,8 @@ impl Expiry {
         fresh.mul_f64(1.0 - self.jitter * random_fraction()).max(Duration::from_millis(1))
     }
 
-    fn times(self, fresh: Duration, ttl: Ttl) -> Result<Times> {
-        let now = milliseconds(SystemTime::now());
+    fn times(self, fresh: Duration, ttl: Ttl, clock: &Clock) -> Result<Times> {
+        let now = clock.milliseconds();
         let from = |duration| now.saturating_add(crate::store::milliseconds_rounded_up(duration));
         Ok(Times {
             refresh_from: match self.refresh_ahead {
@@ -245,6 +270,19 @@ impl Expiry {
             stale_from: if self.stale_for.is_zero() { NEVER } else { from(fresh) },
             gone_from: ttl.duration()?.map_or(NEVER, from),
         })
+    }
+}
+
+impl Expiry {
+    /// What is given, or the default for what is given as such.
+    pub(super) fn or_default(self, default: Option<Expiry>) -> Expiry {
+        if self.end == End::Default { default.unwrap_or(self) } else { self }
+    }
+}
+
+impl Default for Expiry {
+    fn default() -> Expiry {
+        Expiry::DEFAULT
     }
 }
 
@@ -290,7 +328,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::super::times::NEVER;
-    use super::{Expiry, Lifetime};
+    use super::{Clock, Expiry, Lifetime};
     use crate::error::ErrorKind;
     use crate::store::Ttl;
 
@@ -298,21 +336,27 @@ mod tests {
 
     #[test]
     fn the_store_is_told_when_the_stale_time_ends() {
-        assert_eq!(Expiry::NEVER.begin().unwrap(), Lifetime::FOR_EVER);
-        assert_eq!(Expiry::after(MINUTE).begin().unwrap().ttl, Ttl::After(MINUTE));
-        let stale = Expiry::after(MINUTE).stale_for(MINUTE).begin().unwrap();
+        assert_eq!(Expiry::NEVER.begin(&Clock::system()).unwrap(), Lifetime::FOR_EVER);
+        assert_eq!(Expiry::after(MINUTE).begin(&Clock::system()).unwrap().ttl, Ttl::After(MINUTE));
+        let stale = Expiry::after(MINUTE).stale_for(MINUTE).begin(&Clock::system()).unwrap();
         assert_eq!((stale.ttl, stale.bare), (Ttl::After(2 * MINUTE), Ttl::After(MINUTE)));
-        let at = Expiry::at(SystemTime::now() + MINUTE).begin().unwrap().ttl.duration().unwrap().unwrap();
+        let at =
+            Expiry::at(SystemTime::now() + MINUTE).begin(&Clock::system()).unwrap().ttl.duration().unwrap().unwrap();
         assert!(at <= MINUTE, "{at:?}");
     }
 
     #[test]
     fn the_times_follow_each_other() {
-        let times =
-            Expiry::after(6 * MINUTE).refresh_ahead(MINUTE).stale_for(4 * MINUTE).begin().unwrap().times.unwrap();
+        let times = Expiry::after(6 * MINUTE)
+            .refresh_ahead(MINUTE)
+            .stale_for(4 * MINUTE)
+            .begin(&Clock::system())
+            .unwrap()
+            .times
+            .unwrap();
         assert_eq!(times.stale_from - times.refresh_from, 60_000);
         assert_eq!(times.gone_from - times.stale_from, 240_000);
-        let plain = Expiry::after(MINUTE).begin().unwrap().times.unwrap();
+        let plain = Expiry::after(MINUTE).begin(&Clock::system()).unwrap().times.unwrap();
         assert_eq!((plain.refresh_from, plain.stale_from), (NEVER, NEVER), "no clock is asked when it is read");
     }
 
@@ -320,7 +364,8 @@ mod tests {
     fn jitter_shortens_the_fresh_time_alone() {
         let mut seen = Vec::new();
         for _ in 0..100 {
-            let Lifetime { ttl, times, .. } = Expiry::after(MINUTE).stale_for(MINUTE).jitter(0.5).begin().unwrap();
+            let Lifetime { ttl, times, .. } =
+                Expiry::after(MINUTE).stale_for(MINUTE).jitter(0.5).begin(&Clock::system()).unwrap();
             let lives = ttl.duration().unwrap().unwrap();
             assert!((90 * Duration::from_secs(1)..=2 * MINUTE).contains(&lives), "{lives:?}");
             let times = times.unwrap();
@@ -335,34 +380,26 @@ mod tests {
     #[test]
     fn several_values_with_one_ttl_end_each_at_its_own_time() {
         let expiry = Expiry::after(MINUTE).jitter(0.5);
-        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others().unwrap()).collect();
+        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others(&Clock::system()).unwrap()).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.ttl == Ttl::After(MINUTE)));
         let mut ends: Vec<u64> = lifetimes.iter().map(|lifetime| lifetime.times.unwrap().stale_from).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().gone_from <= ends[0] + 60_000));
         ends.sort_unstable();
         ends.dedup();
         assert!(ends.len() > 50, "{} of 100 differ", ends.len());
-        let plain = Expiry::after(MINUTE).begin_among_others().unwrap().times.unwrap();
+        let plain = Expiry::after(MINUTE).begin_among_others(&Clock::system()).unwrap().times.unwrap();
         assert_eq!(plain.stale_from, NEVER);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         let text = |expiry: Expiry| {
-            let error = expiry.begin().unwrap_err();
+            let error = expiry.begin(&Clock::system()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidTtl);
             error.to_string()
         };
         assert!(text(Expiry::after(Duration::ZERO)).starts_with("a TTL of zero"));
         assert!(text(Expiry::after(Duration::MAX)).contains("hundred years"));
-        assert_eq!(text(Expiry::after(MINUTE).stale_for(Duration::MAX)), "a stale_for of more than a hundred years");
-        assert!(text(Expiry::NEVER.jitter(2.0)).starts_with("a jitter of 2"));
         assert!(text(Expiry::at(SystemTime::UNIX_EPOCH)).starts_with("an expiry at a time that passed"));
-        assert_eq!(text(Expiry::after(MINUTE).jitter(1.5)), "a jitter of 1.5 is not between 0 and 1");
-        assert_eq!(text(Expiry::after(MINUTE).jitter(f64::NAN)), "a jitter of NaN is not between 0 and 1");
-        assert_eq!(
-            text(Expiry::after(MINUTE).refresh_ahead(MINUTE)),
-            "a refresh_ahead of 60s is not shorter than the 60s that the value is fresh"
-        );
     }
 }

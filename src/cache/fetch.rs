@@ -18,6 +18,7 @@
 //!   process, and not stored. While a lease is watched the leader stops watching and loads. At the end the failure is
 //!   reported.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ use look::{Found, Looked};
 pub(super) use flight::{Flight, Flights};
 pub(super) use lease::{DELETED, MARK_TTL};
 pub use loaded::Loaded;
+pub use lock::LockGuard;
+pub use two_steps::{Begun, Claim};
 
 // The four steps.
 mod claim;
@@ -52,8 +55,10 @@ mod flight;
 mod form;
 mod lease;
 mod loaded;
+mod lock;
 mod many;
 mod nesting;
+mod two_steps;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
@@ -107,17 +112,47 @@ impl Cache {
     /// assert!(cache.blocking().exists("motd")?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub async fn fetch<T, E>(
-        &self,
-        key: &str,
-        expiry: impl Into<Expiry>,
-        load: impl AsyncFnOnce() -> Result<T, E>,
-    ) -> Result<T, E>
+    ///
+    /// A loader is anything that can be called once and returns a future: `async ||`, `|| async {}`, a generic or a boxed
+    /// one. With an error type of the program's own, `?` works in it as anywhere:
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::{num::ParseIntError, time::Duration};
+    ///
+    /// #[derive(Debug)]
+    /// enum ShopError {
+    ///     Price(ParseIntError),
+    ///     Io(std::io::Error),
+    /// }
+    /// # impl From<ParseIntError> for ShopError { fn from(error: ParseIntError) -> Self { ShopError::Price(error) } }
+    /// # impl From<std::io::Error> for ShopError { fn from(error: std::io::Error) -> Self { ShopError::Io(error) } }
+    ///
+    /// async fn ask_the_shop(widget: u32) -> std::io::Result<String> {
+    ///     Ok(format!("{widget}00"))
+    /// }
+    ///
+    /// async fn price(cache: &Cache, widget: u32) -> Result<u64, ShopError> {
+    ///     let load = async || {
+    ///         let price = ask_the_shop(widget).await?;
+    ///         Ok(price.parse()?)
+    ///     };
+    ///     cache.fetch(&format!("price:{widget}"), Duration::from_secs(60), load).await
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(price(&cache, 7).await?, 700);
+    /// # Ok::<(), ShopError>(()) }).unwrap();
+    /// ```
+    pub async fn fetch<T, E, F>(&self, key: &str, expiry: impl Into<Expiry>, load: impl FnOnce() -> F) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T, E>>,
     {
         let expiry = expiry.into();
-        self.fetch_loaded(key, async move || load().await.map(|value| Loaded::new(value, expiry))).await
+        let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
+        self.fetch_as("fetch", key, load).await.map(|Typed(value)| value)
     }
 
     /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or declines to have the value stored.
@@ -143,12 +178,13 @@ impl Cache {
     /// assert!(!cache.blocking().exists("user:7").unwrap());
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub async fn fetch_loaded<T, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<T>, E>) -> Result<T, E>
+    pub async fn fetch_loaded<T, E, F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<Loaded<T>, E>>,
     {
-        let fetched = self.fetch_as(key, async move || load().await.map(|loaded| loaded.map(Typed))).await;
-        fetched.map(|Typed(value)| value)
+        let load = async move || load().await.map(|loaded| loaded.map(Typed));
+        self.fetch_as("fetch_loaded", key, load).await.map(|Typed(value)| value)
     }
 
     /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are
@@ -169,37 +205,47 @@ impl Cache {
     /// assert_eq!(cache.blocking().get_raw("page").unwrap(), Some(page));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub async fn fetch_raw<V: Into<Bytes>, E>(
+    pub async fn fetch_raw<V, E, F>(
         &self,
         key: &str,
         expiry: impl Into<Expiry>,
-        load: impl AsyncFnOnce() -> Result<V, E>,
-    ) -> Result<Bytes, E> {
+        load: impl FnOnce() -> F,
+    ) -> Result<Bytes, E>
+    where
+        V: Into<Bytes>,
+        F: Future<Output = Result<V, E>>,
+    {
         let expiry = expiry.into();
         let load = async move || load().await.map(|value| Loaded::new(Raw(value.into()), expiry));
-        self.fetch_as(key, load).await.map(|Raw(bytes)| bytes)
+        self.fetch_as("fetch_raw", key, load).await.map(|Raw(bytes)| bytes)
     }
 
-    async fn fetch_as<V: Form, E>(&self, key: &str, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> Result<V, E> {
+    async fn fetch_as<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
+        &self,
+        verb: &'static str,
+        key: &str,
+        load: impl FnOnce() -> F,
+    ) -> Result<V, E> {
         let span = Span::fetch(self.shared.registration.name());
-        telemetry::instrumented(&span, self.fetch_within(&span, key, load)).await
+        telemetry::instrumented(&span, self.fetch_within(&span, verb, key, load)).await
     }
 
-    async fn fetch_within<V: Form, E>(
+    async fn fetch_within<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
         &self,
         span: &Span,
+        verb: &'static str,
         key: &str,
-        load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
+        load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
         let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
-        let looked = looked.map(|read| Looked::of(self, read));
+        let looked = looked.map(|read| Looked::of(self, verb, key, read));
         // By the shortest way: this is where most fetches end.
         if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
             span.outcome(look::outcome(is_stale));
             return Ok(value);
         }
-        let mut fetching = Fetching::new(self, &[key], landed);
+        let mut fetching = Fetching::new(self, verb, &[key], landed);
         if let Some(looked) = looked {
             fetching.take_in(0, looked);
         }
@@ -225,6 +271,8 @@ struct Fetching<V, E> {
     leases: Leases,
     wanted: Vec<Wanted<V, E>>,
     cache: Cache,
+    /// What its failures are reported as.
+    verb: &'static str,
     /// How long it waits for others before it claims in turn.
     bound: Duration,
     /// How many loads of this process had ended before the last look.
@@ -260,10 +308,10 @@ enum Answer<V, E> {
 }
 
 impl<V: Form, E> Fetching<V, E> {
-    fn new(cache: &Cache, keys: &[&str], landed: u64) -> Fetching<V, E> {
+    fn new(cache: &Cache, verb: &'static str, keys: &[&str], landed: u64) -> Fetching<V, E> {
         let settings = &cache.shared.settings;
         let bound = if nesting::is_in_loader() { settings.fetch_wait } else { settings.load_timeout };
-        let now = super::clock::now();
+        let now = super::wait_clock::now();
         let wanted = |key: &&str| Wanted {
             key: (*key).to_owned(),
             full_key: cache.prefix.full_key(key),
@@ -278,11 +326,14 @@ impl<V: Form, E> Fetching<V, E> {
             outcome: "",
         };
         let wanted = keys.iter().map(wanted).collect();
-        Fetching { leases: Leases::none(cache), wanted, cache: cache.clone(), bound, landed }
+        Fetching { leases: Leases::none(cache, verb), wanted, cache: cache.clone(), verb, bound, landed }
     }
 
     /// The steps after the look, for one key.
-    async fn one(mut self, load: impl AsyncFnOnce() -> Result<Loaded<V>, E>) -> (Result<V, E>, &'static str) {
+    async fn one<F: Future<Output = Result<Loaded<V>, E>>>(
+        mut self,
+        load: impl FnOnce() -> F,
+    ) -> (Result<V, E>, &'static str) {
         let mut load = Some(load);
         while let Some(asked) = self.next_loads().await {
             let load = load.take().expect("a key is loaded once");

@@ -15,7 +15,8 @@ impl Cache {
     /// Registers a store under the name "default", for the life of the process and of its children. No I/O.
     ///
     /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. Where several are registered under one name,
-    /// [`named`](Cache::named) gives the last, and all are refreshed.
+    /// [`named`](Cache::named) gives the last, and all are refreshed;
+    /// [`Builder::register_if_absent`] and [`Builder::register_instead`] keep to one.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -68,9 +69,38 @@ impl Cache {
         newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
     }
 
+    /// Has [`named`](Cache::named) no longer find a cache by this name. Answers whether there was one. It lives on as long
+    /// as its handles.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// Cache::builder(MemoryStore::new()).name("for a while").register();
+    /// assert!(Cache::unregister("for a while"));
+    /// assert!(Cache::named("for a while").is_none());
+    /// assert!(!Cache::unregister("for a while"));
+    /// ```
+    pub fn unregister(name: &str) -> bool {
+        CACHES.remove(|registered| registered.0 == name)
+    }
+
+    /// What the cache is called, by [`Builder::name`], whether or not it is registered.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// assert_eq!(Cache::builder(MemoryStore::new()).name("words").build().name(), "words");
+    /// ```
+    pub fn name(&self) -> &str {
+        self.shared.registration.name()
+    }
+
     /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
     ///
-    /// A part is taken as it is: one with a colon of its own, which a user's input may have, is two parts.
+    /// Any text is a part of its own, a user's input too: within a part `%` and `:` become `%25` and `%3A`, so that no
+    /// two namespaces share an entry unless one contains the other. A namespace contains what is in its sub-namespaces:
+    /// [`clear`](Cache::clear) removes it, and the key "7:motd" in "tenant" is "motd" in "tenant", "7". An empty part is
+    /// refused by every operation of the handle, with [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey).
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -80,6 +110,7 @@ impl Cache {
     /// let tenant = cache.namespace("tenant").namespace("7");
     /// tenant.blocking().set_raw("motd", "hello", Duration::from_secs(60))?;
     /// assert!(cache.blocking().exists("tenant:7:motd")?);
+    /// assert!(!cache.namespace("tenant:7").blocking().exists("motd")?, "another one");
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     #[must_use]
@@ -218,6 +249,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
-        self.local().counters.read(self.shared.registration.refreshed())
+        let servers = self.store().map_or_else(|_| Vec::new(), CacheStore::servers);
+        self.local().counters.read(self.shared.registration.refreshed(), servers)
     }
 }

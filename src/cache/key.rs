@@ -5,14 +5,18 @@ use std::sync::Arc;
 use arrayvec::ArrayString;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::LEASE;
+use crate::store::{LEASE, LOCK};
 
 /// Keys up to this length are put together on the stack.
 const SHORT: usize = 120;
 
-/// The namespace of a handle, with a colon after each part.
+/// The namespace of a handle, with a colon after each part. Within a part colons are written otherwise, so that no two
+/// lists of parts make the same. Empty, but there, with a part that is refused.
 #[derive(Clone, Debug)]
 pub(super) struct Prefix(Option<Arc<str>>);
+
+/// What a value is marked with: the CRC-32 of its full key.
+pub(super) type Mark = u32;
 
 /// Where a full key is put together.
 #[derive(Default)]
@@ -27,11 +31,36 @@ impl Prefix {
     }
 
     pub(super) fn join(&self, part: &str) -> Prefix {
-        Prefix(Some(format!("{}{part}:", self.as_str()).into()))
+        if part.is_empty() || self.is_refused() {
+            return Prefix(Some("".into()));
+        }
+        let part = part.replace('%', "%25").replace(':', "%3A");
+        Prefix(Some([self.as_str(), &part, ":"].concat().into()))
+    }
+
+    fn is_refused(&self) -> bool {
+        self.0.as_ref().is_some_and(|prefix| prefix.is_empty())
     }
 
     pub(super) fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or_default()
+    }
+
+    /// What all keys begin with.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidKey`] if a part is empty.
+    pub(super) fn checked(&self) -> Result<&str> {
+        if self.is_refused() { Err(empty_part()) } else { Ok(self.as_str()) }
+    }
+
+    #[inline]
+    pub(super) fn mark(&self, key: &str) -> Mark {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(self.as_str().as_bytes());
+        hasher.update(key.as_bytes());
+        hasher.finalize()
     }
 
     /// The full key. Without a namespace it is the caller's.
@@ -44,6 +73,7 @@ impl Prefix {
         check_key(key)?;
         match &self.0 {
             None => Ok(key),
+            Some(prefix) if prefix.is_empty() => Err(empty_part()),
             Some(prefix) => Ok(buffer.join(prefix, key)),
         }
     }
@@ -51,6 +81,7 @@ impl Prefix {
     /// The full key, to keep.
     pub(super) fn owned_key(&self, key: &str) -> Result<String> {
         check_key(key)?;
+        self.checked()?;
         Ok(self.full_key(key))
     }
 
@@ -60,21 +91,28 @@ impl Prefix {
     }
 }
 
-/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease: whoever wrote that would
-/// keep everybody from loading.
+/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease or a lock: whoever wrote
+/// that would keep everybody from loading.
 #[inline]
 pub(super) fn check_key(key: &str) -> Result<()> {
     crate::store::check_key(key)?;
     // Behind a namespace, the part alone is enough.
-    match key.strip_suffix(LEASE) {
-        Some(rest) if rest.is_empty() || rest.ends_with(':') => Err(key_of_a_lease(key)),
-        _ => Ok(()),
+    for (suffix, what) in [(LEASE, "lease"), (LOCK, "lock")] {
+        if key.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with(':')) {
+            return Err(reserved(key, what));
+        }
     }
+    Ok(())
 }
 
 #[cold]
-fn key_of_a_lease(key: &str) -> Error {
-    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a lease"))
+fn empty_part() -> Error {
+    Error::new(ErrorKind::InvalidKey, "a part of the namespace is empty")
+}
+
+#[cold]
+fn reserved(key: &str, what: &str) -> Error {
+    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a {what}"))
 }
 
 impl KeyBuffer {
@@ -102,6 +140,24 @@ mod tests {
     }
 
     #[test]
+    fn no_two_lists_of_parts_are_joined_alike() {
+        let prefix = Prefix::none().join("a:b").join("50%");
+        assert_eq!(prefix.as_str(), "a%3Ab:50%25:");
+        assert_ne!(Prefix::none().join("a%3Ab").join("50%").as_str(), prefix.as_str());
+        for refused in [Prefix::none().join(""), prefix.join(""), prefix.join("").join("c")] {
+            let error = refused.owned_key("k").unwrap_err();
+            assert_eq!(error.to_string(), "a part of the namespace is empty");
+            assert!(refused.key("k", &mut KeyBuffer::default()).is_err() && refused.checked().is_err());
+        }
+    }
+
+    #[test]
+    fn a_mark_is_that_of_the_full_key() {
+        assert_eq!(Prefix::none().mark("123456789"), 0xCBF4_3926, "CRC-32 as everybody has it");
+        assert_eq!(Prefix::none().join("123").join("5").mark("789"), Prefix::none().mark("123:5:789"));
+    }
+
+    #[test]
     fn keys_of_every_length_are_joined_alike() {
         let prefix = Prefix::none().join("a");
         for length in 1..2 * SHORT {
@@ -116,8 +172,10 @@ mod tests {
         let error = Prefix::none().owned_key("user:bob:prefork-lease").unwrap_err();
         assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is that of a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
-        assert!(Prefix::none().join("user:bob").owned_key("prefork-lease").is_err());
+        assert!(Prefix::none().join("user").join("bob").owned_key("prefork-lease").is_err());
         assert!(Prefix::none().owned_key("no-prefork-lease").is_ok());
+        let error = Prefix::none().owned_key("report:prefork-lock").unwrap_err();
+        assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is that of a lock");
     }
 
     #[test]

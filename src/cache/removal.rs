@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::fetch::{DELETED, Flight, MARK_TTL};
-use super::{Cache, clock, settled};
+use super::{Cache, settled, wait_clock};
 use crate::error::Result;
 use crate::store::{Op, When, batch, lease_key, wrong_count};
 
@@ -43,7 +43,7 @@ impl Cache {
     /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let full_key = self.counted(self.prefix.owned_key(key))?;
-        let mut deleted = self.remove_each(vec![full_key]).await?;
+        let mut deleted = self.remove_each("delete", vec![full_key]).await?;
         self.counted(deleted.pop().unwrap_or_else(|| Err(wrong_count())))
     }
 
@@ -59,12 +59,13 @@ impl Cache {
     /// assert_eq!(deleted, [true, false]);
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key)).collect();
-        self.counted_each(batch(prepared, |keys| self.remove_each(keys)).await)
+    pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
+        let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
+        self.counted_each(batch(prepared, |keys| self.remove_each("delete_many", keys)).await)
     }
 
-    /// Removes every entry of this handle's namespace; without a namespace, every entry of the store. What is being
+    /// Removes every entry of this handle's [namespace](Cache::namespace) and of those inside of it; without a namespace,
+    /// every entry of the store. What is being
     /// loaded meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice. What
     /// another process stores on Memcached at that very moment may be seen for about a round trip, until it is removed.
     ///
@@ -88,19 +89,20 @@ impl Cache {
     /// ```
     pub async fn clear(&self) -> Result<()> {
         let store = self.store()?;
-        let storing = self.local().flights.revoke_all(self.prefix.as_str());
+        let prefix = self.counted(self.prefix.checked())?;
+        let storing = self.local().flights.revoke_all(prefix);
         if self.takes_leases() {
             // A server lists an entry and its lease in any order. What was loaded until now is removed by the second
             // round; what ends later finds its lease gone.
-            self.answered(settled(store.clear(self.prefix.as_str())).await)?;
+            self.answered(settled(store.clear(prefix)).await)?;
         }
-        let cleared = self.answered(settled(store.clear(self.prefix.as_str())).await);
+        let cleared = self.answered(settled(store.clear(prefix)).await);
         self.until_removed(storing).await;
         cleared
     }
 
     /// Removes what is under these full keys, and revokes what is being loaded for them.
-    async fn remove_each(&self, full_keys: Vec<String>) -> Result<Vec<Result<bool>>> {
+    async fn remove_each(&self, verb: &'static str, full_keys: Vec<String>) -> Result<Vec<Result<bool>>> {
         let flights = &self.local().flights;
         let storing = full_keys.iter().flat_map(|key| flights.revoke(key)).collect();
         let leases: Vec<String> =
@@ -116,7 +118,7 @@ impl Cache {
             let marked = leases.get(place).and_then(|_| outcomes.next());
             let entry = outcomes.next().unwrap_or_else(|| Err(wrong_count()));
             if let (Some(Err(error)), Ok(_)) = (marked, &entry) {
-                self.report(&error);
+                self.report(verb, &error);
             }
             removed.push(entry.map(|entry| entry.is_done()));
         }
@@ -138,7 +140,7 @@ impl Cache {
 
     /// Waits for flights that were storing when they were revoked.
     async fn until_removed(&self, storing: Vec<Arc<Flight>>) {
-        let until = clock::now() + self.shared.settings.fetch_wait;
+        let until = wait_clock::now() + self.shared.settings.fetch_wait;
         for flight in storing.iter().filter(|flight| !flight.would_block_its_leader()) {
             flight.landed(until).await;
         }

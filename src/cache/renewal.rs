@@ -31,11 +31,13 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let Lifetime { ttl, bare, times } = self.counted(expiry.into().begin())?;
+        let Lifetime { ttl, bare, times } = self.counted(self.begin(expiry.into()))?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            if Envelope::open(&held).is_none() {
-                return self.touch_bare(key, bare).await;
+            match Envelope::open(self.prefix.mark(key), &held) {
+                Err(_) => return self.touch_bare(key, bare).await,
+                Ok(envelope) if envelope.is_gone(self.clock()) => return Ok(false),
+                Ok(_) => {}
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
                 return Ok(true);
@@ -70,14 +72,14 @@ impl Cache {
         self.revoke(key).await?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
-            let Some(envelope) = Envelope::open(&held) else { return Ok(false) };
+            let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) else { return Ok(false) };
             let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
-            match times.age() {
+            match times.age(self.clock()) {
                 Age::Gone => return Ok(false),
                 Age::Stale => return Ok(true),
                 Age::Fresh | Age::Ageing | Age::Resting => {}
             }
-            if self.swap(key, Some(&held), Some(retimed(&held, times.expired()))).await? {
+            if self.swap(key, Some(&held), Some(self.retimed(&held, times.expired(self.clock())))).await? {
                 return Ok(true);
             }
         }
@@ -86,12 +88,12 @@ impl Cache {
 
     /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a
     /// while, or every caller would try at once what has just failed.
-    pub(super) fn put_off(&self, key: &str, held: &[u8]) -> Option<Sealed> {
+    pub(super) fn put_off(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
-        self.report(&Error::new(ErrorKind::Loader, context));
+        self.report(verb, &Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.retry_after;
-        let times = Envelope::open(held).and_then(|envelope| envelope.times).filter(|_| !pause.is_zero())?;
-        Some(retimed(held, times.put_off(pause)))
+        let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
+        Some(self.retimed(held, times.put_off(pause, self.clock())))
     }
 
     async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
@@ -100,9 +102,9 @@ impl Cache {
         let key = self.key(key, &mut buffer)?;
         self.answered(settled(store.touch(key, ttl)).await)
     }
-}
 
-/// A value with other times, and the end that it had.
-fn retimed(held: &[u8], times: Times) -> Sealed {
-    Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl() }
+    /// A value with other times, and the end that it had.
+    fn retimed(&self, held: &[u8], times: Times) -> Sealed {
+        Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl(self.clock()) }
+    }
 }

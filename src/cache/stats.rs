@@ -1,8 +1,10 @@
 //! What a process has done through a cache.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
+use crate::net::ServerStats;
 
 /// What this process has done through a cache since it began: a forked child counts from zero.
 ///
@@ -15,7 +17,7 @@ use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
 /// println!("{} of {} reads were hits", stats.hits, stats.hits + stats.misses);
 /// # Ok::<(), prefork_cache::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Reads that found an entry, stale ones too.
@@ -39,6 +41,28 @@ pub struct Stats {
     pub reconnects: u64,
     /// How many sockets this process has inherited and cut: all of this crate's, whichever cache's they were.
     pub sockets_cut: u64,
+    /// The servers of the store, in the order of its URL; none for a store without.
+    pub servers: Vec<ServerStats>,
+}
+
+/// In one line, for a log.
+///
+/// ```
+/// use prefork_cache::{Cache, stores::MemoryStore};
+///
+/// let cache = Cache::builder(MemoryStore::new()).build();
+/// cache.blocking().get::<String>("motd")?;
+/// assert!(cache.stats().to_string().starts_with("hits 0, misses 1, undecodable 0, stale 0, loads 0"));
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stats { hits, misses, undecodable, stale, loads, .. } = self;
+        let Stats { failed_loads, coalesced, errors, reconnects, sockets_cut, .. } = self;
+        write!(f, "hits {hits}, misses {misses}, undecodable {undecodable}, stale {stale}, loads {loads}, ")?;
+        write!(f, "failed loads {failed_loads}, coalesced {coalesced}, errors {errors}, ")?;
+        write!(f, "reconnects {reconnects}, sockets cut {sockets_cut}")
+    }
 }
 
 const STRIPES: usize = 8;
@@ -100,7 +124,7 @@ impl Counters {
     }
 
     /// `refreshed` is how the store came into this process, if it came through a fork.
-    pub(super) fn read(&self, refreshed: Option<Refresh>) -> Stats {
+    pub(super) fn read(&self, refreshed: Option<Refresh>, servers: Vec<ServerStats>) -> Stats {
         let sum = |counter: fn(&Stripe) -> &AtomicU64| -> u64 {
             self.stripes.iter().map(|stripe| counter(stripe).load(Ordering::Relaxed)).sum()
         };
@@ -115,6 +139,7 @@ impl Counters {
             errors: sum(|stripe| &stripe.errors),
             reconnects: sum(|stripe| &stripe.reconnects) + u64::from(refreshed.is_some_and(|how| how.has_reset())),
             sockets_cut: sockets_cut() as u64,
+            servers,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The states of an entry: fresh, to be refreshed ahead, stale, gone.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use super::clock::Clock;
 use crate::store::Ttl;
 
 /// A time that does not come.
@@ -35,8 +36,12 @@ impl Times {
     pub(super) const ALWAYS_FRESH: Times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: NEVER };
 
     #[inline]
-    pub(super) fn age(self) -> Age {
-        if self.refresh_from == NEVER && self.stale_from == NEVER { Age::Fresh } else { self.age_at(now()) }
+    pub(super) fn age(self, clock: &Clock) -> Age {
+        if self.refresh_from == NEVER && self.stale_from == NEVER && clock.is_the_stores() {
+            Age::Fresh
+        } else {
+            self.age_at(clock.milliseconds())
+        }
     }
 
     fn age_at(self, now: u64) -> Age {
@@ -52,23 +57,23 @@ impl Times {
     }
 
     /// The same end, and stale from now on.
-    pub(super) fn expired(self) -> Times {
-        Times { refresh_from: NEVER, stale_from: now(), ..self }
+    pub(super) fn expired(self, clock: &Clock) -> Times {
+        Times { refresh_from: NEVER, stale_from: clock.milliseconds(), ..self }
     }
 
     /// The same, and not due for another load before `pause` has passed.
-    pub(super) fn put_off(self, pause: Duration) -> Times {
-        let later = now().saturating_add(crate::store::milliseconds_rounded_up(pause));
+    pub(super) fn put_off(self, pause: Duration, clock: &Clock) -> Times {
+        let later = clock.milliseconds().saturating_add(crate::store::milliseconds_rounded_up(pause));
         // Never is no pause.
         Times { refresh_from: later.min(NEVER - 1), ..self }
     }
 
     /// How long the entry lives from now on, at least a millisecond.
-    pub(super) fn ttl(self) -> Ttl {
+    pub(super) fn ttl(self, clock: &Clock) -> Ttl {
         match self.gone_from {
             NEVER => Ttl::Never,
             gone_from => {
-                let left = Duration::from_millis(gone_from.saturating_sub(now()).max(1));
+                let left = Duration::from_millis(gone_from.saturating_sub(clock.milliseconds()).max(1));
                 // Whoever wrote the entry may have had a clock of its own, or none.
                 Ttl::After(left.min(Ttl::LONGEST))
             }
@@ -76,20 +81,11 @@ impl Times {
     }
 }
 
-pub(super) fn milliseconds(time: SystemTime) -> u64 {
-    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(since_1970.as_millis()).unwrap_or(NEVER)
-}
-
-fn now() -> u64 {
-    milliseconds(SystemTime::now())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Age, NEVER, Times, now};
+    use super::{Age, Clock, NEVER, Times};
     use crate::store::Ttl;
 
     #[test]
@@ -97,26 +93,35 @@ mod tests {
         let times = Times { refresh_from: 10, stale_from: 20, gone_from: 30 };
         let ages = [9, 10, 19, 20, 29, 30].map(|now| times.age_at(now));
         assert_eq!(ages, [Age::Fresh, Age::Ageing, Age::Ageing, Age::Stale, Age::Stale, Age::Gone]);
-        assert_eq!(Times::ALWAYS_FRESH.age(), Age::Fresh);
+        assert_eq!(Times::ALWAYS_FRESH.age(&Clock::system()), Age::Fresh);
+        let clock = Clock::manual();
+        let plain = Times { gone_from: clock.milliseconds() + 1, ..Times::ALWAYS_FRESH };
+        assert_eq!(plain.age(&clock), Age::Fresh);
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(plain.age(&clock), Age::Gone, "the store cannot know");
     }
 
     #[test]
     fn what_has_expired_is_stale_and_ends_when_it_did() {
-        let times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: now() + 60_000 };
-        assert_eq!(times.expired().age(), Age::Stale);
-        assert_eq!(times.expired().gone_from, times.gone_from);
-        assert_eq!(Times::ALWAYS_FRESH.expired().ttl(), Ttl::Never);
-        assert!(matches!(times.ttl(), Ttl::After(left) if left <= Duration::from_secs(60)));
+        let clock = &Clock::manual();
+        let times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: clock.milliseconds() + 60_000 };
+        assert_eq!(times.expired(clock).age(clock), Age::Stale);
+        assert_eq!(times.expired(clock).gone_from, times.gone_from);
+        assert_eq!(Times::ALWAYS_FRESH.expired(clock).ttl(clock), Ttl::Never);
+        assert_eq!(times.ttl(clock), Ttl::After(Duration::from_secs(60)));
     }
 
     #[test]
     fn what_is_put_off_is_fresh_for_a_while() {
+        let (clock, minute) = (&Clock::manual(), Duration::from_secs(60));
         let stale = Times { refresh_from: 0, stale_from: 0, gone_from: NEVER };
-        assert_eq!(stale.put_off(Duration::from_secs(60)).age(), Age::Resting);
-        assert_eq!(stale.put_off(Duration::from_secs(60)).expired().age(), Age::Stale);
-        assert_eq!(Times { gone_from: NEVER - 1, ..stale }.ttl(), Ttl::After(Ttl::LONGEST));
+        assert_eq!(stale.put_off(minute, clock).age(clock), Age::Resting);
+        assert_eq!(stale.put_off(minute, clock).expired(clock).age(clock), Age::Stale);
+        assert_eq!(Times { gone_from: NEVER - 1, ..stale }.ttl(clock), Ttl::After(Ttl::LONGEST));
         let ageing = Times { refresh_from: 0, stale_from: NEVER, gone_from: NEVER };
-        let put_off = ageing.put_off(Duration::from_secs(60));
-        assert_eq!((put_off.age(), put_off.stale_from), (Age::Fresh, NEVER));
+        let put_off = ageing.put_off(minute, clock);
+        assert_eq!((put_off.age(clock), put_off.stale_from), (Age::Fresh, NEVER));
+        clock.advance(minute);
+        assert_eq!((put_off.age(clock), stale.put_off(minute, clock).age(clock)), (Age::Ageing, Age::Resting));
     }
 }

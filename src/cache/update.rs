@@ -40,9 +40,9 @@ impl Cache {
         let expiry = expiry.into();
         for _ in 0..CONFLICT_ATTEMPTS {
             let held = self.get_raw(key).await?;
-            let current = held.as_ref().and_then(|held| self.value(held));
+            let current = held.as_ref().and_then(|held| self.value("update", key, held));
             let new = lifted(|| change(current));
-            let sealed = self.counted(new.as_ref().map(|new| self.seal(key, new, expiry)).transpose())?;
+            let sealed = self.counted(new.as_ref().map(|new| self.seal_readable(key, new, expiry)).transpose())?;
             if (held.is_none() && sealed.is_none()) || self.swap(key, held.as_deref(), sealed).await? {
                 return Ok(new);
             }
@@ -69,7 +69,7 @@ impl Cache {
     pub async fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.get_raw(key).await? else { return Ok(None) };
-            let Some(value) = self.value(&held) else { return Ok(None) };
+            let Some(value) = self.value("take", key, &held) else { return Ok(None) };
             if self.swap(key, Some(&held), None).await? {
                 return Ok(Some(value));
             }

@@ -10,8 +10,8 @@ use super::{gate, generation};
 
 /// Registers the handlers. Threads that race for the first use may register them twice: pairs of them nest.
 pub(super) fn register() {
-    // SAFETY: the three functions live as long as the program (the C library forgets them when a shared object that holds
-    // them is unloaded). A failure (out of memory) leaves the process with the wiped page alone, which misses nothing.
+    // SAFETY: the three functions live as long as the program: a shared object that holds them has been pinned, and where
+    // that has failed the C library forgets them when it is unloaded. A failure (out of memory) leaves the process with the wiped page alone, which misses nothing.
     unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) };
 }
 

@@ -24,7 +24,9 @@
 //! The host's own *prepare* handlers mostly run after ours, on a closed gate (they were registered first). They may enter
 //! it, and they may wait for a lock whose holder wants to enter it. So the forking thread enters at once, and every other
 //! thread waits for a bounded time only. Both enter as *intruders*, counted in memory that a child inherits: it is the
-//! fork that finds one inside which pays, with a cold child.
+//! fork that finds one inside which pays, with a cold child. Once a thread has waited for that long, others do not wait either
+//! until the gate has opened. Each time that it has been closed is an *era*, which the last closer ends as it counts itself out,
+//! in one step: what a thread finds out about an era that is over says nothing of the next.
 //!
 //! # What the child is told
 //!
@@ -35,7 +37,7 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::generation::{generation, page};
@@ -68,18 +70,44 @@ impl Counters {
         }
     }
 
-    fn inside(&self) -> u32 {
-        self.stripes.iter().map(Counter::count).fold(0, u32::wrapping_add)
+    fn inside(&self) -> u16 {
+        self.stripes.iter().map(Counter::count).fold(0, u16::wrapping_add)
     }
 }
 
-/// Counts for one generation: its low half above; below the count, on top of [`NOBODY`]. On a cache line (a pair of them, as
-/// they are fetched) of its own.
+/// Counts for one generation: its low half in the upper 32 bits; then 16 bits for the era; the count in the lowest 16, on top of
+/// [`NOBODY`]. On a cache line (a pair of them, as they are fetched) of its own.
 #[repr(align(128))]
 struct Counter(AtomicU64);
 
-/// In the middle of the range: a count that is taken back a moment later never reaches the upper half.
-const NOBODY: u64 = 1 << 31;
+/// In the middle of the range: a count that is taken back a moment later never reaches the bits above.
+const NOBODY: u64 = 1 << 15;
+
+/// What a counter is at one moment.
+#[derive(Clone, Copy)]
+struct Word(u64);
+
+impl Word {
+    fn count(self) -> u16 {
+        // A wiped one counts nobody.
+        if self.0 == 0 { 0 } else { (self.0 as u16).wrapping_sub(NOBODY as u16) }
+    }
+
+    /// With the generation that it is of.
+    fn era(self) -> u64 {
+        self.0 >> 16
+    }
+
+    /// One less; the last one ends the era.
+    fn without_a_closer(self) -> Word {
+        let one_less = self.0 - 1;
+        if Word(one_less).count() > 0 {
+            return Word(one_less);
+        }
+        let next_era = ((one_less >> 16) as u16).wrapping_add(1);
+        Word(one_less & !(0xFFFF << 16) | u64::from(next_era) << 16)
+    }
+}
 
 impl Counter {
     const fn new() -> Counter {
@@ -121,10 +149,18 @@ impl Counter {
         let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |word| same(word).then(|| correct(word)));
     }
 
-    fn count(&self) -> u32 {
-        let word = self.0.load(Ordering::SeqCst);
-        // A wiped one counts nobody.
-        if word == 0 { 0 } else { (word as u32).wrapping_sub(NOBODY as u32) }
+    /// Counts a closer out, unless it was counted for another generation.
+    fn count_closer_out(&self, generation: u64) {
+        let less = |word| is_of(word, generation).then(|| Word(word).without_a_closer().0);
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
+    }
+
+    fn word(&self) -> Word {
+        Word(self.0.load(Ordering::SeqCst))
+    }
+
+    fn count(&self) -> u16 {
+        self.word().count()
     }
 }
 
@@ -156,8 +192,8 @@ thread_local! {
 /// Those inside who did not wait for a fork. Not on the wiped page: a child is to see them.
 static INTRUDERS: Counter = Counter::new();
 
-/// Whether somebody has waited for [`LONG_FORK`]: until the gate opens nobody else need.
-static OVERDUE: AtomicBool = AtomicBool::new(false);
+/// The era in which somebody has waited for [`LONG_FORK`]: until it ends nobody else need.
+static OVERDUE: AtomicU64 = AtomicU64::new(0);
 
 /// The only thread that ever entered in this generation, by its token; 0 for none, [`SEVERAL`] for more than one.
 static SOLE: AtomicUsize = AtomicUsize::new(0);
@@ -265,7 +301,7 @@ pub(super) fn close() {
     let forks = if before.generation == generation { before.forks + 1 } else { 1 };
     CLOSING.set(Closing { generation, forks, quiet: false });
     let (entered_in, depth) = INSIDE.get();
-    let this_thread = u32::from(depth > 0 && entered_in == generation);
+    let this_thread = u16::from(depth > 0 && entered_in == generation);
     let started = Instant::now();
     let mut looks = 0_u32;
     let empty = loop {
@@ -285,11 +321,7 @@ pub(super) fn open() {
     let closing = CLOSING.get();
     if closing.forks > 0 && closing.generation == generation() {
         CLOSING.set(Closing { forks: closing.forks - 1, ..closing });
-        let closers = &page().gate.closers;
-        closers.count_out(closing.generation);
-        if closers.count() == 0 {
-            OVERDUE.store(false, Ordering::Relaxed);
-        }
+        page().gate.closers.count_closer_out(closing.generation);
     }
 }
 
@@ -319,7 +351,6 @@ pub(super) fn reopen(gate: &Counters, generation: u64) {
         INTERRUPTED_IN.store(generation, Ordering::Relaxed);
     }
     INTRUDERS.start_over(generation);
-    OVERDUE.store(false, Ordering::Relaxed);
     SOLE.store(0, Ordering::Release);
 }
 
@@ -342,24 +373,36 @@ fn remember_thread() {
 
 fn is_open_in_time(gate: &Counters) -> bool {
     let started = Instant::now();
+    let era = gate.closers.word().era();
     let mut looks = 0;
-    while gate.closers.count() != 0 {
-        if OVERDUE.load(Ordering::Relaxed) || started.elapsed() > LONG_FORK {
-            OVERDUE.store(true, Ordering::Relaxed);
+    loop {
+        #[cfg(feature = "__injection")]
+        crate::injection::reach("closed gate");
+        let closers = gate.closers.word();
+        if closers.count() == 0 {
+            return true;
+        }
+        if OVERDUE.load(Ordering::Relaxed) == closers.era() {
+            return false;
+        }
+        if started.elapsed() > LONG_FORK {
+            #[cfg(feature = "__injection")]
+            crate::injection::reach("overdue gate");
+            OVERDUE.store(era, Ordering::Relaxed);
             return false;
         }
         pause(&mut looks);
     }
-    true
 }
 
-/// Gives way: a few spins, then the processor, then short naps.
+/// Gives way: a few spins, then the processor, then naps. They grow longer, since many threads that look often keep the
+/// one that is inside from getting out.
 fn pause(looks: &mut u32) {
     *looks += 1;
     match *looks {
         0..64 => std::hint::spin_loop(),
         64..256 => std::thread::yield_now(),
-        _ => std::thread::sleep(Duration::from_micros(50)),
+        late => std::thread::sleep(Duration::from_micros(50) * 2_u32.pow(((late - 256) / 4).min(5))),
     }
 }
 

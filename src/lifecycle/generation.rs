@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
 
 use nix::libc;
 
-use super::{FIRST_GENERATION, atfork, gate, ledger};
+use super::{FIRST_GENERATION, atfork, gate, ledger, pin};
 
 /// The copy's value while one thread is bringing the process up to date.
 const BUSY: u64 = u64::MAX;
@@ -182,7 +182,7 @@ fn current_by_process_id(page: &Page) -> u64 {
 fn advance(page: &Page) -> u64 {
     let next = COUNTER.load(Ordering::Relaxed) + 1;
     gate::reopen(&page.gate, next);
-    ledger::cut_inherited();
+    ledger::cut_inherited(next);
     COUNTER.store(next, Ordering::Relaxed);
     next
 }
@@ -216,6 +216,7 @@ fn set_up() -> &'static Page {
         }
         None => KNOWN_PROCESS.store(i64::from(std::process::id()) * 2, Ordering::Relaxed),
     }
+    pin::pin();
     ledger::prepare_tombstone();
     atfork::register();
     let ours = mapped.unwrap_or(&UNWIPED);

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 static ON_REACH: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
 static WITHOUT_WIPE: AtomicBool = AtomicBool::new(false);
 
-/// Calls `observe` with a lock's name whenever a thread holds that lock, and with "gate" whenever one is inside the gate.
+/// Calls `observe` with a name wherever a thread is at a point that a fork must not harm: with a lock's while it holds that, with
+/// "gate" inside the gate, with "socket" before a system call on one, and so on.
 pub fn on_reach(observe: fn(&'static str)) {
     ON_REACH.store(observe as *mut (), Ordering::Release);
 }

@@ -5,6 +5,12 @@
 //! The number stays taken, the child keeps no reference to the connection, and every read, write and send on it fails with
 //! `EBADF`, at once, without a signal and without a silently lost write.
 //!
+//! A tombstone stands for one generation. A child that is forked in turn closes those that its parent has put, so that where
+//! each generation forks the next no descriptor is left behind. Nobody can mean such a number any more: threads do not come
+//! along, the owner's drop looks at the generation, with signals blocked, and so does every other operation, before its system
+//! call ([`Entry::begin_use`]). Between that look and the call a signal handler may fork, and in its child fork again, and
+//! then return to the call. A thread that is there is known by [`IN_USE`], and a child that it makes closes no tombstone.
+//!
 //! # The slots
 //!
 //! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed *before*
@@ -14,24 +20,38 @@
 //! in a signal handler falls between them; only a raw `clone` of another thread's can, and then the child holds a socket that
 //! it does not know and never uses.
 //!
+//! A slot whose socket was cut holds the tombstone's number until that is closed: its owner is the generation that has cut it,
+//! and its inode is [`TOMBSTONED`].
+//!
 //! Before anything is cut the inode is compared: a number that meanwhile belongs to somebody else is not touched. The kernel
 //! cannot compare and replace in one step. In the fork handler nobody is there to come between. After a fork that went round
 //! the handlers the first look may come late, and then a thread of the child that closes numbers which it did not open, just
 //! now, and reuses them, can lose one of them. A child that shares the table of descriptors with its parent
 //! (`clone(CLONE_FILES)` without `CLONE_VM`) is not supported: its cuts are the parent's.
 //!
+//! # Standard streams
+//!
+//! Where a host has closed some of the numbers 0, 1 and 2 they are the first that the kernel gives out, and what the host
+//! prints would be sent to a server. A socket that gets one is moved up in the section that makes it. The duplicate has a slot
+//! of its own, so that even the child of a raw `clone` that comes between finds both; a number below 3 is closed there,
+//! since a tombstone must not have it either. A tombstone is moved up likewise.
+//!
 //! # The tombstone
 //!
 //! An `O_PATH` descriptor of `/dev/null`: of nothing that a worker in a jail must not see, opened in advance, since the jail
 //! may have no `/dev`. A host that closes all descriptors takes it too, and its number may be the host's log by then, so it
 //! is looked at before each use, and reopened. Where that fails an epoll instance serves: it refuses reads and writes
-//! alike. Where no tombstone can be had or put, the socket is closed; every use is checked against the generation anyway.
+//! alike, but cannot be told from one of the host's, so it is never closed. Where no tombstone can be had or put, the socket is
+//! closed; every use is checked against the generation anyway.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::gate;
@@ -40,8 +60,11 @@ use super::generation::{generation, with_signals_blocked};
 const CHUNK: usize = 64;
 const NO_DESCRIPTOR: RawFd = -1;
 
+/// In the place of an inode: none is 0.
+const TOMBSTONED: u64 = 0;
+
 struct Slot {
-    /// The generation that claimed it, 0 while it is free.
+    /// The generation that claimed it, or that has put its tombstone; 0 while it is free.
     owner: AtomicU64,
     descriptor: AtomicI32,
     inode: AtomicU64,
@@ -70,6 +93,8 @@ static CUT: AtomicUsize = AtomicUsize::new(0);
 
 static TOMBSTONE: AtomicI32 = AtomicI32::new(NO_DESCRIPTOR);
 
+const FIRST_ABOVE_STANDARD: RawFd = libc::STDERR_FILENO + 1;
+
 /// The device that `/dev/null` is, on every Linux.
 const NULL_MAJOR: u32 = 1;
 const NULL_MINOR: u32 = 3;
@@ -87,26 +112,73 @@ impl std::fmt::Debug for Slot {
     }
 }
 
+thread_local! {
+    /// How many system calls on sockets this thread is about to make, or is making: several if a signal handler makes some.
+    static IN_USE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// While it lasts, the number of a socket stands for that socket or, in a child, for its tombstone.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Use {
+    stays: PhantomData<*const ()>,
+}
+
+impl Use {
+    #[inline]
+    fn begin() -> Use {
+        IN_USE.set(IN_USE.get() + 1);
+        // Set before anything is looked at, for a signal handler on this thread.
+        compiler_fence(Ordering::SeqCst);
+        Use { stays: PhantomData }
+    }
+}
+
+impl Drop for Use {
+    #[inline]
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        IN_USE.set(IN_USE.get() - 1);
+    }
+}
+
 impl Entry {
     /// Makes a socket and enters it. `make` must only make it, never connect it.
     pub(crate) fn open(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
         with_signals_blocked(|| {
             let _pass = gate::enter();
-            let generation = generation();
-            let slot = claim(generation);
-            let made = make().and_then(|socket| Ok((socket_inode(socket.as_raw_fd())?, socket)));
-            match made {
-                Ok((inode, socket)) => {
-                    slot.inode.store(inode, Ordering::Relaxed);
-                    slot.descriptor.store(socket.as_raw_fd(), Ordering::Release);
-                    Ok((socket, Entry { slot, generation }))
-                }
-                Err(error) => {
-                    slot.owner.store(0, Ordering::Release);
-                    Err(error)
-                }
+            let (socket, entry) = Entry::enter(make)?;
+            if !is_standard(socket.as_raw_fd()) {
+                return Ok((socket, entry));
             }
+            let moved = Entry::enter(|| duplicate_above_standard(&socket));
+            entry.leave(socket);
+            moved
         })
+    }
+
+    /// Inside the gate, and with signals blocked.
+    fn enter(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
+        let generation = generation();
+        let slot = claim(generation);
+        let made = make().and_then(|socket| Ok((socket_inode(socket.as_raw_fd())?, socket)));
+        match made {
+            Ok((inode, socket)) => {
+                slot.inode.store(inode, Ordering::Relaxed);
+                slot.descriptor.store(socket.as_raw_fd(), Ordering::Release);
+                Ok((socket, Entry { slot, generation }))
+            }
+            Err(error) => {
+                slot.owner.store(0, Ordering::Release);
+                Err(error)
+            }
+        }
+    }
+
+    /// Inside the gate, with signals blocked, and in the process that has entered it.
+    fn leave(&self, socket: OwnedFd) {
+        drop(socket);
+        self.slot.owner.store(0, Ordering::Release);
     }
 
     /// Whether the socket belongs to this process.
@@ -115,13 +187,22 @@ impl Entry {
         self.generation == generation()
     }
 
+    /// To be held through a system call on the socket; `None` if it is another process's.
+    #[inline]
+    pub(crate) fn begin_use(&self) -> Option<Use> {
+        let begun = Use::begin();
+        let begun = self.is_current().then_some(begun);
+        #[cfg(feature = "__injection")]
+        crate::injection::reach("socket");
+        begun
+    }
+
     /// Leaves the ledger and closes the socket; in a process that inherited it, neither.
     pub(crate) fn close(&self, socket: OwnedFd) {
         with_signals_blocked(|| {
             let _pass = gate::enter();
             if self.is_current() {
-                drop(socket);
-                self.slot.owner.store(0, Ordering::Release);
+                self.leave(socket);
             } else {
                 std::mem::forget(socket);
             }
@@ -165,33 +246,72 @@ fn next_or_appended(chunk: &'static Chunk) -> &'static Chunk {
     unsafe { &*next }
 }
 
-/// Puts a tombstone over every socket that a slot remembers and that is still that socket, and frees all slots.
-/// Async-signal-safe; can be repeated.
-pub(super) fn cut_inherited() {
-    let mut tombstone = None;
-    let mut cut = 0;
+/// Puts a tombstone over every socket that a slot remembers and that is still that socket, closes those that earlier
+/// generations have put, and frees all other slots. Async-signal-safe; can be repeated.
+pub(super) fn cut_inherited(generation: u64) {
+    let mut cutter = Cutter { generation, tombstone: None, cut: 0, closes: is_nothing_in_use() };
     let mut chunk = &raw const FIRST;
     // SAFETY: the first chunk is static, the others are never freed.
     while let Some(current) = unsafe { chunk.as_ref() } {
         for slot in &current.slots {
-            let descriptor = slot.descriptor.load(Ordering::Acquire);
-            if descriptor >= 0 {
-                // Raised before the look, so that nothing comes between the look and the cut.
-                let tombstone = tombstone.get_or_insert_with(Tombstone::raise);
-                let remembered = slot.inode.load(Ordering::Relaxed);
-                if socket_inode(descriptor).is_ok_and(|inode| inode == remembered) {
-                    tombstone.put_over(descriptor);
-                    cut += 1;
-                }
+            if !cutter.leaves_tombstone(slot) {
+                slot.descriptor.store(NO_DESCRIPTOR, Ordering::Relaxed);
+                slot.owner.store(0, Ordering::Release);
             }
-            slot.descriptor.store(NO_DESCRIPTOR, Ordering::Relaxed);
-            slot.owner.store(0, Ordering::Release);
         }
         chunk = current.next.load(Ordering::Acquire);
     }
-    CUT.store(cut, Ordering::Relaxed);
-    if let Some(tombstone) = tombstone {
+    CUT.store(cutter.cut, Ordering::Relaxed);
+    if let Some(tombstone) = cutter.tombstone {
         tombstone.lower();
+    }
+}
+
+/// Whether no thread of this process is between the look at a generation and the system call. Only the forking thread can be,
+/// which is the first of the new process; where another one takes notice of the fork, that is not known.
+fn is_nothing_in_use() -> bool {
+    // SAFETY: asks for numbers.
+    let is_first_thread = unsafe { libc::gettid() == libc::getpid() };
+    is_first_thread && IN_USE.get() == 0
+}
+
+struct Cutter {
+    generation: u64,
+    tombstone: Option<Tombstone>,
+    cut: usize,
+    /// Whether tombstones of earlier generations are closed.
+    closes: bool,
+}
+
+impl Cutter {
+    /// Answers whether a tombstone is left under the slot's number.
+    fn leaves_tombstone(&mut self, slot: &Slot) -> bool {
+        let descriptor = slot.descriptor.load(Ordering::Acquire);
+        if descriptor < 0 {
+            return false;
+        }
+        let inode = slot.inode.load(Ordering::Relaxed);
+        if inode == TOMBSTONED {
+            let put_now = slot.owner.load(Ordering::Relaxed) == self.generation;
+            let stays = put_now || !self.closes;
+            if !stays && is_tombstone(descriptor) && descriptor != TOMBSTONE.load(Ordering::Relaxed) {
+                // SAFETY: a tombstone of ours (or like ours, of somebody who looks before each use), which no caller uses.
+                unsafe { libc::close(descriptor) };
+            }
+            return stays;
+        }
+        // Raised before the look, so that nothing comes between the look and the cut.
+        let tombstone = self.tombstone.get_or_insert_with(Tombstone::raise);
+        if !socket_inode(descriptor).is_ok_and(|found| found == inode) {
+            return false;
+        }
+        self.cut += 1;
+        let left = tombstone.put_over(descriptor);
+        if left {
+            slot.inode.store(TOMBSTONED, Ordering::Relaxed);
+            slot.owner.store(self.generation, Ordering::Release);
+        }
+        left
     }
 }
 
@@ -219,25 +339,27 @@ impl Tombstone {
         let mut descriptor = open_null();
         if descriptor < 0 {
             // SAFETY: makes a descriptor, or does not.
-            descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+            descriptor = above_standard(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) });
         }
         Tombstone { descriptor, borrowed: false }
     }
 
-    fn put_over(&self, descriptor: RawFd) {
-        loop {
+    /// Answers whether it is there now; if not, the number is free, or somebody else's.
+    fn put_over(&self, descriptor: RawFd) -> bool {
+        while !is_standard(descriptor) {
             // SAFETY: plain system calls on a descriptor that was just found to be a socket of ours.
             let replaced = unsafe { libc::dup3(self.descriptor, descriptor, libc::O_CLOEXEC) };
             match last_error() {
-                _ if replaced >= 0 => return,
+                _ if replaced >= 0 => return true,
                 libc::EINTR => {}
                 // Another thread is opening something under this number: the socket is gone from it.
-                libc::EBUSY => return,
+                libc::EBUSY => return false,
                 _ => break,
             }
         }
         // SAFETY: as above.
         unsafe { libc::close(descriptor) };
+        false
     }
 
     fn lower(self) {
@@ -250,17 +372,31 @@ impl Tombstone {
 
 fn open_null() -> RawFd {
     // SAFETY: opens a path, or does not.
-    let opened = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
-    if !(0..=2).contains(&opened) {
+    above_standard(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) })
+}
+
+/// The same under a number that no standard stream has; negative where there is none. Takes the descriptor over.
+fn above_standard(opened: RawFd) -> RawFd {
+    if !is_standard(opened) {
         return opened;
     }
-    // A daemon that has closed its standard streams will open others in their place.
-    // SAFETY: duplicates and closes the descriptor opened above.
+    // SAFETY: duplicates and closes a descriptor that is the caller's alone.
     unsafe {
-        let higher = libc::fcntl(opened, libc::F_DUPFD_CLOEXEC, 3);
+        let higher = libc::fcntl(opened, libc::F_DUPFD_CLOEXEC, FIRST_ABOVE_STANDARD);
         libc::close(opened);
         higher
     }
+}
+
+fn duplicate_above_standard(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let duplicate = fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(FIRST_ABOVE_STANDARD))?;
+    // SAFETY: made by the call, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Whether this is a standard stream's number.
+fn is_standard(descriptor: RawFd) -> bool {
+    (0..FIRST_ABOVE_STANDARD).contains(&descriptor)
 }
 
 fn is_tombstone(descriptor: RawFd) -> bool {
@@ -310,7 +446,7 @@ mod tests {
     fn a_cut_socket_is_gone_for_its_peer_and_refuses_everything() {
         let (mut cut, mut peer) = UnixStream::pair().unwrap();
         let tombstone = Tombstone::raise();
-        tombstone.put_over(cut.as_raw_fd());
+        assert!(tombstone.put_over(cut.as_raw_fd()));
         tombstone.lower();
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
         assert_eq!(cut.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
@@ -320,7 +456,7 @@ mod tests {
     #[test]
     fn a_socket_is_closed_where_no_tombstone_can_be_put() {
         let (cut, mut peer) = UnixStream::pair().unwrap();
-        Tombstone { descriptor: NO_DESCRIPTOR, borrowed: false }.put_over(cut.into_raw_fd());
+        assert!(!Tombstone { descriptor: NO_DESCRIPTOR, borrowed: false }.put_over(cut.into_raw_fd()));
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
     }
 

@@ -4,12 +4,17 @@
 //! either the old list or the new one, whole, whatever a vanished thread was doing. The lock that orders writers, and lets a
 //! reader take its copy before a writer frees the old list, belongs to a generation: a child makes its own and never waits
 //! for its parent's. A list that a vanished writer was about to free is leaked.
+//!
+//! Signals are blocked while the lock is held or waited for. A handler that forked there would come back to a section whose lock
+//! means nothing in the child: what the child had changed meanwhile, in the handler or in a thread of its own, would be
+//! overwritten, and a list be freed while it is read.
 
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use super::generation::with_signals_blocked;
 use super::process_local::ProcessLocal;
 use crate::sync::Lock;
 
@@ -28,44 +33,71 @@ impl<T> Registry<T> {
 
     /// The items as they are now, in the order of their insertion.
     pub(crate) fn snapshot(&self) -> List<T> {
-        let _turn = self.turn().lock();
-        self.copy()
+        self.in_turn(|| self.copy())
     }
 
     pub(crate) fn insert(&self, item: Arc<T>) {
-        let _turn = self.turn().lock();
-        let mut list = self.copy();
-        list.push(item);
-        self.replace(list);
+        self.in_turn(|| {
+            let mut list = self.copy();
+            list.push(item);
+            self.replace(list);
+        });
+    }
+
+    /// Inserts an item unless there is one that `is_same` picks. Returns that one, if so: the last of them.
+    pub(crate) fn insert_unless(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.in_turn(|| {
+            let mut list = self.copy();
+            if let Some(same) = list.iter().rev().find(|item| is_same(item)) {
+                return Some(Arc::clone(same));
+            }
+            list.push(item);
+            self.replace(list);
+            None
+        })
+    }
+
+    /// Inserts an item, and removes what `is_same` picks: no reader sees both, or neither.
+    pub(crate) fn insert_instead(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) {
+        let removed = self.in_turn(|| {
+            let (dropped, mut kept): (List<T>, List<T>) = self.copy().into_iter().partition(|item| is_same(item));
+            kept.push(item);
+            self.replace(kept);
+            dropped
+        });
+        // Outside of the lock: what an item drops may use the registry.
+        drop(removed);
     }
 
     /// Removes what `unwanted` picks. Answers whether there was anything.
     pub(crate) fn remove(&self, unwanted: impl Fn(&Arc<T>) -> bool) -> bool {
-        let removed;
-        {
-            let _turn = self.turn().lock();
-            let list = self.copy();
-            let (dropped, kept): (List<T>, List<T>) = list.into_iter().partition(unwanted);
-            if dropped.is_empty() {
-                return false;
+        let removed = self.in_turn(|| {
+            let (dropped, kept): (List<T>, List<T>) = self.copy().into_iter().partition(unwanted);
+            if !dropped.is_empty() {
+                self.replace(kept);
             }
-            self.replace(kept);
-            removed = dropped;
-        }
-        // Outside of the lock: what an item drops may use the registry.
-        drop(removed);
-        true
+            dropped
+        });
+        // They are dropped outside of the lock: what an item drops may use the registry.
+        !removed.is_empty()
     }
 
-    fn turn(&self) -> &Lock<()> {
-        self.turn.get_or_init(|| Lock::new("registry", ()))
+    /// Does something under the lock, in the middle of which this thread does not fork.
+    fn in_turn<R>(&self, section: impl FnOnce() -> R) -> R {
+        with_signals_blocked(|| {
+            let _turn = self.turn.get_or_init(|| Lock::new("registry", ())).lock();
+            section()
+        })
     }
 
     /// Only under the lock.
     fn copy(&self) -> List<T> {
         let list = self.list.load(Ordering::Acquire);
         // SAFETY: lists are freed only by `replace`, under the lock that the caller holds, and by `drop`.
-        unsafe { list.as_ref() }.cloned().unwrap_or_default()
+        let copy = unsafe { list.as_ref() }.cloned().unwrap_or_default();
+        #[cfg(feature = "__injection")]
+        crate::injection::reach("copied registry");
+        copy
     }
 
     /// Only under the lock.
@@ -111,6 +143,19 @@ mod tests {
         assert!(!registry.remove(|item| **item == 2));
         let left: Vec<i32> = registry.snapshot().iter().map(|item| **item).collect();
         assert_eq!(left, [1, 3]);
+    }
+
+    #[test]
+    fn an_item_may_take_the_place_of_others_or_leave_it_to_them() {
+        let registry = Registry::new();
+        let items = || registry.snapshot().iter().map(|item| **item).collect::<Vec<i32>>();
+        assert_eq!(registry.insert_unless(Arc::new(1), |item| *item < 10), None);
+        registry.insert(Arc::new(2));
+        assert_eq!(registry.insert_unless(Arc::new(3), |item| *item < 10).as_deref(), Some(&2));
+        assert_eq!(items(), [1, 2]);
+        registry.insert(Arc::new(10));
+        registry.insert_instead(Arc::new(4), |item| *item < 10);
+        assert_eq!(items(), [10, 4]);
     }
 
     #[test]

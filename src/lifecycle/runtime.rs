@@ -7,12 +7,22 @@
 //! runtimes have others.
 //!
 //! The stamps are in a fixed table of atomics, the oldest overwritten first, and each thread remembers the last id that it
-//! found in order, and when: a forking thread's own runtime is known even if its stamp was overwritten. A runtime that was never used here, nor current at the fork, cannot be told from a new one.
+//! found in order, and when: a forking thread's own runtime is known even if its stamp was overwritten. A runtime that was never
+//! used here, nor current at the fork, cannot be told from a new one.
+//!
+//! A signal handler that forks may have interrupted tokio while it changes which runtime is current, and then the look at that is
+//! a panic; or the allocator, which the first look on a thread calls. So nothing is stamped where a signal is blocked that has
+//! a handler: this may be it. A handler that does not block its own signal (`SA_NODEFER`) is not known as one; there the panic
+//! is caught.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
+use std::mem::MaybeUninit;
+use std::panic::catch_unwind;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use nix::libc;
 use tokio::runtime::Handle;
 
 use super::generation::generation;
@@ -73,8 +83,33 @@ pub(crate) struct Inherited;
 
 /// Stamps the runtime that this thread is in, before it forks.
 pub(super) fn stamp_current() {
+    if may_be_in_a_signal_handler() {
+        return;
+    }
     // What there is to report will be reported at the first use in the child.
-    let _ = current();
+    let _ = catch_unwind(current);
+}
+
+/// Whether this thread blocks a signal that has a handler.
+fn may_be_in_a_signal_handler() -> bool {
+    let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: reads this thread's mask into the set, which is used only if that has succeeded.
+    unsafe {
+        let asked = libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), blocked.as_mut_ptr()) == 0;
+        asked
+            && (1..=libc::SIGRTMAX())
+                .any(|signal| libc::sigismember(blocked.as_ptr(), signal) == 1 && is_handled(signal))
+    }
+}
+
+fn is_handled(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: reads the action into the structure, which is used only if that has succeeded.
+    let handler = unsafe {
+        let asked = libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0;
+        if asked { action.assume_init().sa_sigaction } else { libc::SIG_DFL }
+    };
+    handler != libc::SIG_DFL && handler != libc::SIG_IGN
 }
 
 fn stamp(runtime: RuntimeId, generation: u64) -> Result<(), Inherited> {

@@ -39,9 +39,29 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
 
     fn framing(&self) -> Self::Framing;
 
-    /// Handshake and login, over a connection on which nothing is marked yet. Answers with how its writes are to be
-    /// proven.
-    fn greet(&self, connection: &mut Connection<Self>) -> impl Future<Output = Result<Marking>> + Send;
+    /// The largest value that is kept of a reply.
+    fn max_value(&self) -> usize;
+
+    /// In how many ways a server can be greeted; each asks less of it than the one before.
+    const LEVELS: usize = 1;
+
+    /// The best level that the server is known to take part in, and the one to try next.
+    fn level(&self) -> usize {
+        0
+    }
+
+    fn next_level(&self) -> usize {
+        0
+    }
+
+    /// The server has closed the connection in the middle of a greeting at this level.
+    fn hung_up(&self, _level: usize) {}
+
+    /// The server takes part in this level, and in no better one.
+    fn keep_level(&self, _level: usize) {}
+
+    /// Handshake and login, over a connection on which nothing is marked yet. Returns how its writes are to be proven.
+    fn greet(&self, connection: &mut Connection<Self>, level: usize) -> impl Future<Output = Result<Marking>> + Send;
 
     /// Whether a request changes nothing, so that it may be answered out of turn.
     fn is_read(request: &Self::Request) -> bool;
@@ -71,6 +91,9 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     }
 
     fn finish(partial: Self::Partial) -> Self::Reply;
+
+    /// Whether the server has said that it is the wrong one, or lets this connection do nothing any more.
+    fn is_last(reply: &Self::Reply) -> bool;
 }
 
 /// What has become of a reply with one more frame.
@@ -145,8 +168,9 @@ pub(crate) struct Connection<P: Protocol> {
     pub(super) tokens: Tokens,
     /// Whether a byte has arrived since the last exchange began.
     pub(super) answered: bool,
+    pub(super) opened: Instant,
     /// When the last exchange began.
-    begun: Instant,
+    pub(super) begun: Instant,
 }
 
 /// After what time without an exchange a connection is looked at before it is used.
@@ -160,18 +184,25 @@ pub(super) struct Exchange<P: Protocol> {
 
 impl<P: Protocol> Connection<P> {
     /// Makes a connection of a connected stream.
-    pub(super) async fn open(protocol: &P, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
-        let mut connection = Connection {
+    pub(super) fn new(protocol: &P, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
+        let now = Instant::now();
+        Ok(Connection {
             stream,
             frames: FrameReader::new(protocol.framing()),
             outgoing: Outgoing::default(),
             marking: Marking::Impossible,
             tokens: Tokens::new()?,
             answered: false,
-            begun: Instant::now(),
-        };
-        connection.marking = protocol.greet(&mut connection).await?;
-        Ok(connection)
+            opened: now,
+            begun: now,
+        })
+    }
+
+    /// Handshake and login.
+    pub(super) async fn greet(&mut self, protocol: &P, level: usize) -> Result<()> {
+        self.marking = protocol.greet(self, level).await?;
+        self.frames.allow(protocol.max_value());
+        Ok(())
     }
 
     /// One request and its reply, for a greeting.
@@ -276,7 +307,7 @@ impl<P: Protocol> Connection<P> {
     async fn flush(&mut self, protocol: &P) -> Result<()> {
         let Connection { stream, outgoing, .. } = self;
         let sent = poll_fn(|cx| outgoing.poll_send(&mut **stream, cx)).await;
-        sent.map_err(|error| io_error("writing to", protocol.endpoint(), error))
+        sent.map_err(|error| io_error("send to", protocol.endpoint(), error))
     }
 
     async fn frame(&mut self, protocol: &P) -> Result<Frame<'_>> {
@@ -286,7 +317,7 @@ impl<P: Protocol> Connection<P> {
                 break cut;
             }
             let received = poll_fn(|cx| stream.poll_receive(cx, frames.space())).await;
-            let count = at_least_one(received).map_err(|error| io_error("reading from", protocol.endpoint(), error))?;
+            let count = at_least_one(received).map_err(|error| io_error("receive from", protocol.endpoint(), error))?;
             frames.received(count);
             *answered = true;
         };

@@ -11,52 +11,47 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::drive::Drive;
-use super::endpoint::{Endpoint, is_stale, timed_out};
+use super::endpoint::{Endpoint, dial_error, is_shortage};
+use super::server::Settings;
 use super::socket::{Connecting, Socket};
 use super::stream::{BlockingStream, ByteStream};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// How long to wait before a full queue is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Connects to `endpoint`, for exchanges of at most `timeout` each.
+/// Connects to `endpoint`.
 pub(super) async fn dial(
     drive: Drive,
     endpoint: &Endpoint,
     deadline: Instant,
-    timeout: Duration,
+    settings: &Settings,
 ) -> Result<Box<dyn ByteStream>> {
     let connected: io::Result<Box<dyn ByteStream>> = match drive {
-        Drive::Inline => connect(endpoint, deadline)
+        Drive::Inline => connect(endpoint, deadline, settings.keepalive)
             .await
-            .and_then(|socket| BlockingStream::new(socket, timeout))
+            .and_then(|socket| BlockingStream::new(socket, settings.timeouts.exchange))
             .map(|stream| Box::new(stream) as _),
         #[cfg(feature = "tokio")]
         Drive::Tokio(_) => {
-            let connected = tokio::time::timeout_at(deadline.into(), on_tokio::connect(endpoint, deadline)).await;
+            let connect = on_tokio::connect(endpoint, deadline, settings.keepalive);
+            let connected = tokio::time::timeout_at(deadline.into(), connect).await;
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(|stream| Box::new(stream) as _)
         }
     };
     connected.map_err(|error| dial_error(endpoint, error))
 }
 
-fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
-    if error.kind() == io::ErrorKind::TimedOut {
-        return timed_out("connecting to", endpoint);
-    }
-    let kind = if is_stale(&error) { ErrorKind::Forked } else { ErrorKind::Connect };
-    Error::with_source(kind, format!("connecting to {endpoint}"), error)
-}
-
-async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<Socket> {
+async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
     match endpoint {
         Endpoint::Unix(path) => connect_unix(path, deadline),
         Endpoint::Tcp { host, port } => {
             let addresses = match numeric(host, *port) {
                 Some(address) => vec![address],
-                None => (host.as_str(), *port).to_socket_addrs()?.collect(),
+                None => (host.as_str(), *port).to_socket_addrs().map_err(or_shortage)?.collect(),
             };
-            connect_to_one_of(&addresses, deadline, |address, share| ready(connect_tcp(&address, share))).await
+            let connect = |address, share| ready(connect_tcp(&address, share, keepalive));
+            connect_to_one_of(&addresses, deadline, connect).await
         }
     }
 }
@@ -70,15 +65,25 @@ async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
     let mut outcome = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
     for (index, address) in addresses.iter().enumerate() {
         outcome = connect(*address, share_of(deadline, addresses.len() - index)).await;
-        if outcome.is_ok() {
+        let is_over = match &outcome {
+            Ok(_) => true,
+            // That there is no local address for it concerns this one only: a machine without IPv6, say.
+            Err(error) => is_shortage(error) && error.kind() != io::ErrorKind::AddrNotAvailable,
+        };
+        if is_over {
             break;
         }
     }
     outcome
 }
 
-fn connect_tcp(address: &SocketAddr, deadline: Instant) -> io::Result<Socket> {
-    let socket = Socket::tcp(address)?;
+/// Why a name was not resolved. The resolver does not say so if it could not open a file or a socket.
+fn or_shortage(error: io::Error) -> io::Error {
+    Socket::unix().err().filter(is_shortage).unwrap_or(error)
+}
+
+fn connect_tcp(address: &SocketAddr, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
+    let socket = Socket::tcp(address, keepalive)?;
     if let Connecting::UnderWay = socket.start_connecting_tcp(address)? {
         socket.wait_writable(deadline)?;
         socket.connected()?;
@@ -112,19 +117,26 @@ mod on_tokio {
     use tokio::net::lookup_host;
     use tokio::time::timeout_at;
 
-    use super::{Connecting, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric};
+    use super::{
+        Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
+        or_shortage,
+    };
     use crate::net::tokio_stream::TokioStream;
 
-    pub(super) async fn connect(endpoint: &Endpoint, deadline: Instant) -> io::Result<TokioStream> {
+    pub(super) async fn connect(
+        endpoint: &Endpoint,
+        deadline: Instant,
+        keepalive: Option<Duration>,
+    ) -> io::Result<TokioStream> {
         match endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
             Endpoint::Tcp { host, port } => {
                 let addresses = match numeric(host, *port) {
                     Some(address) => vec![address],
-                    None => lookup_host((host.as_str(), *port)).await?.collect(),
+                    None => lookup_host((host.as_str(), *port)).await.map_err(or_shortage)?.collect(),
                 };
                 let connect = async |address, share: Instant| {
-                    let connected = timeout_at(share.into(), connect_tcp(address)).await;
+                    let connected = timeout_at(share.into(), connect_tcp(address, keepalive)).await;
                     connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 };
                 connect_to_one_of(&addresses, deadline, connect).await
@@ -132,8 +144,8 @@ mod on_tokio {
         }
     }
 
-    async fn connect_tcp(address: SocketAddr) -> io::Result<TokioStream> {
-        let socket = Socket::tcp(&address)?;
+    async fn connect_tcp(address: SocketAddr, keepalive: Option<Duration>) -> io::Result<TokioStream> {
+        let socket = Socket::tcp(&address, keepalive)?;
         let connecting = socket.start_connecting_tcp(&address)?;
         let socket = TokioStream::new(socket)?;
         if let Connecting::UnderWay = connecting {

@@ -3,7 +3,8 @@
 //! A protocol says where a frame ends ([`Framing`]). It goes on where it stopped and never looks at a byte twice.
 //! Frames are cut out of one read buffer; a value of more than [`LARGE`](super::LARGE) bytes is left out of its frame
 //! and read into a buffer of its own, which grows as the bytes arrive, whatever length was announced. So nothing that
-//! is handed out keeps a read buffer alive.
+//! is handed out keeps a read buffer alive. A value that is larger than it may be is received and not kept: what comes
+//! behind it can still be told. Before the greeting is over no large value may come at all.
 
 use std::fmt::Debug;
 use std::mem;
@@ -14,8 +15,12 @@ const BUFFER: usize = 16 << 10;
 const BUFFER_FOR_LARGE: usize = 256 << 10;
 const LONGEST_KEPT: usize = 64 << 10;
 
-/// The most that a frame may have besides its large values.
+/// The most that a frame may have besides its large values, in the greeting and later.
+const LONGEST_IN_GREETING: usize = 64 << 10;
 const LONGEST_FRAME: usize = 64 << 20;
+
+/// The most that is kept of the large values of one frame, unless a single one may be larger.
+const LONGEST_TOGETHER: usize = 1 << 30;
 
 const LINE_END: &[u8] = b"\r\n";
 
@@ -51,15 +56,17 @@ pub(crate) enum Scan {
 #[derive(Debug)]
 pub(crate) struct Frame<'a> {
     pub(crate) bytes: &'a [u8],
-    /// The large values, each with its place in `bytes`.
-    pub(crate) large: Vec<(usize, Vec<u8>)>,
+    pub(crate) large: LargeValues,
 }
+
+/// The large values of a frame, each with its place in it; none in the place of one that was not kept.
+type LargeValues = Vec<(usize, Option<Vec<u8>>)>;
 
 /// Where in the read buffer a frame is.
 #[derive(Debug)]
 pub(super) struct Cut {
     range: Range<usize>,
-    large: Vec<(usize, Vec<u8>)>,
+    large: LargeValues,
 }
 
 #[derive(Debug)]
@@ -69,9 +76,11 @@ pub(super) struct FrameReader<F> {
     /// What was received and not yet cut is `buffer[start..end]`.
     start: usize,
     end: usize,
-    /// The large value that is being received.
+    /// The large value that is being received, and those before it in its frame.
     value: Option<LargeValue>,
-    large: Vec<(usize, Vec<u8>)>,
+    large: LargeValues,
+    /// The longest value that is kept, once the greeting is over.
+    longest_value: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -80,13 +89,19 @@ struct LargeValue {
     /// With the line end behind it.
     whole: usize,
     received: usize,
-    /// Unless nobody waits for it.
+    /// Unless it is not kept.
     data: Option<Vec<u8>>,
 }
 
 impl<F: Framing> FrameReader<F> {
     pub(super) fn new(framing: F) -> FrameReader<F> {
-        FrameReader { framing, buffer: vec![0; BUFFER], start: 0, end: 0, value: None, large: Vec::new() }
+        let buffer = vec![0; BUFFER];
+        FrameReader { framing, buffer, start: 0, end: 0, value: None, large: Vec::new(), longest_value: None }
+    }
+
+    /// The greeting is over: values may be as long as this.
+    pub(super) fn allow(&mut self, longest_value: usize) {
+        self.longest_value = Some(longest_value);
     }
 
     /// Whether everything that has arrived was cut.
@@ -151,13 +166,17 @@ impl<F: Framing> FrameReader<F> {
                 self.large.push(value.finish()?);
             }
             match self.framing.scan(&self.buffer[self.start..self.end])? {
-                Scan::Partial if self.end - self.start > LONGEST_FRAME => {
-                    return Err(format!("a reply of more than {LONGEST_FRAME} bytes"));
+                Scan::Partial if self.end - self.start > self.longest_frame() => {
+                    return Err(format!("a reply of more than {} bytes", self.longest_frame()));
                 }
                 Scan::Partial => return Ok(None),
                 Scan::Large { place, length } => {
-                    let whole = length + LINE_END.len();
-                    self.value = Some(LargeValue { place, whole, received: 0, data: is_wanted.then(Vec::new) });
+                    let longest = self.longest_value.ok_or("a large value before it was logged in to")?;
+                    let before: usize = self.large.iter().filter_map(|(_, value)| Some(value.as_ref()?.len())).sum();
+                    let fits = length <= longest && length <= LONGEST_TOGETHER.max(longest).saturating_sub(before);
+                    let whole = length.saturating_add(LINE_END.len());
+                    let data = (is_wanted && fits).then(Vec::new);
+                    self.value = Some(LargeValue { place, whole, received: 0, data });
                 }
                 Scan::Unasked { length } => {
                     self.start += length;
@@ -170,6 +189,10 @@ impl<F: Framing> FrameReader<F> {
                 }
             }
         }
+    }
+
+    fn longest_frame(&self) -> usize {
+        if self.longest_value.is_some() { LONGEST_FRAME } else { LONGEST_IN_GREETING }
     }
 
     /// The frame that was cut off last.
@@ -193,13 +216,13 @@ impl LargeValue {
         count
     }
 
-    fn finish(self) -> Result<(usize, Vec<u8>), String> {
-        let Some(mut data) = self.data else { return Ok((self.place, Vec::new())) };
+    fn finish(self) -> Result<(usize, Option<Vec<u8>>), String> {
+        let Some(mut data) = self.data else { return Ok((self.place, None)) };
         if !data.ends_with(LINE_END) {
             return Err("a value that does not end where it should".to_owned());
         }
         data.truncate(self.whole - LINE_END.len());
-        Ok((self.place, data))
+        Ok((self.place, Some(data)))
     }
 }
 
@@ -232,8 +255,14 @@ mod tests {
         }
     }
 
-    fn values(wire: &[u8], at_a_time: usize) -> Vec<Vec<u8>> {
+    fn reader(longest_value: usize) -> FrameReader<Sized> {
         let mut reader = FrameReader::new(Sized::default());
+        reader.allow(longest_value);
+        reader
+    }
+
+    fn values(wire: &[u8], at_a_time: usize, longest_value: usize) -> Vec<Option<Vec<u8>>> {
+        let mut reader = reader(longest_value);
         let mut values = Vec::new();
         let mut rest = wire;
         while !rest.is_empty() {
@@ -250,7 +279,7 @@ mod tests {
                         assert_eq!((place, frame.bytes.len()), (line, line));
                         value
                     }
-                    None => frame.bytes[line..frame.bytes.len() - 2].to_vec(),
+                    None => Some(frame.bytes[line..frame.bytes.len() - 2].to_vec()),
                 });
             }
         }
@@ -269,13 +298,26 @@ mod tests {
             wire.extend_from_slice(b"\r\n");
         }
         for at_a_time in [1, 7, 1_000, LARGE, usize::MAX] {
-            assert!(values(&wire, at_a_time) == sent, "{at_a_time} bytes at a time");
+            for longest in [LARGE, 10 * LARGE, 2 << 20] {
+                let kept: Vec<_> =
+                    sent.iter().map(|value| Some(value).filter(|v| v.len() <= longest).cloned()).collect();
+                assert!(values(&wire, at_a_time, longest) == kept, "{at_a_time} bytes at a time, up to {longest}");
+            }
         }
     }
 
     #[test]
-    fn a_large_value_grows_as_it_arrives() {
+    fn no_large_value_comes_before_the_greeting_is_over() {
         let mut reader = FrameReader::new(Sized::default());
+        let announced = b"1000000000\n";
+        reader.space()[..announced.len()].copy_from_slice(announced);
+        reader.received(announced.len());
+        assert!(reader.next().unwrap_err().contains("before it was logged in to"));
+    }
+
+    #[test]
+    fn a_large_value_grows_as_it_arrives() {
+        let mut reader = reader(usize::MAX);
         let announced = b"1000000000\n";
         reader.space()[..announced.len()].copy_from_slice(announced);
         reader.received(announced.len());
@@ -286,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_value_that_does_not_end_where_it_should_is_refused() {
-        let mut reader = FrameReader::new(Sized::default());
+        let mut reader = reader(usize::MAX);
         let mut wire = format!("{}\n", LARGE + 1).into_bytes();
         wire.resize(wire.len() + LARGE + 3, b'x');
         for byte in wire {

@@ -1,4 +1,4 @@
-//! One server, over one protocol: connections, deadlines, one retry, and breakers.
+//! The two ways to a server: pooled connections for callers that block, a pipeline for each tokio runtime.
 //!
 //! What happens now and then (a dial, a wait for a slot, a second attempt) is a future of its own on the heap:
 //! otherwise every exchange would carry its size about.
@@ -8,22 +8,18 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::breaker::Breaker;
+use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
-use super::dial::dial;
 use super::drive::{Drive, drive};
 use super::endpoint::Endpoint;
 #[cfg(feature = "tokio")]
-use super::endpoint::timed_out;
-#[cfg(feature = "tokio")]
-use super::pipeline::{self, Pipelines};
-use super::pool::{Lease, NoLease, Pool};
-use super::tls;
+use super::pipeline;
+use super::pool::{Lease, NoLease};
+use super::server::{Server, ServerStats, Settings, full};
 use crate::error::{Error, ErrorKind, Result};
-use crate::telemetry;
 
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,91 +31,40 @@ pub(crate) enum Retry {
     Never,
 }
 
-/// The bounds of every wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timeouts {
-    pub(crate) connect: Duration,
-    /// For the wait for a free connection, for a greeting, and for a request with its reply: each.
-    pub(crate) exchange: Duration,
-}
-
-/// How a [`Link`] behaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Settings {
-    pub(crate) timeouts: Timeouts,
-    pub(crate) pool_size: usize,
-    /// After how many failures in a row the server counts as down.
-    pub(crate) failures: u32,
-    /// How long a server that is down is not dialled.
-    pub(crate) retry_after: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        let second = Duration::from_secs(1);
-        Settings {
-            timeouts: Timeouts { connect: second, exchange: second },
-            pool_size: 16,
-            failures: 2,
-            retry_after: second,
-        }
-    }
-}
-
-/// A server, and the two ways to it: pooled connections for callers that block, one pipeline for each tokio runtime.
-pub(crate) struct Link<P: Protocol> {
-    server: Arc<Server<P>>,
-    /// On the heap, since a lease moves what it holds.
-    pool: Pool<Box<Connection<P>>>,
-}
-
-/// What every connection to a server has in common.
-pub(super) struct Server<P: Protocol> {
-    pub(super) protocol: P,
-    pub(super) timeouts: Timeouts,
-    breaker: Breaker,
-    /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new
-    /// password, still answers over those that it has let in.
-    login_breaker: Breaker,
-    #[cfg(feature = "tokio")]
-    pub(super) pipelines: Pipelines<P>,
-}
+/// The way to a server over one protocol.
+pub(crate) struct Link<P: Protocol>(Arc<Server<P>>);
 
 impl<P: Protocol> Link<P> {
     /// No I/O.
     pub(crate) fn new(protocol: P, settings: Settings) -> Link<P> {
-        let server = Server {
-            protocol,
-            timeouts: settings.timeouts,
-            breaker: Breaker::new(settings.failures, settings.retry_after),
-            login_breaker: Breaker::new(settings.failures, settings.retry_after),
-            #[cfg(feature = "tokio")]
-            pipelines: Pipelines::new(settings.pool_size),
-        };
-        Link { server: Arc::new(server), pool: Pool::new(settings.pool_size) }
+        Link(Arc::new(Server::new(protocol, settings)))
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        self.server.protocol.endpoint()
+        self.0.protocol.endpoint()
+    }
+
+    pub(crate) fn stats(&self) -> ServerStats {
+        self.0.stats()
     }
 
     /// One exchange; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         match drive()? {
-            Drive::Inline if company.is_some() => Box::pin(self.call_inline(request, retry, company)).await,
-            Drive::Inline => at_once(self.call_inline(request, retry, None)),
+            Drive::Inline if company.is_some() => Box::pin(call_inline(&self.0, request, retry, company)).await,
+            Drive::Inline => at_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
             Drive::Tokio(runtime) => {
-                let outcome = match pipeline::submit(&self.server, runtime, request, retry) {
+                let outcome = match pipeline::submit(&self.0, runtime, request, retry) {
                     Ok(appended) => appended.await,
                     Err(failure) => Err(failure),
                 };
                 match outcome {
                     Ok(reply) => {
-                        pipeline::note(&self.server, request, &reply);
+                        pipeline::note(&self.0, request, &reply);
                         Ok(reply)
                     }
-                    Err(failure) => Box::pin(pipeline::conclude(&self.server, runtime, request, retry, failure)).await,
+                    Err(failure) => Box::pin(pipeline::conclude(&self.0, runtime, request, retry, failure)).await,
                 }
             }
         }
@@ -127,11 +72,7 @@ impl<P: Protocol> Link<P> {
 
     /// Forgets every connection, and that the server was down.
     pub(crate) fn reset(&self) {
-        self.pool.reset();
-        #[cfg(feature = "tokio")]
-        self.server.pipelines.reset();
-        self.server.breaker.reset();
-        self.server.login_breaker.reset();
+        self.0.reset();
     }
 
     /// Forgets every connection, then dials and has the server answer `probe`.
@@ -139,148 +80,110 @@ impl<P: Protocol> Link<P> {
         self.reset();
         self.call(probe, Retry::Never, None).await
     }
+}
 
-    async fn call_inline(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
-        self.server.admit()?;
-        let mut lease = self.lease(company).await?;
-        let is_suspect = |connection: &mut Box<Connection<P>>| {
-            (retry == Retry::Never || connection.has_rested()) && !connection.stream.is_quiet()
-        };
-        if lease.connection().is_some_and(is_suspect) {
+async fn call_inline<P: Protocol>(
+    server: &Server<P>,
+    request: &P::Request,
+    retry: Retry,
+    company: Option<&Company>,
+) -> Result<P::Reply> {
+    let admission = server.admit()?;
+    let mut lease = lease(server, company).await?;
+    if let Some(connection) = lease.connection() {
+        let has_rested = connection.has_rested();
+        if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
+            lease.discard();
+            server.lost();
+        } else if has_rested && server.is_outdated(connection) {
             lease.discard();
         }
-        match self.attempt(&mut lease, request, company).await {
-            Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
-                lease.discard();
-                let again = Box::pin(self.attempt(&mut lease, request, company)).await;
-                self.concluded(lease, again)
-            }
-            outcome => self.concluded(lease, outcome),
-        }
     }
-
-    fn concluded(&self, lease: Lease<'_, Box<Connection<P>>>, outcome: Result<P::Reply>) -> Result<P::Reply> {
-        match outcome {
-            Ok(_) => {
-                lease.finish();
-                self.server.succeeded();
-            }
-            Err(ref error) => self.server.failed(error),
+    match attempt(server, &mut lease, admission, request, company).await {
+        Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
+            lease.discard();
+            server.lost();
+            let again = Box::pin(attempt(server, &mut lease, admission, request, company)).await;
+            concluded(server, lease, again)
         }
-        outcome
-    }
-
-    async fn lease(&self, company: Option<&Company>) -> Result<Lease<'_, Box<Connection<P>>>> {
-        match self.pool.try_lease() {
-            Some(lease) => Ok(lease),
-            None => Box::pin(self.wait_for_lease(company)).await,
-        }
-    }
-
-    async fn wait_for_lease(&self, company: Option<&Company>) -> Result<Lease<'_, Box<Connection<P>>>> {
-        if let Some(company) = company {
-            company.let_finish().await;
-        }
-        self.pool.lease(Instant::now() + self.server.timeouts.exchange).map_err(|why| match why {
-            NoLease::Exhausted => full(self.endpoint()),
-            NoLease::Forked => Error::begun_by_parent(),
-        })
-    }
-
-    async fn attempt(
-        &self,
-        lease: &mut Lease<'_, Box<Connection<P>>>,
-        request: &P::Request,
-        company: Option<&Company>,
-    ) -> Result<P::Reply> {
-        if lease.connection().is_none() {
-            lease.fill(Box::new(Box::pin(self.open(company)).await?));
-        }
-        let connection = lease.connection().expect("the lease is filled");
-        let protocol = &self.server.protocol;
-        let deadline = connection.begin(self.server.timeouts.exchange);
-        let exchange = connection.send(protocol, request).await?;
-        if let Some(company) = company {
-            Box::pin(connection.set_aside(company, deadline)).await;
-        }
-        connection.receive(protocol, exchange).await
-    }
-
-    async fn open(&self, company: Option<&Company>) -> Result<Connection<P>> {
-        if let Some(company) = company {
-            company.let_finish().await;
-        }
-        self.server.admit_login()?;
-        self.server.open(Drive::Inline).await
+        outcome => concluded(server, lease, outcome),
     }
 }
 
-impl<P: Protocol> Server<P> {
-    /// Refuses at once while the server is down.
-    pub(super) fn admit(&self) -> Result<()> {
-        self.breaker.admit().map_err(|wait| self.left_alone("failed", wait))
-    }
-
-    /// Refuses at once while the server lets no connection in.
-    pub(super) fn admit_login(&self) -> Result<()> {
-        self.login_breaker.admit().map_err(|wait| self.left_alone("refused a login", wait))
-    }
-
-    #[cold]
-    fn left_alone(&self, did: &str, wait: Duration) -> Error {
-        let (endpoint, milliseconds) = (self.protocol.endpoint(), wait.as_millis());
-        let context = format!("{endpoint} {did} a moment ago: not tried again for {milliseconds} ms");
-        Error::new(ErrorKind::Unavailable, context)
-    }
-
-    /// Dials, greets and logs in. A failure counts, whatever the server has against it: one that refuses every login is
-    /// tried no more often than one that is not there.
-    pub(super) async fn open(&self, drive: Drive) -> Result<Connection<P>> {
-        let opened = self.dial_and_greet(drive).await;
-        match &opened {
-            Ok(_) => _ = self.login_breaker.succeeded(),
-            Err(error) if !is_outage(error.kind()) && error.kind() != ErrorKind::Forked => {
-                if self.login_breaker.failed() {
-                    telemetry::breaker_opened(self.protocol.endpoint());
-                }
+fn concluded<P: Protocol>(
+    server: &Server<P>,
+    mut lease: Lease<'_, Box<Connection<P>>>,
+    outcome: Result<P::Reply>,
+) -> Result<P::Reply> {
+    match &outcome {
+        Ok(reply) => {
+            server.succeeded();
+            let connection = lease.connection().expect("it has answered");
+            if P::is_last(reply) && server.is_settled(connection) {
+                server.leave();
+            } else {
+                lease.finish();
             }
-            Err(_) => {}
         }
-        opened
+        Err(error) if lease.connection().is_some() => server.failed(error, lease.is_reused()),
+        // There is no connection, which has been counted.
+        Err(_) => {}
     }
+    outcome
+}
 
-    async fn dial_and_greet(&self, drive: Drive) -> Result<Connection<P>> {
-        let endpoint = self.protocol.endpoint();
-        let deadline = Instant::now() + self.timeouts.connect;
-        let mut stream = dial(drive, endpoint, deadline, self.timeouts.exchange).await?;
-        if let Some(tls) = self.protocol.tls() {
-            stream = tls::secure(tls, drive, endpoint, stream, deadline, self.timeouts.exchange).await?;
-        }
-        telemetry::connected(endpoint);
-        let greeting = Connection::open(&self.protocol, stream);
-        match drive {
-            Drive::Inline => greeting.await,
-            #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => tokio::time::timeout(self.timeouts.exchange, greeting)
-                .await
-                .unwrap_or_else(|_| Err(timed_out("greeting", endpoint))),
-        }
+async fn lease<'s, P: Protocol>(
+    server: &'s Server<P>,
+    company: Option<&Company>,
+) -> Result<Lease<'s, Box<Connection<P>>>> {
+    match server.pool.try_lease() {
+        Some(lease) => Ok(lease),
+        None => Box::pin(wait_for_lease(server, company)).await,
     }
+}
 
-    /// Counts a failure with the breaker, if it says something about the server.
-    pub(super) fn failed(&self, error: &Error) {
-        if is_outage(error.kind()) && self.breaker.failed() {
-            telemetry::breaker_opened(self.protocol.endpoint());
-        }
+async fn wait_for_lease<'s, P: Protocol>(
+    server: &'s Server<P>,
+    company: Option<&Company>,
+) -> Result<Lease<'s, Box<Connection<P>>>> {
+    if let Some(company) = company {
+        company.let_finish().await;
     }
+    server.pool.lease(Instant::now() + server.timeouts().exchange).map_err(|why| match why {
+        NoLease::Exhausted => full(server.protocol.endpoint()),
+        NoLease::Forked => Error::begun_by_parent(),
+    })
+}
 
-    /// Records with the breaker that an exchange came to its end.
-    #[inline]
-    pub(super) fn succeeded(&self) {
-        if self.breaker.succeeded() {
-            telemetry::breaker_closed(self.protocol.endpoint());
-        }
+async fn attempt<P: Protocol>(
+    server: &Server<P>,
+    lease: &mut Lease<'_, Box<Connection<P>>>,
+    admission: Admission,
+    request: &P::Request,
+    company: Option<&Company>,
+) -> Result<P::Reply> {
+    if lease.connection().is_none() {
+        lease.fill(Box::new(Box::pin(open(server, admission, company)).await?));
     }
+    let connection = lease.connection().expect("the lease is filled");
+    let protocol = &server.protocol;
+    let deadline = connection.begin(server.timeouts().exchange);
+    let exchange = connection.send(protocol, request).await?;
+    if let Some(company) = company {
+        Box::pin(connection.set_aside(company, deadline)).await;
+    }
+    connection.receive(protocol, exchange).await
+}
+
+async fn open<P: Protocol>(
+    server: &Server<P>,
+    admission: Admission,
+    company: Option<&Company>,
+) -> Result<Connection<P>> {
+    if let Some(company) = company {
+        company.let_finish().await;
+    }
+    server.open(Drive::Inline, server.admit_dial(admission)?).await
 }
 
 /// Runs an exchange that blocks instead of suspending. On the stack: the futures that contain this call stay small.
@@ -291,17 +194,6 @@ fn at_once<T>(exchange: impl Future<Output = T>) -> T {
     }
 }
 
-/// Of a request for which there is no room.
-pub(super) fn full(endpoint: &Endpoint) -> Error {
-    let context = format!("as many requests to {endpoint} are under way as there may be, and none ended in time");
-    Error::new(ErrorKind::Full, context)
-}
-
-/// Whether a failure says that the server, or the way to it, is out of order.
-fn is_outage(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
-}
-
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
 fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Box<Connection<P>>>, error: &Error) -> bool {
     let broke = error.kind() == ErrorKind::Io;
@@ -310,17 +202,14 @@ fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Box<Connection<P>>>, er
 
 impl<P: Protocol> Debug for Link<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
-            .field("protocol", &self.server.protocol)
-            .field("breaker", &self.server.breaker)
-            .finish_non_exhaustive()
+        self.0.fmt(f)
     }
 }
 
 #[cfg(feature = "tokio")]
 impl<P: Protocol> Drop for Link<P> {
     fn drop(&mut self) {
-        self.server.pipelines.reset();
+        self.0.pipelines.reset();
     }
 }
 
@@ -332,9 +221,9 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, Timeouts, at_once};
+    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, at_once};
     use crate::net::drive::inline;
-    use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan};
+    use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan, Timeouts};
 
     /// Lines there, lines back.
     #[derive(Debug)]
@@ -364,7 +253,11 @@ mod tests {
             LineFraming
         }
 
-        async fn greet(&self, _: &mut Connection<Lines>) -> Result<Marking> {
+        fn max_value(&self) -> usize {
+            usize::MAX
+        }
+
+        async fn greet(&self, _: &mut Connection<Lines>, _: usize) -> Result<Marking> {
             Ok(Marking::Impossible)
         }
 
@@ -397,6 +290,10 @@ mod tests {
 
         fn finish(partial: String) -> String {
             partial
+        }
+
+        fn is_last(_: &String) -> bool {
+            false
         }
     }
 

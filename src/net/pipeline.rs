@@ -31,11 +31,12 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use super::connection::Protocol;
-use super::link::{Retry, Server, full};
+use super::link::Retry;
+use super::server::{Server, full};
+use super::turn::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
-use inbox::Turn;
 use routes::Kind;
 pub(super) use routes::Pipelines;
 use slot::Appended;
@@ -75,9 +76,12 @@ fn submit_as<P: Protocol>(
     appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
 }
 
-/// Notes a reply that kept others waiting.
+/// Notes a reply that kept others waiting, or that says that this is the wrong server.
 #[inline]
 pub(super) fn note<P: Protocol>(server: &Server<P>, request: &P::Request, reply: &P::Reply) {
+    if P::is_last(reply) {
+        server.leave();
+    }
     if P::longest_value(reply) > LARGE_VALUE && P::is_read(request) {
         server.pipelines.remember_large(request);
     }
@@ -130,8 +134,8 @@ async fn append_when_there_is_room<P: Protocol>(
     let pipelines = &server.pipelines;
     let room = ProcessBound::new(Box::pin(async move {
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
-        let deadline = Instant::now() + server.timeouts.connect + server.timeouts.exchange;
-        let mut turn = Turn { pipeline: &route.pipeline, deadline, ticket: None };
+        let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
+        let mut turn = Turn::new(&route.pipeline.inbox, deadline.into_std());
         poll_fn(|cx| match route.append_or_wait(&server.protocol, request, retry, Some((&mut turn, cx.waker()))) {
             Ok(None) => Poll::Pending,
             Ok(Some(appended)) => Poll::Ready(Ok(appended)),

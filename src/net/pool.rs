@@ -7,15 +7,14 @@
 //! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other
 //! threads had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
 //!
-//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline. Waiters stand in a
-//! queue of wakers. One that was woken and then gave up passes the turn on.
+//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline.
 
-use std::collections::VecDeque;
 use std::mem;
 use std::sync::MutexGuard;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use super::turn::{Rationed, Turn, Waiters};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 
@@ -28,10 +27,10 @@ pub(super) struct Pool<C> {
 #[derive(Debug)]
 struct State<C> {
     size: usize,
+    /// The one that was used last comes last.
     idle: Vec<C>,
     leased: usize,
-    waiting: VecDeque<(u64, Waker)>,
-    next_ticket: u64,
+    waiters: Waiters,
     /// Goes up with each reset: what was leased before is not taken back.
     epoch: u64,
 }
@@ -53,117 +52,74 @@ impl<C: Send> Pool<C> {
 
     /// A lease, with an idle connection if there is one; `None` while every slot is taken.
     pub(super) fn try_lease(&self) -> Option<Lease<'_, C>> {
-        let mut turn = self.turn();
-        let state = turn.state.lock();
-        (state.leased < state.size).then(|| turn.lease(state))
+        let generation = generation();
+        let state = self.state();
+        let locked = state.lock();
+        (locked.leased < locked.size).then(|| Lease::of(state, locked, generation))
     }
 
     /// Waits for a lease until `deadline`, blocking this thread.
     pub(super) fn lease(&self, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
-        let mut turn = self.turn();
-        block_until(Some(deadline), |cx| turn.poll(cx)).unwrap_or(Err(NoLease::Exhausted))
+        let generation = generation();
+        let state = self.state();
+        let mut turn = Turn::new(state, deadline);
+        let leased = block_until(Some(deadline), |cx| {
+            if turn.is_inherited() {
+                return Poll::Ready(Err(NoLease::Forked));
+            }
+            let mut locked = state.lock();
+            if locked.room() == 0 {
+                turn.wait(&mut locked, cx.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(Lease::of(state, locked, generation)))
+        });
+        leased.unwrap_or(Err(NoLease::Exhausted))
     }
 
-    fn turn(&self) -> Turn<'_, C> {
-        let generation = generation();
-        let state = self.state.get_or_init(|| Lock::new("pool", State::new(self.size)));
-        Turn { state, generation, ticket: None }
+    fn state(&self) -> &Lock<State<C>> {
+        let new = || State { size: self.size, idle: Vec::new(), leased: 0, waiters: Waiters::default(), epoch: 0 };
+        self.state.get_or_init(|| Lock::new("pool", new()))
     }
 
     /// Forgets every connection: the idle ones now, the leased ones when they come back.
     pub(super) fn reset(&self) {
+        self.forget_idle(|_| true, 1);
+    }
+
+    /// Closes the idle connections for which that is so.
+    pub(super) fn close_idle(&self, is_closed: impl FnMut(&mut C) -> bool) {
+        self.forget_idle(is_closed, 0);
+    }
+
+    fn forget_idle(&self, mut is_forgotten: impl FnMut(&mut C) -> bool, epochs: u64) {
         if let Some(state) = self.state.get() {
-            let idle = {
+            let forgotten: Vec<C> = {
                 let mut state = state.lock();
-                state.epoch += 1;
-                mem::take(&mut state.idle)
+                state.epoch += epochs;
+                state.idle.extract_if(.., |connection| is_forgotten(connection)).collect()
             };
             // Closed outside of the lock.
-            drop(idle);
+            drop(forgotten);
         }
+    }
+
+    /// How many connections are idle, and how many are leased.
+    pub(super) fn count(&self) -> (usize, usize) {
+        self.state.get().map_or((0, 0), |state| {
+            let state = state.lock();
+            (state.idle.len(), state.leased)
+        })
     }
 }
 
-impl<C> State<C> {
-    fn new(size: usize) -> State<C> {
-        State { size, idle: Vec::new(), leased: 0, waiting: VecDeque::new(), next_ticket: 0, epoch: 0 }
+impl<C> Rationed for State<C> {
+    fn room(&self) -> usize {
+        self.size - self.leased
     }
 
-    fn wake_one(&mut self) -> Option<Waker> {
-        self.waiting.pop_front().map(|(_, waker)| waker)
-    }
-}
-
-/// A caller's turn to lease, from the first attempt to the lease.
-struct Turn<'a, C> {
-    state: &'a Lock<State<C>>,
-    generation: u64,
-    ticket: Option<u64>,
-}
-
-impl<'a, C> Turn<'a, C> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease<'a, C>, NoLease>> {
-        if self.generation != generation() {
-            return Poll::Ready(Err(NoLease::Forked));
-        }
-        let mut state = self.state.lock();
-        if state.leased == state.size {
-            self.wait(&mut state, cx.waker());
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(self.lease(state)))
-    }
-
-    /// Takes a place, of which there must be one.
-    fn lease(&mut self, mut state: MutexGuard<'_, State<C>>) -> Lease<'a, C> {
-        if let Some(ticket) = self.ticket.take() {
-            state.waiting.retain(|(waiting, _)| *waiting != ticket);
-        }
-        state.leased += 1;
-        let connection = state.idle.pop();
-        Lease {
-            state: self.state,
-            generation: self.generation,
-            epoch: state.epoch,
-            reused: connection.is_some(),
-            connection,
-        }
-    }
-
-    /// Queues, at the place it had before if it was woken in vain.
-    fn wait(&mut self, state: &mut State<C>, waker: &Waker) {
-        match self.ticket {
-            Some(ticket) => match state.waiting.iter_mut().find(|(waiting, _)| *waiting == ticket) {
-                Some((_, waiting)) => waiting.clone_from(waker),
-                None => state.waiting.push_front((ticket, waker.clone())),
-            },
-            None => {
-                let ticket = state.next_ticket;
-                state.next_ticket += 1;
-                state.waiting.push_back((ticket, waker.clone()));
-                self.ticket = Some(ticket);
-            }
-        }
-    }
-}
-
-impl<C> Drop for Turn<'_, C> {
-    fn drop(&mut self) {
-        let Some(ticket) = self.ticket else { return };
-        // An inherited queue's lock may be held for ever.
-        if self.generation != generation() {
-            return;
-        }
-        let next = {
-            let mut state = self.state.lock();
-            let queued = state.waiting.len();
-            state.waiting.retain(|(waiting, _)| *waiting != ticket);
-            let was_woken = state.waiting.len() == queued;
-            if was_woken { state.wake_one() } else { None }
-        };
-        if let Some(next) = next {
-            next.wake();
-        }
+    fn waiters(&mut self) -> &mut Waiters {
+        &mut self.waiters
     }
 }
 
@@ -176,7 +132,14 @@ pub(super) struct Lease<'a, C> {
     connection: Option<C>,
 }
 
-impl<C> Lease<'_, C> {
+impl<'a, C> Lease<'a, C> {
+    /// Takes a place, of which there must be one.
+    fn of(state: &'a Lock<State<C>>, mut locked: MutexGuard<'_, State<C>>, generation: u64) -> Lease<'a, C> {
+        locked.leased += 1;
+        let connection = locked.idle.pop();
+        Lease { state, generation, epoch: locked.epoch, reused: connection.is_some(), connection }
+    }
+
     /// The idle connection that came with the lease, or the one that was put into it.
     pub(super) fn connection(&mut self) -> Option<&mut C> {
         self.connection.as_mut()
@@ -219,13 +182,11 @@ impl<C> Lease<'_, C> {
                 }
                 other => other,
             };
-            (state.wake_one(), refused)
+            (state.waiters.take(1), refused)
         };
         self.generation = GIVEN_BACK;
         drop(refused);
-        if let Some(next) = next {
-            next.wake();
-        }
+        next.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -246,11 +207,9 @@ impl<C> Drop for Lease<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Poll, Waker};
     use std::time::{Duration, Instant};
 
-    use super::{Lease, NoLease, Pool, Turn};
-    use crate::lifecycle::generation;
+    use super::{Lease, NoLease, Pool};
 
     fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, NoLease> {
         pool.lease(Instant::now() + patience)
@@ -308,34 +267,5 @@ mod tests {
             }
         });
         assert_eq!(pool.state.get().unwrap().lock().leased, 0);
-    }
-
-    #[test]
-    fn a_waiter_that_was_woken_and_gave_up_passes_the_turn_on() {
-        let pool = Pool::<()>::new(1);
-        let held = lease(&pool, GENEROUS).unwrap();
-        let state = pool.state.get().unwrap();
-        let mut context = Context::from_waker(Waker::noop());
-        let mut first = Turn { state, generation: generation(), ticket: None };
-        let mut second = Turn { state, generation: generation(), ticket: None };
-        assert!(first.poll(&mut context).is_pending());
-        assert!(second.poll(&mut context).is_pending());
-        drop(held);
-        assert_eq!(state.lock().waiting.len(), 1, "one of them was woken");
-        drop(first);
-        assert_eq!(state.lock().waiting.len(), 0, "and so is the other");
-        assert!(second.poll(&mut context).is_ready());
-    }
-
-    #[test]
-    fn an_inherited_wait_touches_no_lock() {
-        let pool = Pool::<()>::new(1);
-        drop(lease(&pool, GENEROUS));
-        let state = pool.state.get().unwrap();
-        let _held_by_a_vanished_thread = state.lock();
-        let mut inherited = Turn { state, generation: generation() - 1, ticket: Some(0) };
-        let polled = inherited.poll(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(polled, Poll::Ready(Err(NoLease::Forked))));
-        drop(inherited);
     }
 }

@@ -22,7 +22,13 @@ use nix::sys::time::{TimeVal, TimeValLike};
 #[cfg(feature = "tokio")]
 use tokio::io::unix::AsyncFd;
 
-use crate::lifecycle::ledger::Entry;
+use crate::lifecycle::ledger::{Entry, Use};
+
+/// How often the other side is asked.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// What the kernel takes, in seconds.
+const LONGEST_KEEPALIVE: u32 = 32_767;
 
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -53,11 +59,27 @@ pub(crate) enum Connecting {
 
 impl Socket {
     /// A non-blocking socket for TCP, not yet connected.
-    pub(crate) fn tcp(address: &SocketAddr) -> io::Result<Socket> {
+    pub(crate) fn tcp(address: &SocketAddr, keepalive: Option<Duration>) -> io::Result<Socket> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = Socket::open(family)?;
-        socket::setsockopt(&*socket.descriptor, sockopt::TcpNoDelay, &true)?;
+        socket::setsockopt(&socket.own()?, sockopt::TcpNoDelay, &true)?;
+        if let Some(idle) = keepalive {
+            socket.keep_alive(idle)?;
+        }
         Ok(socket)
+    }
+
+    /// After that time without traffic the kernel asks whether the other side is still there. Where nothing is
+    /// acknowledged for twice as long, it gives the connection up.
+    fn keep_alive(&self, idle: Duration) -> io::Result<()> {
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_KEEPALIVE);
+        let socket = self.own()?;
+        socket::setsockopt(&socket, sockopt::KeepAlive, &true)?;
+        socket::setsockopt(&socket, sockopt::TcpKeepIdle, &seconds(idle))?;
+        socket::setsockopt(&socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
+        socket::setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+        socket::setsockopt(&socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
+        Ok(())
     }
 
     /// A non-blocking Unix socket, not yet connected.
@@ -80,7 +102,7 @@ impl Socket {
     }
 
     fn start_connecting(&self, address: &dyn SockaddrLike) -> io::Result<Connecting> {
-        match socket::connect(self.number()?, address) {
+        match socket::connect(self.own()?.as_raw_fd(), address) {
             Ok(()) | Err(Errno::EISCONN) => Ok(Connecting::Done),
             Err(Errno::EINPROGRESS | Errno::EINTR | Errno::EALREADY) => Ok(Connecting::UnderWay),
             Err(Errno::EAGAIN) => Ok(Connecting::Full),
@@ -102,7 +124,7 @@ impl Socket {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up: a wait of zero milliseconds would spin.
             let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.own()?, PollFlags::POLLOUT)], left) {
+            match poll(&mut [PollFd::new(self.own()?.as_fd(), PollFlags::POLLOUT)], left) {
                 Ok(0) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
@@ -129,51 +151,73 @@ impl Socket {
     pub(crate) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         match pieces {
-            [piece] => Ok(socket::send(self.number()?, piece, flags)?),
-            pieces => Ok(socket::sendmsg::<()>(self.number()?, pieces, &[], flags, None)?),
+            [piece] => Ok(socket::send(self.own()?.as_raw_fd(), piece, flags)?),
+            pieces => Ok(socket::sendmsg::<()>(self.own()?.as_raw_fd(), pieces, &[], flags, None)?),
         }
     }
 
     #[inline]
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(socket::recv(self.number()?, buffer, MsgFlags::empty())?)
+        Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::empty())?)
     }
 
     /// Receives what there is, without waiting.
     pub(crate) fn receive_at_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(socket::recv(self.number()?, buffer, MsgFlags::MSG_DONTWAIT)?)
+        Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
     }
 
     /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.
     pub(crate) fn is_quiet(&self) -> bool {
-        let looked =
-            self.number().map(|number| socket::recv(number, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT));
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let looked = self.own().map(|own| socket::recv(own.as_raw_fd(), &mut [0], flags));
         matches!(looked, Ok(Err(Errno::EAGAIN)))
-    }
-
-    #[inline]
-    pub(crate) fn is_current(&self) -> bool {
-        self.entry.is_current()
     }
 
     /// Registers a non-blocking socket with the current tokio runtime.
     #[cfg(feature = "tokio")]
     #[expect(unsafe_code, reason = "tokio has to be promised that the descriptor stays the same")]
     pub(crate) fn register(self) -> io::Result<AsyncFd<Socket>> {
+        let _use = self.begin_use().ok_or_else(stale)?;
         // SAFETY: `as_raw_fd` and `as_fd` give the same descriptor at every call, and it is closed only by the drop. In
         // a child the number stands for the ledger's tombstone, and the registration is never touched again.
         Ok(unsafe { AsyncFd::register(self) }?)
     }
 
+    /// The descriptor, for a system call by the process that opened it.
     #[inline]
-    fn number(&self) -> io::Result<RawFd> {
-        Ok(self.own()?.as_raw_fd())
+    fn own(&self) -> io::Result<Own<'_>> {
+        let begun = self.begin_use().ok_or_else(stale)?;
+        Ok(Own { descriptor: self.descriptor.as_fd(), _use: begun })
     }
 
-    /// The descriptor, for an operation by the process that opened it.
+    /// To be held through whatever needs the descriptor's number; `None` if it is another process's.
     #[inline]
-    fn own(&self) -> io::Result<BorrowedFd<'_>> {
-        if self.is_current() { Ok(self.descriptor.as_fd()) } else { Err(io::Error::other(StaleSocket)) }
+    pub(super) fn begin_use(&self) -> Option<Use> {
+        self.entry.begin_use()
+    }
+}
+
+fn stale() -> io::Error {
+    io::Error::other(StaleSocket)
+}
+
+/// A descriptor that is in use.
+struct Own<'a> {
+    descriptor: BorrowedFd<'a>,
+    _use: Use,
+}
+
+impl AsRawFd for Own<'_> {
+    #[inline]
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+impl AsFd for Own<'_> {
+    #[inline]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor
     }
 }
 

@@ -84,9 +84,10 @@ impl ByteStream for TokioStream {
 
 impl Drop for TokioStream {
     fn drop(&mut self) {
-        let registered = self.registered.take();
-        if registered.as_ref().is_some_and(|registered| !registered.get_ref().is_current()) {
-            mem::forget(registered);
+        let Some(registered) = self.registered.take() else { return };
+        match registered.get_ref().begin_use() {
+            Some(_use) => drop(registered),
+            None => mem::forget(registered),
         }
     }
 }

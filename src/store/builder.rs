@@ -60,6 +60,10 @@ pub(super) fn duration(value: Duration) -> String {
     format!("{}ms", value.as_nanos().div_ceil(1_000_000))
 }
 
+pub(super) fn duration_or_off(value: impl Into<Option<Duration>>) -> String {
+    value.into().map_or_else(|| "off".to_owned(), duration)
+}
+
 pub(super) fn text(value: impl ToString) -> String {
     value.to_string()
 }
@@ -111,6 +115,15 @@ macro_rules! common_setters {
             failures: u32 = $crate::store::builder::text, "5";
             /// How long a server that is down is not tried again. Defaults to a second.
             retry_after: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(5)";
+            /// After what time without traffic the kernel asks whether the server is still there; `None` for never.
+            /// Defaults to a minute.
+            keepalive: impl Into<Option<std::time::Duration>> = $crate::store::builder::duration_or_off,
+                "Duration::from_secs(300)";
+            /// How long a connection may be idle to be used again. Defaults to no limit.
+            max_idle: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(300)";
+            /// How old a connection may be to be used again. Defaults to no limit. Less than the life of a token, it
+            /// keeps the server from cutting off what is in flight.
+            max_age: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(600)";
             /// The largest value in bytes.
             max_value: usize = $crate::store::builder::text, "1 << 20";
             /// A file whose content is the password. It is read at each dial, so a password that is replaced in it

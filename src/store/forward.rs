@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
+use crate::net::ServerStats;
 
 macro_rules! forward {
     ($(fn $method:ident<$($life:lifetime),+>($($arg:ident: $type:ty),+) -> $output:ty;)+) => {$(
@@ -48,6 +49,10 @@ macro_rules! store_behind {
 
             fn refresh(&self) -> Refresh {
                 (**self).refresh()
+            }
+
+            fn servers(&self) -> Vec<ServerStats> {
+                (**self).servers()
             }
 
             fn identity(&self) -> Option<usize> {

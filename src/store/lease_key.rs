@@ -3,6 +3,14 @@
 /// What is put behind a key, with a colon, to make that of its lease.
 pub(crate) const LEASE: &str = "prefork-lease";
 
+/// What is put behind a key, with a colon, to make that of a lock. Under its lease nothing is loaded.
+pub(crate) const LOCK: &str = "prefork-lock";
+
+/// The key whose lease is the lock of a key.
+pub(crate) fn lock_key(key: &str) -> String {
+    format!("{key}:{LOCK}")
+}
+
 /// The key of the lease of a key, both as the store sees them.
 pub(crate) fn lease_key(key: &str) -> String {
     format!("{key}:{LEASE}")

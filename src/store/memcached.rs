@@ -8,17 +8,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::builder::MemcachedBuilder;
-use self::config::Config;
 pub(super) use self::config::SCHEMES;
+use self::config::{Config, DEFAULT_MAX_VALUE};
 use self::expiry::expiry;
-use self::key::Key;
+use self::key::{Key, LONGEST};
 use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
 use super::credentials::Callback;
 use super::url::StoreUrl;
 use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
-use crate::net::Retry;
+use crate::net::{Retry, ServerStats};
 
 mod atomic;
 mod batch;
@@ -31,9 +31,13 @@ mod key;
 mod lines;
 mod login;
 mod meta;
+mod refusals;
 mod ring;
 mod servers;
 mod settling;
+
+/// What a server needs for an entry besides its key and value.
+const UPKEEP: usize = 59;
 
 /// A store on one Memcached server, or on several.
 ///
@@ -56,20 +60,8 @@ mod settling;
 /// `memcached://[user:password@]host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in
 /// brackets, `memcacheds://` for the same over [TLS](crate::guide::urls#tls), or `memcached+unix:///path[,/path...]`.
 /// Characters with a meaning in a URL are percent-encoded. User and password are for servers with a file of them (`-Y`);
-/// SASL is not spoken. The guide has [all URLs and options](crate::guide::urls). Options follow in the query:
-///
-/// | option | default | |
-/// | --- | --- | --- |
-/// | `timeout` | `1s` | for a request and its reply |
-/// | `connect_timeout` | `1s` | for making a connection |
-/// | `pool_size` | `16` | blocking connections to each server, at most, in a process, and pipelined ones in a runtime |
-/// | `failures` | `2` | after how many failures in a row a server counts as down; that it does not let us in is one |
-/// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
-/// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
-/// | `weights` | all equal | a positive whole number for each server, `10,5,1` |
-/// | `max_value` | `1048576` | the largest value in bytes; the server's own limit (`-I`) counts as well |
-///
-/// A duration is written `500ms`, `2s` or `1m`; a plain number is in seconds.
+/// SASL is not spoken. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on [passwords that
+/// change](crate::guide::urls#credentials).
 ///
 /// # Connections
 ///
@@ -159,8 +151,11 @@ impl MemcachedStore {
         Ok(MemcachedStore { url: shown, servers: Servers::new(&config), max_value: config.max_value, timeout })
     }
 
+    /// A server that finds an entry too large forgets what was there before, so it is not asked.
     fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
-        super::check_value(key, value, self.max_value, &self.name())
+        let entry = self.max_value.max(DEFAULT_MAX_VALUE);
+        let limit = self.max_value.min(entry - UPKEEP - key.len().min(LONGEST));
+        super::check_value(key, value, limit, &self.name())
     }
 
     fn storing<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
@@ -215,6 +210,10 @@ impl CacheStore for MemcachedStore {
             server.link.reset();
             server.crawler.reset();
         }
+    }
+
+    fn servers(&self) -> Vec<ServerStats> {
+        self.servers.iter().map(|server| server.link.stats()).collect()
     }
 
     async fn reconnect(&self) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! A verb is a [`Request`] and what its replies mean; a [`Link`] takes it there and back.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -13,8 +14,8 @@ use bytes::Bytes;
 use super::credentials::Callback;
 use super::url::StoreUrl;
 use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
-use crate::error::Result;
-use crate::net::{Link, Retry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Link, Retry, ServerStats};
 use crate::telemetry;
 use batch::SettleScript;
 pub use builder::RedisBuilder;
@@ -29,12 +30,16 @@ mod builder;
 mod commands;
 mod config;
 mod protocol;
+mod refusals;
 mod reply;
 mod resp;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;
 const PART_BYTES: usize = 1 << 20;
+
+/// The most steps of a listing, each of which looks at a thousand keys.
+const MOST_STEPS: usize = 1 << 22;
 
 /// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
 ///
@@ -68,20 +73,8 @@ const PART_BYTES: usize = 1 << 20;
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
 /// `redis+unix://[user:password@]/path/of/the/socket`. User and password are percent-encoded. The port defaults to 6379,
-/// the database to 0. The guide has [all URLs and options](crate::guide::urls), and [passwords that
-/// change](crate::guide::urls#credentials). Options in the query:
-///
-/// | option | meaning | default |
-/// | --- | --- | --- |
-/// | `timeout` | for a whole exchange, request and reply | `1s` |
-/// | `connect_timeout` | for making a connection | `1s` |
-/// | `pool_size` | the most connections: blocking ones in a process, pipelined ones in a runtime | `16` |
-/// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
-/// | `retry_after` | how long a server that is down is not tried again | `1s` |
-/// | `max_value` | the largest value in bytes (the server's `proto-max-bulk-len`) | `536870912` |
-/// | `database` | the database, for a Unix socket | `0` |
-///
-/// A duration is a whole number with a unit: `250ms`, `2s` (or `2`), `1m`.
+/// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
+/// [passwords that change](crate::guide::urls#credentials).
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::RedisStore};
@@ -181,7 +174,7 @@ impl RedisStore {
 
     async fn get_part(&self, keys: Vec<&str>) -> Result<Vec<Result<Option<Bytes>>>> {
         let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
-        Ok(replies.into_iter().map(|reply| self.reply(reply)?.bytes()).collect())
+        Ok(replies.into_iter().map(|reply| Reply::read(reply, self.link.endpoint())).collect())
     }
 
     async fn set_part(&self, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
@@ -200,7 +193,7 @@ impl RedisStore {
     async fn batch_part<'o>(&self, operations: Vec<&'o Op<'o>>) -> Result<Vec<Result<Outcome>>> {
         let mut commands = batch::Commands::new(&self.compare_and_set, &self.settle);
         operations.iter().try_for_each(|operation| commands.push(operation))?;
-        let replies = self.several(Request::several(commands.commands), batch::retry(&operations)).await?;
+        let replies = self.call(&Request::several(commands.commands), batch::retry(&operations)).await?;
         let endpoint = self.link.endpoint();
         let outcomes =
             operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, endpoint));
@@ -224,7 +217,8 @@ impl CacheStore for RedisStore {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
-        self.command(commands::get(key), Retry::Idempotent).await?.bytes()
+        let request = Request::one(commands::get(key));
+        Reply::read(only(self.call(&request, Retry::Idempotent).await?), self.link.endpoint())
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
@@ -257,7 +251,8 @@ impl CacheStore for RedisStore {
     async fn clear(&self, prefix: &str) -> Result<()> {
         let pattern = commands::keys_that_start_with(prefix);
         let mut cursor = 0;
-        loop {
+        let mut passed = HashSet::new();
+        while passed.insert(cursor) {
             let (next, keys) = self.command(commands::scan(cursor, &pattern), Retry::Idempotent).await?.scanned()?;
             if !keys.is_empty() {
                 self.command(commands::unlink(&keys), Retry::Idempotent).await?.number()?;
@@ -265,12 +260,22 @@ impl CacheStore for RedisStore {
             if next == 0 {
                 return Ok(());
             }
+            if passed.len() >= MOST_STEPS {
+                break;
+            }
             cursor = next;
         }
+        let context =
+            format!("{} lists its keys without an end: its cursor does not return to 0", self.link.endpoint());
+        Err(Error::new(ErrorKind::Protocol, context))
     }
 
     fn reset(&self) {
         self.link.reset();
+    }
+
+    fn servers(&self) -> Vec<ServerStats> {
+        vec![self.link.stats()]
     }
 
     async fn reconnect(&self) -> Result<()> {

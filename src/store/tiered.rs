@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{CacheStore, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
+use crate::net::ServerStats;
 
 /// How long the near store may answer by default before the far one is asked again.
 const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
@@ -196,6 +197,10 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
     }
 
     /// The pair's own: what one pair has loaded is not in the near store of another.
+    fn servers(&self) -> Vec<ServerStats> {
+        [self.near.servers(), self.far.servers()].concat()
+    }
+
     fn identity(&self) -> Option<usize> {
         Some(std::ptr::from_ref(self).addr())
     }

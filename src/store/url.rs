@@ -166,8 +166,15 @@ impl Options {
         )
     }
 
-    /// What every store with connections can be told: `timeout`, `connect_timeout`, `pool_size`, `failures`,
-    /// `retry_after`.
+    /// The same, or `off`.
+    fn take_duration_or_off(&mut self, name: &'static str) -> Result<Option<Option<Duration>>> {
+        self.take(name, "off, or a duration above zero and up to a day, such as 60s or 5m", |text| match text {
+            "off" => Some(None),
+            text => parse_duration(text).map(Some),
+        })
+    }
+
+    /// What every store with connections can be told.
     pub(crate) fn take_settings(&mut self) -> Result<Settings> {
         let default = Settings::default();
         Ok(Settings {
@@ -178,6 +185,9 @@ impl Options {
             pool_size: self.take_number("pool_size")?.map_or(default.pool_size, NonZeroUsize::get),
             failures: self.take_number("failures")?.map_or(default.failures, NonZeroU32::get),
             retry_after: self.take_duration("retry_after")?.unwrap_or(default.retry_after),
+            keepalive: self.take_duration_or_off("keepalive")?.unwrap_or(default.keepalive),
+            max_idle: self.take_duration("max_idle")?,
+            max_age: self.take_duration("max_age")?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Refresh;
 use crate::net::Endpoint;
 
@@ -46,6 +46,9 @@ pub(crate) fn unproven(_: &Endpoint) {}
 
 #[inline]
 pub(crate) fn unverified(_: &Endpoint) {}
+
+#[inline]
+pub(crate) fn failed(_: &str, _: &'static str, _: &Error) {}
 
 #[inline]
 pub(crate) fn refreshed(_: &str, _: &Refresh, _: u64, _: usize) {}

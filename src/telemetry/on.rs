@@ -7,7 +7,7 @@ use std::future::Future;
 use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Refresh;
 use crate::net::Endpoint;
 
@@ -51,7 +51,7 @@ impl Span {
             return;
         }
         if let Some(kind) = kind() {
-            self.0.record("error.type", name(kind)).record("otel.status_code", "ERROR");
+            self.0.record("error.type", kind.name()).record("otel.status_code", "ERROR");
         }
     }
 
@@ -109,6 +109,21 @@ pub(crate) fn unverified(endpoint: &Endpoint) {
     about_server!(warn, endpoint, "tls_accept_any_certificate: it is not verified who the server is");
 }
 
+/// Something has failed that no caller hears of. What goes by itself is no warning: while a server is down, it would be
+/// one for each fetch.
+pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::$level!(
+                target: TARGET,
+                { cache.name = cache, cache.verb = verb, "error.type" = error.kind().name() },
+                "a failure that no caller hears of"
+            )
+        };
+    }
+    if error.is_transient() { event!(debug) } else { event!(warn) }
+}
+
 /// A store came into this process.
 pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
     tracing::debug!(
@@ -134,31 +149,4 @@ fn port(endpoint: &Endpoint) -> Option<u16> {
 
 fn transport(endpoint: &Endpoint) -> Option<&'static str> {
     matches!(endpoint, Endpoint::Unix(_)).then_some("unix")
-}
-
-fn name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::InvalidUrl => "invalid_url",
-        ErrorKind::InvalidConfig => "invalid_config",
-        ErrorKind::InvalidKey => "invalid_key",
-        ErrorKind::InvalidTtl => "invalid_ttl",
-        ErrorKind::ValueTooLarge => "value_too_large",
-        ErrorKind::Encode => "encode",
-        ErrorKind::NotANumber => "not_a_number",
-        ErrorKind::Conflict => "conflict",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::Auth => "auth",
-        ErrorKind::Tls => "tls",
-        ErrorKind::Connect => "connect",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Full => "full",
-        ErrorKind::Timeout => "timeout",
-        ErrorKind::Io => "io",
-        ErrorKind::Protocol => "protocol",
-        ErrorKind::Server => "server",
-        ErrorKind::Forked => "forked",
-        ErrorKind::WouldDeadlock => "would_deadlock",
-        ErrorKind::Loader => "loader",
-        ErrorKind::Other => "other",
-    }
 }

@@ -7,19 +7,18 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::PipeReader;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use prefork_cache::{Cache, lifecycle};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
 use crate::harness::{Mode, Scenario, count, with_each_server};
-use support::descriptors::{connected_to, inode, open};
+use support::descriptors::{connected_to, inode, is_path, open};
 use support::forks::{End, Side, Way, exit_now, fork, fork_by, split};
 use support::servers::{Kind, Server};
 use support::wait::{SetOnDrop, until};
@@ -226,13 +225,9 @@ fn a_host_that_closes_everything(kind: Kind) {
     caller.converse("parent", 20);
 }
 
-/// Cut or not: connections to the server, and what is a mere path ([`O_PATH`](nix::fcntl::OFlag::O_PATH)).
+/// Cut or not: connections to the server, and tombstones.
 fn is_to_be_closed(number: RawFd, server: &Server) -> bool {
-    // SAFETY: asks about a number, which need not be open, and keeps nothing.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-    let flags = fcntl(descriptor, FcntlArg::F_GETFL).unwrap_or_default();
-    let is_path = OFlag::from_bits_retain(flags).contains(OFlag::O_PATH);
-    is_path || connected_to(server.port()).iter().any(|connected| connected.descriptor == number)
+    is_path(number) || connected_to(server.port()).iter().any(|connected| connected.descriptor == number)
 }
 
 /// Neither connections nor what stands in their place: a program that is started, by the parent or by a child, has the

@@ -5,6 +5,10 @@
 
 #![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
 
+/// How much memory there is in use is a promise too.
+#[global_allocator]
+static ALLOCATOR: support::allocator::Counting = support::allocator::Counting;
+
 mod callers;
 mod harness;
 
@@ -23,12 +27,18 @@ macro_rules! promises {
 promises! {
     one_process_one_socket,
     a_hosts_descriptors_stay_its_own,
+    closed_standard_streams_stay_closed,
+    descriptors_stay_level,
     a_reply_answers_its_own_request,
     a_fork_in_mid_command_harms_nobody,
     a_fork_with_requests_in_flight_harms_nobody,
     no_vanished_thread_blocks_a_child,
     process_locals_belong_to_a_process,
     memory_comes_along,
+    a_long_fork_costs_its_own_child_alone,
+    signal_handlers_may_fork,
+    memory_keeps_its_bound,
+    generations_do_not_pile_up,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,

@@ -17,7 +17,9 @@ fn many_keys_are_loaded_together() {
     everywhere(|cache| {
         let cache = cache.blocking();
         assert!(
-            cache.fetch_many(&[], HOUR, |_| -> Vec<Result<u32, String>> { panic!("nothing is missing") }).is_empty()
+            cache
+                .fetch_many(&[""; 0], HOUR, |_| -> Vec<Result<u32, String>> { panic!("nothing is missing") })
+                .is_empty()
         );
         cache.set("a", &1, HOUR).unwrap();
         make_stale(cache, "b", 2);
@@ -52,7 +54,7 @@ fn many_keys_are_loaded_once_at_a_time() {
     let cache = Cache::builder(MemoryStore::new()).load_timeout(HOUR).build();
     current_thread().block_on(async {
         let asked = std::sync::Mutex::new(Vec::new());
-        let load = async |missing: &[&str]| {
+        let load = async |missing: Vec<&str>| {
             asked.lock().unwrap().extend(missing.iter().map(|key| (*key).to_owned()));
             tokio::task::yield_now().await;
             missing.iter().map(|_| Ok::<u32, Infallible>(1)).collect()

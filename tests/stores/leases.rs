@@ -65,7 +65,9 @@ fn a_lease_lasts_as_long_as_the_load() {
 #[test]
 fn the_key_of_a_lease_is_nobodys() {
     let cache = Cache::builder(MemoryStore::new()).build();
-    for (cache, key) in [(cache.clone(), "user:bob:prefork-lease"), (cache.namespace("user:bob"), "prefork-lease")] {
+    for (cache, key) in
+        [(cache.clone(), "user:bob:prefork-lease"), (cache.namespace("user").namespace("bob"), "prefork-lease")]
+    {
         let refused = cache.blocking().set_raw(key, "bob's", HOUR).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidKey);
         assert!(cache.blocking().get_many_raw(&[key])[0].is_err());

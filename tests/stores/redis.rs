@@ -250,7 +250,7 @@ fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
         let blocking = cache.blocking().set_raw("large", vec![0; 8 << 20], TTL).unwrap_err();
         let asynchronous = runtime.block_on(cache.set_raw("large", vec![0; 8 << 20], TTL)).unwrap_err();
         for error in [blocking, asynchronous] {
-            assert_eq!(error.kind(), ErrorKind::Server, "{error}");
+            assert_eq!(error.kind(), ErrorKind::ValueTooLarge, "{error}");
             assert!(error.to_string().contains("invalid bulk length"), "{error}");
         }
     }

@@ -177,8 +177,9 @@ fn an_error_of_the_server_is_told_of() {
     server.ask("LPUSH geheim 1");
     let redis = cache(&server.url(""));
     let ((), records) = recorded(|| {
-        redis.blocking().get_raw("geheim").unwrap_err();
         redis.blocking().increment("geheim", 1, Ttl::Never).unwrap_err();
+        server.ask("CONFIG SET maxmemory 1");
+        redis.blocking().set_raw("geheim", VALUE, TTL).unwrap_err();
     });
     is_discreet(&records);
     let server = Server::start(Kind::Memcached);

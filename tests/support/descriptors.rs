@@ -3,6 +3,7 @@
 use std::net::SocketAddrV4;
 use std::os::fd::{BorrowedFd, RawFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
 use nix::sys::stat::fstat;
 
@@ -38,6 +39,13 @@ pub fn inode(descriptor: RawFd) -> Option<u64> {
     // SAFETY: asks about a number, which need not be open, and keeps nothing.
     let asked = unsafe { BorrowedFd::borrow_raw(descriptor) };
     fstat(asked).ok().map(|status| status.st_ino)
+}
+
+/// Whether a descriptor is open, and a mere path ([`O_PATH`](OFlag::O_PATH)).
+pub fn is_path(descriptor: RawFd) -> bool {
+    // SAFETY: as in `inode`.
+    let asked = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    fcntl(asked, FcntlArg::F_GETFL).is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_PATH))
 }
 
 /// Every descriptor of this process.

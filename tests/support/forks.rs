@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::io::{Read, Write};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -146,6 +146,7 @@ pub struct Reporter<T> {
 /// happens. A child has to end in [`Reporter::run_and_exit`].
 pub fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
     let (results, pipe) = pipe2(OFlag::O_CLOEXEC)?;
+    let (results, pipe) = (above_standard(results), above_standard(pipe));
     match way.go()? {
         0 => {
             alarm::set(u32::try_from(time.as_secs()).expect("a short time").max(1));
@@ -249,7 +250,16 @@ fn watch(process: libc::pid_t) -> OwnedFd {
     // SAFETY: makes a descriptor for a child that has not been reaped.
     let watch = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) }).expect("pidfd_open");
     // SAFETY: made above, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(watch.try_into().expect("a descriptor")) }
+    above_standard(unsafe { OwnedFd::from_raw_fd(watch.try_into().expect("a descriptor")) })
+}
+
+/// The same under a number that no standard stream has: a test may have closed those.
+fn above_standard(descriptor: OwnedFd) -> OwnedFd {
+    if descriptor.as_raw_fd() > libc::STDERR_FILENO {
+        return descriptor;
+    }
+    // The duplicate of a standard stream is above all three.
+    descriptor.try_clone().expect("a free descriptor")
 }
 
 /// What a panic says.

@@ -1,5 +1,6 @@
 //! What tests with real servers and real forks are made of.
 
+pub mod allocator;
 pub mod certificates;
 pub mod descriptors;
 pub mod encryptor;

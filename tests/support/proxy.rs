@@ -1,8 +1,8 @@
 //! A proxy between a cache and its server that does to replies what networks do.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -57,8 +57,11 @@ pub struct Proxy {
 }
 
 struct Shared {
-    server: SocketAddr,
+    /// The server's port.
+    server: AtomicU16,
     connects: AtomicUsize,
+    /// Connections with a lower number are silent.
+    silenced: AtomicUsize,
     pieces: AtomicUsize,
     /// Whose protocol it is, if frames are to be told apart.
     kind: Option<Kind>,
@@ -97,8 +100,9 @@ impl Proxy {
             None => (port, own_port),
         };
         let shared = Arc::new(Shared {
-            server: (Ipv4Addr::LOCALHOST, port).into(),
+            server: AtomicU16::new(port),
             connects: AtomicUsize::new(0),
+            silenced: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             kind,
             struck: AtomicUsize::new(0),
@@ -158,6 +162,17 @@ impl Proxy {
         move || shared.struck.load(Ordering::SeqCst)
     }
 
+    /// Has every connection that is open now go silent, as a firewall does that has forgotten them: nothing comes through
+    /// any more, in either direction, and neither side hears of it.
+    pub fn silence(&self) {
+        self.shared.silenced.store(self.connects(), Ordering::SeqCst);
+    }
+
+    /// Has those that connect from now on meet another server.
+    pub fn lead_to(&self, port: u16) {
+        self.shared.server.store(port, Ordering::SeqCst);
+    }
+
     /// Sends a surplus reply over every open connection. None of them may be in the middle of an exchange.
     pub fn send_unasked(&self, reply: &[u8]) {
         for (_, client) in &self.shared.state().clients {
@@ -188,7 +203,7 @@ impl Proxy {
 
 impl Shared {
     fn serve(self: &Arc<Shared>, number: usize, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(self.server) else {
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.server.load(Ordering::SeqCst))) else {
             // Without a server there is nothing behind this door.
             let _ = client.shutdown(Shutdown::Both);
             return;
@@ -197,13 +212,20 @@ impl Shared {
             stream.set_nodelay(true).expect("a TCP socket");
         }
         let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
-        thread::spawn(move || forward(&client, &server, |piece, to| to.write_all(piece).is_ok()));
+        let requests = Arc::clone(self);
+        let is_silent = move |shared: &Shared| number < shared.silenced.load(Ordering::SeqCst);
+        thread::spawn(move || {
+            forward(&client, &server, |piece, to| is_silent(&requests) || to.write_all(piece).is_ok());
+        });
         self.state().clients.push((number, client_too.try_clone().expect("a free descriptor")));
         let shared = Arc::clone(self);
         let mut is_swallowing = false;
         let mut frames = self.kind.map(Frames::of);
         thread::spawn(move || {
             forward(&server_too, &client_too, |piece, to| {
+                if is_silent(&shared) {
+                    return true;
+                }
                 let Some(parts) = frames.as_mut().and_then(|frames| shared.struck_piece(frames, piece)) else {
                     return shared.reply(piece, to, &mut is_swallowing);
                 };

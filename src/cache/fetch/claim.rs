@@ -14,7 +14,7 @@ use super::lease::Lease;
 use super::look::Found;
 use super::nesting;
 use super::{Answer, Fetching, wait};
-use crate::cache::clock::now;
+use crate::cache::wait_clock::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Op, Outcome};
 
@@ -189,11 +189,11 @@ impl<V: Form, E> Fetching<V, E> {
         if error.kind() == ErrorKind::Unsupported {
             self.leases.forget(place);
             if self.cache.local().take_no_leases() {
-                self.cache.report(&error);
+                self.cache.report(self.verb, &error);
             }
             return wanted.part.load(Keeps::Unleased);
         }
-        self.cache.report(&error);
+        self.cache.report(self.verb, &error);
         // What may have been granted is released in the end.
         if !is_uncertain(&error) {
             self.leases.forget(place);
@@ -219,7 +219,7 @@ impl<V: Form, E> Fetching<V, E> {
         if wanted.answer.is_some() {
             return true;
         }
-        let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, held)));
+        let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, &wanted.key, held)));
         let is_refresh = wanted.old.is_some();
         let value = match found {
             Found::Settled { value, .. } => Some(value),

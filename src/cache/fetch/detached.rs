@@ -72,7 +72,7 @@ impl Cache {
         }
         let span = Span::fetch(self.shared.registration.name());
         let landed = self.local().flights.landed();
-        let mut fetching: Fetching<Typed<T>, Option<E>> = Fetching::new(self, &[key], landed);
+        let mut fetching: Fetching<Typed<T>, Option<E>> = Fetching::new(self, "fetch_detached", &[key], landed);
         if !self.is_forced {
             telemetry::instrumented(&span, fetching.look()).await;
             fetching.lead();
@@ -85,21 +85,31 @@ impl Cache {
                 return Ok(answer.ok().expect("nothing was loaded").0);
             }
             wanted if wanted.old.is_none() => {
-                let task =
-                    tokio::spawn(telemetry::instrumented(&span, loaded(fetching, loader.clone(), expiry, false)));
+                let running = self.local().background.begin();
+                let loading = loaded(fetching, loader.clone(), expiry, false);
+                let loading = async move {
+                    let loaded = loading.await;
+                    drop(running);
+                    loaded
+                };
+                let task = tokio::spawn(telemetry::instrumented(&span, loading));
                 let (answer, outcome) = joined(task, loader).await;
                 span.outcome(outcome);
                 return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was passed on"));
             }
             // The task has the one that was read.
-            wanted => wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, held)).map(|(Typed(old), _)| old),
+            wanted => {
+                wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
+            }
         };
         let is_stale = fetching.wanted[0].old.as_ref().is_some_and(|(_, is_stale)| *is_stale);
         let own = Span::fetch(self.shared.registration.name());
         let refreshing = {
             let (own, loading) = (own.clone(), loaded(fetching, loader, expiry, true));
+            let running = self.local().background.begin();
             async move {
                 let (answer, outcome) = loading.await;
+                drop(running);
                 own.outcome(outcome);
                 // Where the load has failed, the caller has the old value.
                 answer.ok().filter(|_| outcome == "loaded" || outcome == "coalesced")

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::cache::clock::now;
 #[cfg(feature = "tokio")]
 use crate::cache::settled;
+use crate::cache::wait_clock::now;
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::net::is_inline;
 use crate::store::CacheStore;

@@ -10,16 +10,24 @@ use crate::error::Result;
 
 /// A value in the form that it is kept in.
 pub(super) trait Form: Sized {
+    type Value;
+
+    fn of(value: Self::Value) -> Self;
+
+    fn value(&self) -> &Self::Value;
+
+    fn into_value(self) -> Self::Value;
+
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 
     /// In the form in which those who wait in this process get it.
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
 
     /// `None` for what is no such value.
-    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
 
     /// The same, for a read that counts.
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
 }
 
 pub(super) struct Typed<T>(pub(super) T);
@@ -28,37 +36,65 @@ pub(super) struct Typed<T>(pub(super) T);
 pub(super) struct Raw(pub(super) Bytes);
 
 impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
+    type Value = T;
+
+    fn of(value: T) -> Typed<T> {
+        Typed(value)
+    }
+
+    fn value(&self) -> &T {
+        &self.0
+    }
+
+    fn into_value(self) -> T {
+        self.0
+    }
+
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
-        cache.seal(key, &self.0, expiry)
+        cache.seal_readable(key, &self.0, expiry)
     }
 
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes> {
-        cache.encode(key, &self.0, None)
+        cache.encode_readable(key, &self.0, None)
     }
 
-    fn decode(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.decode(bytes).map(|(value, age)| (Typed(value), age))
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.decode(key, bytes).ok().map(|(value, age)| (Typed(value), age))
     }
 
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.open(bytes).map(|(value, age)| (Typed(value), age))
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
+        cache.open(verb, key, bytes).map(|(value, age)| (Typed(value), age))
     }
 }
 
 impl Form for Raw {
-    fn seal(&self, _cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
-        Ok(Sealed { bytes: self.0.clone(), ttl: expiry.begin()?.bare })
+    type Value = Bytes;
+
+    fn of(value: Bytes) -> Raw {
+        Raw(value)
+    }
+
+    fn value(&self) -> &Bytes {
+        &self.0
+    }
+
+    fn into_value(self) -> Bytes {
+        self.0
+    }
+
+    fn seal(&self, cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
+        Ok(Sealed { bytes: self.0.clone(), ttl: cache.begin(expiry)?.bare })
     }
 
     fn share(&self, _cache: &Cache, _key: &str) -> Result<Bytes> {
         Ok(self.0.clone())
     }
 
-    fn decode(_cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
+    fn decode(_cache: &Cache, _key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
         Some((Raw(bytes.clone()), Age::Fresh))
     }
 
-    fn open(cache: &Cache, bytes: &Bytes) -> Option<(Raw, Age)> {
-        Raw::decode(cache, bytes)
+    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
+        Raw::decode(cache, key, bytes)
     }
 }

@@ -22,12 +22,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::holder;
 use crate::cache::{Cache, blocking};
+use crate::error::Result;
 use crate::lifecycle::generation;
 #[cfg(feature = "tokio")]
 use crate::net::{Drive, drive};
 #[cfg(feature = "tokio")]
 use crate::store::Outcome;
-use crate::store::{Op, Settle, Ttl, lease_key};
+use crate::store::{Op, Settle, Ttl, lease_key, wrong_count};
 
 /// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one,
 /// which would store nothing either.
@@ -101,7 +102,12 @@ impl Lease {
 
     /// Takes the lease where its place holds `place`.
     pub(super) fn take<'a>(&'a self, place: Option<&'a [u8]>) -> Op<'a> {
-        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl: LEASE_TTL }
+        self.take_for(LEASE_TTL, place)
+    }
+
+    /// The same, with another end on the server.
+    pub(super) fn take_for<'a>(&'a self, ttl: Ttl, place: Option<&'a [u8]>) -> Op<'a> {
+        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl }
     }
 
     /// Ends the lease, and stores nothing.
@@ -113,6 +119,8 @@ impl Lease {
 /// The leases that a fetch holds, by the place of their keys in it. Dropped, they are released.
 pub(super) struct Leases {
     cache: Cache,
+    /// What they are held for.
+    verb: &'static str,
     generation: u64,
     held: Vec<(usize, Lease)>,
     /// Whether they are being released by a task, which a runtime that is shut down drops.
@@ -123,9 +131,10 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    pub(super) fn none(cache: &Cache) -> Leases {
+    pub(super) fn none(cache: &Cache, verb: &'static str) -> Leases {
         Leases {
             cache: cache.clone(),
+            verb,
             generation: generation(),
             held: Vec::new(),
             #[cfg(feature = "tokio")]
@@ -163,10 +172,19 @@ impl Leases {
     pub(super) async fn release(&mut self, places: &[usize]) {
         if !places.is_empty() && self.generation == generation() {
             let held = self.held.extract_if(.., |(place, _)| places.contains(place)).collect();
-            let mut unneeded = Leases::none(&self.cache);
+            let mut unneeded = Leases::none(&self.cache, self.verb);
             unneeded.held = held;
             unneeded.release_all().await;
         }
+    }
+
+    /// Releases one, and returns whether it was held until now. A parent's is not.
+    pub(super) async fn end(&mut self, place: usize) -> Result<bool> {
+        let Some(lease) = self.of(place).cloned() else { return Ok(false) };
+        let ended = self.cache.batch(&[lease.release()]).await.pop().unwrap_or_else(|| Err(wrong_count()));
+        let was_held = ended?.is_done();
+        self.settled(&[place]);
+        Ok(was_held)
     }
 
     /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere
@@ -199,7 +217,7 @@ impl Leases {
     fn stop_beating(&mut self) {}
 
     async fn release_all(mut self) {
-        release(&self.cache, &self.held).await;
+        release(&self.cache, self.verb, &self.held).await;
         self.held.clear();
     }
 }
@@ -213,19 +231,23 @@ impl Drop for Leases {
         }
         #[cfg(feature = "tokio")]
         if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
-            let mut leases = Leases::none(&self.cache);
+            let mut leases = Leases::none(&self.cache, self.verb);
             (leases.held, leases.is_in_background) = (held, true);
-            tokio::spawn(leases.release_all());
+            let running = self.cache.local().background.begin();
+            tokio::spawn(async move {
+                leases.release_all().await;
+                drop(running);
+            });
             return;
         }
-        blocking::at_once(std::pin::pin!(release(&self.cache, &held)));
+        blocking::at_once(std::pin::pin!(release(&self.cache, self.verb, &held)));
     }
 }
 
-async fn release(cache: &Cache, held: &[(usize, Lease)]) {
+async fn release(cache: &Cache, verb: &'static str, held: &[(usize, Lease)]) {
     let operations: Vec<Op<'_>> = held.iter().map(|(_, lease)| lease.release()).collect();
     for error in cache.batch(&operations).await.into_iter().filter_map(Result::err) {
-        cache.report(&error);
+        cache.report(verb, &error);
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) struct Looked<V> {
 
 impl<V: Form> Looked<V> {
     #[inline]
-    pub(super) fn of(cache: &Cache, read: Result<Option<Bytes>>) -> Looked<V> {
-        let opened = if let Ok(Some(held)) = &read { V::open(cache, held) } else { None };
+    pub(super) fn of(cache: &Cache, verb: &'static str, key: &str, read: Result<Option<Bytes>>) -> Looked<V> {
+        let opened = if let Ok(Some(held)) = &read { V::open(cache, verb, key, held) } else { None };
         Looked { read, found: Found::of(opened) }
     }
 }
@@ -57,7 +57,7 @@ impl<V: Form, E> Fetching<V, E> {
         let keys: Vec<String> = self.wanted.iter().map(|wanted| wanted.key.clone()).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         for (place, read) in self.cache.get_many_raw(&keys).await.into_iter().enumerate() {
-            self.take_in(place, Looked::of(&self.cache, read));
+            self.take_in(place, Looked::of(&self.cache, self.verb, keys[place], read));
         }
     }
 
@@ -76,7 +76,7 @@ impl<V: Form, E> Fetching<V, E> {
 
     /// A store that does not answer is left alone, or each fetch would wait for the same outage several times.
     pub(super) fn cannot_read(&mut self, place: usize, error: &Error) {
-        self.cache.report(error);
+        self.cache.report(self.verb, error);
         let wanted: &mut Wanted<V, E> = &mut self.wanted[place];
         if is_outage(error) {
             wanted.is_kept = false;

@@ -1,6 +1,7 @@
 //! Many keys fetched together.
 
 use std::collections::HashMap;
+use std::future::Future;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,9 +12,9 @@ use crate::cache::{Cache, Expiry};
 use crate::error::Result;
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) for many keys: one read, one call of the loader with the keys that are to be loaded
-    /// (each once, in the order of their first occurrence), one write. The loader answers for each of them, in that
-    /// order; where nothing is to be loaded it is not called.
+    /// [`fetch`](Cache::fetch) for many keys (`&["a", "b"]`, a `Vec<String>`, ...): one read, one call of the loader with
+    /// the keys that are to be loaded (each once, in the order of their first occurrence), one write. The loader answers
+    /// for each of them, in that order; where nothing is to be loaded it is not called.
     ///
     /// The results stand in the order of `keys`, each key with its own. A stale value is answered where its load fails.
     ///
@@ -45,41 +46,106 @@ impl Cache {
     /// assert_eq!(lengths, [Ok(1), Ok(5), Ok(5), Ok(5)]);
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
-    pub async fn fetch_many<T, E>(
+    pub async fn fetch_many<'k, T, E, F>(
         &self,
-        keys: &[&str],
+        keys: &'k [impl AsRef<str>],
         expiry: impl Into<Expiry>,
-        mut load: impl AsyncFnMut(&[&str]) -> Vec<Result<T, E>>,
+        mut load: impl FnMut(Vec<&'k str>) -> F,
     ) -> Vec<Result<T, E>>
     where
         T: Serialize + DeserializeOwned + Clone,
         E: Clone,
+        F: Future<Output = Vec<Result<T, E>>>,
     {
         let expiry = expiry.into();
+        let load = |missing| {
+            let loading = load(missing);
+            async move {
+                let loaded = loading.await.into_iter();
+                loaded.map(|loaded| loaded.map(|value| Loaded::new(value, expiry))).collect()
+            }
+        };
+        self.fetch_each("fetch_many", keys, load).await
+    }
+
+    /// [`fetch_many`](Cache::fetch_many) with a loader that chooses an expiry for each value, or declines to have it
+    /// stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_many`](Cache::fetch_many).
+    ///
+    /// # Panics
+    ///
+    /// As [`fetch_many`](Cache::fetch_many).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Loaded, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let users = vec!["user:1".to_owned(), "nobody".to_owned()];
+    /// let found = cache.blocking().fetch_many_loaded(&users, |missing| {
+    ///     let user = |key: &str| key.strip_prefix("user:").map(str::to_owned);
+    ///     let load = |key| match user(key) {
+    ///         Some(user) => Loaded::new(Some(user), Duration::from_secs(600)),
+    ///         None => Loaded::uncached(None),
+    ///     };
+    ///     missing.iter().copied().map(load).map(Ok::<_, std::io::ErrorKind>).collect()
+    /// });
+    /// assert_eq!(found, [Ok(Some("1".to_owned())), Ok(None)]);
+    /// assert!(!cache.blocking().exists("nobody")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn fetch_many_loaded<'k, T, E, F>(
+        &self,
+        keys: &'k [impl AsRef<str>],
+        load: impl FnMut(Vec<&'k str>) -> F,
+    ) -> Vec<Result<T, E>>
+    where
+        T: Serialize + DeserializeOwned + Clone,
+        E: Clone,
+        F: Future<Output = Vec<Result<Loaded<T>, E>>>,
+    {
+        self.fetch_each("fetch_many_loaded", keys, load).await
+    }
+
+    async fn fetch_each<'k, T, E, F>(
+        &self,
+        verb: &'static str,
+        keys: &'k [impl AsRef<str>],
+        mut load: impl FnMut(Vec<&'k str>) -> F,
+    ) -> Vec<Result<T, E>>
+    where
+        T: Serialize + DeserializeOwned + Clone,
+        E: Clone,
+        F: Future<Output = Vec<Result<Loaded<T>, E>>>,
+    {
         let mut places = HashMap::new();
-        let mut once: Vec<&str> = Vec::new();
-        for &key in keys {
+        let mut once: Vec<&'k str> = Vec::new();
+        for key in keys.iter().map(AsRef::as_ref) {
             places.entry(key).or_insert_with(|| {
                 once.push(key);
                 once.len() - 1
             });
         }
-        let mut fetching = Fetching::new(self, &once, self.local().flights.landed());
+        let mut fetching = Fetching::new(self, verb, &once, self.local().flights.landed());
         if !self.is_forced {
             fetching.look().await;
         }
         while let Some(asked) = Box::pin(fetching.next_loads()).await {
-            let keys: Vec<&str> = asked.iter().map(|place| once[*place]).collect();
+            let missing: Vec<&'k str> = asked.iter().map(|place| once[*place]).collect();
+            let wanted = missing.len();
             let loading = async {
-                let loaded = load(&keys).await;
-                let (wanted, answered) = (keys.len(), loaded.len());
+                let loaded = load(missing).await;
+                let answered = loaded.len();
                 assert!(answered == wanted, "the loader was asked for {wanted} keys, and has answered for {answered}");
-                loaded.into_iter().map(|loaded| loaded.map(|value| Loaded::new(Typed(value), expiry))).collect()
+                loaded.into_iter().map(|loaded| loaded.map(|loaded| loaded.map(Typed))).collect()
             };
             Box::pin(fetching.load_and_settle(asked, loading)).await;
         }
         let answers: Vec<Result<T, E>> =
             fetching.into_answers().map(|(answer, _)| answer.map(|Typed(value)| value)).collect();
-        keys.iter().map(|key| answers[places[key]].clone()).collect()
+        keys.iter().map(|key| answers[places[key.as_ref()]].clone()).collect()
     }
 }

@@ -4,9 +4,31 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
+use crate::cache::observer::is_telling;
+
 thread_local! {
     /// The numbers of the flights whose loaders are running on this thread, the innermost last.
     static LOADING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+
+    /// The numbers of the flights that this thread has claimed and not settled, the last one last.
+    static CLAIMED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A claim may be settled by another thread, and its number then stays: a number is never used twice.
+const MOST_CLAIMED: usize = 1_000;
+
+/// This thread is to load, without a loader of ours.
+pub(super) fn claimed(flight: u64) {
+    CLAIMED.with_borrow_mut(|claimed| {
+        if claimed.len() >= MOST_CLAIMED {
+            claimed.remove(0);
+        }
+        claimed.push(flight);
+    });
+}
+
+pub(super) fn settled(flight: u64) {
+    CLAIMED.with_borrow_mut(|claimed| claimed.retain(|other| *other != flight));
 }
 
 /// Runs a loader as that of these flights. What it hands to another thread or task is not known to be part of it.
@@ -24,9 +46,11 @@ pub(super) fn is_in_loader() -> bool {
     LOADING.with_borrow(|loading| !loading.is_empty())
 }
 
-/// Whether this is the code of a flight's own loader: it must not wait for itself.
+/// Whether this is the code of a flight's own loader, or may be part of it: it must not wait for itself.
 pub(super) fn is_part_of(flight: u64) -> bool {
-    LOADING.with_borrow(|loading| loading.contains(&flight))
+    is_telling()
+        || LOADING.with_borrow(|loading| loading.contains(&flight))
+        || CLAIMED.with_borrow(|claimed| claimed.contains(&flight))
 }
 
 struct Nested {

@@ -35,10 +35,20 @@ impl<V: Form, E> Fetching<V, E> {
         places: Vec<usize>,
         load: impl Future<Output = Vec<Result<Loaded<V>, E>>>,
     ) {
+        let flights = self.begin_loads(&places);
+        let loaded = nesting::loading(flights, load).await;
+        self.settle_loads(places, loaded).await;
+    }
+
+    /// From now on others see that the loads go on. Returns the numbers of their flights.
+    pub(super) fn begin_loads(&mut self, places: &[usize]) -> Vec<u64> {
         self.cache.local().counters.loaded(places.len());
         self.leases.beat();
-        let flights = places.iter().filter_map(|place| self.wanted[*place].part.flight()).collect();
-        let loaded = nesting::loading(flights, load).await;
+        places.iter().filter_map(|place| self.wanted[*place].part.flight()).collect()
+    }
+
+    /// Answers for keys that were loaded.
+    pub(super) async fn settle_loads(&mut self, places: Vec<usize>, loaded: Vec<Result<Loaded<V>, E>>) {
         let loads = places.into_iter().zip(loaded);
         let settling: Vec<Settling> = loads.map(|(place, loaded)| self.take_in_loaded(place, loaded)).collect();
         self.settle(settling).await;
@@ -69,7 +79,7 @@ impl<V: Form, E> Fetching<V, E> {
                     _ => value.share(&self.cache, &wanted.key).map_or(Landing::NotShareable, Landing::Loaded),
                 };
                 if let Some(Err(error)) = &sealed {
-                    self.cache.report(error);
+                    self.cache.report(self.verb, error);
                 }
                 settling.store = sealed.and_then(Result::ok);
                 settling.is_marked = settling.store.is_none();
@@ -78,7 +88,8 @@ impl<V: Form, E> Fetching<V, E> {
             Err(error) => {
                 self.cache.local().counters.load_failed();
                 if wanted.old.is_some() {
-                    settling.store = settling.seen.as_ref().and_then(|seen| self.cache.put_off(&wanted.key, seen));
+                    settling.store =
+                        settling.seen.as_ref().and_then(|seen| self.cache.put_off(self.verb, &wanted.key, seen));
                     wanted.answer_old();
                 } else {
                     wanted.answer(Answer::Error(error), "failed");
@@ -105,14 +116,14 @@ impl<V: Form, E> Fetching<V, E> {
             }
             match outcomes.next() {
                 Some(Ok(_)) => ended.push(settling.place),
-                Some(Err(error)) => self.cache.report(&error),
+                Some(Err(error)) => self.cache.report(self.verb, &error),
                 None => {}
             }
             lost.extend(settling.removal());
         }
         self.leases.settled(&ended);
         for error in self.cache.batch(&lost).await.into_iter().filter_map(Result::err) {
-            self.cache.report(&error);
+            self.cache.report(self.verb, &error);
         }
         drop(lost);
         for Settling { lead, landing, .. } in settling {

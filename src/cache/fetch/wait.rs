@@ -15,8 +15,8 @@ use super::form::Form;
 use super::lease::Sighting;
 use super::look::Found;
 use super::{Fetching, holder};
-use crate::cache::clock::now;
 use crate::cache::settled;
+use crate::cache::wait_clock::now;
 use crate::error::Result;
 use crate::net::pause;
 use crate::store::{Op, Outcome, lease_key};
@@ -93,7 +93,7 @@ impl<V: Form, E> Fetching<V, E> {
         match (lease, value) {
             (Ok(lease), Ok(value)) => {
                 let held: Option<Bytes> = value.into_value();
-                let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, held)));
+                let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, &wanted.key, held)));
                 if let (Some(value), Some(encoded)) = (found.into_value(), &held) {
                     wanted.land(Landing::Loaded(encoded.clone()));
                     return self.coalesced(place, value);
@@ -117,7 +117,7 @@ impl<V: Form, E> Fetching<V, E> {
         let flight = Arc::clone(flight);
         wanted.part = Part::Open;
         match flight.landing(wanted.until).await {
-            Some(Landing::Loaded(encoded)) => match V::decode(&self.cache, &encoded) {
+            Some(Landing::Loaded(encoded)) => match V::decode(&self.cache, &self.wanted[place].key, &encoded) {
                 Some((value, _)) => self.coalesced(place, value),
                 None => self.wanted[place].part = Part::Load(Load::ALONE),
             },

@@ -23,7 +23,8 @@ use crate::lifecycle::ProcessBound;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
 use crate::net::drive::Drive;
 use crate::net::endpoint::{io_error, timed_out};
-use crate::net::link::Server;
+use crate::net::server::{Admissions, Server, Settings};
+use crate::net::turn::Rationed;
 
 /// How much is received before other tasks have their turn.
 const AT_A_TIME: usize = 256 << 10;
@@ -35,15 +36,14 @@ const ARRIVING: usize = 64 << 10;
 const EXTRA_IDLE: Duration = Duration::from_secs(5);
 
 /// Starts the task, on the runtime that this is called in.
-pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipeline<P>>) {
+pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipeline<P>>, admissions: Admissions) {
     let tenure = Tenure { server: Arc::clone(server), pipeline: Arc::clone(pipeline), in_flight: InFlight::new() };
     let drive = Drive::Tokio(pipeline.runtime);
     tokio::spawn(ProcessBound::new(Box::pin(async move {
         let mut tenure = tenure;
-        match tenure.server.open(drive).await {
+        match tenure.server.open(drive, admissions).await {
             Ok(connection) => Driver::new(tenure, connection).await,
             Err(error) => {
-                tenure.server.failed(&error);
                 // What an extra one was for can go through the primary one.
                 let progress = if tenure.pipeline.is_extra { Progress::Unsent } else { Progress::Unknown };
                 tenure.end(&error, progress);
@@ -66,14 +66,14 @@ impl<P: Protocol> Tenure<P> {
         let (appended, waiting) = {
             let mut inbox = self.pipeline.inbox.lock();
             inbox.closed.get_or_insert_with(|| error.clone());
-            (mem::take(&mut inbox.appended), mem::take(&mut inbox.waiting))
+            (mem::take(&mut inbox.appended), inbox.waiters.take(usize::MAX))
         };
         for awaited in appended {
             if let Awaited::Reply(mut request) = awaited {
                 request.fail(Failure { error: error.clone(), progress });
             }
         }
-        waiting.into_iter().for_each(|waiting| waiting.waker.wake());
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -104,16 +104,17 @@ struct Driver<P: Protocol> {
 impl<P: Protocol> Driver<P> {
     fn new(tenure: Tenure<P>, connection: Connection<P>) -> Driver<P> {
         let now = Instant::now();
+        tenure.pipeline.note_opened(connection.opened);
         {
             let mut inbox = tenure.pipeline.inbox.lock();
             inbox.marking = Some(connection.marking);
             inbox.mark();
-            inbox.take_waiting()
+            inbox.next()
         }
         .into_iter()
         .for_each(Waker::wake);
         Driver {
-            timer: Box::pin(sleep_until(now + tenure.server.timeouts.exchange)),
+            timer: Box::pin(sleep_until(now + tenure.server.timeouts().exchange)),
             tenure,
             connection,
             has_served: false,
@@ -162,7 +163,14 @@ impl<P: Protocol> Driver<P> {
         let now = Instant::now();
         if tenure.in_flight.is_empty() {
             if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
-                return Err(Failure { error: ended(&tenure.server), progress: Progress::Unsent });
+                let error = ended(&tenure.server);
+                if self.has_served {
+                    tenure.server.lost();
+                } else {
+                    // It lets everybody in, and serves nobody.
+                    tenure.server.failed(&error, false);
+                }
+                return Err(Failure { error, progress: Progress::Unsent });
             }
             (self.arrived, self.arrived_since) = (0, now);
         }
@@ -180,7 +188,7 @@ impl<P: Protocol> Driver<P> {
                 Ok(())
             }
             // Whatever followed would be taken for the rest of what was cut short.
-            Poll::Ready(Err(error)) => Err(io_error("writing to", self.tenure.server.protocol.endpoint(), error)),
+            Poll::Ready(Err(error)) => Err(io_error("send to", self.tenure.server.protocol.endpoint(), error)),
             _ => Ok(()),
         }
     }
@@ -192,7 +200,7 @@ impl<P: Protocol> Driver<P> {
         let mut received = 0;
         let mut has_proven = false;
         while let Poll::Ready(count) = connection.stream.poll_receive(cx, connection.frames.space()) {
-            let count = at_least_one(count).map_err(|error| io_error("reading from", protocol.endpoint(), error))?;
+            let count = at_least_one(count).map_err(|error| io_error("receive from", protocol.endpoint(), error))?;
             connection.frames.received(count);
             received += count;
             while let Some(cut) =
@@ -221,7 +229,7 @@ impl<P: Protocol> Driver<P> {
         self.arrived += count;
         if self.arrived >= ARRIVING {
             let time = self.last_active - self.arrived_since;
-            if time <= self.tenure.server.timeouts.exchange {
+            if time <= self.tenure.server.timeouts().exchange {
                 self.tenure.in_flight.arrived_for(time);
             }
             (self.arrived, self.arrived_since) = (0, self.last_active);
@@ -248,19 +256,29 @@ impl<P: Protocol> Driver<P> {
         let mut inbox = pipeline.inbox.lock();
         inbox.used.requests -= in_flight.take_ended();
         inbox.used.bytes = connection.outgoing.len() + inbox.outgoing.len();
-        let woken = inbox.take_waiting();
-        self.waiting_until = inbox.waiting.front().map(|waiting| waiting.deadline);
+        let woken = inbox.next();
+        self.waiting_until = inbox.waiters.first_deadline().map(Instant::from_std);
         drop(inbox);
         woken.into_iter().for_each(Waker::wake);
     }
 
     /// When something has to happen, if nothing arrives.
     fn next_deadline(&self) -> Option<Instant> {
+        let reply = self.tenure.in_flight.deadline(self.tenure.server.timeouts().exchange);
+        [reply, self.waiting_until, self.end_of_service()].into_iter().flatten().min()
+    }
+
+    /// When the connection has been idle for too long, or is too old, to take more requests.
+    fn end_of_service(&self) -> Option<Instant> {
         let Tenure { server, pipeline, in_flight } = &self.tenure;
-        let is_idle = pipeline.is_extra && in_flight.is_empty();
-        let end_of_idleness = is_idle.then(|| self.last_active + EXTRA_IDLE);
-        let reply = in_flight.deadline(server.timeouts.exchange);
-        [reply, self.waiting_until, end_of_idleness].into_iter().flatten().min()
+        if pipeline.is_retired.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Settings { max_idle, max_age, .. } = server.settings;
+        let max_idle = if pipeline.is_extra { Some(EXTRA_IDLE) } else { max_idle };
+        let idle = max_idle.filter(|_| in_flight.is_empty()).map(|time| self.last_active + time);
+        let old = max_age.map(|time| Instant::from_std(self.connection.opened) + time);
+        [idle, old].into_iter().flatten().min()
     }
 
     /// Waits for the next deadline, and for the one after it.
@@ -284,17 +302,17 @@ impl<P: Protocol> Driver<P> {
 
     /// Fails what is late. A connection on which a reply was takes no more requests.
     fn expire(&mut self, now: Instant) -> Result<(), Failure> {
+        let is_over = self.end_of_service().is_some_and(|end| end <= now);
         let Tenure { server, pipeline, in_flight } = &mut self.tenure;
-        let timeout = server.timeouts.exchange;
-        if in_flight.is_empty() && pipeline.is_extra {
+        let timeout = server.timeouts().exchange;
+        if is_over {
             server.pipelines.retire(pipeline);
-            self.last_active = now;
         }
         if in_flight.deadline(timeout).is_some_and(|deadline| deadline <= now) {
-            let late = timed_out("waiting for", server.protocol.endpoint());
+            let late = timed_out("receive from", server.protocol.endpoint());
             in_flight.expire(now, timeout, &late);
             if !mem::replace(&mut self.has_timed_out, true) {
-                server.failed(&late);
+                server.failed(&late, self.has_served);
                 server.pipelines.retire(pipeline);
             }
             if !in_flight.is_waited_for() {
@@ -323,7 +341,9 @@ impl<P: Protocol> Driver<P> {
         let Tenure { server, in_flight, .. } = &mut self.tenure;
         let is_no_outage = is_silent || in_flight.is_refused(&server.protocol);
         if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage && !self.has_timed_out {
-            server.failed(error);
+            server.failed(error, self.has_served);
+        } else if is_silent {
+            server.lost();
         }
         in_flight.fail(&server.protocol, error, is_silent);
         self.tenure.end(error, Progress::Unsent);

@@ -238,7 +238,11 @@ mod tests {
             PlainFraming
         }
 
-        async fn greet(&self, _: &mut Connection<Plain>) -> Result<Marking> {
+        fn max_value(&self) -> usize {
+            usize::MAX
+        }
+
+        async fn greet(&self, _: &mut Connection<Plain>, _: usize) -> Result<Marking> {
             Ok(Marking::Impossible)
         }
 
@@ -265,6 +269,10 @@ mod tests {
         }
 
         fn finish((): ()) {}
+
+        fn is_last((): &()) -> bool {
+            false
+        }
     }
 
     const TIMEOUT: Duration = Duration::from_secs(1);

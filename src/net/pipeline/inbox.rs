@@ -1,8 +1,7 @@
 //! What callers and the driver of a pipeline share, and how much of it there may be.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use tokio::time::Instant;
@@ -14,8 +13,10 @@ use super::{Failure, Progress};
 use crate::error::{Error, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Marking, Protocol, Token, Tokens};
-use crate::net::link::{Retry, full};
+use crate::net::link::Retry;
 use crate::net::outgoing::Outgoing;
+use crate::net::server::full;
+use crate::net::turn::{Rationed, Turn, Waiters};
 use crate::sync::Lock;
 
 /// How much a pipeline takes before callers wait, and while it is not yet connected.
@@ -33,11 +34,13 @@ pub(super) struct Room {
 
 /// What callers and the driver share.
 #[derive(Debug)]
-pub(super) struct Pipeline<P: Protocol> {
+pub(in crate::net) struct Pipeline<P: Protocol> {
     pub(super) runtime: RuntimeId,
     pub(super) is_extra: bool,
     pub(super) is_behind_large_value: AtomicBool,
     pub(super) is_retired: AtomicBool,
+    /// When it was connected, once it is.
+    opened: OnceLock<std::time::Instant>,
     pub(super) inbox: Lock<Inbox<P>>,
 }
 
@@ -54,8 +57,7 @@ pub(super) struct Inbox<P: Protocol> {
     pub(super) used: Room,
     /// Whether one of the requests must not be lost to a connection that has ended.
     pub(super) is_careful: bool,
-    pub(super) waiting: VecDeque<Waiting>,
-    pub(super) next_ticket: u64,
+    pub(super) waiters: Waiters,
     pub(super) driver: Option<Waker>,
     pub(super) closed: Option<Error>,
 }
@@ -76,8 +78,7 @@ impl<P: Protocol> Pipeline<P> {
             tokens: Tokens::new()?,
             used: Room::NONE,
             is_careful: false,
-            waiting: VecDeque::new(),
-            next_ticket: 0,
+            waiters: Waiters::default(),
             driver: None,
             closed: None,
         };
@@ -86,11 +87,20 @@ impl<P: Protocol> Pipeline<P> {
             is_extra,
             is_behind_large_value: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
+            opened: OnceLock::new(),
             inbox: Lock::new("pipeline", inbox),
         })
     }
 
-    pub(super) fn in_flight(&self) -> usize {
+    pub(super) fn note_opened(&self, opened: std::time::Instant) {
+        let _ = self.opened.set(opened);
+    }
+
+    pub(in crate::net) fn opened(&self) -> Option<std::time::Instant> {
+        self.opened.get().copied()
+    }
+
+    pub(in crate::net) fn in_flight(&self) -> usize {
         self.inbox.lock().used.requests
     }
 
@@ -111,39 +121,28 @@ impl Room {
     pub(super) const NONE: Room = Room { requests: 0, bytes: 0 };
 }
 
-impl<P: Protocol> Inbox<P> {
-    /// For how many requests there is room.
-    pub(super) fn room(&self) -> usize {
+impl<P: Protocol> Rationed for Inbox<P> {
+    fn room(&self) -> usize {
         let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
         if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
     }
 
-    /// Where in the queue a ticket is, or would be.
-    pub(super) fn place_of(&self, ticket: u64) -> Result<usize, usize> {
-        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket)
+    fn waiters(&mut self) -> &mut Waiters {
+        &mut self.waiters
     }
 
-    pub(super) fn wait(&mut self, turn: &mut Turn<'_, P>, waker: &Waker) {
-        let ticket = *turn.ticket.get_or_insert(self.next_ticket);
-        self.next_ticket = self.next_ticket.max(ticket + 1);
-        let waiting = Waiting { ticket, deadline: turn.deadline, waker: waker.clone() };
-        match self.place_of(ticket) {
-            Ok(place) => self.waiting[place] = waiting,
-            Err(place) => self.waiting.insert(place, waiting),
-        }
-    }
-
-    /// The callers to be woken: there is room for them, or they have waited too long.
-    pub(super) fn take_waiting(&mut self) -> Vec<Waker> {
-        if self.waiting.is_empty() {
+    /// Also those that have waited too long.
+    fn next(&mut self) -> Vec<Waker> {
+        if self.waiters.is_empty() {
             return Vec::new();
         }
-        let now = Instant::now();
-        let late = self.waiting.iter().take_while(|waiting| waiting.deadline <= now).count();
-        let count = self.room().max(late).min(self.waiting.len());
-        self.waiting.drain(..count).map(|waiting| waiting.waker).collect()
+        let late = self.waiters.late(Instant::now().into_std());
+        let room = self.room();
+        self.waiters.take(room.max(late))
     }
+}
 
+impl<P: Protocol> Inbox<P> {
     /// Counts a request that was appended, and marks where it is time to.
     pub(super) fn count(&mut self, length: usize) {
         for count in [&mut self.used, &mut self.unmarked] {
@@ -173,34 +172,6 @@ impl<P: Protocol> std::fmt::Debug for Inbox<P> {
     }
 }
 
-/// A caller's turn among those for which there is no room. If it gives up, the next one is to have the room.
-pub(super) struct Turn<'a, P: Protocol> {
-    pub(super) pipeline: &'a Pipeline<P>,
-    pub(super) deadline: Instant,
-    /// Its place in the queue.
-    pub(super) ticket: Option<u64>,
-}
-
-/// A caller that waits.
-pub(super) struct Waiting {
-    pub(super) ticket: u64,
-    pub(super) deadline: Instant,
-    pub(super) waker: Waker,
-}
-
-impl<P: Protocol> Drop for Turn<'_, P> {
-    fn drop(&mut self) {
-        let next = {
-            let mut inbox = self.pipeline.inbox.lock();
-            if let Some(Ok(place)) = self.ticket.map(|ticket| inbox.place_of(ticket)) {
-                inbox.waiting.remove(place);
-            }
-            inbox.take_waiting()
-        };
-        next.into_iter().for_each(Waker::wake);
-    }
-}
-
 impl<P: Protocol> Route<P> {
     /// Appends a request, or has a caller wait for its turn. A new one stands behind those that wait.
     pub(super) fn append_or_wait(
@@ -208,18 +179,20 @@ impl<P: Protocol> Route<P> {
         protocol: &P,
         request: &P::Request,
         retry: Retry,
-        turn: Option<(&mut Turn<'_, P>, &Waker)>,
+        turn: Option<(&mut Turn<'_, Inbox<P>>, &Waker)>,
     ) -> Result<Option<Appended<P>>, Failure> {
         let mut inbox = self.pipeline.inbox.lock();
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
-        let has_turn = turn.as_ref().is_some_and(|(turn, _)| turn.ticket.is_some());
-        if inbox.room() == 0 || (!has_turn && !inbox.waiting.is_empty()) {
+        let has_turn = turn.as_ref().is_some_and(|(turn, _)| turn.has_waited());
+        if inbox.room() == 0 || (!has_turn && !inbox.waiters.is_empty()) {
             return match turn {
-                Some((turn, _)) if turn.deadline <= Instant::now() => Err(full(protocol.endpoint()).into()),
+                Some((turn, _)) if turn.deadline() <= Instant::now().into_std() => {
+                    Err(full(protocol.endpoint()).into())
+                }
                 Some((turn, waker)) => {
-                    inbox.wait(turn, waker);
+                    turn.wait(&mut inbox, waker);
                     Ok(None)
                 }
                 None => Ok(None),

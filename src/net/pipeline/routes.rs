@@ -1,6 +1,5 @@
 //! Which pipeline a request goes through.
 
-use std::mem;
 use std::sync::{Arc, MutexGuard};
 
 use super::driver;
@@ -10,7 +9,7 @@ use crate::error::Result;
 use crate::lifecycle::ProcessLocal;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::Protocol;
-use crate::net::link::Server;
+use crate::net::server::Server;
 use crate::sync::Lock;
 
 /// Over how many extra pipelines those are spread that were behind a large value.
@@ -75,28 +74,44 @@ impl<P: Protocol> Pipelines<P> {
             None => false,
         };
         let is_full = own.len() >= self.most;
-        let admitted = if is_enough || is_full { Ok(()) } else { server.admit().and_then(|()| server.admit_login()) };
-        if (is_enough || is_full || admitted.is_err())
-            && let Some(pipeline) = least.map(|(_, pipeline)| pipeline).or(own.first().copied())
-        {
-            let may_evade = kind == Kind::EvadedRead && least.is_some();
-            return Ok(Route { pipeline: Arc::clone(pipeline), may_evade });
-        }
-        admitted?;
+        let shared = least.map(|(_, pipeline)| pipeline).or(own.first().copied());
+        let admit = || server.admit().and_then(|admission| server.admit_dial(admission));
+        let admissions = match shared {
+            Some(_) if is_enough || is_full => None,
+            Some(_) => admit().ok(),
+            None => Some(admit()?),
+        };
+        let Some(admissions) = admissions else {
+            let pipeline = Arc::clone(shared.expect("there is one unless a dial was admitted"));
+            return Ok(Route { pipeline, may_evade: kind == Kind::EvadedRead && least.is_some() });
+        };
         let pipeline = Arc::new(Pipeline::new(runtime, !own.is_empty())?);
         open.push(Arc::clone(&pipeline));
         drop(open);
-        driver::spawn(server, &pipeline);
+        driver::spawn(server, &pipeline, admissions);
         Ok(Route { pipeline, may_evade: matches!(kind, Kind::Read | Kind::EvadedRead) })
     }
 
     /// Has the next request of each runtime dial. Requests in flight end as they would have.
     pub(in crate::net) fn reset(&self) {
+        self.retire_if(|_| true);
+    }
+
+    /// Has those pipelines take no more requests for which that is so.
+    pub(in crate::net) fn retire_if(&self, mut is_retired: impl FnMut(&Pipeline<P>) -> bool) {
         let Some(open) = self.open.get() else { return };
-        let retired = mem::take(&mut *open.lock());
+        let retired: Vec<_> = open.lock().extract_if(.., |pipeline| is_retired(pipeline)).collect();
         for pipeline in &retired {
             pipeline.retire();
         }
+    }
+
+    /// How many pipelines there are, and how many requests are in flight on them.
+    pub(in crate::net) fn count(&self) -> (usize, usize) {
+        self.open.get().map_or((0, 0), |open| {
+            let open = open.lock();
+            (open.len(), open.iter().map(|pipeline| pipeline.in_flight()).sum())
+        })
     }
 
     /// Has this pipeline take no more requests.

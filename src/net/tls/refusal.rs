@@ -16,7 +16,7 @@ pub(super) fn handshake_failed(endpoint: &Endpoint, name: &ServerName<'_>, error
         return Error::with_source(ErrorKind::Tls, format!("{doing}: {}", describe(cause, name)), cause.clone());
     }
     if is_stale(&error) {
-        return io_error("the TLS handshake with", endpoint, error);
+        return io_error("shake hands with", endpoint, error);
     }
     match error.kind() {
         io::ErrorKind::TimedOut => {
@@ -30,11 +30,11 @@ pub(super) fn handshake_failed(endpoint: &Endpoint, name: &ServerName<'_>, error
 
 /// Of an exchange, if what ended it is that the server does not take this program's certificate: in TLS 1.3 it says so
 /// only after the handshake.
-pub(in crate::net) fn refused(doing: &str, endpoint: &Endpoint, error: &io::Error) -> Option<Error> {
+pub(in crate::net) fn refused(do_what: &str, endpoint: &Endpoint, error: &io::Error) -> Option<Error> {
     let cause = cause(error)?;
     let TlsError::AlertReceived(alert) = cause else { return None };
     let why = about_own_certificate(*alert)?;
-    Some(Error::with_source(ErrorKind::Tls, format!("{doing} {endpoint}: {why}"), cause.clone()))
+    Some(Error::with_source(ErrorKind::Tls, format!("could not {do_what} {endpoint}: {why}"), cause.clone()))
 }
 
 fn cause(error: &io::Error) -> Option<&TlsError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::crawler::Listing;
 use super::key::Key;
-use super::meta::Command;
+use super::meta::{Answer, Command};
 use super::servers::{Entry, Server, Servers, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Retry, pause};
@@ -25,24 +25,38 @@ impl Servers {
         outcome
     }
 
+    /// Listing by listing, until one has them all.
     async fn clear_one(&self, server: &Server, prefix: &str) -> Result<()> {
         let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
-        let entries: Vec<_> = list(server, prefix).await?.into_iter().map(delete).collect();
-        let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent, None).await;
-        deletions.into_iter().try_for_each(|deletion| deletion.map(|_| ()))
+        loop {
+            let (keys, has_more) = list(server, prefix).await?;
+            let entries: Vec<_> = keys.into_iter().map(delete).collect();
+            let deletions = self.ask(server, &entries.iter().collect::<Vec<_>>(), Retry::Idempotent, None).await;
+            let mut has_deleted = false;
+            for deletion in deletions {
+                has_deleted |= deletion? == Answer::Done;
+            }
+            if !has_more {
+                return Ok(());
+            }
+            if !has_deleted {
+                let context = format!("{} lists keys that it does not have", server.link.endpoint());
+                return Err(Error::new(ErrorKind::Protocol, context));
+            }
+        }
     }
 }
 
-async fn list(server: &Server, prefix: &str) -> Result<Vec<Vec<u8>>> {
+async fn list(server: &Server, prefix: &str) -> Result<(Vec<Vec<u8>>, bool)> {
     let endpoint = server.link.endpoint();
     let prefix = Arc::from(prefix.as_bytes());
     for _ in 0..ATTEMPTS {
         let listing = pin!(server.crawler.call(&prefix, Retry::Idempotent, None));
         match told(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
-            Listing::Keys(keys) => {
+            Listing::Keys(keys, has_more) => {
                 // A listing is rare: no connection is kept for the next.
                 server.crawler.reset();
-                return Ok(keys);
+                return Ok((keys, has_more));
             }
             Listing::Busy => pause(PAUSE).await?,
             Listing::Refused(text) => {

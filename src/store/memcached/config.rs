@@ -10,7 +10,9 @@ use crate::store::url::{StoreUrl, invalid};
 pub(in crate::store) const SCHEMES: &[&str] = &["memcached", "memcacheds", "memcached+unix"];
 
 const DEFAULT_PORT: u16 = 11211;
-const DEFAULT_MAX_VALUE: usize = 1024 * 1024;
+
+/// What a server takes if it is not told otherwise.
+pub(super) const DEFAULT_MAX_VALUE: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Config {

@@ -38,10 +38,13 @@ impl Crawler {
     }
 }
 
+/// How many bytes of keys are kept of one listing.
+const KEPT: usize = 64 << 20;
+
 #[derive(Debug)]
 pub(super) enum Listing {
-    /// The keys as they are stored.
-    Keys(Vec<Vec<u8>>),
+    /// The keys as they are stored, and whether there are more.
+    Keys(Vec<Vec<u8>>, bool),
     /// The crawler is at work for somebody else.
     Busy,
     Refused(String),
@@ -51,6 +54,8 @@ pub(super) enum Listing {
 pub(super) struct Partial {
     prefix: Arc<[u8]>,
     keys: Vec<Vec<u8>>,
+    /// How many bytes they have.
+    size: usize,
     ended: Option<Listing>,
 }
 
@@ -70,10 +75,14 @@ impl Protocol for Crawler {
     }
 
     fn framing(&self) -> LineFraming {
-        LineFraming::new(0)
+        LineFraming::new()
     }
 
-    async fn greet(&self, connection: &mut Connection<Crawler>) -> Result<Marking> {
+    fn max_value(&self) -> usize {
+        0
+    }
+
+    async fn greet(&self, connection: &mut Connection<Crawler>, _: usize) -> Result<Marking> {
         log_in(self, connection, &self.access.login).await?;
         Ok(Marking::Impossible)
     }
@@ -92,14 +101,17 @@ impl Protocol for Crawler {
 
     fn write(&self, prefix: &Arc<[u8]>, outgoing: &mut Outgoing) -> Partial {
         outgoing.buffer().extend_from_slice(b"lru_crawler metadump hash\r\n");
-        Partial { prefix: Arc::clone(prefix), keys: Vec::new(), ended: None }
+        Partial { prefix: Arc::clone(prefix), keys: Vec::new(), size: 0, ended: None }
     }
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
         let line = without_end(frame.bytes);
         partial.ended = if let Some(key) = listed_key(line) {
             if starts_with(&key, &partial.prefix) {
-                partial.keys.push(key.into_owned());
+                partial.size += key.len() + size_of::<Vec<u8>>();
+                if partial.size <= KEPT {
+                    partial.keys.push(key.into_owned());
+                }
             }
             return Ok(Accepted::Incomplete);
         } else if line == b"END" {
@@ -120,7 +132,12 @@ impl Protocol for Crawler {
     }
 
     fn finish(partial: Partial) -> Listing {
-        partial.ended.unwrap_or(Listing::Keys(partial.keys))
+        let has_more = partial.size > KEPT;
+        partial.ended.unwrap_or(Listing::Keys(partial.keys, has_more))
+    }
+
+    fn is_last(_: &Listing) -> bool {
+        false
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::store::{check_key, key_of_lease};
 
 /// What the server accepts, on the wire.
-const LONGEST: usize = 250;
+pub(super) const LONGEST: usize = 250;
 /// What fits into that as base64.
 const LONGEST_ENCODED: usize = LONGEST / 4 * 3;
 const SEPARATOR: &str = ":md5:";

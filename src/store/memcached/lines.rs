@@ -7,10 +7,7 @@ use crate::net::{Framing, LARGE, Scan, show};
 const LONGEST_LINE: usize = 16 << 10;
 
 #[derive(Debug)]
-pub(super) struct LineFraming {
-    longest_value: usize,
-    state: State,
-}
+pub(super) struct LineFraming(State);
 
 #[derive(Debug)]
 enum State {
@@ -23,42 +20,39 @@ enum State {
 }
 
 impl LineFraming {
-    pub(super) fn new(longest_value: usize) -> LineFraming {
-        LineFraming { longest_value, state: State::Line { searched: 0 } }
+    pub(super) fn new() -> LineFraming {
+        LineFraming(State::Line { searched: 0 })
     }
 
     fn complete(&mut self, length: usize) -> Scan {
-        self.state = State::Line { searched: 0 };
+        self.0 = State::Line { searched: 0 };
         Scan::Complete { length }
     }
 }
 
 impl Framing for LineFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
-        let end = match self.state {
+        let end = match self.0 {
             State::Large { place } => return Ok(self.complete(place)),
             State::Value { end } => end,
             State::Line { searched } => {
                 let Some(length) = memchr(b'\n', &bytes[searched..]) else {
-                    self.state = State::Line { searched: bytes.len() };
+                    self.0 = State::Line { searched: bytes.len() };
                     let is_bounded = bytes.len() <= LONGEST_LINE;
                     return if is_bounded { Ok(Scan::Partial) } else { Err("a line without an end".to_owned()) };
                 };
                 let place = searched + length + 1;
                 match announced(&bytes[..place])? {
                     None => return Ok(self.complete(place)),
-                    Some(length) if length > self.longest_value => {
-                        return Err(format!("a value of {length} bytes, which is more than {}", self.longest_value));
-                    }
                     Some(length) if length > LARGE => {
-                        self.state = State::Large { place };
+                        self.0 = State::Large { place };
                         return Ok(Scan::Large { place, length });
                     }
                     Some(length) => place + length + 2,
                 }
             }
         };
-        self.state = State::Value { end };
+        self.0 = State::Value { end };
         match bytes.get(end - 2..end) {
             None => Ok(Scan::Partial),
             Some(b"\r\n") => Ok(self.complete(end)),
@@ -104,7 +98,7 @@ mod tests {
         let frames: [&[u8]; 6] =
             [b"HD O1\r\n", b"VA 3 O1\r\na\nb\r\n", b"VALUE k 0 0\r\n\r\n", b"END\r\n", b"key=VA exp=1\n", b"ERROR\r\n"];
         let wire = frames.concat();
-        let mut framing = LineFraming::new(LARGE);
+        let mut framing = LineFraming::new();
         let (mut start, mut found) = (0, Vec::new());
         for end in 1..=wire.len() {
             if let Scan::Complete { length } = framing.scan(&wire[start..end]).unwrap() {
@@ -119,7 +113,7 @@ mod tests {
     fn a_large_value_is_left_out() {
         let length = LARGE + 1;
         let line = format!("VA {length}\r\n");
-        let mut framing = LineFraming::new(length);
+        let mut framing = LineFraming::new();
         assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Large { place: line.len(), length }));
         assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Complete { length: line.len() }));
     }
@@ -130,11 +124,10 @@ mod tests {
         for (wire, why) in [
             ("VA x\r\n", "no reply"),
             ("VALUE k 0 x\r\n", "no reply"),
-            ("VA 16385\r\n", "more than 16384"),
             ("VA 1\r\nabc\r\n", "does not end"),
             (&long, "without an end"),
         ] {
-            let error = LineFraming::new(LARGE).scan(wire.as_bytes()).unwrap_err();
+            let error = LineFraming::new().scan(wire.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
     }

@@ -20,8 +20,9 @@ use memcache::exp::{
 
 use super::config::Access;
 use super::key::Key;
-use super::lines::{LineFraming, split};
+use super::lines::{LineFraming, split, without_end};
 use super::login::log_in;
+use super::refusals::{LARGER_THAN_ALLOWED, refusal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, show};
 
@@ -281,44 +282,47 @@ pub(super) struct Partial {
 pub(super) struct Meta {
     endpoint: Endpoint,
     access: Access,
-    longest_value: usize,
+    max_value: usize,
 }
 
 impl Meta {
-    pub(super) fn new(endpoint: Endpoint, access: Access, longest_value: usize) -> Meta {
-        Meta { endpoint, access, longest_value }
+    pub(super) fn new(endpoint: Endpoint, access: Access, max_value: usize) -> Meta {
+        Meta { endpoint, access, max_value }
     }
 
     fn malformed(&self, what: impl Display) -> Error {
         Error::new(ErrorKind::Protocol, format!("{} sent {what}", self.endpoint))
     }
 
-    fn refused(&self, text: impl Display) -> Error {
-        Error::new(ErrorKind::Server, format!("{} answered: {text}", self.endpoint))
+    fn refused(&self, text: &str) -> Error {
+        refusal(text).error(format!("{} answered: {text}", self.endpoint))
     }
 
     fn refused_or_malformed(&self, line: &[u8]) -> Error {
-        match MetaResponse::parse_header(line) {
-            Err(WireError::Server(text) | WireError::Rejected(text)) => self.refused(text),
-            _ => self.malformed(format_args!("{}, which is no reply", show(line))),
+        match error_text(line) {
+            Some(text) => self.refused(&text),
+            None => self.malformed(format_args!("{}, which is no reply", show(line))),
         }
     }
 
     /// The answer in a frame to a meta command, and whether it carries the command's token.
     fn answer(&self, frame: Frame<'_>, token: u64, expected: Expected) -> Result<(Result<Answer, String>, bool)> {
         let (line, _) = split(frame.bytes);
-        let header = match MetaResponse::parse_header(line) {
-            Ok(header) => header,
-            Err(WireError::Server(text)) => return Ok((Err(text), false)),
-            // Behind a refused store, the value may have been taken for commands.
-            Err(WireError::Rejected(text)) if expected != Expected::Stored => return Ok((Err(text), false)),
-            Err(_) => return Err(self.refused_or_malformed(line)),
-        };
-        let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame));
+        if let Some(text) = error_text(line) {
+            // Behind a store that was not understood, the value may have been taken for commands.
+            let is_understood = expected != Expected::Stored || text.starts_with("SERVER_ERROR");
+            return if is_understood { Ok((Err(text), false)) } else { Err(self.refused(&text)) };
+        }
+        let header = MetaResponse::parse_header(line).map_err(|_| self.refused_or_malformed(line))?;
+        let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame)).transpose();
         let reply = parse_meta_result(header).map_err(|_| self.refused_or_malformed(line))?;
         if reply.opaque.as_deref().and_then(parse_number) != Some(token) {
             return Err(self.malformed(format_args!("{}, which answers another request", show(line))));
         }
+        let value = match value {
+            Ok(value) => value,
+            Err(too_large) => return Ok((Err(too_large), true)),
+        };
         let answer = answer(&reply, value, expected);
         let answer = answer
             .ok_or_else(|| self.malformed(format_args!("{:?}, which is no answer to what it was asked", reply.rc)))?;
@@ -348,7 +352,7 @@ impl Meta {
         *values += skipped;
         if !is_end {
             *values += 1;
-            answers.push(Ok(Answer::Value { value: value_of(frame), cas: 0 }));
+            answers.push(value_of(frame).map(|value| Answer::Value { value, cas: 0 }));
         }
         Ok(is_end)
     }
@@ -369,21 +373,25 @@ impl Protocol for Meta {
     }
 
     fn framing(&self) -> LineFraming {
-        LineFraming::new(self.longest_value)
+        LineFraming::new()
+    }
+
+    fn max_value(&self) -> usize {
+        self.max_value
     }
 
     /// To a server that does not know the meta protocol, the value after a command would be a command.
-    async fn greet(&self, connection: &mut Connection<Meta>) -> Result<Marking> {
+    async fn greet(&self, connection: &mut Connection<Meta>, _: usize) -> Result<Marking> {
         log_in(self, connection, &self.access.login).await?;
         let Err(answer) = connection.try_marker(self, MARKER).await? else {
             return Ok(Marking::WhereUnproven(MARKER));
         };
-        let answer = show(&answer);
-        if answer.contains("Too many open connections") {
-            return Err(self.refused(answer));
+        let refused = self.refused_or_malformed(without_end(&answer));
+        if refused.kind() != ErrorKind::Unsupported {
+            return Err(refused);
         }
         let context = format!("{} does not offer the meta protocol of memcached 1.6", self.endpoint);
-        Err(Error::with_source(ErrorKind::Unsupported, context, self.refused(answer)))
+        Err(Error::with_source(ErrorKind::Unsupported, context, refused))
     }
 
     fn is_read(request: &Request) -> bool {
@@ -434,15 +442,27 @@ impl Protocol for Meta {
     fn finish(partial: Partial) -> Answers {
         partial.answers
     }
+
+    fn is_last(answers: &Answers) -> bool {
+        answers.iter().any(|answer| answer.as_ref().is_err_and(|text| refusal(text).gives_up()))
+    }
 }
 
-/// The value in a frame that has one.
-fn value_of(mut frame: Frame<'_>) -> Bytes {
+/// What an error reply says.
+fn error_text(line: &[u8]) -> Option<String> {
+    let is_error = [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"]
+        .iter()
+        .any(|error| line.strip_prefix(*error).is_some_and(|rest| matches!(rest.first(), None | Some(b' '))));
+    is_error.then(|| String::from_utf8_lossy(line).into_owned())
+}
+
+/// The value in a frame that has one, unless it was not kept.
+fn value_of(mut frame: Frame<'_>) -> Result<Bytes, String> {
     if let Some((_, value)) = frame.large.pop() {
-        return value.into();
+        return value.map(Bytes::from).ok_or_else(|| LARGER_THAN_ALLOWED.to_owned());
     }
     let (_, value) = split(frame.bytes);
-    Bytes::copy_from_slice(value.strip_suffix(LINE_END).unwrap_or(value))
+    Ok(Bytes::copy_from_slice(value.strip_suffix(LINE_END).unwrap_or(value)))
 }
 
 /// The answer, if it is one of those that are expected.

@@ -15,6 +15,7 @@ use super::config::Config;
 use super::crawler::{Crawler, crawl_settings};
 use super::key::Key;
 use super::meta::{Answer, Command, Meta, Request};
+use super::refusals::refusal;
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
@@ -24,9 +25,6 @@ use crate::telemetry;
 /// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
 /// sending replies that we do not read yet. A larger command goes alone.
 const EXCHANGE: usize = 64 * 1024;
-
-/// More than a value can have: what the largest server can be configured to take.
-const LONGEST_VALUE: usize = 1 << 30;
 
 #[derive(Debug)]
 pub(super) struct Servers {
@@ -73,7 +71,7 @@ impl Servers {
     pub(super) fn new(config: &Config) -> Servers {
         let names: Vec<_> = config.servers.iter().map(|(endpoint, weight)| (ring_name(endpoint), *weight)).collect();
         let open = |endpoint: &Endpoint| Server {
-            link: Link::new(Meta::new(endpoint.clone(), config.access.clone(), LONGEST_VALUE), config.settings),
+            link: Link::new(Meta::new(endpoint.clone(), config.access.clone(), config.max_value), config.settings),
             crawler: Link::new(Crawler::new(endpoint.clone(), config.access.clone()), crawl_settings(config.settings)),
         };
         Servers {
@@ -217,7 +215,7 @@ impl Servers {
         let exchange = pin!(async {
             let answers = server.link.call(&request, retry, company).await?;
             let explained =
-                entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refusal(server, entry, &text)));
+                entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refused(server, entry, &text)));
             Ok(explained.collect::<Vec<Result<Answer>>>())
         });
         let failure =
@@ -281,18 +279,15 @@ fn fitting(entries: &[&Entry<'_>]) -> usize {
     entries.iter().take_while(fits).count().max(1)
 }
 
-/// What an error reply means.
-fn refusal(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
-    let key = &entry.key;
-    match &entry.command {
-        Command::Set { value, .. } if text.contains("too large") => {
-            let context =
-                format!("the value of {} bytes for {key} is too large for {}", value.len(), server.link.endpoint());
-            Error::new(ErrorKind::ValueTooLarge, context)
+/// What an error reply to a command means.
+fn refused(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
+    let (key, endpoint) = (&entry.key, server.link.endpoint());
+    let refusal = refusal(text);
+    match (&entry.command, refusal.kind) {
+        (Command::Set { value, .. }, ErrorKind::ValueTooLarge) => {
+            refusal.error(format!("the value of {} bytes for {key} is too large for {endpoint}", value.len()))
         }
-        Command::Count { .. } if text.contains("non-numeric") => {
-            Error::new(ErrorKind::NotANumber, format!("the entry {key} is not a decimal number of 64 bits"))
-        }
-        _ => Error::new(ErrorKind::Server, format!("{} answered for {key}: {text}", server.link.endpoint())),
+        (_, ErrorKind::NotANumber) => refusal.error(format!("the entry {key} is not a decimal number of 64 bits")),
+        _ => refusal.error(format!("{endpoint} answered for {key}: {text}")),
     }
 }

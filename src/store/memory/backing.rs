@@ -6,71 +6,71 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use moka::ops::compute::Op;
 
-use super::Bound;
+use super::account::Account;
 use super::cold::Cold;
+use super::entry::Entry;
+use super::settings::Bound;
 use crate::lifecycle::gate;
 
-/// What an entry takes beside its key and value, roughly.
-const OVERHEAD: usize = 64;
-
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) value: Bytes,
-    pub(super) expires_at: Option<Instant>,
-}
-
-impl Entry {
-    /// In bytes.
-    pub(super) fn weight(&self, key: &str) -> u32 {
-        u32::try_from(key.len() + self.value.len() + OVERHEAD).unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn is_live(&self) -> bool {
-        self.expires_at.is_none_or(|expires_at| Instant::now() < expires_at)
-    }
-}
+/// An entry is dropped once the collector has moved on twice since it was given up: two flushes, and one to spare.
+const FLUSHES: usize = 3;
 
 /// What is to become of an entry.
 pub(super) enum Change {
     Keep,
-    Put(Entry),
+    Put { value: Bytes, expires_at: Option<Instant> },
     Remove,
 }
 
+/// The entries, and what they take.
 #[derive(Clone, Debug)]
-pub(super) enum Backing {
-    Moka(moka::sync::Cache<String, Entry, foldhash::quality::RandomState>),
+pub(super) struct Backing {
+    entries: Entries,
+    account: Arc<Account>,
+}
+
+#[derive(Clone, Debug)]
+enum Entries {
+    Moka(moka::sync::Cache<String, Arc<Entry>, foldhash::quality::RandomState>),
     Cold(Arc<Cold>),
 }
 
 impl Backing {
     pub(super) fn moka(bound: Bound) -> Backing {
-        let builder = moka::sync::Cache::builder().expire_after(PerEntry);
-        let builder = match bound {
-            Bound::Bytes(bytes) => builder.max_capacity(bytes).weigher(|key: &String, entry: &Entry| entry.weight(key)),
-            Bound::Entries(entries) => builder.max_capacity(entries),
-        };
-        Backing::Moka(builder.build_with_hasher(foldhash::quality::RandomState::default()))
+        let moka = moka::sync::Cache::builder()
+            .expire_after(PerEntry)
+            .max_capacity(bound.limit())
+            .weigher(|_: &String, entry: &Arc<Entry>| entry.weight())
+            .build_with_hasher(foldhash::quality::RandomState::default());
+        Backing { entries: Entries::Moka(moka), account: Account::new(bound) }
     }
 
     pub(super) fn cold(bound: Bound) -> Backing {
-        Backing::Cold(Arc::new(Cold::new(bound)))
+        Backing { entries: Entries::Cold(Arc::new(Cold::new(bound))), account: Account::new(bound) }
+    }
+
+    pub(super) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    pub(super) fn needs_collector(&self) -> bool {
+        matches!(self.entries, Entries::Moka(_))
     }
 
     /// Inside the gate.
     #[inline]
     pub(super) fn get(&self, key: &str) -> Option<Bytes> {
-        match self {
-            Backing::Moka(moka) => moka.get(key).map(|entry| entry.value),
-            Backing::Cold(cold) => cold.get(key),
+        match &self.entries {
+            Entries::Moka(moka) => moka.get(key).map(|entry| entry.value.clone()),
+            Entries::Cold(cold) => cold.get(key),
         }
     }
 
     /// Inside the gate, and under the lock of the entry.
-    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Entry>) -> (Change, R)) -> R {
-        let moka = match self {
-            Backing::Cold(cold) => return cold.change(key, decide),
-            Backing::Moka(moka) => moka,
+    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
+        let moka = match &self.entries {
+            Entries::Cold(cold) => return cold.change(&self.account, key, decide),
+            Entries::Moka(moka) => moka,
         };
         let mut answer = None;
         moka.entry_by_ref(key).and_compute_with(|current| {
@@ -78,18 +78,51 @@ impl Backing {
             answer = Some(said);
             match change {
                 Change::Keep => Op::Nop,
-                Change::Put(entry) => Op::Put(entry),
+                Change::Put { value, expires_at } => Op::Put(Entry::new(&self.account, key, value, expires_at)),
                 Change::Remove => Op::Remove,
             }
         });
         answer.expect("moka calls what it is given once")
     }
 
+    /// Inside the gate, after a change.
+    #[inline]
+    pub(super) fn tidy(&self) {
+        if !self.account.is_within_bound() {
+            self.collect();
+        }
+    }
+
+    /// Inside the gate: evicts what is over the bound, and has what was given up dropped, as far as no other thread is
+    /// looking at it. Nothing of it is left in this thread's own bag, which no other thread could reach: moka empties the
+    /// bag after each change of an entry.
+    pub(super) fn collect(&self) {
+        let Entries::Moka(moka) = &self.entries else { return };
+        moka.run_pending_tasks();
+        for _ in 0..FLUSHES {
+            crossbeam_epoch::pin().flush();
+            if self.account.is_within_bound() {
+                return;
+            }
+        }
+    }
+
+    /// Inside the gate of a child whose collector is alive: what is still counted beside the entries lies in the bags of
+    /// threads that do not exist here.
+    pub(super) fn write_off_garbage(&self) {
+        let Entries::Moka(moka) = &self.entries else { return };
+        moka.run_pending_tasks();
+        for _ in 0..FLUSHES {
+            crossbeam_epoch::pin().flush();
+        }
+        self.account.write_off_all_but(moka.weighted_size());
+    }
+
     /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
     pub(super) fn clear(&self, prefix: &str) {
-        match self {
-            Backing::Cold(cold) => cold.clear(prefix),
-            Backing::Moka(moka) => {
+        match &self.entries {
+            Entries::Cold(cold) => cold.clear(prefix),
+            Entries::Moka(moka) => {
                 let mut entries = moka.iter();
                 loop {
                     let _pass = gate::enter();
@@ -112,12 +145,18 @@ impl PerEntry {
     }
 }
 
-impl moka::Expiry<String, Entry> for PerEntry {
-    fn expire_after_create(&self, _: &String, entry: &Entry, created_at: Instant) -> Option<Duration> {
+impl moka::Expiry<String, Arc<Entry>> for PerEntry {
+    fn expire_after_create(&self, _: &String, entry: &Arc<Entry>, created_at: Instant) -> Option<Duration> {
         PerEntry::time_left(entry, created_at)
     }
 
-    fn expire_after_update(&self, _: &String, entry: &Entry, now: Instant, _: Option<Duration>) -> Option<Duration> {
+    fn expire_after_update(
+        &self,
+        _: &String,
+        entry: &Arc<Entry>,
+        now: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
         PerEntry::time_left(entry, now)
     }
 }

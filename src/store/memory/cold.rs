@@ -4,13 +4,16 @@
 //! be made in any process, whatever was inherited.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::Bound;
-use super::backing::{Change, Entry};
+use super::account::Account;
+use super::backing::Change;
+use super::entry::Entry;
+use super::settings::Bound;
 use crate::lifecycle::gate;
 use crate::sync::Lock;
 
@@ -26,7 +29,7 @@ pub(super) struct Cold {
     weight: AtomicU64,
 }
 
-type Shard = LruCache<String, Entry>;
+type Shard = LruCache<String, Arc<Entry>>;
 
 impl Cold {
     pub(super) fn new(bound: Bound) -> Cold {
@@ -39,16 +42,22 @@ impl Cold {
         self.live(&mut shard, key).map(|entry| entry.value.clone())
     }
 
-    pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Entry>) -> (Change, R)) -> R {
+    pub(super) fn change<R>(
+        &self,
+        account: &Arc<Account>,
+        key: &str,
+        decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R),
+    ) -> R {
         let own = self.shard_of(key);
         let mut shard = self.shards[own].lock();
         let (change, answer) = decide(self.live(&mut shard, key));
         match change {
             Change::Keep => {}
             Change::Remove => self.remove(&mut shard, key),
-            Change::Put(entry) => {
+            Change::Put { value, expires_at } => {
+                let entry = Entry::new(account, key, value, expires_at);
                 self.remove(&mut shard, key);
-                self.weight.fetch_add(self.bound.weigh(key, &entry), Ordering::Relaxed);
+                self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
                 shard.put(key.to_owned(), entry);
                 drop(shard);
                 self.make_room(own);
@@ -74,7 +83,7 @@ impl Cold {
     }
 
     /// The entry under `key`, now the most recently used, unless it has expired.
-    fn live<'a>(&self, shard: &'a mut Shard, key: &str) -> Option<&'a Entry> {
+    fn live<'a>(&self, shard: &'a mut Shard, key: &str) -> Option<&'a Arc<Entry>> {
         if shard.peek(key).is_some_and(|entry| !entry.is_live()) {
             self.remove(shard, key);
         }
@@ -83,7 +92,7 @@ impl Cold {
 
     fn remove(&self, shard: &mut Shard, key: &str) {
         if let Some(entry) = shard.pop(key) {
-            self.weight.fetch_sub(self.bound.weigh(key, &entry), Ordering::Relaxed);
+            self.weight.fetch_sub(entry.weight().into(), Ordering::Relaxed);
         }
     }
 
@@ -101,24 +110,9 @@ impl Cold {
                 continue;
             }
             spared = 0;
-            if let Some((key, entry)) = shard.pop_lru() {
-                self.weight.fetch_sub(self.bound.weigh(&key, &entry), Ordering::Relaxed);
+            if let Some((_, entry)) = shard.pop_lru() {
+                self.weight.fetch_sub(entry.weight().into(), Ordering::Relaxed);
             }
-        }
-    }
-}
-
-impl Bound {
-    fn limit(self) -> u64 {
-        match self {
-            Bound::Bytes(limit) | Bound::Entries(limit) => limit,
-        }
-    }
-
-    fn weigh(self, key: &str, entry: &Entry) -> u64 {
-        match self {
-            Bound::Bytes(_) => entry.weight(key).into(),
-            Bound::Entries(_) => 1,
         }
     }
 }
@@ -127,13 +121,15 @@ impl Bound {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::Bound;
-    use super::super::backing::{Change, Entry};
+    use super::super::account::Account;
+    use super::super::backing::Change;
+    use super::super::settings::Bound;
     use super::Cold;
 
     fn put(cold: &Cold, key: &str, size: usize) {
+        let account = Account::new(cold.bound);
         let value = Bytes::from(vec![b'x'; size]);
-        cold.change(key, |_| (Change::Put(Entry { value, expires_at: None }), ()));
+        cold.change(&account, key, |_| (Change::Put { value, expires_at: None }, ()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A batch of operations: one command for each, in one write, with what each reply means.
 
 use bytes::Bytes;
-use redis::Script;
+use redis::{Script, Value};
 
 use super::commands::{self, Command, CompareAndSet, Expected};
 use super::reply::Reply;
@@ -133,17 +133,22 @@ pub(super) fn size(operation: &Op<'_>) -> usize {
 }
 
 /// What a reply to an operation means.
-pub(super) fn outcome(operation: &Op<'_>, reply: Result<Reply<'_>>, endpoint: &Endpoint) -> Result<Outcome> {
-    match operation {
-        Op::Get { .. } => reply?.bytes().map(Outcome::Value),
-        Op::Set { .. } => reply?.stored().map(Outcome::Done),
-        Op::Delete { .. } => reply?.flag().map(Outcome::Done),
-        Op::CompareAndSet { .. } => reply.map_err(|error| scripted(endpoint, error))?.flag().map(Outcome::Done),
-        Op::Settle(_) => {
-            let answer = reply.map_err(|error| scripted(endpoint, error))?.number()?;
-            Ok(Outcome::Settled { was_held: answer > 0, is_stored: answer > 1 })
+pub(super) fn outcome(operation: &Op<'_>, reply: Value, endpoint: &Endpoint) -> Result<Outcome> {
+    let reply = match operation {
+        Op::Get { .. } => return Reply::read(reply, endpoint).map(Outcome::Value),
+        Op::Set { .. } | Op::Delete { .. } => Reply::new(reply, endpoint)?,
+        Op::CompareAndSet { .. } | Op::Settle(_) => {
+            Reply::new(reply, endpoint).map_err(|error| scripted(endpoint, error))?
         }
+    };
+    if let Op::Set { .. } = operation {
+        return reply.stored().map(Outcome::Done);
     }
+    let number = reply.number()?;
+    Ok(match operation {
+        Op::Settle(_) => Outcome::Settled { was_held: number > 0, is_stored: number > 1 },
+        _ => Outcome::Done(number != 0),
+    })
 }
 
 /// A batch of reads alone may be sent twice.

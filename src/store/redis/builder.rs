@@ -29,6 +29,10 @@ setters! {
     RedisBuilder, "RedisStore", "redis://localhost", OWN:
     /// The database. Defaults to 0.
     database: u32 = text, "2";
+    /// 2 for RESP2, or 3 for RESP3 where the server knows it. Defaults to 3.
+    protocol: u8 = text, "2";
+    /// What `CLIENT LIST` shows, with the process id behind it: `widgets` becomes `widgets-4711`. Defaults to none.
+    client_name: impl Into<String> = Into::into, "\"widgets\"";
 }
 
 impl RedisBuilder {

@@ -21,8 +21,20 @@ pub(super) struct Config {
     pub(super) tls: Option<Tls>,
     pub(super) login: Login,
     pub(super) database: u32,
+    pub(super) protocol: Version,
+    /// What the server is told, with the process id behind it.
+    pub(super) client_name: Option<String>,
     pub(super) settings: Settings,
     pub(super) max_value: usize,
+}
+
+/// The version of the protocol that a connection begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Version {
+    Resp2,
+    /// Or the other one, where the server does not know it.
+    #[default]
+    Resp3,
 }
 
 impl Config {
@@ -38,11 +50,13 @@ impl Config {
             .map_err(|_| invalid("a redis URL names one server, without a comma"))?;
         let login = Login::take(&mut url, callback)?;
         let database = take_database(&mut url, on_unix_socket)?;
+        let protocol = url.options.take_text("protocol").map_or(Ok(Version::default()), |text| parse_version(&text))?;
+        let client_name = url.options.take_text("client_name").map(check_name).transpose()?;
         let settings = url.options.take_settings()?;
         let max_value = url.options.take_number("max_value")?.unwrap_or(DEFAULT_MAX_VALUE);
         let tls = url.take_tls(is_encrypted, std::slice::from_ref(&endpoint))?;
         url.options.finish()?;
-        Ok(Config { endpoint, tls, login, database, settings, max_value })
+        Ok(Config { endpoint, tls, login, database, protocol, client_name, settings, max_value })
     }
 
     pub(super) fn is_on_unix_socket(url: &StoreUrl) -> bool {
@@ -68,6 +82,20 @@ fn database_in(path: &str) -> Option<String> {
 
 fn parse_database(text: &str) -> Result<u32> {
     text.parse().map_err(|_| invalid(format!("the database {text:?} of a redis URL is not a number")))
+}
+
+fn parse_version(text: &str) -> Result<Version> {
+    match text {
+        "2" => Ok(Version::Resp2),
+        "3" => Ok(Version::Resp3),
+        _ => Err(invalid(format!("protocol={text:?} is neither 2 nor 3"))),
+    }
+}
+
+/// The server takes no spaces and no line ends in it.
+fn check_name(name: String) -> Result<String> {
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_name { Ok(name) } else { Err(invalid(format!("client_name={name:?} is not a word of printable characters"))) }
 }
 
 #[cfg(test)]

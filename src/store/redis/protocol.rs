@@ -1,17 +1,19 @@
 //! How a connection to Redis is greeted, and what its replies must be.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
-use super::commands::{Command, Expected, Request};
-use super::config::Config;
+use super::commands::{self, Command, Expected, Request};
+use super::config::{Config, Version};
+use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, foreign};
 use crate::store::credentials::{Credentials, Login};
+use crate::store::refusal::Lasts;
 use crate::telemetry;
 
 /// Commands whose answer is the token that they are followed by, each up to the token.
@@ -25,10 +27,29 @@ pub(super) struct Resp {
     tls: Option<Tls>,
     login: Login,
     database: u32,
-    longest_value: usize,
+    client_name: Option<String>,
+    max_value: usize,
+    /// The best level that the server takes part in, and the one to try next.
+    level: AtomicUsize,
+    next_level: AtomicUsize,
     /// Whether it was said that replies cannot be proven.
     has_warned: AtomicBool,
 }
+
+/// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command that
+/// they do not know.
+#[derive(Clone, Copy)]
+struct Level {
+    has_hello: bool,
+    markers: &'static [&'static [u8]],
+}
+
+const LEVELS: [Level; 4] = [
+    Level { has_hello: true, markers: &[ECHO, PING] },
+    Level { has_hello: false, markers: &[ECHO, PING] },
+    Level { has_hello: false, markers: &[PING] },
+    Level { has_hello: false, markers: &[] },
+];
 
 /// The replies to a request, which is mostly one command.
 pub(super) type Replies = SmallVec<[Value; 1]>;
@@ -41,8 +62,19 @@ pub(super) struct Partial {
 
 impl Resp {
     pub(super) fn new(config: Config) -> Resp {
-        let Config { endpoint, tls, login, database, max_value, .. } = config;
-        Resp { endpoint, tls, login, database, longest_value: max_value, has_warned: AtomicBool::new(false) }
+        let Config { endpoint, tls, login, database, protocol, client_name, max_value, .. } = config;
+        let level = usize::from(protocol == Version::Resp2);
+        Resp {
+            endpoint,
+            tls,
+            login,
+            database,
+            client_name,
+            max_value,
+            level: AtomicUsize::new(level),
+            next_level: AtomicUsize::new(level),
+            has_warned: AtomicBool::new(false),
+        }
     }
 
     /// An answer without which the connection is of no use.
@@ -54,29 +86,46 @@ impl Resp {
         })
     }
 
-    /// RESP3 where the server knows it, with user and password.
-    async fn hello(&self, connection: &mut Connection<Resp>, login: Option<&Credentials>) -> Result<()> {
-        let mut hello = Command::new("HELLO", Expected::Anything).with("3");
+    /// RESP3 where the server knows it, with user, password and name; else RESP2.
+    async fn log_in(
+        &self,
+        connection: &mut Connection<Resp>,
+        login: Option<&Credentials>,
+        has_hello: bool,
+    ) -> Result<()> {
+        let name = self.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
+        if has_hello {
+            let mut hello = Command::new("HELLO", Expected::Anything).with("3");
+            if let Some(login) = login {
+                hello = hello.with("AUTH").with(login.username().unwrap_or("default")).with(login.secret());
+            }
+            if let Some(name) = &name {
+                hello = hello.with("SETNAME").with(name);
+            }
+            match self.ask(connection, hello).await? {
+                Ok(_) => return Ok(()),
+                Err(error) if is_final(&error) => return Err(greeting_error(&self.endpoint, login, &error)),
+                Err(_) => {}
+            }
+        }
         if let Some(login) = login {
-            hello = hello.with("AUTH").with(login.username().unwrap_or("default")).with(login.secret());
+            let auth = Command::new("AUTH", Expected::Anything);
+            let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
+            let answer = self.ask(connection, auth).await?;
+            answer.map_err(|error| login_error(&self.endpoint, login, &error))?;
         }
-        match self.ask(connection, hello).await? {
-            Ok(_) => return Ok(()),
-            Err(error) if knows_only_resp2(&error) => {}
-            Err(error) => return Err(greeting_error(&self.endpoint, login, &error)),
+        if let Some(name) = &name {
+            // One that does not know it serves as well without.
+            let _ = self.ask(connection, Command::new("CLIENT", Expected::Anything).with("SETNAME").with(name)).await?;
         }
-        let Some(login) = login else { return Ok(()) };
-        let auth = Command::new("AUTH", Expected::Anything);
-        let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
-        let answer = self.ask(connection, auth).await?;
-        answer.map(|_| ()).map_err(|error| login_error(&self.endpoint, login, &error))
+        Ok(())
     }
 }
 
-/// Whether this is how a server refuses the HELLO of RESP3.
-fn knows_only_resp2(error: &ServerError) -> bool {
-    let details = error.details().unwrap_or_default().to_ascii_lowercase();
-    error.code() == "NOPROTO" || details.contains("unknown command") || details.contains("unsupported protocol")
+/// Whether what HELLO was answered would be answered without it as well: it is about the login, or for the moment.
+fn is_final(error: &ServerError) -> bool {
+    let refusal = refusal(error);
+    refusal.kind == ErrorKind::Auth || refusal.lasts == Lasts::Briefly
 }
 
 /// Whether this is how a server refuses a command for good: to this account, or to everybody.
@@ -99,22 +148,51 @@ impl Protocol for Resp {
     }
 
     fn framing(&self) -> RespFraming {
-        RespFraming::new(self.longest_value)
+        RespFraming::default()
     }
 
-    async fn greet(&self, connection: &mut Connection<Resp>) -> Result<Marking> {
-        if let Some(login) = self.login.credentials()? {
-            let let_in = self.hello(connection, Some(&login)).await;
-            let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?;
-        } else {
-            self.hello(connection, None).await?;
+    fn max_value(&self) -> usize {
+        self.max_value
+    }
+
+    const LEVELS: usize = LEVELS.len();
+
+    fn level(&self) -> usize {
+        self.level.load(Ordering::Relaxed)
+    }
+
+    fn next_level(&self) -> usize {
+        self.next_level.load(Ordering::Relaxed)
+    }
+
+    fn hung_up(&self, level: usize) {
+        let next = if level + 1 < LEVELS.len() { level + 1 } else { self.level() };
+        self.next_level.store(next, Ordering::Relaxed);
+    }
+
+    fn keep_level(&self, level: usize) {
+        self.level.store(level, Ordering::Relaxed);
+        self.next_level.store(level, Ordering::Relaxed);
+    }
+
+    async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
+        let level = LEVELS[level];
+        let login = self.login.credentials()?;
+        let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
+        match &login {
+            Some(login) => let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?,
+            None => let_in?,
         }
         if self.database != 0 {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
             let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
-        for command in [ECHO, PING] {
+        if level.markers.is_empty() {
+            // Whatever the answer: there is one.
+            self.ask(connection, commands::get("prefork-cache")).await?.ok();
+        }
+        for &command in level.markers {
             let Err(bytes) = connection.try_marker(self, command).await? else {
                 return Ok(Marking::EveryWrite(command));
             };
@@ -190,5 +268,9 @@ impl Protocol for Resp {
 
     fn finish(partial: Partial) -> Replies {
         partial.replies
+    }
+
+    fn is_last(replies: &Replies) -> bool {
+        reply::errors(replies).any(|error| refusal(error).gives_up())
     }
 }

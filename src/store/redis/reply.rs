@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
+use super::refusals::refusal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Endpoint;
 use crate::store::credentials::Credentials;
+use crate::store::refusal::{Lasts, Refusal};
 use crate::store::{counter_overflow, not_a_number};
 
 /// A reply that is not an error.
@@ -23,7 +25,15 @@ impl<'a> Reply<'a> {
         }
     }
 
-    pub(super) fn bytes(self) -> Result<Option<Bytes>> {
+    /// A value. A key of another type has none, as MGET has it.
+    pub(super) fn read(value: Value, endpoint: &'a Endpoint) -> Result<Option<Bytes>> {
+        match value {
+            Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(None),
+            value => Reply::new(value, endpoint)?.bytes(),
+        }
+    }
+
+    fn bytes(self) -> Result<Option<Bytes>> {
         match self.value {
             Value::Nil => Ok(None),
             Value::BulkString(bytes) => Ok(Some(bytes.into())),
@@ -84,28 +94,38 @@ pub(super) fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
 }
 
-/// The first error among replies, also inside of a transaction's.
-pub(super) fn failure(replies: &[Value]) -> Option<ErrorKind> {
-    replies.iter().find_map(|reply| match reply {
-        Value::ServerError(error) => Some(kind(error)),
-        Value::Array(replies) => failure(replies),
+/// The errors among replies, also inside of a transaction's.
+pub(super) fn errors(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
+    fn inner(reply: &Value) -> &[Value] {
+        if let Value::Array(replies) = reply { replies } else { std::slice::from_ref(reply) }
+    }
+    replies.iter().flat_map(inner).filter_map(|reply| match reply {
+        Value::ServerError(error) => Some(error),
         _ => None,
     })
 }
 
+/// What the first of them means.
+pub(super) fn failure(replies: &[Value]) -> Option<ErrorKind> {
+    errors(replies).next().map(|error| refusal(error).kind)
+}
+
 pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
-    answered(endpoint, kind(error), error.code(), error.details().unwrap_or_default())
+    answered(endpoint, refusal(error), error, error.details().unwrap_or_default())
 }
 
 /// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the
 /// password too: that part is not shown.
 pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, error: &ServerError) -> Error {
-    answered(endpoint, kind(error), error.code(), without_password(login, error))
+    answered(endpoint, refusal(error), error, without_password(login, error))
 }
 
-/// What an AUTH was answered: whatever it says, the login is refused. Otherwise as [`greeting_error`].
+/// What an AUTH was answered: whatever it says, unless it is for the moment, the login is refused. Otherwise as
+/// [`greeting_error`].
 pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
-    answered(endpoint, ErrorKind::Auth, error.code(), without_password(Some(login), error))
+    let refusal = refusal(error);
+    let refusal = if refusal.lasts == Lasts::Briefly { refusal } else { Refusal { kind: ErrorKind::Auth, ..refusal } };
+    answered(endpoint, refusal, error, without_password(Some(login), error))
 }
 
 fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> &'e str {
@@ -114,18 +134,11 @@ fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> 
     if login.is_some_and(|login| login.are_shown_in(details)) { "" } else { details }
 }
 
-fn kind(error: &ServerError) -> ErrorKind {
-    match error.code() {
-        "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
-        "NOPERM" => ErrorKind::Unsupported,
-        _ if error.details().is_some_and(|details| details.starts_with("AUTH ")) => ErrorKind::Auth,
-        _ => ErrorKind::Server,
+fn answered(endpoint: &Endpoint, refusal: Refusal, error: &ServerError, details: &str) -> Error {
+    if error.code() == "TOOLARGE" {
+        return refusal.error(format!("{endpoint} sent a value that is larger than max_value"));
     }
-}
-
-fn answered(endpoint: &Endpoint, kind: ErrorKind, code: &str, details: &str) -> Error {
-    let context = format!("{endpoint} answered {code} {details}");
-    Error::new(kind, context.trim_end())
+    refusal.error(format!("{endpoint} answered {} {details}", error.code()).trim_end())
 }
 
 pub(super) fn is_unknown_script(reply: &Value) -> bool {

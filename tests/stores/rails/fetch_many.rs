@@ -44,7 +44,7 @@ fn the_missing_are_loaded_together_and_all_come_in_the_order_of_their_keys() {
         assert_eq!(values(blocking.fetch_many(&["a", "b", "there"], LONG, not_called)), ["aa", "bb", "bar"]);
 
         current_thread().block_on(async {
-            let fetched = cache.fetch_many(&["c", "a"], LONG, async |missing| doubled(missing)).await;
+            let fetched = cache.fetch_many(&["c", "a"], LONG, async |missing: Vec<&str>| doubled(&missing)).await;
             assert_eq!(values(fetched), ["cc", "aa"]);
         });
     });
@@ -61,8 +61,12 @@ fn what_is_loaded_may_be_kept_for_ever() {
 #[test]
 fn none_at_all_are_fetched_without_loading() {
     everywhere(|cache| {
-        assert!(cache.blocking().fetch_many(&[], LONG, not_called).is_empty());
-        assert!(current_thread().block_on(cache.fetch_many(&[], LONG, async |keys| not_called(keys))).is_empty());
+        assert!(cache.blocking().fetch_many(&[""; 0], LONG, not_called).is_empty());
+        assert!(
+            current_thread()
+                .block_on(cache.fetch_many(&[""; 0], LONG, async |keys: Vec<&str>| not_called(&keys)))
+                .is_empty()
+        );
     });
 }
 

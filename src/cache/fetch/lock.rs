@@ -1,0 +1,129 @@
+//! Locks among processes, over the lease that a load takes.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::holder;
+use super::lease::{Lease, Leases, Sighting};
+use crate::cache::{Cache, blocking, wait_clock};
+use crate::error::Result;
+use crate::store::{Op, Ttl, lock_key, wrong_count};
+
+impl Cache {
+    /// Takes a lock for at most `ttl`, unless it is held: `None` then, at once. The guard that is returned gives it back
+    /// when it is dropped, or [released](LockGuard::release).
+    ///
+    /// It is held among all processes on the same Redis or Memcached server, and on
+    /// [`MemoryStore`](crate::stores::MemoryStore) in the process. It ends after `ttl`, whatever its holder is doing by then,
+    /// and at once if its holder's process has ended and whoever asks is on the same host. A forked child does not hold
+    /// what its parent holds.
+    ///
+    /// For work that is better not done twice, not for what must never be: a holder that is stopped for longer than `ttl`
+    /// goes on without the lock, a cache server may evict or lose it with all its entries, and [`clear`](Cache::clear)
+    /// removes it. It has nothing to do with the entry under `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl), and the store's:
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where it takes no [leases](crate::Builder::lease).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back a lock that it may have taken.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let minute = Duration::from_secs(60);
+    /// if let Some(_lock) = cache.blocking().lock("nightly report", minute)? {
+    ///     assert!(cache.blocking().lock("nightly report", minute)?.is_none(), "it is being written");
+    /// }
+    /// assert!(cache.blocking().lock("nightly report", minute)?.is_some());
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn lock(&self, key: &str, ttl: Duration) -> Result<Option<LockGuard>> {
+        let lock_key = lock_key(&self.counted(self.prefix.owned_key(key))?);
+        self.counted(Ttl::After(ttl).duration())?;
+        let lease = Lease::new(&lock_key, ttl);
+        // From now on it is released, even if the answer does not come.
+        let mut leases = Leases::none(self, "lock");
+        leases.add(0, lease.clone());
+        let mut place = None;
+        for _ in 0..ATTEMPTS {
+            let until = wait_clock::now() + ttl;
+            let operations = [lease.take_for(Ttl::After(ttl), place.as_deref()), Op::Get { key: lease.key() }];
+            let mut outcomes = self.batch(&operations).await.into_iter();
+            let mut outcome = || outcomes.next().unwrap_or_else(|| Err(wrong_count()));
+            if outcome()?.is_done() {
+                return Ok(Some(LockGuard { key: key.to_owned(), leases, until }));
+            }
+            place = outcome()?.into_value();
+            match Sighting::of(place.as_ref()) {
+                Sighting::Held { holder, .. } if !holder::has_ended(&holder) => break,
+                _ => {}
+            }
+        }
+        leases.forget(0);
+        Ok(None)
+    }
+}
+
+/// A lock that is found to be left behind is asked for again.
+const ATTEMPTS: usize = 3;
+
+/// A lock that is held; see [`Cache::lock`].
+#[must_use = "a lock ends with its guard"]
+pub struct LockGuard {
+    key: String,
+    leases: Leases,
+    until: Instant,
+}
+
+impl LockGuard {
+    /// What was locked.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// How much of its time is left, by this process's clock. Zero: another one may hold it.
+    pub fn time_left(&self) -> Duration {
+        self.until.saturating_duration_since(wait_clock::now())
+    }
+
+    /// Gives it back. Returns whether it was held until now: `false` if its time was over, or a parent process holds it.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let lock = cache.lock("nightly report", Duration::from_secs(60)).await?.expect("nobody has it");
+    /// assert!(lock.release().await?);
+    /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
+    /// ```
+    pub async fn release(mut self) -> Result<bool> {
+        self.leases.end(0).await
+    }
+
+    /// [`release`](LockGuard::release), inline on the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn blocking_release(self) -> Result<bool> {
+        blocking::at_once(std::pin::pin!(self.release()))
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard").field("key", &self.key).finish_non_exhaustive()
+    }
+}

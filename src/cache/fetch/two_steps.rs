@@ -1,0 +1,262 @@
+//! A fetch for callers that cannot hand over a closure: first the look and the claim, and when they have loaded, the rest.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::form::{Form, Raw, Typed};
+use super::look::Looked;
+use super::{Fetching, Loaded, nesting};
+use crate::cache::{Cache, Expiry, blocking};
+use crate::lifecycle::generation;
+use crate::net::{Drive, drive};
+use crate::telemetry::{self, Span};
+
+impl Cache {
+    /// [`fetch`](Cache::fetch) in two steps, for callers that cannot hand over a loader, such as a binding to another
+    /// language: either there is a value, or the caller is the one that loads it, and has a [`Claim`] to complete or to
+    /// fail. Meanwhile the others wait, as for a loader of `fetch`.
+    ///
+    /// The claim holds the key's [lease](crate::Builder::lease), and inside tokio a task shows that its process lives. What
+    /// `fetch` says of loads holds for it: after a [`delete`](Cache::delete) its value is not stored, dropping it hands the
+    /// load on, and others wait for it for at most [`load_timeout`](crate::Builder::load_timeout). In a child of the process
+    /// that has claimed, completing, failing and dropping it do nothing: the load is the parent's.
+    ///
+    /// Through the blocking API, a fetch of the same key by the thread that has the claim does not wait for it. Elsewhere it
+    /// would wait for itself: complete the claim first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future hands the load on to a caller that waits.
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let price: u32 = match cache.fetch_begin("price").await {
+    ///     Begun::Hit(price) => price,
+    ///     Begun::Claim(claim) => claim.complete(100, Duration::from_secs(60)).await,
+    /// };
+    /// assert_eq!(price, 100);
+    /// assert!(matches!(cache.fetch_begin::<u32>("price").await, Begun::Hit(100)));
+    /// # });
+    /// ```
+    pub async fn fetch_begin<T>(&self, key: &str) -> Begun<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.begin_as::<Typed<T>>("fetch_begin", key).await
+    }
+
+    /// [`fetch_raw`](Cache::fetch_raw) in two steps, as [`fetch_begin`](Cache::fetch_begin).
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("page") else { panic!("nobody has stored it") };
+    /// let page = claim.blocking_complete("<h1>hello</h1>".into(), Duration::from_secs(60));
+    /// assert_eq!(cache.blocking().get_raw("page")?, Some(page));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn fetch_raw_begin(&self, key: &str) -> Begun<Bytes> {
+        self.begin_as::<Raw>("fetch_raw_begin", key).await
+    }
+
+    async fn begin_as<V: Form + Send + 'static>(&self, verb: &'static str, key: &str) -> Begun<V::Value>
+    where
+        V::Value: Send,
+    {
+        let span = Span::fetch(self.name());
+        let beginning = self.begin_within::<V>(&span, verb, key);
+        match telemetry::instrumented(&span, beginning).await {
+            Ok((value, outcome)) => {
+                span.outcome(outcome);
+                Begun::Hit(value)
+            }
+            Err(open) => Begun::Claim(Claim { key: key.to_owned(), open }),
+        }
+    }
+
+    async fn begin_within<V: Form>(
+        &self,
+        span: &Span,
+        verb: &'static str,
+        key: &str,
+    ) -> Result<(V::Value, &'static str), Box<Open<V>>> {
+        let mut fetching: Fetching<V, ()> = Fetching::new(self, verb, &[key], self.local().flights.landed());
+        if !self.is_forced {
+            let read = self.get_raw(key).await;
+            fetching.take_in(0, Looked::of(self, verb, key, read));
+        }
+        match Box::pin(fetching.next_loads()).await {
+            None => {
+                let (answer, outcome) = fetching.into_answers().next().expect("an answer for the key");
+                let Ok(value) = answer else { unreachable!("nothing was loaded") };
+                Ok((value.into_value(), outcome))
+            }
+            Some(asked) => {
+                let flights = fetching.begin_loads(&asked);
+                let own = matches!(drive(), Ok(Drive::Inline)).then_some(flights).unwrap_or_default();
+                own.iter().for_each(|flight| nesting::claimed(*flight));
+                Err(Box::new(Open { fetching, asked, own, generation: generation(), span: span.clone() }))
+            }
+        }
+    }
+}
+
+/// What a fetch in two steps has come to; see [`Cache::fetch_begin`].
+#[derive(Debug)]
+#[must_use = "a claim that is dropped is failed"]
+pub enum Begun<T> {
+    /// There is a value.
+    Hit(T),
+    /// The caller is the one that loads it.
+    Claim(Claim<T>),
+}
+
+/// The duty to load a value, for all who wait for it; see [`Cache::fetch_begin`]. Dropped, it is failed.
+#[must_use = "a claim that is dropped is failed"]
+pub struct Claim<T> {
+    key: String,
+    open: Box<dyn Pending<T>>,
+}
+
+impl<T> Claim<T> {
+    /// The key that is to be loaded, without the namespace.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The older value, if there is one: it serves the other callers meanwhile, and this one if the load fails.
+    pub fn old(&self) -> Option<&T> {
+        self.open.old()
+    }
+
+    /// Stores what was loaded, hands it to those who wait, and returns it. As with [`fetch`](Cache::fetch), what the store
+    /// makes of it is not the caller's problem: its failures are counted and reported.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave the value unstored. Those who wait are not left waiting.
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// if let Begun::Claim(claim) = cache.blocking().fetch_begin("motd") {
+    ///     let motd = format!("what {:?} says", claim.key());
+    ///     claim.blocking_complete(motd, Duration::from_secs(60));
+    /// }
+    /// assert_eq!(cache.blocking().get::<String>("motd")?.as_deref(), Some("what \"motd\" says"));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn complete(self, value: T, expiry: impl Into<Expiry>) -> T {
+        self.complete_loaded(Loaded::new(value, expiry)).await
+    }
+
+    /// The same for a value that may be [not to be stored](Loaded::uncached): those who wait in this process get it.
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, Loaded, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// if let Begun::Claim(claim) = cache.blocking().fetch_begin("user:7") {
+    ///     claim.blocking_complete_loaded(Loaded::uncached(None::<String>));
+    /// }
+    /// assert!(!cache.blocking().exists("user:7")?);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn complete_loaded(self, loaded: Loaded<T>) -> T {
+        self.open.settle(Some(loaded)).await.expect("what was loaded is answered")
+    }
+
+    /// The load has failed: the next of those who wait is to load. Returns the [old](Claim::old) value, if there is one; it
+    /// goes on serving, and the next try comes after [`retry_after`](crate::Builder::retry_after).
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// if let Begun::Claim(claim) = cache.blocking().fetch_begin::<u32>("price") {
+    ///     assert_eq!(claim.blocking_fail(), None);
+    /// }
+    /// assert_eq!(cache.stats().failed_loads, 1);
+    /// ```
+    pub async fn fail(self) -> Option<T> {
+        self.open.settle(None).await
+    }
+
+    /// [`complete`](Claim::complete), inline on the calling thread.
+    pub fn blocking_complete(self, value: T, expiry: impl Into<Expiry>) -> T {
+        blocking::at_once(std::pin::pin!(self.complete(value, expiry)))
+    }
+
+    /// [`complete_loaded`](Claim::complete_loaded), inline on the calling thread.
+    pub fn blocking_complete_loaded(self, loaded: Loaded<T>) -> T {
+        blocking::at_once(std::pin::pin!(self.complete_loaded(loaded)))
+    }
+
+    /// [`fail`](Claim::fail), inline on the calling thread.
+    pub fn blocking_fail(self) -> Option<T> {
+        blocking::at_once(std::pin::pin!(self.fail()))
+    }
+}
+
+impl<T> fmt::Debug for Claim<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// A claim in the form that its value is kept in.
+trait Pending<T>: Send {
+    fn old(&self) -> Option<&T>;
+
+    fn settle(self: Box<Self>, loaded: Option<Loaded<T>>) -> Pin<Box<dyn Future<Output = Option<T>> + Send>>;
+}
+
+struct Open<V: Form> {
+    fetching: Fetching<V, ()>,
+    asked: Vec<usize>,
+    /// The flights that this thread must not wait for.
+    own: Vec<u64>,
+    generation: u64,
+    span: Span,
+}
+
+impl<V: Form + Send + 'static> Pending<V::Value> for Open<V>
+where
+    V::Value: Send,
+{
+    fn old(&self) -> Option<&V::Value> {
+        self.fetching.wanted[0].old.as_ref().map(|(old, _)| old.value())
+    }
+
+    fn settle(
+        mut self: Box<Self>,
+        loaded: Option<Loaded<V::Value>>,
+    ) -> Pin<Box<dyn Future<Output = Option<V::Value>> + Send>> {
+        Box::pin(async move {
+            self.own.iter().for_each(|flight| nesting::settled(*flight));
+            if self.generation != generation() {
+                let old = self.fetching.wanted[0].old.take().map(|(old, _)| old.into_value());
+                return loaded.map(|loaded| loaded.value).or(old);
+            }
+            let Open { mut fetching, asked, span, .. } = *self;
+            let loaded = loaded.map(|loaded| loaded.map(V::of)).ok_or(());
+            telemetry::instrumented(&span, fetching.settle_loads(asked, vec![loaded])).await;
+            let (answer, outcome) = fetching.into_answers().next().expect("an answer for the key");
+            span.outcome(outcome);
+            answer.ok().map(V::into_value)
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! A server of which nothing good is known is dialled by one caller at a time.
+//!
+//! Else a process's threads, or those that were past the breaker when the first of them failed, would all dial a server
+//! that closes what it accepts. Whoever dials has a [`Permit`] until the server has greeted; the others wait for that.
+//! Once a server has answered a request they go ahead. A wait ends with its deadline at the latest, and then the caller
+//! goes ahead without a permit: what holds it may be a task of a runtime that is not polled.
+//!
+//! Callers that block and drivers of pipelines have a permit each: a thread that blocked for a task of its own runtime
+//! would wait for itself.
+
+#[cfg(feature = "tokio")]
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use super::drive::Drive;
+use super::turn::{Rationed, Turn, Waiters};
+use crate::lifecycle::{ProcessLocal, generation};
+use crate::sync::{Lock, block_until};
+
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    /// The generation in which the server has answered, and has not failed since.
+    proven_in: AtomicU64,
+    inline: Line,
+    #[cfg(feature = "tokio")]
+    tokio: Line,
+}
+
+#[derive(Debug, Default)]
+struct Line(ProcessLocal<Lock<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    is_taken: bool,
+    waiters: Waiters,
+}
+
+impl Rationed for State {
+    fn room(&self) -> usize {
+        usize::from(!self.is_taken)
+    }
+
+    fn waiters(&mut self) -> &mut Waiters {
+        &mut self.waiters
+    }
+}
+
+impl Trial {
+    /// A permit to dial, where one is needed; or none where the wait for it was too long.
+    pub(super) async fn permit(self: &Arc<Trial>, drive: Drive, deadline: Instant) -> Option<Permit> {
+        if self.is_proven() {
+            return None;
+        }
+        let line = self.line(drive).get();
+        let mut turn = Turn::new(line, deadline);
+        let poll = |cx: &mut Context<'_>| {
+            let mut state = line.lock();
+            if self.is_proven() || turn.is_inherited() {
+                return Poll::Ready(None);
+            }
+            if state.is_taken {
+                turn.wait(&mut state, cx.waker());
+                return Poll::Pending;
+            }
+            state.is_taken = true;
+            Poll::Ready(Some(Permit { trial: Arc::clone(self), drive, generation: generation() }))
+        };
+        match drive {
+            Drive::Inline => block_until(Some(deadline), poll).flatten(),
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), poll_fn(poll)).await.unwrap_or_default(),
+        }
+    }
+
+    /// The server has answered: everybody may dial.
+    #[inline]
+    pub(super) fn succeeded(&self) {
+        if !self.is_proven() {
+            self.prove();
+        }
+    }
+
+    #[cold]
+    fn prove(&self) {
+        for line in self.lines() {
+            let waiting = {
+                let mut state = line.get().lock();
+                self.proven_in.store(generation(), Ordering::Relaxed);
+                state.waiters.take(usize::MAX)
+            };
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Something has failed.
+    pub(super) fn doubt(&self) {
+        self.proven_in.store(0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn is_proven(&self) -> bool {
+        self.proven_in.load(Ordering::Relaxed) == generation()
+    }
+
+    fn line(&self, drive: Drive) -> &Line {
+        match drive {
+            Drive::Inline => &self.inline,
+            #[cfg(feature = "tokio")]
+            Drive::Tokio(_) => &self.tokio,
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &Line> {
+        #[cfg(feature = "tokio")]
+        return [&self.inline, &self.tokio].into_iter();
+        #[cfg(not(feature = "tokio"))]
+        [&self.inline].into_iter()
+    }
+}
+
+impl Line {
+    fn get(&self) -> &Lock<State> {
+        self.0.get_or_init(|| Lock::new("trial", State::default()))
+    }
+}
+
+/// Leave to dial, for one at a time.
+#[derive(Debug)]
+pub(super) struct Permit {
+    trial: Arc<Trial>,
+    drive: Drive,
+    generation: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.generation != generation() {
+            return;
+        }
+        let next = {
+            let mut state = self.trial.line(self.drive).get().lock();
+            state.is_taken = false;
+            state.next()
+        };
+        next.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,66 @@
+//! What Redis says when it refuses, and what that means.
+//!
+//! None of it counts as a failure of the server: one that answers is up. Only where it refuses a login, whatever it has
+//! against it, it is left alone like one that is down.
+
+use redis::ServerError;
+
+use crate::error::ErrorKind::{self, Auth, Protocol, Server, Unsupported, ValueTooLarge};
+use crate::store::refusal::Connection::{self, GivenUp, Kept};
+use crate::store::refusal::Lasts::{self, Briefly, OnAndOn};
+use crate::store::refusal::Refusal;
+
+/// The code that an error reply begins with, and a part of what follows. The first line that fits counts.
+const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
+    ("READONLY", "", Server, Briefly, GivenUp),
+    ("MASTERDOWN", "", Server, Briefly, GivenUp),
+    ("LOADING", "", Server, Briefly, Kept),
+    ("BUSY", "", Server, Briefly, Kept),
+    ("OOM", "", Server, Briefly, Kept),
+    ("MISCONF", "", Server, Briefly, Kept),
+    ("NOREPLICAS", "", Server, Briefly, Kept),
+    ("TRYAGAIN", "", Server, Briefly, Kept),
+    ("CLUSTERDOWN", "", Server, Briefly, Kept),
+    ("MOVED", "", Unsupported, OnAndOn, Kept),
+    ("ASK", "", Unsupported, OnAndOn, Kept),
+    ("CROSSSLOT", "", Unsupported, OnAndOn, Kept),
+    ("NOAUTH", "", Auth, OnAndOn, GivenUp),
+    ("WRONGPASS", "", Auth, OnAndOn, GivenUp),
+    ("DENIED", "", Auth, OnAndOn, GivenUp),
+    ("NOPERM", "", Unsupported, OnAndOn, Kept),
+    ("TOOLARGE", "", ValueTooLarge, OnAndOn, Kept),
+    ("NOPROTO", "", Unsupported, OnAndOn, Kept),
+    ("SHUTDOWN", "", Server, Briefly, GivenUp),
+    ("ERR", "-READONLY", Server, Briefly, GivenUp),
+    ("ERR", "user executing the script", Unsupported, OnAndOn, Kept),
+    ("ERR", "max number of clients", Server, Briefly, GivenUp),
+    ("ERR", "server is closing", Server, Briefly, GivenUp),
+    ("ERR", "shutting down", Server, Briefly, GivenUp),
+    ("ERR", "upstream", Server, Briefly, Kept),
+    ("ERR", "DB index is out of range", Unsupported, OnAndOn, GivenUp),
+    ("ERR", "invalid DB index", Unsupported, OnAndOn, GivenUp),
+    ("ERR", "invalid password", Auth, OnAndOn, GivenUp),
+    ("ERR", "invalid username-password pair", Auth, OnAndOn, GivenUp),
+    ("ERR", "without any password configured", Auth, OnAndOn, GivenUp),
+    ("ERR", "no password is set", Auth, OnAndOn, GivenUp),
+    ("ERR", "invalid bulk length", ValueTooLarge, OnAndOn, GivenUp),
+    ("ERR", "exceeds maximum allowed size", ValueTooLarge, OnAndOn, Kept),
+    ("ERR", "Protocol error", Protocol, Briefly, GivenUp),
+    ("ERR", "unknown command", Unsupported, OnAndOn, Kept),
+    ("ERR", "unsupported command", Unsupported, OnAndOn, Kept),
+];
+
+const ANY_OTHER: Refusal = Refusal { kind: Server, lasts: OnAndOn, connection: Kept };
+
+pub(super) fn refusal(error: &ServerError) -> Refusal {
+    let details = error.details().unwrap_or_default();
+    let fits = |(code, part, ..): &&(&str, &str, ErrorKind, Lasts, Connection)| {
+        *code == error.code() && contains(details, part)
+    };
+    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| Refusal { kind, lasts, connection })
+}
+
+/// Whatever the case of the letters: servers of other makes write them in their own way.
+fn contains(text: &str, part: &str) -> bool {
+    part.is_empty() || text.to_ascii_lowercase().contains(&part.to_ascii_lowercase())
+}

@@ -1,0 +1,38 @@
+//! What it means that a server refuses: one line of a store's table of what its servers say.
+
+use crate::error::{Error, ErrorKind};
+
+/// What follows from an error reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: ErrorKind,
+    pub(crate) lasts: Lasts,
+    pub(crate) connection: Connection,
+}
+
+/// For how long the same request would be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lasts {
+    /// For the moment: the error is transient.
+    Briefly,
+    /// Until somebody changes the request or the server.
+    OnAndOn,
+}
+
+/// What becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connection {
+    Kept,
+    /// Another one may lead to another server, or log in again.
+    GivenUp,
+}
+
+impl Refusal {
+    pub(crate) fn error(self, context: impl Into<String>) -> Error {
+        Error::answered(self.kind, self.lasts == Lasts::Briefly, context)
+    }
+
+    pub(crate) fn gives_up(self) -> bool {
+        self.connection == Connection::GivenUp
+    }
+}

@@ -1,0 +1,152 @@
+//! Promise 1, where a host has closed its standard streams: their numbers are the first that the kernel gives out, and what
+//! the host prints would go to a server. Nothing of this crate is ever left under them.
+
+use std::ops::RangeInclusive;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use nix::unistd::{chroot, close};
+use prefork_cache::{Cache, lifecycle};
+
+use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
+use crate::harness::{Mode, Scenario, count, skip, with_each_server, with_each_server_and_mode};
+use support::descriptors::{connected_to, inode, is_path, open};
+use support::forks::{Way, fork, fork_by};
+use support::servers::{Kind, Server};
+use support::wait::{SetOnDrop, until};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut all = with_each_server_and_mode("of_a_caller_and_of_its_children", of_a_caller_and_of_its_children);
+    all.extend(with_each_server("without_the_tombstone", without_the_tombstone));
+    all.extend(with_each_server("in_a_jail", in_a_jail));
+    all.extend(with_each_server("of_children_that_are_forked_while_others_dial", forked_while_others_dial));
+    all
+}
+
+const STANDARD: RangeInclusive<RawFd> = 0..=2;
+
+/// Closes the standard streams of this process: one of them, or all.
+fn close_standard(which: RangeInclusive<RawFd>) {
+    which.for_each(|number| close(number).expect("it is open"));
+}
+
+fn assert_still_closed(which: RangeInclusive<RawFd>, when: &str) {
+    for number in which {
+        assert_eq!(inode(number), None, "descriptor {number} was opened {when}");
+    }
+}
+
+/// The first process closes them before the crate is used at all.
+fn of_a_caller_and_of_its_children(kind: Kind, mode: Mode) {
+    let server = Server::start(kind);
+    for (closed, way) in [0..=2, 1..=1, 2..=2].into_iter().flat_map(|closed| Way::COMMON.map(|way| (closed.clone(), way))) {
+        let first = fork(|| {
+            let cache = cache_on(&server, PATIENT);
+            // A runtime has descriptors of its own, and its host sees to them.
+            let caller = Caller::new(mode, &cache);
+            close_standard(closed.clone());
+            caller.converse("first", 20);
+            assert!(!connected_to(server.port()).is_empty(), "it is connected");
+            assert_still_closed(closed.clone(), "by the first process's use");
+            let child = fork_by(way, || {
+                lifecycle::generation();
+                assert_still_closed(closed.clone(), "by the fork");
+                Caller::new(Mode::Blocking, &cache).converse("child", 20);
+                assert_still_closed(closed.clone(), "by the child's use");
+                let grandchild = fork_by(way, || {
+                    Caller::new(Mode::Blocking, &cache).converse("grandchild", 20);
+                    assert_still_closed(closed.clone(), "by the grandchild's use");
+                });
+                grandchild.join();
+            });
+            child.join();
+            cache.reset();
+            caller.converse("first again", 20);
+            assert_still_closed(closed.clone(), "by new connections");
+        });
+        first.join();
+    }
+}
+
+/// The host has closed everything: what stands in for cut sockets has to be opened again, in the child.
+fn without_the_tombstone(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    for way in Way::COMMON {
+        fork(|| {
+            open().into_iter().filter(|&number| is_path(number)).for_each(|number| close(number).expect("it is open"));
+            close_standard(STANDARD);
+            let caller = Caller::new(Mode::Blocking, &cache);
+            caller.converse("parent", 20);
+            fork_by(way, || assert_cut_without_standard(&cache, &server)).join();
+        })
+        .join();
+    }
+}
+
+/// Where there is no /dev/null an epoll instance stands in.
+fn in_a_jail(kind: Kind) {
+    let server = Server::start(kind);
+    let cache = cache_on(&server, PATIENT);
+    let jail = std::env::temp_dir().join("jail");
+    std::fs::create_dir(&jail).expect("a directory of the scenario's own");
+    if !nix::unistd::Uid::effective().is_root() {
+        skip("only root may change its root directory");
+    }
+    for way in Way::COMMON {
+        fork(|| {
+            Caller::new(Mode::Blocking, &cache).converse("parent", 20);
+            open().into_iter().filter(|&number| is_path(number)).for_each(|number| close(number).expect("it is open"));
+            chroot(&jail).expect("root may");
+            close_standard(STANDARD);
+            fork_by(way, || {
+                lifecycle::generation();
+                assert_still_closed(STANDARD, "by the cut");
+                Caller::new(Mode::Blocking, &cache).converse("child", 20);
+                assert_still_closed(STANDARD, "by the use");
+            })
+            .join();
+        })
+        .join();
+    }
+}
+
+fn assert_cut_without_standard(cache: &Cache, server: &Server) {
+    lifecycle::generation();
+    assert!(connected_to(server.port()).is_empty(), "the inherited connections are cut");
+    assert_still_closed(STANDARD, "by the cut");
+    Caller::new(Mode::Blocking, cache).converse("child", 20);
+    assert_still_closed(STANDARD, "by the use");
+}
+
+/// Between its making and its move a socket does have a low number.
+fn forked_while_others_dial(kind: Kind) {
+    let server = Server::start(kind);
+    let forks = count(300, 10_000);
+    let dials = fork(|| {
+        let cache = cache_on(&server, PATIENT);
+        close_standard(STANDARD);
+        let (done, dials) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for number in 0..2 {
+                let (cache, done, dials) = (&cache, &done, &dials);
+                scope.spawn(move || {
+                    let key = format!("of thread {number}");
+                    while !done.load(Ordering::Relaxed) {
+                        cache.blocking().set(&key, &key, MINUTE).expect("the server is there");
+                        cache.reset();
+                        dials.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let _done = SetOnDrop(&done);
+            until("the threads are busy", || dials.load(Ordering::Relaxed) > 20);
+            for number in 0..forks {
+                fork(|| assert_still_closed(STANDARD, &format!("for the child of fork {number}"))).join();
+            }
+        });
+        dials.into_inner()
+    });
+    println!("{forks} forks, {} dials: nothing left behind", dials.join());
+}

@@ -1,0 +1,146 @@
+//! Reforking: a process that was forked forks the next, and ends. Whatever a generation leaves behind must not pile up.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, alarm, fork, pipe};
+use prefork_cache::stores::{AtFork, MemoryStore};
+use prefork_cache::{Cache, lifecycle};
+
+use crate::callers::HOUR;
+use crate::harness::{Scenario, count, scenario};
+use support::descriptors::{open, resident_kilobytes};
+use support::forks::{self, CHILD_TIME, Side, Way, exit_now};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario("memory_that_is_inherited", || memory_stays_level(AtFork::Inherit)),
+        scenario("memory_that_is_not", || memory_stays_level(AtFork::Fresh)),
+        scenario("a_loader_that_forks_in_a_loader_that_forks", a_loader_in_a_loader),
+    ]
+}
+
+const BOUND: u64 = 8 << 20;
+
+/// What a generation has in use.
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    kilobytes: u64,
+    descriptors: u64,
+}
+
+fn memory_stays_level(at_fork: AtFork) {
+    let cache = Cache::register(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build());
+    let generations = count(60, 1_000);
+    let used = chain(generations, |generation| {
+        let _ = lifecycle::after_fork();
+        let blocking = cache.blocking();
+        for number in 0..2 * BOUND / 10_000 {
+            let key = format!("{generation} {}", number);
+            blocking.set_raw(&key, vec![b'x'; 10_000], HOUR).expect("memory does not fail");
+            let found = blocking.get_raw(&key).expect("memory does not fail");
+            assert!(found.is_none_or(|found| found.len() == 10_000));
+        }
+    });
+    assert_eq!(used.len(), generations, "the chain has broken");
+    // By then there is what the last three hold.
+    let (early, late) = (most(&used[5..generations / 4]), most(&used[generations * 3 / 4..]));
+    println!("{generations} generations, {at_fork:?}: early {early:?}, late {late:?}");
+    assert!(late.kilobytes < early.kilobytes + 4 * 1024, "memory has grown: {early:?}, then {late:?}");
+    assert!(late.descriptors <= early.descriptors, "descriptors have grown: {early:?}, then {late:?}");
+}
+
+fn most(used: &[Used]) -> Used {
+    let most = |what: fn(&Used) -> u64| used.iter().map(what).max().expect("a generation");
+    Used { kilobytes: most(|used| used.kilobytes), descriptors: most(|used| used.descriptors) }
+}
+
+/// Has each generation work, and report what it uses to this process.
+fn chain(generations: usize, work: impl Fn(usize)) -> Vec<Used> {
+    set_child_subreaper(true).expect("an attribute of one's own");
+    let (reader, writer) = pipe().expect("a pipe");
+    // SAFETY: this process has a single thread.
+    if let ForkResult::Child = unsafe { fork() }.expect("a child") {
+        drop(reader);
+        live_on(generations, writer, work);
+    }
+    drop(writer);
+    let report = std::io::read_to_string(std::fs::File::from(reader)).expect("the reports");
+    loop {
+        match waitpid(None::<Pid>, None) {
+            Err(Errno::ECHILD) => break,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => panic!("waitpid: {error}"),
+        }
+    }
+    let used = |line: &str| {
+        let (kilobytes, descriptors) = line.split_once(' ')?;
+        Some(Used { kilobytes: kilobytes.parse().ok()?, descriptors: descriptors.parse().ok()? })
+    };
+    report.lines().map(|line| used(line).expect("two numbers")).collect()
+}
+
+fn live_on(generations: usize, writer: OwnedFd, work: impl Fn(usize)) -> ! {
+    let mut reports = std::fs::File::from(writer);
+    for generation in 0..generations {
+        alarm::set(u32::try_from(CHILD_TIME.as_secs()).expect("a short time"));
+        work(generation);
+        let (kilobytes, descriptors) = (resident_kilobytes(), open().len());
+        reports.write_all(format!("{kilobytes} {descriptors}\n").as_bytes()).expect("somebody reads");
+        // SAFETY: this process has a single thread.
+        match unsafe { fork() } {
+            Ok(ForkResult::Child) => {}
+            _ => exit_now(0),
+        }
+    }
+    exit_now(0)
+}
+
+/// Stack frames of three generations: the innermost returns through those of its parent and its grandparent, who refer to
+/// what each of them had.
+fn a_loader_in_a_loader() {
+    for at_fork in [AtFork::Inherit, AtFork::Fresh] {
+        let cache = Cache::builder(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build()).build();
+        fill(&cache, "master");
+        let mut reporter = None;
+        let mut children = Vec::new();
+        let loaded = cache.blocking().fetch("outer", HOUR, || {
+            fill(&cache, "outer loader");
+            match forks::split::<String>(Way::Fork, CHILD_TIME).expect("a child") {
+                Side::Parent(child) => children.push(child),
+                Side::Child(first) => reporter = Some(first),
+            }
+            fill(&cache, "after the outer fork");
+            let inner = cache.blocking().fetch("inner", HOUR, || {
+                match forks::split::<String>(Way::Fork, CHILD_TIME).expect("a child") {
+                    Side::Parent(child) => children.push(child),
+                    Side::Child(second) => (reporter, children) = (Some(second), Vec::new()),
+                }
+                fill(&cache, "after the inner fork");
+                Ok::<_, std::io::Error>(String::from("inner"))
+            });
+            inner.map(|inner| format!("outer around {inner}"))
+        });
+        assert_eq!(loaded.expect("a loaded value"), "outer around inner");
+        fill(&cache, "afterwards");
+        let joined: Vec<String> = children.into_iter().map(|child| child.join()).collect();
+        match reporter {
+            Some(reporter) => reporter.run_and_exit(|| format!("generation {}", lifecycle::generation())),
+            // The child of the outer loader, and this process's own of the inner one.
+            None => assert_eq!(joined, ["generation 2", "generation 2"]),
+        }
+    }
+}
+
+/// Writes and reads back.
+fn fill(cache: &Cache, when: &str) {
+    for number in 0..2_000 {
+        let key = format!("{when} {number}");
+        cache.blocking().set_raw(&key, vec![b'x'; 5_000], HOUR).expect("memory does not fail");
+        let found = cache.blocking().get_raw(&key).expect("memory does not fail");
+        assert!(found.is_none_or(|found| found == vec![b'x'; 5_000]), "{key}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Idle connections that a firewall has forgotten: nobody says that they are gone.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use prefork_cache::{Cache, ErrorKind};
+
+use super::{WAYS, Way, cache_at};
+use crate::conformance::current_thread;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(600);
+const CONNECTIONS: usize = 16;
+
+/// As many idle connections as a pool has places, or one pipeline for each of as many runtimes; then calls in a row.
+#[test]
+fn of_calls_in_a_row_one_times_out() {
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            let server = Server::start(kind);
+            let proxy = Proxy::before(server.port());
+            let cache = cache_at(kind, proxy.port(), "timeout=2s&connect_timeout=20s&failures=2&retry_after=60m");
+            cache.blocking().set_raw("k", "v", TTL).unwrap();
+            let mut runtimes = Vec::new();
+            match way {
+                Way::Blocking => fill_the_pool(&cache, &proxy),
+                Way::Tokio => {
+                    runtimes.extend((0..CONNECTIONS).map(|_| current_thread()));
+                    for runtime in &runtimes {
+                        runtime.block_on(cache.get_raw("k")).unwrap();
+                    }
+                }
+            }
+            assert!(proxy.connects() >= CONNECTIONS, "{kind:?} {way:?}");
+            proxy.silence();
+            let mut kinds = Vec::new();
+            for number in 0..2 * CONNECTIONS {
+                let outcome = match runtimes.get(number % CONNECTIONS) {
+                    Some(runtime) => runtime.block_on(cache.get_raw("k")),
+                    None => cache.blocking().get_raw("k"),
+                };
+                match outcome {
+                    Ok(value) => assert_eq!(value.as_deref(), Some(&b"v"[..])),
+                    Err(error) => kinds.push(error.kind()),
+                }
+            }
+            assert_eq!(kinds, [ErrorKind::Timeout], "{kind:?} {way:?}");
+        }
+    }
+}
+
+/// They time out at the same time, which is one event and not as many.
+#[test]
+fn calls_at_the_same_time_do_not_shut_the_others_out() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let proxy = Proxy::before(server.port());
+        let cache = cache_at(kind, proxy.port(), "timeout=2s&connect_timeout=20s&failures=2&retry_after=60m");
+        cache.blocking().set_raw("k", "v", TTL).unwrap();
+        fill_the_pool(&cache, &proxy);
+        proxy.silence();
+        let failed = Way::Blocking.at_once(&cache, |cache| async move { cache.get_raw("k").await.err() });
+        let kinds: Vec<_> = failed.iter().flatten().map(prefork_cache::Error::kind).collect();
+        assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == ErrorKind::Timeout), "{kinds:?}");
+        for _ in 0..CONNECTIONS {
+            assert_eq!(cache.blocking().get_raw("k").unwrap().as_deref(), Some(&b"v"[..]));
+        }
+    }
+}
+
+/// A server that has stopped for good is no firewall's fault: it counts as down as soon as before.
+#[test]
+fn a_server_that_has_stopped_counts_as_down() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let cache = cache_at(kind, server.port(), "timeout=200ms&connect_timeout=20s&failures=2&retry_after=60m");
+        cache.blocking().set_raw("k", "v", TTL).unwrap();
+        server.pause();
+        let kinds = [(); 4].map(|()| cache.blocking().get_raw("k").unwrap_err().kind());
+        use ErrorKind::{Timeout, Unavailable};
+        assert_eq!(kinds, [Timeout, Timeout, Unavailable, Unavailable], "{kind:?}");
+        server.resume();
+    }
+}
+
+/// The kernel's own timer is what `/proc/net/tcp` says it waits for.
+#[test]
+fn the_kernel_asks_whether_the_other_side_is_there() {
+    let keepalive_timers = |port: u16| {
+        let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let remote = format!("0100007F:{port:04X}");
+        let timer = |line: &str| -> Option<String> {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            (fields.get(2) == Some(&remote.as_str())).then(|| fields[5][..2].to_owned())
+        };
+        connections.lines().filter_map(timer).collect::<Vec<_>>()
+    };
+    for kind in Kind::BOTH {
+        for (option, timer) in [("", "02"), ("keepalive=60m", "02"), ("keepalive=off", "00")] {
+            let server = Server::start(kind);
+            let cache = cache_at(kind, server.port(), option);
+            let runtime = current_thread();
+            cache.blocking().set_raw("k", "v", TTL).unwrap();
+            runtime.block_on(cache.get_raw("k")).unwrap();
+            support::wait::until("what was sent is acknowledged", || {
+                let timers = keepalive_timers(server.port());
+                timers.len() == 2 && timers.iter().all(|set| set == timer)
+            });
+        }
+    }
+}
+
+/// So that a name is looked up again.
+#[test]
+fn an_old_or_long_idle_connection_is_not_used_again() {
+    for kind in Kind::BOTH {
+        for option in ["max_idle=30ms", "max_age=30ms"] {
+            let server = Server::start(kind);
+            let proxy = Proxy::before(server.port());
+            let cache = cache_at(kind, proxy.port(), option);
+            let runtime = current_thread();
+            for round in 1..4 {
+                cache.blocking().set_raw("k", "v", TTL).unwrap();
+                runtime.block_on(cache.get_raw("k")).unwrap();
+                assert!(proxy.connects() >= 2 * round, "{kind:?} {option}: {} in round {round}", proxy.connects());
+                // What is waited for is the time itself; a connection older than that is not used.
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(60)).await });
+            }
+        }
+    }
+}
+
+fn fill_the_pool(cache: &Cache, proxy: &Proxy) {
+    proxy.hold_replies_with("v");
+    let begun = Arc::new(Barrier::new(CONNECTIONS + 1));
+    thread::scope(|scope| {
+        for _ in 0..CONNECTIONS {
+            let begun = Arc::clone(&begun);
+            scope.spawn(move || {
+                begun.wait();
+                // Held for longer than its timeout it fails, and is dialled again by the next.
+                let _ = cache.blocking().get_raw("k");
+            });
+        }
+        begun.wait();
+        proxy.wait_until_held(CONNECTIONS);
+        proxy.release();
+    });
+}

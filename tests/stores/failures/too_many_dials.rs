@@ -1,0 +1,151 @@
+//! Servers that accept and do not serve: they are dialled by one caller at a time, and not on every call.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use prefork_cache::ErrorKind;
+
+use super::{WAYS, Way, cache_at, read_on, serve};
+use support::proxy::Proxy;
+use support::servers::{Kind, Server, until_nobody_listens};
+use support::wait::until;
+
+/// `failures` is the default, and after as many the server is left alone for longer than any test takes.
+const ONCE: &str = "timeout=20s&connect_timeout=20s&retry_after=60m";
+const ONCE_AND_SOON: &str = "timeout=300ms&connect_timeout=20s&retry_after=60m";
+const MOST: usize = 5;
+
+type Deal = (&'static str, fn(TcpStream, Kind));
+
+const DEALS: [Deal; 5] = [
+    ("closes", |stream, _| drop(stream)),
+    ("is silent", |stream, _| read_on(stream)),
+    ("refuses the login", |mut stream, kind| {
+        let text = if kind == Kind::Redis { "-WRONGPASS invalid username-password pair\r\n" } else { "ERROR\r\n" };
+        let _ = stream.write_all(text.as_bytes());
+        read_on(stream);
+    }),
+    ("is full", |mut stream, kind| {
+        let text = if kind == Kind::Redis {
+            "-ERR max number of clients reached\r\n"
+        } else {
+            "ERROR Too many open connections\r\n"
+        };
+        let _ = stream.write_all(text.as_bytes());
+    }),
+    ("resets", |stream, _| {
+        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+    }),
+];
+
+/// From the first call on, with as many callers as there are places and more.
+#[test]
+fn many_callers_dial_a_few_times() {
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            for (what, deal) in DEALS {
+                let (port, dials) = serve(move |stream| deal(stream, kind));
+                let cache = cache_at(kind, port, ONCE_AND_SOON);
+                let failures = way.at_once(&cache, |cache| async move {
+                    loop {
+                        let error = cache.get_raw("k").await.expect_err("nobody serves");
+                        if error.kind() == ErrorKind::Unavailable {
+                            return error;
+                        }
+                    }
+                });
+                assert!(dials() <= MOST, "{kind:?} {way:?}, one that {what}: {} dials", dials());
+                assert!(failures.iter().all(|error| std::error::Error::source(error).is_some()), "{failures:?}");
+            }
+        }
+    }
+}
+
+/// One try for each `retry_after`, whatever the number of callers.
+#[test]
+fn it_is_tried_once_for_each_delay() {
+    const DELAY: Duration = Duration::from_millis(200);
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            let (port, dials) = serve(drop);
+            let cache = cache_at(kind, port, "timeout=300ms&connect_timeout=20s&retry_after=200ms");
+            let begun = Instant::now();
+            way.at_once(&cache, move |cache| async move {
+                while begun.elapsed() < 5 * DELAY {
+                    let _ = cache.get_raw("k").await;
+                    tokio_or_thread_yield(way).await;
+                }
+            });
+            let delays = begun.elapsed().as_millis() / DELAY.as_millis();
+            let most = MOST + usize::try_from(delays).unwrap();
+            assert!(dials() <= most, "{kind:?} {way:?}: {} dials in {delays} delays", dials());
+        }
+    }
+}
+
+async fn tokio_or_thread_yield(way: Way) {
+    match way {
+        Way::Blocking => std::thread::yield_now(),
+        Way::Tokio => tokio::task::yield_now().await,
+    }
+}
+
+/// Those that were past the breaker, with connections of their own, when the server went away.
+#[test]
+fn a_server_that_goes_away_under_load_is_dialled_a_few_times() {
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            let mut server = Server::start(kind);
+            let proxy = Proxy::before(server.port());
+            let cache = cache_at(kind, proxy.port(), ONCE);
+            way.at_once(&cache, |cache| async move { cache.get_raw("k").await.unwrap() });
+            server.kill();
+            until_nobody_listens(server.port());
+            let before = proxy.connects();
+            way.at_once(&cache, |cache| async move {
+                while cache.get_raw("k").await.expect_err("nobody serves").kind() != ErrorKind::Unavailable {}
+            });
+            let dials = proxy.connects() - before;
+            assert!(dials <= MOST, "{kind:?} {way:?}: {dials} dials");
+        }
+    }
+}
+
+/// All of them get through once the first has.
+#[test]
+fn a_server_that_serves_keeps_nobody_waiting() {
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            let server = Server::start(kind);
+            let cache = cache_at(kind, server.port(), ONCE);
+            let values = way.at_once(&cache, |cache| async move { cache.get_raw("k").await });
+            assert!(values.iter().all(|value| matches!(value, Ok(None))), "{values:?}");
+            let stats = cache.stats();
+            let [server] = stats.servers.as_slice() else { panic!("one server: {stats:?}") };
+            assert!(server.dials >= 1 && !server.is_down, "{server:?}");
+        }
+    }
+}
+
+/// One that was away comes back, also one that never greeted before.
+#[test]
+fn a_server_that_serves_at_last_is_used() {
+    for kind in Kind::BOTH {
+        for way in WAYS {
+            let server = Server::start(kind);
+            let proxy = Proxy::before(support::servers::free_port());
+            let cache = cache_at(kind, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=10ms");
+            way.at_once(&cache, |cache| async move { cache.get_raw("k").await.expect_err("nobody serves") });
+            proxy.lead_to(server.port());
+            until("the server is used", || {
+                way.at_once(&cache, |cache| async move { cache.get_raw("k").await.is_ok() }).into_iter().all(|ok| ok)
+            });
+            if (kind, way) == (Kind::Redis, Way::Blocking) {
+                let clients = server.ask("CLIENT LIST");
+                assert!(clients.contains("resp=3"), "at its best level: {clients}");
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Servers that say more than anybody can hold, or never come to an end.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prefork_cache::{Cache, ErrorKind};
+
+use super::{WAYS, cache_at, serve};
+use crate::conformance::current_thread;
+use support::memory;
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(600);
+const MIB: usize = 1 << 20;
+
+/// One value in between is too large to be read, and the others are read as ever: also those that were in flight
+/// behind it.
+#[test]
+fn a_value_above_the_limit_is_not_read_and_costs_nobody_a_connection() {
+    for kind in Kind::BOTH {
+        let extra: &[&str] = if kind == Kind::Memcached { &["-I", "8m"] } else { &[] };
+        let server = Server::with(kind, extra);
+        let writer = cache_at(kind, server.port(), "max_value=8000000&timeout=20s");
+        writer.blocking().set_raw("large", vec![b'x'; 4 * MIB], TTL).unwrap();
+        writer.blocking().set_raw("small", "v", TTL).unwrap();
+        let cache = cache_at(kind, server.port(), "max_value=1000000&timeout=20s&failures=1&retry_after=60m");
+        for way in WAYS {
+            let outcomes = way.at_once(&cache, |cache| async move {
+                let large = cache.get_raw("large").await.unwrap_err();
+                let small = cache.get_raw("small").await.unwrap();
+                let both = cache.get_many_raw(&["small", "large", "small", "none"]).await;
+                (large, small, both)
+            });
+            for (large, small, both) in outcomes {
+                assert_eq!(large.kind(), ErrorKind::ValueTooLarge, "{large}");
+                assert!(large.to_string().contains("larger than max_value"), "{large}");
+                assert_eq!(small.as_deref(), Some(&b"v"[..]));
+                let kinds: Vec<_> = both.into_iter().map(|one| one.map_err(|error| error.kind())).collect();
+                let found = Ok(Some("v".into()));
+                assert_eq!(kinds, [found.clone(), Err(ErrorKind::ValueTooLarge), found, Ok(None)], "{kind:?}");
+            }
+        }
+    }
+}
+
+/// Two gigabytes are announced, and as much is sent as anybody takes.
+#[test]
+fn what_is_announced_is_not_held() {
+    for kind in Kind::BOTH {
+        for in_greeting in [true, false] {
+            let (port, _) = serve(move |stream| floods(stream, kind, in_greeting));
+            let cache = cache_at(kind, port, "max_value=1000000&timeout=2s&failures=1000000&retry_after=1ms");
+            let before = memory::resident();
+            cache.blocking().get_raw("k").unwrap_err();
+            current_thread().block_on(cache.get_raw("k")).unwrap_err();
+            let grown = memory::resident().saturating_sub(before);
+            assert!(grown < 64 * MIB, "{kind:?}, in the greeting: {in_greeting}: {grown} bytes more");
+        }
+    }
+}
+
+fn floods(mut stream: TcpStream, kind: Kind, in_greeting: bool) {
+    let mut asked = [0; 4096];
+    let mut replies = 0;
+    while let Ok(length @ 1..) = stream.read(&mut asked) {
+        let text = String::from_utf8_lossy(&asked[..length]).into_owned();
+        let last = text.trim_end().rsplit("\r\n").next().unwrap_or_default().to_owned();
+        let greeting = match kind {
+            Kind::Redis if text.contains("HELLO") => "%0\r\n".to_owned(),
+            Kind::Redis if text.contains("ECHO") && !text.contains("GET") => format!("${}\r\n{last}\r\n", last.len()),
+            Kind::Memcached if replies == 0 => format!("EN\r\n{}", text.split(" O").nth(1).unwrap_or_default()),
+            _ => String::new(),
+        };
+        replies += 1;
+        let greeting = if kind == Kind::Memcached && replies == 1 {
+            format!("HD O{}\r\n", text.trim_end().rsplit('O').next().unwrap_or_default())
+        } else {
+            greeting
+        };
+        if !greeting.is_empty() && !in_greeting {
+            let _ = stream.write_all(greeting.as_bytes());
+            continue;
+        }
+        let header = if kind == Kind::Redis { "$2000000000\r\n" } else { "VA 2000000000 O1\r\n" };
+        let _ = stream.write_all(header.as_bytes());
+        let piece = vec![b'x'; MIB];
+        while stream.write_all(&piece).is_ok() {}
+        return;
+    }
+}
+
+/// Memcached forgets the value before when it finds the new one too large.
+#[test]
+fn a_value_that_does_not_fit_leaves_the_one_before() {
+    let server = Server::start(Kind::Memcached);
+    let cache = cache_at(Kind::Memcached, server.port(), "timeout=20s");
+    let cache = cache.blocking();
+    for key in ["k", "ü", &"l".repeat(250), &"m".repeat(400)] {
+        cache.set_raw(key, "before", TTL).unwrap();
+        let mut fitting = 0;
+        for length in (1_048_200..1_048_600).step_by(1) {
+            match cache.set_raw(key, vec![b'x'; length], TTL) {
+                Ok(()) => {
+                    fitting += 1;
+                    cache.set_raw(key, "before", TTL).unwrap();
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ValueTooLarge, "{error}");
+                    let left = cache.get_raw(key).unwrap();
+                    assert_eq!(left.as_deref(), Some(&b"before"[..]), "{length} bytes for a key of {}", key.len());
+                }
+            }
+        }
+        assert!(fitting > 0, "{key}");
+    }
+}
+
+/// `clear` ends where a cursor goes round, and where it never comes back.
+#[test]
+fn a_listing_without_an_end_ends() {
+    for circle in [1_u64, 2, 1_000] {
+        let next = Arc::new(AtomicU64::new(0));
+        let (port, _) = serve(move |mut stream| {
+            let mut asked = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut asked) {
+                let text = String::from_utf8_lossy(&asked[..length]).into_owned();
+                let token = text.trim_end().rsplit("\r\n").next().unwrap_or_default().to_owned();
+                let mut reply = String::new();
+                if text.contains("HELLO") {
+                    reply.push_str("%0\r\n");
+                }
+                if text.contains("SCAN") {
+                    let cursor = (1 + next.fetch_add(1, Ordering::Relaxed) % circle).to_string();
+                    reply.push_str(&format!("*2\r\n${}\r\n{cursor}\r\n*0\r\n", cursor.len()));
+                }
+                if text.contains("ECHO") {
+                    reply.push_str(&format!("${}\r\n{token}\r\n", token.len()));
+                }
+                if stream.write_all(reply.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        let cache = cache_at(Kind::Redis, port, "timeout=20s");
+        let error = cache.blocking().clear().unwrap_err();
+        assert!(error.to_string().contains("lists its keys without an end"), "{error}");
+        let error = current_thread().block_on(cache.clear()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    }
+}
+
+/// A key of another type is none of a cache's, whichever way it is read.
+#[test]
+fn a_key_of_another_type_is_absent_however_it_is_read() {
+    let server = Server::start(Kind::Redis);
+    let cache: Cache = cache_at(Kind::Redis, server.port(), "");
+    server.ask("LPUSH list 1");
+    let cache = cache.blocking();
+    assert_eq!(cache.get_raw("list").unwrap(), None);
+    assert_eq!(cache.get_many_raw(&["list"]).pop().unwrap().unwrap(), None);
+}

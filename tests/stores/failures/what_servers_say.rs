@@ -1,0 +1,202 @@
+//! Refusals: what they mean is the same in both ways to call.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use prefork_cache::{Cache, Error, ErrorKind};
+
+use super::{cache_at, serve};
+use crate::conformance::current_thread;
+use support::proxy::Proxy;
+use support::servers::{Kind, Server};
+use support::wait::until;
+
+const TTL: Duration = Duration::from_secs(600);
+
+/// What both ways to call say of a write, and of the one after it.
+fn refused(cache: &Cache) -> [Error; 4] {
+    let runtime = current_thread();
+    [
+        cache.blocking().set_raw("k", "v", TTL).unwrap_err(),
+        cache.blocking().set_raw("k", "v", TTL).unwrap_err(),
+        runtime.block_on(cache.set_raw("k", "v", TTL)).unwrap_err(),
+        runtime.block_on(cache.set_raw("k", "v", TTL)).unwrap_err(),
+    ]
+}
+
+#[test]
+fn what_redis_says() {
+    use ErrorKind::{Auth, Protocol, Server, Unsupported, ValueTooLarge};
+    for (says, kind, is_transient) in [
+        ("READONLY You can't write against a read only replica.", Server, true),
+        ("MASTERDOWN Link with MASTER is down", Server, true),
+        ("LOADING Redis is loading the dataset in memory", Server, true),
+        ("BUSY Redis is busy running a script.", Server, true),
+        ("OOM command not allowed when used memory > 'maxmemory'.", Server, true),
+        ("MISCONF Redis is configured to save RDB snapshots", Server, true),
+        ("NOREPLICAS Not enough good replicas to write.", Server, true),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", Server, true),
+        ("CLUSTERDOWN Hash slot not served", Server, true),
+        ("MOVED 3999 127.0.0.1:6381", Unsupported, false),
+        ("NOPERM this user has no permissions to run the 'set' command", Unsupported, false),
+        ("NOAUTH Authentication required.", Auth, false),
+        ("ERR unknown command 'SET', with args beginning with: 'k' 'AUTH'", Unsupported, false),
+        ("ERR Protocol error: invalid bulk length", ValueTooLarge, false),
+        ("ERR Protocol error: expected '$', got 'x'", Protocol, true),
+        ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", ValueTooLarge, false),
+        ("ERR server is closing", Server, true),
+        ("ERR something else", Server, false),
+        ("WRONGTYPE Operation against a key", Server, false),
+    ] {
+        let cache = cache_at(Kind::Redis, says_to_sets(says), "timeout=20s&failures=1&retry_after=60m");
+        for error in refused(&cache) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
+            assert!(error.to_string().contains(says), "{error} does not say {says}");
+        }
+    }
+}
+
+#[test]
+fn what_redis_says_to_a_login() {
+    use ErrorKind::{Auth, Unsupported};
+    for (says, kind, is_transient) in [
+        ("ERR DB index is out of range", Unsupported, false),
+        ("ERR invalid DB index", Unsupported, false),
+        ("DENIED Redis is running in protected mode", Auth, false),
+        ("ERR max number of clients reached", ErrorKind::Server, true),
+        ("LOADING Redis is loading the dataset in memory", ErrorKind::Server, true),
+    ] {
+        let line = format!("-{says}\r\n");
+        let (port, _) = serve(move |stream| {
+            answer(stream, |command| {
+                let is_login = matches!(command, "HELLO" | "SELECT");
+                let ok = if command == "HELLO" { "%0\r\n" } else { "+OK\r\n" };
+                if is_login && (says.contains("DB index") == (command == "SELECT")) {
+                    line.clone()
+                } else {
+                    ok.to_owned()
+                }
+            })
+        });
+        let cache = cache_at(Kind::Redis, port, "timeout=20s&failures=1000&retry_after=1ms");
+        let of_a_database = format!("redis://127.0.0.1:{port}/7?timeout=20s&failures=1000&retry_after=1ms");
+        let selecting = Cache::builder(prefork_cache::stores::from_url(&of_a_database).unwrap()).build();
+        for error in refused(if says.contains("DB index") { &selecting } else { &cache }) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
+        }
+    }
+    // An empty password is one as well, and hides nothing.
+    let server = Server::with(Kind::Redis, &["--requirepass", "secret"]);
+    let url = format!("redis://:@127.0.0.1:{}", server.port());
+    let cache = Cache::builder(prefork_cache::stores::from_url(&url).unwrap()).build();
+    let error = cache.blocking().get_raw("k").unwrap_err();
+    assert!(error.to_string().contains("WRONGPASS invalid username-password pair"), "{error}");
+}
+
+#[test]
+fn what_memcached_says() {
+    use ErrorKind::{Auth, Server, ValueTooLarge};
+    for (says, kind, is_transient) in [
+        ("SERVER_ERROR out of memory storing object", Server, true),
+        ("SERVER_ERROR object too large for cache", ValueTooLarge, false),
+        ("SERVER_ERROR backend failure", Server, true),
+        ("CLIENT_ERROR unauthenticated", Auth, false),
+        ("CLIENT_ERROR something else", Server, false),
+    ] {
+        let (port, _) = serve(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut stream, mut line) = (stream, String::new());
+            while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
+                let opaque = line.split_ascii_whitespace().find(|word| word.starts_with('O')).unwrap_or_default();
+                let reply = match line.get(..3) {
+                    Some("ms ") => {
+                        reader.read_line(&mut String::new()).unwrap();
+                        format!("{says}\r\n")
+                    }
+                    _ => format!("EN {opaque}\r\n").replace("EN O", "HD O"),
+                };
+                if stream.write_all(reply.as_bytes()).is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        });
+        let cache = cache_at(Kind::Memcached, port, "timeout=20s&failures=1000&retry_after=1ms");
+        for error in refused(&cache) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
+        }
+    }
+}
+
+/// A demoted primary, whose name has moved to another server meanwhile: one error for each way to call.
+#[test]
+fn a_replica_is_left_for_the_server_that_the_name_leads_to_now() {
+    let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
+    let proxy = Proxy::before(old.port());
+    let cache = cache_at(Kind::Redis, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=1ms");
+    let runtime = current_thread();
+    cache.blocking().set_raw("k", "v", TTL).unwrap();
+    runtime.block_on(cache.set_raw("k", "v", TTL)).unwrap();
+    old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
+    proxy.lead_to(new.port());
+    let error = cache.blocking().set_raw("k", "new", TTL).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("READONLY"), "{error}");
+    for _ in 0..12 {
+        cache.blocking().set_raw("k", "new", TTL).unwrap();
+        runtime.block_on(cache.set_raw("k", "new", TTL)).unwrap();
+    }
+    assert!(new.ask("GET k").contains("new"));
+}
+
+/// One that stays a replica still answers reads, over the connections that there are.
+#[test]
+fn a_replica_that_stays_one_is_not_dialled_for_each_write() {
+    let primary = Server::start(Kind::Redis);
+    let replica = Server::with(Kind::Redis, &["--replicaof", "127.0.0.1", &primary.port().to_string()]);
+    until("the replica has caught up", || replica.ask("INFO replication").contains("master_link_status:up"));
+    let proxy = Proxy::before(replica.port());
+    let cache = cache_at(Kind::Redis, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=60m");
+    let runtime = current_thread();
+    for _ in 0..50 {
+        cache.blocking().set_raw("k", "v", TTL).unwrap_err();
+        runtime.block_on(cache.set_raw("k", "v", TTL)).unwrap_err();
+        assert_eq!(cache.blocking().get_raw("k").unwrap(), None);
+    }
+    assert_eq!(proxy.connects(), 2);
+}
+
+/// A server that greets and says this to each SET.
+fn says_to_sets(says: &'static str) -> u16 {
+    let (port, _) = serve(move |stream| {
+        answer(stream, |command| match command {
+            "HELLO" => "%0\r\n".to_owned(),
+            "SET" => format!("-{says}\r\n"),
+            _ => "+OK\r\n".to_owned(),
+        });
+    });
+    port
+}
+
+/// Answers each command by its name, and an ECHO with what is to be repeated.
+fn answer(mut stream: TcpStream, reply: impl Fn(&str) -> String) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    let mut next = || -> Option<String> {
+        line.clear();
+        let length = reader.read_line(&mut line).ok()?;
+        (length > 0).then(|| line.trim_end().to_owned())
+    };
+    while let Some(header) = next() {
+        let count: usize = header[1..].parse().unwrap();
+        let words: Option<Vec<String>> = (0..count).map(|_| next().and_then(|_| next())).collect();
+        let Some(words) = words else { return };
+        let reply = match words[0].as_str() {
+            "ECHO" => format!("${}\r\n{}\r\n", words[1].len(), words[1]),
+            command => reply(command),
+        };
+        if stream.write_all(reply.as_bytes()).is_err() {
+            return;
+        }
+    }
+}

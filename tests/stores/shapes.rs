@@ -1,0 +1,167 @@
+//! The shapes in which programs have their loaders, keys and settings at hand.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prefork_cache::stores::{MemoryStore, NullStore};
+use prefork_cache::{Cache, Clock, Codec, ErrorKind, Expiry, Loaded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cache::everywhere;
+use crate::conformance::multi_thread;
+
+const TTL: Duration = Duration::from_secs(600);
+
+async fn through_a_helper<T, F>(cache: &Cache, key: &str, load: impl FnOnce() -> F) -> Result<T, Infallible>
+where
+    T: Serialize + DeserializeOwned,
+    F: Future<Output = Result<T, Infallible>>,
+{
+    cache.fetch(key, TTL, load).await
+}
+
+type Boxed<T> = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>> + Send>;
+
+#[test]
+fn loaders_of_every_shape_in_a_spawned_task() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    multi_thread().block_on(async {
+        let task = tokio::spawn(async move {
+            let words = [String::from("borrowed")];
+            let borrowing = cache.fetch("a", TTL, async || Ok::<_, Infallible>(words[0].clone())).await.unwrap();
+            assert_eq!(borrowing, words[0]);
+            assert_eq!(cache.fetch("b", TTL, || async { Ok::<_, Infallible>(2) }).await, Ok(2));
+            assert_eq!(cache.fetch("c", TTL, || std::future::ready(Ok::<_, Infallible>(3))).await, Ok(3));
+            assert_eq!(through_a_helper(&cache, "d", async || Ok(words.len())).await, Ok(1));
+            let boxed: Boxed<u32> = Box::new(|| Box::pin(async { Ok(5) }));
+            assert_eq!(cache.fetch("e", TTL, boxed).await, Ok(5));
+            let moved = words;
+            let load = async move || Ok::<_, Infallible>(moved.concat());
+            assert_eq!(cache.fetch_detached("f", TTL, load).await.unwrap(), "borrowed");
+            let boxed: Boxed<u32> = Box::new(|| Box::pin(async { Ok(7) }));
+            assert_eq!(cache.fetch_detached("g", TTL, boxed).await, Ok(7));
+            let suffix = String::from("!");
+            let load = async |missing: Vec<&str>| {
+                let all = missing.into_iter().map(|key| Ok::<_, Infallible>(format!("{key}{suffix}")));
+                all.collect()
+            };
+            assert_eq!(cache.fetch_many(&["x", "y"], TTL, load).await, [Ok("x!".to_owned()), Ok("y!".to_owned())]);
+            let raw = cache.fetch_raw("h", TTL, async || Ok::<_, Infallible>(vec![8])).await.unwrap();
+            assert_eq!(raw, &[8][..]);
+            let load = async || Ok::<_, Infallible>(Loaded::uncached(9));
+            assert_eq!(cache.fetch_loaded("i", load).await, Ok(9));
+        });
+        task.await.unwrap();
+    });
+}
+
+#[test]
+fn keys_of_every_shape() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        let owned: Vec<String> = vec!["a".into(), "b".into()];
+        let entries: Vec<(String, u32)> = owned.iter().cloned().zip(1..).collect();
+        assert!(cache.set_many(&entries, TTL).into_iter().all(|stored| stored.is_ok()));
+        let found = |found: Vec<prefork_cache::Result<Option<u32>>>| -> Vec<_> {
+            found.into_iter().map(Result::unwrap).collect()
+        };
+        assert_eq!(found(cache.get_many(&owned)), [Some(1), Some(2)]);
+        assert_eq!(found(cache.get_many(&[Arc::<str>::from("b")])), [Some(2)]);
+        assert_eq!(cache.get_many_raw(&owned).len(), 2);
+        let more = ["a".to_owned(), "c".to_owned()];
+        let load = |missing: &[&str]| {
+            assert_eq!(missing, ["c"]);
+            vec![Ok::<u32, Infallible>(3)]
+        };
+        assert_eq!(cache.fetch_many(&more, TTL, load), [Ok(1), Ok(3)]);
+        assert!(cache.delete_many(&owned).into_iter().all(|deleted| deleted.unwrap()));
+    });
+}
+
+#[test]
+fn each_of_many_values_has_an_expiry_of_its_own() {
+    let clock = Clock::manual();
+    let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
+    let cache = cache.blocking();
+    let fetched = cache.fetch_many_loaded(&["short", "long", "never", "failed"], |missing| {
+        assert_eq!(missing.len(), 4);
+        vec![Ok(Loaded::new(1, TTL)), Ok(Loaded::new(2, 2 * TTL)), Ok(Loaded::uncached(3)), Err("no")]
+    });
+    assert_eq!(fetched, [Ok(1), Ok(2), Ok(3), Err("no")]);
+    let held = || ["short", "long", "never", "failed"].map(|key| cache.exists(key).unwrap());
+    assert_eq!(held(), [true, true, false, false]);
+    clock.advance(TTL);
+    assert_eq!(held(), [false, true, false, false]);
+}
+
+#[test]
+fn a_default_expiry_is_that_of_the_builder() {
+    let clock = Clock::manual();
+    let cache = Cache::builder(MemoryStore::new()).default_expiry(TTL).clock(clock.clone()).build();
+    let cache = cache.blocking();
+    let load = || Ok::<_, Infallible>(1);
+    assert_eq!(cache.fetch("a", Expiry::DEFAULT, load), Ok(1));
+    cache.set("b", &1, Expiry::default()).unwrap();
+    assert!(cache.set_many(&[("c", 1)], Expiry::DEFAULT)[0].is_ok());
+    cache.fetch_loaded("d", || Ok::<_, Infallible>(Loaded::new(1, Expiry::DEFAULT))).unwrap();
+    cache.set_raw("raw", "1", Expiry::DEFAULT).unwrap();
+    cache.increment("n", 1, Expiry::DEFAULT).unwrap();
+    assert!(["a", "b", "c", "d"].into_iter().all(|key| cache.exists(key).unwrap()));
+    clock.advance(TTL);
+    assert!(!["a", "b", "c", "d"].into_iter().any(|key| cache.exists(key).unwrap()));
+    let without = Cache::builder(MemoryStore::new()).build();
+    let refused = without.blocking().set("k", &1, Expiry::DEFAULT).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidTtl);
+    assert_eq!(refused.to_string(), "Expiry::DEFAULT of a cache without a default_expiry");
+}
+
+#[test]
+fn bytes_are_added_where_there_are_none() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        assert!(cache.add_raw("k", "1", TTL).unwrap());
+        assert!(!cache.add_raw("k", "2", TTL).unwrap());
+        assert_eq!(cache.get_raw("k").unwrap().as_deref(), Some(&b"1"[..]));
+    });
+}
+
+#[test]
+fn a_cache_is_registered_once_or_instead_of_others() {
+    let one = |part: &str| Cache::builder(MemoryStore::new()).name("shapes").namespace(part);
+    let first = one("first").register_if_absent();
+    assert_eq!(first.name(), "shapes");
+    let again = one("again").register_if_absent();
+    assert!(format!("{again:?}").contains("\"first:\""), "{again:?}");
+    one("other").register();
+    let shown = || format!("{:?}", Cache::named("shapes"));
+    assert!(shown().contains("\"other:\""));
+    one("instead").register_instead();
+    assert!(shown().contains("\"instead:\""));
+    assert!(Cache::unregister("shapes"));
+    assert!(Cache::named("shapes").is_none() && !Cache::unregister("shapes"));
+    first.blocking().set("k", &1, TTL).unwrap();
+}
+
+#[test]
+fn settings_are_read_from_a_configuration() {
+    #[derive(serde::Deserialize)]
+    struct Settings {
+        expiry: Expiry,
+        codec: Codec,
+    }
+    let settings: Settings = serde_json::from_str(r#"{ "expiry": "60s, stale_for=1h", "codec": "json" }"#).unwrap();
+    let minute = Duration::from_secs(60);
+    assert_eq!(settings.expiry, Expiry::after(minute).stale_for(60 * minute));
+    assert_eq!(
+        (settings.codec, serde_json::to_string(&Codec::MessagePack).unwrap()),
+        (Codec::Json, "\"messagepack\"".into())
+    );
+    let refused = "xml".parse::<Codec>().unwrap_err();
+    assert_eq!(refused.to_string(), "the codec \"xml\" is not messagepack or json");
+    Cache::builder(MemoryStore::default()).build();
+    Cache::builder(NullStore::default()).build();
+}
