@@ -36,9 +36,9 @@ pub use stats::Stats;
 // What people call, in the order of the documentation; apart, or they would be sorted.
 mod handle;
 
-mod entry;
-
 mod fetch;
+
+mod entry;
 
 mod update;
 
@@ -87,9 +87,9 @@ mod wait_clock;
 ///   [`fetch_raw_begin`](Cache::fetch_raw_begin).
 /// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
-///   [`exists`](Cache::exists), [`delete`](Cache::delete).
+///   [`expires_in`](Cache::expires_in), [`exists`](Cache::exists), [`delete`](Cache::delete).
 /// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),
-///   [`add_raw`](Cache::add_raw).
+///   [`add_raw`](Cache::add_raw), [`append`](Cache::append).
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
 ///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).

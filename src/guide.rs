@@ -2,11 +2,31 @@
 //!
 //! - [Choosing an expiry](choosing_an_expiry): the life of an entry, and what each setting is for.
 //! - [URLs, TLS and credentials](urls): all URLs and options, how servers are recognized, and passwords that change.
+//! - [Invalidation](invalidation): how a change reaches the cache.
+//! - [Tiers](tiers): memory in front of a server.
+//! - [Outages](outages): what a program sees when the server is slow or gone, and how to end a process.
+//! - [Testing](testing): stores, time and failures in tests.
+//! - [Sizing and server settings](sizing): memory, connections, Redis and Memcached.
 //! - [Coming from](coming_from) Rails, Dalli, FusionCache, `cached` or deadpool-redis: what is called what here.
 //! - [The behaviours of ActiveSupport's cache](rails_behaviours), one by one: which hold here, and which do not, and why.
 
 #[doc = include_str!("guide/choosing_an_expiry.md")]
 pub mod choosing_an_expiry {}
+
+#[doc = include_str!("guide/invalidation.md")]
+pub mod invalidation {}
+
+#[doc = include_str!("guide/tiers.md")]
+pub mod tiers {}
+
+#[doc = include_str!("guide/outages.md")]
+pub mod outages {}
+
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("guide/sizing.md")]
+pub mod sizing {}
 
 #[doc = include_str!("guide/coming_from.md")]
 pub mod coming_from {}

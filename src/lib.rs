@@ -25,7 +25,8 @@
 //! - [`lifecycle`] is how a process learns that it was forked, useful without any cache:
 //!   [`ProcessLocal`](lifecycle::ProcessLocal) holds a value that each process builds for itself.
 //! - [`CacheStore`] is the contract of a store, for one of your own.
-//! - [`guide`] has chapters: choosing an expiry, and coming from another cache.
+//! - [`guide`] has chapters: choosing an expiry, invalidation, tiers, outages, testing, sizing, and coming from another
+//!   cache.
 //!
 //! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is
 //! no runtime, the same operations run inline on the calling thread, and start no thread and no runtime.

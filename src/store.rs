@@ -259,6 +259,34 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("counting", key))
     }
 
+    /// How long an entry still lives, as the server counts it; `None` where there is none.
+    ///
+    /// Provided: [`ErrorKind::Unsupported`].
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key)?;
+        let context = format!("{} does not tell how long {key:?} lives", self.name());
+        Err(Error::new(ErrorKind::Unsupported, context))
+    }
+
+    /// Puts bytes behind those of an entry. A missing entry is made, and gets `ttl`; an existing one keeps the time it has
+    /// left.
+    ///
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
+    /// writers interfere; where [`ttl`](CacheStore::ttl) does not tell, an existing entry gets `ttl` anew.
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        for _ in 0..CONFLICT_ATTEMPTS {
+            let held = self.get(key).await?;
+            let (whole, left) = match &held {
+                Some(held) => ([&held[..], &value].concat().into(), self.ttl(key).await.ok().flatten().unwrap_or(ttl)),
+                None => (value.clone(), ttl),
+            };
+            if self.compare_and_set(key, held.as_deref(), Some(whole), left).await? {
+                return Ok(());
+            }
+        }
+        Err(conflict("appending to", key))
+    }
+
     /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and
     /// its [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other
     /// from being carried out, unless their server has failed.
@@ -363,10 +391,16 @@ pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
+/// Reads a counter, with the spaces that Memcached pads with after a decrement.
+pub(crate) fn read_counter(key: &str, text: &[u8]) -> Result<i64> {
+    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    parse_counter(key, &text[..end])
+}
+
+/// What a counter is to Redis: a number as it would be written, without a plus sign, leading zeros or spaces.
 pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
-    let text = std::str::from_utf8(text).ok();
-    text.and_then(|text| text.trim_end_matches(' ').parse().ok()).ok_or_else(|| not_a_number(key))
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
+    number.filter(|number| number.to_string().as_bytes() == text).ok_or_else(|| not_a_number(key))
 }
 
 pub(crate) fn not_a_number(key: &str) -> Error {

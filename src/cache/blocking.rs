@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::{Begun, Cache, Expiry, Loaded, LockGuard, Stats};
 use crate::error::Result;
 use crate::net::{inline, lifted};
+use crate::store::Ttl;
 
 /// The verbs of a [`Cache`], run inline on the calling thread: no runtime, no other thread. See [`Cache::blocking`].
 ///
@@ -119,6 +120,16 @@ impl<'a> Blocking<'a> {
     /// As [`Cache::expire`].
     pub fn expire(self, key: &str) -> Result<bool> {
         now!(self.cache.expire(key))
+    }
+
+    /// As [`Cache::append`].
+    pub fn append(self, key: &str, value: impl Into<Bytes>, expiry: impl Into<Expiry>) -> Result<()> {
+        now!(self.cache.append(key, value, expiry))
+    }
+
+    /// As [`Cache::expires_in`].
+    pub fn expires_in(self, key: &str) -> Result<Option<Ttl>> {
+        now!(self.cache.expires_in(key))
     }
 
     /// As [`Cache::update`].

@@ -2,7 +2,7 @@
 
 use super::{Cache, Expiry, KeyBuffer, settled};
 use crate::error::Result;
-use crate::store::{counter_overflow, parse_counter};
+use crate::store::{counter_overflow, read_counter};
 
 impl Cache {
     /// Adds to a counter and answers the sum. A missing counter starts from 0 and lives for `expiry`; an existing one keeps
@@ -71,6 +71,6 @@ impl Cache {
     /// ```
     pub async fn counter(&self, key: &str) -> Result<Option<i64>> {
         let found = self.get_raw(key).await?;
-        self.counted(found.map(|text| parse_counter(key, &text)).transpose())
+        self.counted(found.map(|text| read_counter(key, &text)).transpose())
     }
 }

@@ -200,6 +200,31 @@ impl Cache {
         self.put(key, self.raw(value.into(), expiry.into()), When::IfAbsent, |stored| stored)
     }
 
+    /// Puts bytes behind the [raw](Cache::set_raw) ones of an entry. A missing entry is made, and lives for `expiry`; an
+    /// existing one keeps the time it has left. Behind a typed value they make it a miss.
+    ///
+    /// # Errors
+    ///
+    /// The store's; see [`ErrorKind`](crate::ErrorKind).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().append("log", "one,", Duration::from_secs(60))?;
+    /// cache.blocking().append("log", "two,", Duration::from_secs(60))?;
+    /// assert_eq!(cache.blocking().get_raw("log")?.as_deref(), Some(&b"one,two,"[..]));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn append(&self, key: &str, value: impl Into<Bytes>, expiry: impl Into<Expiry>) -> Result<()> {
+        let store = self.store()?;
+        let Sealed { bytes, ttl } = self.counted(self.raw(value.into(), expiry.into()))?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.append(key, bytes, ttl)).await)
+    }
+
     /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of
     /// that version. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
     ///

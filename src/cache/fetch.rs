@@ -23,19 +23,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry};
+use super::Cache;
 use crate::error::Result;
 use crate::net::{Drive, drive};
 use crate::store::holder;
-use crate::telemetry::{self, Span};
 use claim::{Keeps, Load, Part};
 use flight::Landing;
-use form::{Form, Raw, Typed};
+use form::Form;
 use lease::Leases;
-use look::{Found, Looked};
 
 pub(super) use flight::{Flight, Flights};
 pub(super) use lease::{DELETED, MARK_TTL};
@@ -43,217 +39,31 @@ pub use loaded::Loaded;
 pub use lock::LockGuard;
 pub use two_steps::{Begun, Claim};
 
+// What people call, in the order of the documentation; apart, or they would be sorted.
+mod one;
+
+mod many;
+
+#[cfg(feature = "tokio")]
+mod detached;
+
+mod two_steps;
+
+mod lock;
+
 // The four steps.
 mod claim;
 mod look;
 mod settle;
 mod wait;
 
-#[cfg(feature = "tokio")]
-mod detached;
 mod flight;
 mod form;
 mod lease;
 mod loaded;
-mod lock;
-mod many;
 mod nesting;
-mod two_steps;
 
 impl Cache {
-    /// The value under a key, or else what `load` returns, which is then stored.
-    ///
-    /// - *There is a fresh value*: it is returned.
-    /// - *There is an old value*, [stale or to be refreshed ahead](Expiry): one caller, among all processes on the same
-    ///   server, runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails,
-    ///   its caller gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is called (without the
-    ///   loader's error, which is the loader's to log), and the next try comes after
-    ///   [`Builder::retry_after`](crate::Builder::retry_after).
-    /// - *There is none*: one caller, among all processes on the same server (on
-    ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The others wait for its value
-    ///   as long as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout); then one
-    ///   caller of each process loads and the others wait for that one, once more as long; then each loads for itself.
-    ///   If the caller that loads fails, panics or is cancelled, another one takes over: at once in the same process,
-    ///   within about 0.1 s in another one. If its process is killed, one on the same host takes over within about 0.1
-    ///   s, and one on another host after [`Builder::lease`](crate::Builder::lease) without a sign of life.
-    ///
-    /// A loaded value takes the place of what was there when the load began. A value that is set meanwhile stays, and
-    /// after a [`delete`](Cache::delete) nothing is stored.
-    ///
-    /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value
-    /// that cannot be encoded are counted and reported to [`Builder::on_error`](crate::Builder::on_error), and the
-    /// loader's value is returned. A store that did not answer the read is not asked to keep the value.
-    ///
-    /// A loader may fetch other keys; it then waits for another loader for at most
-    /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that one may be waiting for this. If it fetches the
-    /// very key that it loads, the inner loader runs at once, and its value is not stored.
-    ///
-    /// Through the [blocking](Cache::blocking) API on a thread of a tokio runtime, a load of one of that runtime's
-    /// tasks is not waited for, since it may need this very thread: the caller loads for itself. An asynchronous loader
-    /// that blocks the only thread of its runtime for longer than [`Builder::lease`](crate::Builder::lease) is taken
-    /// for dead.
-    ///
-    /// # Errors
-    ///
-    /// The loader's, to its own caller, if there is no old value; it is not stored.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future drops the loader's, and hands the load on to a caller that waits.
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let load = || Ok::<_, std::io::Error>("loaded".to_owned());
-    /// let motd: String = cache.blocking().fetch("motd", Duration::from_secs(60), load)?;
-    /// assert_eq!(motd, "loaded");
-    /// assert!(cache.blocking().exists("motd")?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// A loader is anything that can be called once and returns a future: `async ||`, `|| async {}`, a generic or a boxed
-    /// one. With an error type of the program's own, `?` works in it as anywhere:
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::{num::ParseIntError, time::Duration};
-    ///
-    /// #[derive(Debug)]
-    /// enum ShopError {
-    ///     Price(ParseIntError),
-    ///     Io(std::io::Error),
-    /// }
-    /// # impl From<ParseIntError> for ShopError { fn from(error: ParseIntError) -> Self { ShopError::Price(error) } }
-    /// # impl From<std::io::Error> for ShopError { fn from(error: std::io::Error) -> Self { ShopError::Io(error) } }
-    ///
-    /// async fn ask_the_shop(widget: u32) -> std::io::Result<String> {
-    ///     Ok(format!("{widget}00"))
-    /// }
-    ///
-    /// async fn price(cache: &Cache, widget: u32) -> Result<u64, ShopError> {
-    ///     let load = async || {
-    ///         let price = ask_the_shop(widget).await?;
-    ///         Ok(price.parse()?)
-    ///     };
-    ///     cache.fetch(&format!("price:{widget}"), Duration::from_secs(60), load).await
-    /// }
-    ///
-    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// assert_eq!(price(&cache, 7).await?, 700);
-    /// # Ok::<(), ShopError>(()) }).unwrap();
-    /// ```
-    pub async fn fetch<T, E, F>(&self, key: &str, expiry: impl Into<Expiry>, load: impl FnOnce() -> F) -> Result<T, E>
-    where
-        T: Serialize + DeserializeOwned,
-        F: Future<Output = Result<T, E>>,
-    {
-        let expiry = expiry.into();
-        let load = async move || load().await.map(|value| Loaded::new(Typed(value), expiry));
-        self.fetch_as("fetch", key, load).await.map(|Typed(value)| value)
-    }
-
-    /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or declines to have the value stored.
-    ///
-    /// # Errors
-    ///
-    /// As [`fetch`](Cache::fetch).
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, Expiry, Loaded, stores::MemoryStore};
-    /// use std::time::{Duration, SystemTime};
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let token = || {
-    ///     let expires = SystemTime::now() + Duration::from_secs(3_600);
-    ///     Ok::<_, std::io::Error>(Loaded::new("token".to_owned(), Expiry::at(expires)))
-    /// };
-    /// assert_eq!(cache.blocking().fetch_loaded("token", token)?, "token");
-    ///
-    /// // What Rails calls `skip_nil`: nothing is stored for a user who does not exist.
-    /// let user = || Ok::<_, std::io::Error>(Loaded::uncached(None));
-    /// assert_eq!(cache.blocking().fetch_loaded::<Option<String>, _>("user:7", user)?, None);
-    /// assert!(!cache.blocking().exists("user:7").unwrap());
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub async fn fetch_loaded<T, E, F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, E>
-    where
-        T: Serialize + DeserializeOwned,
-        F: Future<Output = Result<Loaded<T>, E>>,
-    {
-        let load = async move || load().await.map(|loaded| loaded.map(Typed));
-        self.fetch_as("fetch_loaded", key, load).await.map(|Typed(value)| value)
-    }
-
-    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are
-    /// fresh until `after` has passed, and then gone. `stale_for` and `refresh_ahead` mean nothing for them.
-    ///
-    /// # Errors
-    ///
-    /// The loader's, to its own caller; it is not stored.
-    ///
-    /// ```
-    /// use prefork_cache::{Cache, stores::MemoryStore};
-    /// use std::time::Duration;
-    ///
-    /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let render = || Ok::<_, std::io::Error>("<h1>hello</h1>");
-    /// let page = cache.blocking().fetch_raw("page", Duration::from_secs(60), render)?;
-    /// assert_eq!(page, "<h1>hello</h1>");
-    /// assert_eq!(cache.blocking().get_raw("page").unwrap(), Some(page));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub async fn fetch_raw<V, E, F>(
-        &self,
-        key: &str,
-        expiry: impl Into<Expiry>,
-        load: impl FnOnce() -> F,
-    ) -> Result<Bytes, E>
-    where
-        V: Into<Bytes>,
-        F: Future<Output = Result<V, E>>,
-    {
-        let expiry = expiry.into();
-        let load = async move || load().await.map(|value| Loaded::new(Raw(value.into()), expiry));
-        self.fetch_as("fetch_raw", key, load).await.map(|Raw(bytes)| bytes)
-    }
-
-    async fn fetch_as<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
-        &self,
-        verb: &'static str,
-        key: &str,
-        load: impl FnOnce() -> F,
-    ) -> Result<V, E> {
-        let span = Span::fetch(self.shared.registration.name());
-        telemetry::instrumented(&span, self.fetch_within(&span, verb, key, load)).await
-    }
-
-    async fn fetch_within<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
-        &self,
-        span: &Span,
-        verb: &'static str,
-        key: &str,
-        load: impl FnOnce() -> F,
-    ) -> Result<V, E> {
-        let landed = self.local().flights.landed();
-        let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
-        let looked = looked.map(|read| Looked::of(self, verb, key, read));
-        // By the shortest way: this is where most fetches end.
-        if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
-            span.outcome(look::outcome(is_stale));
-            return Ok(value);
-        }
-        let mut fetching = Fetching::new(self, verb, &[key], landed);
-        if let Some(looked) = looked {
-            fetching.take_in(0, looked);
-        }
-        let (answer, outcome) = Box::pin(fetching.one(load)).await;
-        span.outcome(outcome);
-        answer
-    }
-
     /// How long others leave a lease alone without a beat. Where nothing can beat: as long as a load may take.
     fn patience(&self) -> Duration {
         let settings = &self.shared.settings;

@@ -46,6 +46,39 @@ impl Cache {
         self.counted(Err(conflict("touching", key)))
     }
 
+    /// How long an entry still lives, the times of [staleness](Expiry) included; `None` where there is none. Of a typed
+    /// value by the times that it carries, of raw bytes and counters as the store counts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for raw bytes in a store that does not tell, and the
+    /// store's.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, Expiry, Ttl, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(60))?;
+    /// let Some(Ttl::After(left)) = cache.blocking().expires_in("motd")? else { panic!("it expires") };
+    /// assert!(left <= Duration::from_secs(60));
+    /// cache.blocking().set("motd", "hello", Expiry::NEVER)?;
+    /// assert_eq!(cache.blocking().expires_in("motd")?, Some(Ttl::Never));
+    /// assert_eq!(cache.blocking().expires_in("nothing")?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub async fn expires_in(&self, key: &str) -> Result<Option<Ttl>> {
+        let Some(held) = self.read(key).await? else { return Ok(None) };
+        if let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) {
+            let ttl = envelope.times.map_or(Ttl::Never, |times| times.ttl(self.clock()));
+            return Ok(Some(ttl).filter(|_| !envelope.is_gone(self.clock())));
+        }
+        let store = self.store()?;
+        let mut buffer = KeyBuffer::default();
+        let key = self.key(key, &mut buffer)?;
+        self.answered(settled(store.ttl(key)).await)
+    }
+
     /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
     /// return it. It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile
     /// is not stored. Returns whether there was a value to make stale; raw bytes and counters are none, and stay as

@@ -91,3 +91,25 @@ pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
     assert_eq!(store.get(&key).await.unwrap(), None, "what was refused has no effect");
     assert!(store.set(&key, "x".into(), Ttl::After(Duration::from_nanos(1)), When::Always).await.unwrap());
 }
+
+/// [`ttl`](CacheStore::ttl) tells what is left, where the store can tell, and [`append`](CacheStore::append) keeps that.
+pub async fn the_time_that_is_left_is_told(store: &dyn CacheStore) {
+    let key = fresh("time-left");
+    let is_told = match store.ttl(&key).await {
+        Ok(left) => left.is_none(),
+        Err(error) if error.kind() == ErrorKind::Unsupported => return,
+        Err(error) => panic!("{error}"),
+    };
+    assert!(is_told, "there is no entry");
+    let minute = Duration::from_secs(60);
+    let is_left = |left: Option<Ttl>| matches!(left, Some(Ttl::After(left)) if left > minute / 2 && left <= minute);
+    store.append(&key, "a".into(), Ttl::After(minute)).await.unwrap();
+    assert!(is_left(store.ttl(&key).await.unwrap()));
+    store.append(&key, "b".into(), LONG).await.unwrap();
+    assert!(is_left(store.ttl(&key).await.unwrap()), "an append has given it another time");
+    store.set(&key, "c".into(), Ttl::Never, When::Always).await.unwrap();
+    assert_eq!(store.ttl(&key).await.unwrap(), Some(Ttl::Never));
+    store.append(&key, "d".into(), LONG).await.unwrap();
+    assert_eq!(store.ttl(&key).await.unwrap(), Some(Ttl::Never));
+    store.delete(&key).await.unwrap();
+}

@@ -155,3 +155,18 @@ pub async fn compare_and_set_compares(store: &dyn CacheStore) {
     assert!(store.compare_and_set(&key, Some(b"b"), None, LONG).await.unwrap(), "\"b\" as expected");
     assert_eq!(store.get(&key).await.unwrap(), None, "a new value of nothing removes the entry");
 }
+
+/// [`append`](CacheStore::append) puts bytes behind those that are there, or makes an entry of them.
+pub async fn an_append_goes_behind_what_is_there(store: &dyn CacheStore) {
+    let key = fresh("append");
+    for (appended, whole) in [(&b"a\0"[..], &b"a\0"[..]), (b"", b"a\0"), (b"\xFF\r\n", b"a\0\xFF\r\n")] {
+        store.append(&key, Bytes::from_static(appended), LONG).await.unwrap();
+        assert_eq!(store.get(&key).await.unwrap().as_deref(), Some(whole));
+    }
+    let appends = (0..20).map(|number: u8| store.append(&key, Bytes::from(vec![number]), LONG));
+    for append in appends.collect::<Vec<_>>() {
+        append.await.unwrap();
+    }
+    assert_eq!(store.get(&key).await.unwrap().map(|value| value.len()), Some(25));
+    store.delete(&key).await.unwrap();
+}

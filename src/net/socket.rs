@@ -73,12 +73,12 @@ impl Socket {
     /// acknowledged for twice as long, it gives the connection up.
     fn keep_alive(&self, idle: Duration) -> io::Result<()> {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_KEEPALIVE);
-        let socket = self.own()?;
-        socket::setsockopt(&socket, sockopt::KeepAlive, &true)?;
-        socket::setsockopt(&socket, sockopt::TcpKeepIdle, &seconds(idle))?;
-        socket::setsockopt(&socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
-        socket::setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
-        socket::setsockopt(&socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
+        let socket = &self.own()?;
+        socket::setsockopt(socket, sockopt::KeepAlive, &true)?;
+        socket::setsockopt(socket, sockopt::TcpKeepIdle, &seconds(idle))?;
+        socket::setsockopt(socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
+        socket::setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+        socket::setsockopt(socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
         Ok(())
     }
 

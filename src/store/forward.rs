@@ -83,6 +83,8 @@ macro_rules! store_behind {
                 fn clear<'life1>(prefix: &'life1 str) -> Result<()>;
                 fn touch<'life1>(key: &'life1 str, ttl: Ttl) -> Result<bool>;
                 fn increment<'life1>(key: &'life1 str, by: i64, ttl: Ttl) -> Result<i64>;
+                fn ttl<'life1>(key: &'life1 str) -> Result<Option<Ttl>>;
+                fn append<'life1>(key: &'life1 str, value: Bytes, ttl: Ttl) -> Result<()>;
                 fn batch<'life1, 'life2>(operations: &'life1 [Op<'life2>]) -> Vec<Result<Outcome>>;
                 fn get_many<'life1, 'life2>(keys: &'life1 [&'life2 str]) -> Vec<Result<Option<Bytes>>>;
                 fn set_many<'life1, 'life2>(entries: &'life1 [(&'life2 str, Bytes)], ttl: Ttl) -> Vec<Result<()>>;

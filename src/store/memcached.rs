@@ -16,7 +16,7 @@ use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
 use super::credentials::Callback;
 use super::url::StoreUrl;
-use super::{CacheStore, Op, Outcome, Ttl, When};
+use super::{CONFLICT_ATTEMPTS, CacheStore, Op, Outcome, Ttl, When, conflict};
 use crate::error::Result;
 use crate::net::{Retry, ServerStats};
 
@@ -70,6 +70,21 @@ const UPKEEP: usize = 59;
 /// backpressure. A reply is proven by the token that every command of the meta protocol carries. An error reply has
 /// none, so it is followed by a command that has.
 ///
+/// # Failures
+///
+/// As those of [`RedisStore`](super::stores::RedisStore), with what this server says:
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | "object too large" | `ValueTooLarge` | no | kept |
+/// | "out of memory", any other `SERVER_ERROR` | `Server` | yes | kept |
+/// | "Too many open connections" | `Server` | yes | given up |
+/// | "unauthenticated", "authentication failure" | `Auth` | no | given up |
+/// | "non-numeric" | `NotANumber` | no | kept |
+/// | "bad data chunk" | `Protocol` | yes | given up |
+/// | any other `CLIENT_ERROR` | `Server` | no | kept, unless a value was on its way |
+/// | `ERROR`: it does not know the command | `Unsupported` | no | kept |
+///
 /// # Several servers
 ///
 /// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either
@@ -93,7 +108,8 @@ const UPKEEP: usize = 59;
 ///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
 /// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
 ///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may
-///   see it for a moment. The entry of a counter may end in spaces after a decrement.
+///   see it for a moment. The entry of a counter may end in spaces after a decrement. A number that somebody else has
+///   stored with a plus sign, leading zeros or spaces behind it is a counter here, and on no other store.
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
 ///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`,
 ///   and entries that others store meanwhile may stay.
@@ -235,6 +251,33 @@ impl CacheStore for MemcachedStore {
 
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         self.servers.increment(key, by, ttl).await
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        let entry = Entry { key: Key::new(key)?, command: Command::TimeLeft };
+        let (_, answer) = self.servers.call(&entry, Retry::Idempotent).await?;
+        Ok(match answer {
+            // In its last second there are no seconds left.
+            Answer::TimeLeft(seconds) if seconds >= 0 => {
+                Some(Ttl::After(Duration::from_secs(seconds.max(1).unsigned_abs())))
+            }
+            Answer::TimeLeft(_) => Some(Ttl::Never),
+            _ => None,
+        })
+    }
+
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        let create = self.storing(key, value.clone(), ttl, Condition::IfAbsent)?;
+        let append = Entry { key: Key::new(key)?, command: Command::Append { value } };
+        // Not every server makes a missing entry of what is appended.
+        for _ in 0..CONFLICT_ATTEMPTS {
+            for entry in [&append, &create] {
+                if self.servers.call(entry, Retry::Never).await?.1 == Answer::Done {
+                    return Ok(());
+                }
+            }
+        }
+        Err(conflict("appending to", key))
     }
 
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {

@@ -258,6 +258,13 @@ impl CacheStore for MemoryStore {
         })
     }
 
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key)?;
+        let left = |until: Instant| until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let ttl = |entry: &Arc<Entry>| entry.expires_at.map_or(Ttl::Never, |until| Ttl::After(left(until)));
+        Ok(self.change(key, |current| (Change::Keep, current.map(ttl))))
+    }
+
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         keys.iter().map(|key| self.read(key)).collect()
     }

@@ -57,6 +57,10 @@ impl CacheStore for NullStore {
         Ok(expected.is_none())
     }
 
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key).map(|()| None)
+    }
+
     async fn clear(&self, _prefix: &str) -> Result<()> {
         Ok(())
     }

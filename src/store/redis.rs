@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use ::redis::Value;
 use async_trait::async_trait;
@@ -75,6 +76,30 @@ const MOST_STEPS: usize = 1 << 22;
 /// `redis+unix://[user:password@]/path/of/the/socket`. User and password are percent-encoded. The port defaults to 6379,
 /// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
+///
+/// # Failures
+///
+/// What the server says when it refuses, and what that means. None of it counts as a failure of the server, except where
+/// it lets nobody in: then it is not dialled for `retry_after`, as one that is down.
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after`: the name may lead to another server now |
+/// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
+/// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
+/// | "upstream ...", of a proxy | `Server` | yes | kept |
+/// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
+/// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
+/// | a database that there is not | `Unsupported` | no | given up |
+/// | "invalid bulk length", "exceeds maximum allowed size" | `ValueTooLarge` | no | given up, kept |
+/// | "Protocol error" | `Protocol` | yes | given up |
+/// | anything else | `Server` | no | kept |
+///
+/// A connection that fails, times out or brings what is no reply is closed and counts: after `failures` in a row the
+/// server is not tried for `retry_after`. A timeout on a connection that has served counts together with the next
+/// failure only, and closes those that were idle beside it: a firewall may have forgotten them. What this process has
+/// run out of ([`OutOfResources`](crate::ErrorKind::OutOfResources)) counts for nothing. A key of another type than a
+/// string is absent to every read.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::RedisStore};
@@ -296,6 +321,22 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
         counted.map_err(|error| reply::counting(key, by, error))?.number()
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        check_key(key)?;
+        let milliseconds = self.command(commands::ttl(key), Retry::Idempotent).await?.number()?;
+        Ok(match milliseconds {
+            -2 => None,
+            -1 => Some(Ttl::Never),
+            left => Some(Ttl::After(Duration::from_millis(left.max(1).unsigned_abs()))),
+        })
+    }
+
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        check_key(key)?;
+        self.check_value(key, &value)?;
+        self.transaction(commands::append(key, &value, ttl)?, Retry::Never).await.map(|_| ())
     }
 
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {

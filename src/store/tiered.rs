@@ -18,7 +18,7 @@ const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
 /// - A read asks the near store, then the far one, and fills the near one for at most
 ///   [`near_ttl`](TieredStore::near_ttl).
 /// - `set` writes to the far store; then the near one is refreshed, or, where that fails, dropped.
-/// - Conditional writes, counters, compare-and-set and `touch` go to the far store alone, and the near entry is
+/// - Conditional writes, counters, compare-and-set, `append` and `touch` go to the far store alone, and the near entry is
 ///   dropped.
 /// - `delete` and `clear` go to both.
 ///
@@ -177,6 +177,16 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         let counted = self.far.increment(key, by, ttl).await;
         self.drop_near(key).await;
         counted
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
+        self.far.ttl(key).await
+    }
+
+    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
+        let appended = self.far.append(key, value, ttl).await;
+        self.drop_near(key).await;
+        appended
     }
 
     /// The far store's: the near entries are dropped before a read and after a write.

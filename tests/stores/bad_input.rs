@@ -242,3 +242,18 @@ fn a_server_that_is_not_there() {
         assert!(error.is_transient());
     }
 }
+
+/// As Redis has it, whose counters everybody else's follow.
+#[test]
+fn what_is_no_counter_in_memory_is_none_in_redis() {
+    let server = Server::start(Kind::Redis);
+    let redis = Cache::builder(from_url(&server.url("")).unwrap()).build();
+    let memory = Cache::builder(MemoryStore::new()).build();
+    for text in ["5", "-5", "0", "5 ", " 5", "+5", "05", "-0", "", "5\n", "5.0", "9223372036854775808"] {
+        let [in_redis, in_memory] = [&redis, &memory].map(|cache| {
+            cache.blocking().set_raw("k", text, TTL).unwrap();
+            cache.blocking().increment("k", 1, TTL).map_err(|error| error.kind())
+        });
+        assert_eq!(in_memory, in_redis, "{text:?}");
+    }
+}

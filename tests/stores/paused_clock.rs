@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use prefork_cache::stores::MemoryStore;
-use prefork_cache::{Cache, CacheStore, Result, Ttl, When};
+use prefork_cache::{Begun, Cache, CacheStore, Clock, Expiry, Result, Ttl, When};
 
 use crate::staleness::HOUR;
 
@@ -93,4 +93,63 @@ async fn a_fetch_waits_for_a_lease() {
     let reads = one_loads([&loading, &waiting], &reads).await;
     // Two in 0.1 s, once the pauses are that long.
     assert!((300..750).contains(&reads), "{reads} reads");
+}
+
+/// Values grow old by it as well, where the cache is told so: fresh, to be refreshed, stale, resting after a failure, gone.
+#[tokio::test(start_paused = true)]
+async fn values_grow_old_by_the_clock_of_the_runtime() {
+    let (memory, reads) = (Arc::new(MemoryStore::new()), Arc::default());
+    let shared = Shared { memory: Arc::clone(&memory), reads };
+    let minute = Duration::from_secs(60);
+    for builder in [Cache::builder(memory), Cache::builder(shared)] {
+        let cache = builder.clock(Clock::tokio()).retry_after(minute).build();
+        let loads = AtomicUsize::new(0);
+        let fetch = async |loaded: Result<u32, &'static str>| {
+            let load = async || {
+                loads.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                loaded
+            };
+            let expiry = Expiry::after(10 * minute).refresh_ahead(minute).stale_for(60 * minute);
+            let fetched = tokio::join!(cache.fetch("k", expiry, load), cache.fetch("k", expiry, load));
+            (fetched, loads.swap(0, Ordering::SeqCst))
+        };
+        assert_eq!(fetch(Ok(1)).await, ((Ok(1), Ok(1)), 1));
+        tokio::time::advance(8 * minute).await;
+        assert_eq!(fetch(Ok(2)).await, ((Ok(1), Ok(1)), 0), "fresh");
+        tokio::time::advance(minute).await;
+        assert_eq!(fetch(Ok(2)).await, ((Ok(2), Ok(1)), 1), "refreshed ahead");
+        tokio::time::advance(10 * minute).await;
+        assert_eq!(fetch(Err("no")).await, ((Ok(2), Ok(2)), 1), "stale");
+        assert_eq!(fetch(Ok(3)).await, ((Ok(2), Ok(2)), 0), "not tried again yet");
+        tokio::time::advance(minute).await;
+        assert_eq!(fetch(Ok(3)).await, ((Ok(3), Ok(2)), 1), "tried again");
+        tokio::time::advance(80 * minute).await;
+        assert_eq!(cache.get::<u32>("k").await.unwrap(), None, "gone");
+        assert!(cache.add("k", &4, minute).await.unwrap());
+        tokio::time::advance(minute).await;
+        assert!(!cache.exists("k").await.unwrap());
+        assert!(!cache.replace("k", &5, minute).await.unwrap());
+        assert!(cache.clone().take::<u32>("k").await.unwrap().is_none());
+        cache.delete("k").await.unwrap();
+    }
+}
+
+/// The other way to load once among processes: the second one takes the lease over when no beat comes.
+#[tokio::test(start_paused = true)]
+async fn a_lease_without_a_beat_is_taken_over_by_the_clock_of_the_runtime() {
+    let (memory, reads) = (Arc::new(MemoryStore::new()), Arc::new(AtomicUsize::new(0)));
+    let process = || Cache::builder(Shared { memory: Arc::clone(&memory), reads: Arc::clone(&reads) }).build();
+    let [first, second] = [process(), process()];
+    // What a process that has vanished on another host leaves behind.
+    let Begun::Claim(claim) = first.fetch_begin::<u32>("k").await else { panic!("nothing is there") };
+    let lease = memory.get("k:prefork-lease").await.unwrap().expect("a lease");
+    drop(claim);
+    first.close(HOUR).await.unwrap();
+    memory.set("k:prefork-lease", lease, Ttl::Never, When::Always).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    assert_eq!(second.fetch("k", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2));
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&took), "{took:?} by that clock");
+    assert!(reads.load(Ordering::SeqCst) < 150, "{reads:?} reads: with pauses of 0.1 s");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prefork_cache::stores::{MemoryStore, NullStore};
-use prefork_cache::{Cache, Clock, Codec, ErrorKind, Expiry, Loaded};
+use prefork_cache::{Cache, Clock, Codec, ErrorKind, Expiry, Loaded, Ttl};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -127,6 +127,45 @@ fn bytes_are_added_where_there_are_none() {
         assert!(!cache.add_raw("k", "2", TTL).unwrap());
         assert_eq!(cache.get_raw("k").unwrap().as_deref(), Some(&b"1"[..]));
     });
+}
+
+#[test]
+fn what_is_left_of_an_entry_is_told() {
+    everywhere(|cache| {
+        let cache = cache.blocking();
+        let is_left = |key, at_most: Duration| {
+            let left = cache.expires_in(key).unwrap();
+            assert!(matches!(left, Some(Ttl::After(left)) if left > TTL / 2 && left <= at_most), "{key}: {left:?}");
+        };
+        cache.set("typed", &1, Expiry::after(TTL).stale_for(TTL)).unwrap();
+        is_left("typed", 2 * TTL);
+        cache.set_raw("raw", "1", TTL).unwrap();
+        is_left("raw", TTL);
+        cache.increment("n", 1, TTL).unwrap();
+        is_left("n", TTL);
+        cache.append("raw", "2", Expiry::NEVER).unwrap();
+        is_left("raw", TTL);
+        assert_eq!(cache.get_raw("raw").unwrap().as_deref(), Some(&b"12"[..]));
+        for key in ["typed", "raw", "n"] {
+            cache.touch(key, Expiry::NEVER).unwrap();
+            assert_eq!(cache.expires_in(key).unwrap(), Some(Ttl::Never), "{key}");
+        }
+        assert_eq!(cache.expires_in("nothing").unwrap(), None);
+        assert_eq!(cache.append("", "1", TTL).unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert_eq!(cache.append("k", "1", Duration::ZERO).unwrap_err().kind(), ErrorKind::InvalidTtl);
+        let too_large = vec![0; 600 << 20];
+        assert_eq!(cache.append("k", too_large, TTL).unwrap_err().kind(), ErrorKind::ValueTooLarge);
+    });
+    let clock = Clock::manual();
+    let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
+    cache.blocking().set("k", &1, TTL).unwrap();
+    clock.advance(TTL / 3);
+    assert_eq!(cache.blocking().expires_in("k").unwrap(), Some(Ttl::After(TTL * 2 / 3)));
+    clock.advance(TTL);
+    assert_eq!(cache.blocking().expires_in("k").unwrap(), None);
+    assert!(!cache.blocking().touch("k", TTL).unwrap(), "it is gone");
+    assert!(!cache.blocking().replace("k", &2, TTL).unwrap());
+    assert!(cache.blocking().add("k", &3, TTL).unwrap());
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn write_duration(f: &mut fmt::Formatter<'_>, duration: Duration) -> fmt::Result
     let nanoseconds = duration.as_nanos();
     let up_to_seconds = UNITS[..4].iter().rev();
     let (unit, length) =
-        up_to_seconds.clone().find(|(_, length)| nanoseconds % u128::from(*length) == 0).unwrap_or(&UNITS[0]);
+        up_to_seconds.clone().find(|(_, length)| nanoseconds.is_multiple_of(u128::from(*length))).unwrap_or(&UNITS[0]);
     write!(f, "{}{unit}", nanoseconds / u128::from(*length))
 }
 

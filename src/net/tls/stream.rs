@@ -311,6 +311,7 @@ mod tests {
 
     use super::{ByteStream, Drive, Endpoint, Result, Tls, secure};
     use crate::net::dial::dial;
+    use crate::net::server::Settings;
     use crate::net::tls::TlsOptions;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -372,7 +373,7 @@ mod tests {
         let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port };
         let deadline = Instant::now() + PATIENCE;
         let connected = async {
-            let socket = dial(Drive::Inline, &endpoint, deadline, PATIENCE).await?;
+            let socket = dial(Drive::Inline, &endpoint, deadline, &Settings::default()).await?;
             secure(&tls, Drive::Inline, &endpoint, socket, deadline, PATIENCE).await
         };
         let connected: Result<_> = at_once(connected);

@@ -37,6 +37,8 @@ pub(super) enum Command {
     Get,
     GetWithCas,
     Touch { expiry: u32 },
+    TimeLeft,
+    Append { value: Bytes },
     Set { value: Bytes, expiry: u32, condition: Condition },
     Delete { cas: Option<u64> },
     Count { step: Step, create: Option<Create> },
@@ -75,6 +77,8 @@ pub(super) enum Answer {
         cas: u64,
     },
     Number(u64),
+    /// In seconds; below zero, for ever.
+    TimeLeft(i64),
     Absent,
     NotStored,
     /// Somebody else has changed the entry.
@@ -108,6 +112,7 @@ enum Expected {
     Value,
     ValueWithCas,
     Touched,
+    TimeLeft,
     Stored,
     Deleted,
     Number,
@@ -141,10 +146,10 @@ impl Commands {
         let built = if key.is_base64() { built.flag("b") } else { built };
         let start = self.outgoing.buffer().len();
         built.encode_into(self.outgoing.buffer()).map_err(refused_here)?;
-        if let Command::Set { value, .. } = command {
+        if let Command::Set { value, .. } | Command::Append { value, .. } = command {
             self.push_value(start + "ms ".len() + key.wire().len() + 1, value);
         }
-        self.changes |= !matches!(command, Command::Get | Command::GetWithCas);
+        self.changes |= !matches!(command, Command::Get | Command::GetWithCas | Command::TimeLeft);
         self.awaited.push(Awaited::Reply { token, expected: command.expected() });
         Ok(())
     }
@@ -181,7 +186,7 @@ impl Command {
     pub(super) fn size(&self) -> usize {
         const LINE: usize = 64;
         match self {
-            Command::Set { value, .. } => LINE + value.len(),
+            Command::Set { value, .. } | Command::Append { value, .. } => LINE + value.len(),
             _ => LINE,
         }
     }
@@ -192,6 +197,8 @@ impl Command {
             Command::Get => "get",
             Command::GetWithCas => "gets",
             Command::Touch { .. } => "touch",
+            Command::TimeLeft => "mg",
+            Command::Append { .. } => "append",
             Command::Set { condition: Condition::Always, .. } => "set",
             Command::Set { condition: Condition::IfAbsent, .. } => "add",
             Command::Set { condition: Condition::IfPresent, .. } => "replace",
@@ -207,7 +214,8 @@ impl Command {
             Command::Get => Expected::Value,
             Command::GetWithCas => Expected::ValueWithCas,
             Command::Touch { .. } => Expected::Touched,
-            Command::Set { .. } => Expected::Stored,
+            Command::TimeLeft => Expected::TimeLeft,
+            Command::Set { .. } | Command::Append { .. } => Expected::Stored,
             Command::Delete { .. } => Expected::Deleted,
             Command::Count { .. } => Expected::Number,
         }
@@ -228,6 +236,18 @@ impl Command {
                 options.touch = Some(*expiry);
                 options.opaque = opaque;
                 build_get(key, &options)
+            }
+            Command::TimeLeft => {
+                let mut options = GetOptions::default();
+                (options.value, options.return_ttl) = (false, true);
+                options.opaque = opaque;
+                build_get(key, &options)
+            }
+            Command::Append { value: _ } => {
+                let mut options = SetOptions::default();
+                options.mode = SetMode::Append;
+                options.opaque = opaque;
+                build_set(key, Vec::new(), &options)
             }
             Command::Set { value: _, expiry, condition } => {
                 let mut options = SetOptions::default();
@@ -467,7 +487,7 @@ fn value_of(mut frame: Frame<'_>) -> Result<Bytes, String> {
 
 /// The answer, if it is one of those that are expected.
 fn answer(reply: &MetaCommandResult, value: Option<Bytes>, expected: Expected) -> Option<Answer> {
-    use Expected::{Deleted, Number, Stored, Touched, Value, ValueWithCas};
+    use Expected::{Deleted, Number, Stored, TimeLeft, Touched, Value, ValueWithCas};
     match (reply.rc, expected) {
         (ReturnCode::Va, Value | ValueWithCas) => {
             let value = value?;
@@ -479,6 +499,7 @@ fn answer(reply: &MetaCommandResult, value: Option<Bytes>, expected: Expected) -
             Some(Answer::Value { value, cas })
         }
         (ReturnCode::Va, Number) => parse_number(&value?).map(Answer::Number),
+        (ReturnCode::Hd, TimeLeft) => reply.ttl.map(Answer::TimeLeft),
         (ReturnCode::Hd, Touched | Stored | Deleted) => Some(Answer::Done),
         (ReturnCode::En | ReturnCode::Nf, _) => Some(Answer::Absent),
         (ReturnCode::Ns, Stored | Number) => Some(Answer::NotStored),

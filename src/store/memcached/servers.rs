@@ -284,7 +284,7 @@ fn refused(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
     let (key, endpoint) = (&entry.key, server.link.endpoint());
     let refusal = refusal(text);
     match (&entry.command, refusal.kind) {
-        (Command::Set { value, .. }, ErrorKind::ValueTooLarge) => {
+        (Command::Set { value, .. } | Command::Append { value, .. }, ErrorKind::ValueTooLarge) => {
             refusal.error(format!("the value of {} bytes for {key} is too large for {endpoint}", value.len()))
         }
         (_, ErrorKind::NotANumber) => refusal.error(format!("the entry {key} is not a decimal number of 64 bits")),

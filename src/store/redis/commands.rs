@@ -250,6 +250,16 @@ pub(super) fn persist(key: &str) -> [Command; 2] {
     [command("PERSIST", key, Expected::Number), command("EXISTS", key, Expected::Number)]
 }
 
+pub(super) fn ttl(key: &str) -> Command {
+    command("PTTL", key, Expected::Number)
+}
+
+/// Creates the entry with its time to live unless it is there, and appends.
+pub(super) fn append(key: &str, value: &Bytes, ttl: Ttl) -> Result<[Command; 2]> {
+    let create = set(key, &Bytes::new(), ttl, When::IfAbsent)?;
+    Ok([create, command("APPEND", key, Expected::Number).with_value(value.clone())])
+}
+
 /// Creates the counter with its time to live unless it is there, and counts.
 pub(super) fn increment(key: &str, by: i64, ttl: Ttl) -> Result<[Command; 2]> {
     let create = set(key, &Bytes::from_static(b"0"), ttl, When::IfAbsent)?;
