@@ -11,6 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 use crate::net::ServerStats;
 
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod builder;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod credentials;
 mod forward;
 pub(crate) mod holder;
 mod lease_key;
@@ -26,6 +30,8 @@ mod redis;
 #[cfg(any(feature = "memcached", feature = "redis"))]
 mod refusal;
 mod tiered;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod tls;
 mod url;
 
 #[cfg(feature = "memcached")]
@@ -35,14 +41,16 @@ pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
 pub mod stores {
+    #[cfg(any(feature = "redis", feature = "memcached"))]
+    pub use super::credentials::Credentials;
     #[cfg(feature = "memcached")]
-    pub use super::memcached::MemcachedStore;
+    pub use super::memcached::{MemcachedBuilder, MemcachedStore};
     #[cfg(feature = "memory")]
     pub use super::memory::{AtFork, MemoryBuilder, MemoryStore, MemoryUsage};
     pub use super::null::NullStore;
     pub use super::open::from_url;
     #[cfg(feature = "redis")]
-    pub use super::redis::RedisStore;
+    pub use super::redis::{RedisBuilder, RedisStore};
     pub use super::tiered::TieredStore;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Blocking, Builder, Cache, Stats};
 use crate::error::Result;
 use crate::lifecycle::Registry;
-use crate::store::CacheStore;
+use crate::store::{CacheStore, stores};
 
 pub(super) static CACHES: Registry<(String, Cache)> = Registry::new();
 
@@ -26,6 +26,24 @@ impl Cache {
     /// ```
     pub fn register(store: impl CacheStore) -> Cache {
         Cache::builder(store).register()
+    }
+
+    /// Registers the store of a URL, as [`register`](Cache::register) does; the guide has
+    /// [all URLs and options](crate::guide::urls). No I/O with a server.
+    ///
+    /// # Errors
+    ///
+    /// As [`stores::from_url`](crate::stores::from_url).
+    ///
+    /// ```
+    /// use prefork_cache::Cache;
+    ///
+    /// let url = std::env::var("CACHE_URL").unwrap_or_else(|_| "memory://".to_owned());
+    /// let cache = Cache::from_url(&url)?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn from_url(url: &str) -> Result<Cache> {
+        Ok(Cache::register(stores::from_url(url)?))
     }
 
     /// Settings for a cache: name, namespace, codec and more.

@@ -161,6 +161,11 @@ impl Socket {
         Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::empty())?)
     }
 
+    /// Receives what there is, without waiting.
+    pub(crate) fn receive_at_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
     /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.
     pub(crate) fn is_quiet(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
