@@ -122,6 +122,8 @@ pub struct Cache {
     version: Option<Arc<str>>,
     is_forced: bool,
     soft_timeout: Duration,
+    /// For each exchange, instead of the store's.
+    timeout: Option<Duration>,
 }
 
 /// What the clones of a cache have in common.

@@ -42,7 +42,7 @@ struct Inner {
 pub enum ErrorKind {
     /// A store's URL has a scheme, host, port, database or option that is not understood.
     InvalidUrl,
-    /// A setting of a store or a cache is out of its range.
+    /// A setting of a store or a cache is out of its range, or a file that it names cannot be used.
     InvalidConfig,
     /// The key is empty, or longer than the store can hold.
     InvalidKey,
@@ -65,6 +65,9 @@ pub enum ErrorKind {
     Auth,
     /// No connection could be made.
     Connect,
+    /// The server was reached, but there is no TLS with it: one side does not trust the other's certificate, or what
+    /// answers does not speak TLS.
+    Tls,
     /// The server has failed, and is not dialled again before `retry_after` has passed. The
     /// [source](StdError::source) is the first of the failures.
     Unavailable,

@@ -1,6 +1,7 @@
 //! A guide beside the reference.
 //!
 //! - [Choosing an expiry](choosing_an_expiry): the life of an entry, and what each setting is for.
+//! - [URLs, TLS and credentials](urls): all URLs and options, how servers are recognized, and passwords that change.
 //! - [Invalidation](invalidation): how a change reaches the cache.
 //! - [Tiers](tiers): memory in front of a server.
 //! - [Outages](outages): what a program sees when the server is slow or gone, and how to end a process.
@@ -29,6 +30,10 @@ pub mod sizing {}
 
 #[doc = include_str!("guide/coming_from.md")]
 pub mod coming_from {}
+
+#[cfg(all(feature = "redis", feature = "memcached"))]
+#[doc = include_str!("guide/urls.md")]
+pub mod urls {}
 
 #[doc = include_str!("guide/rails_behaviours.md")]
 pub mod rails_behaviours {}

@@ -33,8 +33,8 @@
 //!
 //! # Features
 //!
-//! `memory`, `redis`, `memcached` and `tokio` are on by default. Without `tokio` everything runs inline. `conformance`
-//! is the test suite for a store of your own.
+//! `memory`, `redis`, `memcached`, `tls` and `tokio` are on by default. Without `tokio` everything runs inline. `tls` is
+//! rustls with ring. `conformance` is the test suite for a store of your own.
 //!
 //! `tracing`, which is off by default, tells the crate of that name, under the target `prefork_cache`:
 //!
@@ -52,7 +52,7 @@
 
 // Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
 #![cfg_attr(
-    not(all(feature = "memory", feature = "redis", feature = "memcached", feature = "tokio")),
+    not(all(feature = "memory", feature = "redis", feature = "memcached", feature = "tls", feature = "tokio")),
     allow(dead_code, unused_imports)
 )]
 

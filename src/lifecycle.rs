@@ -51,6 +51,7 @@ mod registry;
 mod report;
 #[cfg(feature = "tokio")]
 pub(crate) mod runtime;
+mod tombstone;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -5,8 +5,8 @@
 //! [`Breaker`](breaker::Breaker) keeps a server that is down from being dialled on every call, and a
 //! [`Trial`](trial::Trial) keeps callers from dialling it all at once. Either way a [`Connection`] writes what is
 //! [`Outgoing`] and cuts [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket)
-//! with a deadline, entered in the ledger before it exists. In a [`Company`], exchanges over several links run at the
-//! same time.
+//! with a deadline, entered in the ledger before it exists, or [`tls`] over one. In a [`Company`], exchanges over
+//! several links run at the same time.
 
 mod breaker;
 mod company;
@@ -23,6 +23,7 @@ mod pool;
 mod server;
 mod socket;
 mod stream;
+mod tls;
 #[cfg(feature = "tokio")]
 mod tokio_stream;
 mod trial;
@@ -32,13 +33,14 @@ pub(crate) use company::{Company, together};
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
-pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause};
+pub(crate) use drive::{Drive, drive, inline, is_inline, lifted, pause, within};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};
 pub(crate) use outgoing::Outgoing;
 pub use server::ServerStats;
 pub(crate) use server::{Settings, Timeouts};
+pub(crate) use tls::{Tls, TlsOptions};
 
 /// A value of more bytes than this is neither copied into a buffer with others nor received into one.
 pub(crate) const LARGE: usize = 16 << 10;

@@ -11,6 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
 use crate::net::ServerStats;
 
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod builder;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod credentials;
 mod forward;
 pub(crate) mod holder;
 mod lease_key;
@@ -26,6 +30,8 @@ mod redis;
 #[cfg(any(feature = "memcached", feature = "redis"))]
 mod refusal;
 mod tiered;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod tls;
 mod url;
 
 #[cfg(feature = "memcached")]
@@ -35,14 +41,16 @@ pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
 pub mod stores {
+    #[cfg(any(feature = "redis", feature = "memcached"))]
+    pub use super::credentials::Credentials;
     #[cfg(feature = "memcached")]
-    pub use super::memcached::MemcachedStore;
+    pub use super::memcached::{MemcachedBuilder, MemcachedStore};
     #[cfg(feature = "memory")]
     pub use super::memory::{AtFork, MemoryBuilder, MemoryStore, MemoryUsage};
     pub use super::null::NullStore;
     pub use super::open::from_url;
     #[cfg(feature = "redis")]
-    pub use super::redis::RedisStore;
+    pub use super::redis::{RedisBuilder, RedisStore};
     pub use super::tiered::TieredStore;
 }
 
@@ -383,10 +391,16 @@ pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Reads a counter: decimal text, with the spaces that Memcached pads with after a decrement.
+/// Reads a counter, with the spaces that Memcached pads with after a decrement.
+pub(crate) fn read_counter(key: &str, text: &[u8]) -> Result<i64> {
+    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    parse_counter(key, &text[..end])
+}
+
+/// What a counter is to Redis: a number as it would be written, without a plus sign, leading zeros or spaces.
 pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
-    let text = std::str::from_utf8(text).ok();
-    text.and_then(|text| text.trim_end_matches(' ').parse().ok()).ok_or_else(|| not_a_number(key))
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
+    number.filter(|number| number.to_string().as_bytes() == text).ok_or_else(|| not_a_number(key))
 }
 
 pub(crate) fn not_a_number(key: &str) -> Error {

@@ -29,7 +29,9 @@ use off as told;
 #[cfg(feature = "tracing")]
 use on as told;
 
-pub(crate) use told::{Span, breaker_closed, breaker_opened, connected, failed, instrumented, refreshed, unproven};
+pub(crate) use told::{
+    Span, breaker_closed, breaker_opened, connected, failed, instrumented, refreshed, unproven, unverified,
+};
 
 /// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;
 /// `failure` looks for an error in what the server has answered.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cache, Expiry, Lifetime, Sealed, settled};
+use super::{Cache, Expiry, Lifetime, Sealed};
 use crate::error::{Error, Result};
 use crate::store::{Op, Outcome, batch, wrong_count};
 
@@ -48,7 +48,7 @@ impl Cache {
         let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
         let found = batch(prepared, |keys: Vec<String>| async move {
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            settled(self.store()?.get_many(&keys)).await
+            self.settled(self.store()?.get_many(&keys)).await
         });
         let found = self.counted_each(found.await);
         for found in found.iter().flatten() {
@@ -68,7 +68,7 @@ impl Cache {
             return Vec::new();
         }
         let outcomes = match self.store() {
-            Ok(store) => settled(store.batch(operations)).await,
+            Ok(store) => self.settled(store.batch(operations)).await,
             Err(error) => Err(error),
         };
         let failed = |error: Error| operations.iter().map(|_| Err(error.clone())).collect();
@@ -121,7 +121,7 @@ impl Cache {
             let Some(ttl) = entries.first().map(|(_, sealed)| sealed.ttl) else { return Ok(Vec::new()) };
             let entries: Vec<(&str, Bytes)> =
                 entries.iter().map(|(key, sealed)| (key.as_str(), sealed.bytes.clone())).collect();
-            settled(self.store()?.set_many(&entries, ttl)).await
+            self.settled(self.store()?.set_many(&entries, ttl)).await
         });
         self.counted_each(stored.await)
     }

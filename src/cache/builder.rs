@@ -383,6 +383,7 @@ impl Builder {
             version: None,
             is_forced: false,
             soft_timeout: Duration::ZERO,
+            timeout: None,
         }
     }
 }

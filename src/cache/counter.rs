@@ -1,8 +1,8 @@
 //! Counters: decimal text, apart from typed values, so that other programs read and count them too.
 
-use super::{Cache, Expiry, KeyBuffer, settled};
+use super::{Cache, Expiry, KeyBuffer};
 use crate::error::Result;
-use crate::store::{counter_overflow, parse_counter};
+use crate::store::{counter_overflow, read_counter};
 
 impl Cache {
     /// Adds to a counter and answers the sum. A missing counter starts from 0 and lives for `expiry`; an existing one keeps
@@ -30,7 +30,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.increment(key, by, ttl)).await)
+        self.answered(self.settled(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
@@ -71,6 +71,6 @@ impl Cache {
     /// ```
     pub async fn counter(&self, key: &str) -> Result<Option<i64>> {
         let found = self.get_raw(key).await?;
-        self.counted(found.map(|text| parse_counter(key, &text)).transpose())
+        self.counted(found.map(|text| read_counter(key, &text)).transpose())
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 #[cfg(feature = "tokio")]
 use std::time::Duration;
 
-use super::{Blocking, Builder, Cache, Stats, settled};
+use super::{Blocking, Builder, Cache, Stats};
 use crate::error::Result;
 use crate::lifecycle::Registry;
-use crate::store::CacheStore;
+use crate::store::{CacheStore, stores};
 
 pub(super) static CACHES: Registry<(String, Cache)> = Registry::new();
 
@@ -26,6 +26,24 @@ impl Cache {
     /// ```
     pub fn register(store: impl CacheStore) -> Cache {
         Cache::builder(store).register()
+    }
+
+    /// Registers the store of a URL, as [`register`](Cache::register) does; the guide has
+    /// [all URLs and options](crate::guide::urls). No I/O with a server.
+    ///
+    /// # Errors
+    ///
+    /// As [`stores::from_url`](crate::stores::from_url).
+    ///
+    /// ```
+    /// use prefork_cache::Cache;
+    ///
+    /// let url = std::env::var("CACHE_URL").unwrap_or_else(|_| "memory://".to_owned());
+    /// let cache = Cache::from_url(&url)?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn from_url(url: &str) -> Result<Cache> {
+        Ok(Cache::register(stores::from_url(url)?))
     }
 
     /// Settings for a cache: name, namespace, codec and more.
@@ -98,6 +116,28 @@ impl Cache {
     #[must_use]
     pub fn namespace(&self, part: &str) -> Cache {
         Cache { prefix: self.prefix.join(part), ..self.clone() }
+    }
+
+    /// A handle whose exchanges with a server may take so long, instead of the `timeout` in the store's URL: less for a
+    /// page that would rather do without, more for a batch job. It holds for each exchange, of which an operation may
+    /// make several, and for the wait for a pooled connection; not for dialling.
+    ///
+    /// An exchange that takes longer is [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). One that had less time than
+    /// the store's `timeout` says nothing of the server, and does not count as its failure. A store without servers has
+    /// no exchanges.
+    ///
+    /// ```no_run
+    /// use prefork_cache::{Cache, stores::RedisStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::register(RedisStore::new("redis://localhost?timeout=1s")?);
+    /// let hurried = cache.timeout(Duration::from_millis(20));
+    /// let price: Option<u32> = hurried.blocking().get("price:1")?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn timeout(&self, timeout: Duration) -> Cache {
+        Cache { timeout: Some(timeout), ..self.clone() }
     }
 
     /// A handle whose values carry a version: what was written under another version, or under none, is a miss.
@@ -214,7 +254,7 @@ impl Cache {
     pub async fn reconnect(&self) -> Result<()> {
         let store = self.store()?;
         self.local().counters.reconnected();
-        self.answered(settled(store.reconnect()).await)
+        self.answered(self.settled(store.reconnect()).await)
     }
 
     /// What this process has done through this cache so far. Handles of other namespaces count together.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::fetch::{DELETED, Flight, MARK_TTL};
-use super::{Cache, settled, wait_clock};
+use super::{Cache, wait_clock};
 use crate::error::Result;
 use crate::store::{Op, When, batch, lease_key, wrong_count};
 
@@ -94,9 +94,9 @@ impl Cache {
         if self.takes_leases() {
             // A server lists an entry and its lease in any order. What was loaded until now is removed by the second
             // round; what ends later finds its lease gone.
-            self.answered(settled(store.clear(prefix)).await)?;
+            self.answered(self.settled(store.clear(prefix)).await)?;
         }
-        let cleared = self.answered(settled(store.clear(prefix)).await);
+        let cleared = self.answered(self.settled(store.clear(prefix)).await);
         self.until_removed(storing).await;
         cleared
     }

@@ -5,7 +5,7 @@
 
 use super::envelope::{Envelope, with_times};
 use super::times::{Age, Times};
-use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed, settled};
+use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
 
@@ -76,7 +76,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.ttl(key)).await)
+        self.answered(self.settled(store.ttl(key)).await)
     }
 
     /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
@@ -133,7 +133,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(settled(store.touch(key, ttl)).await)
+        self.answered(self.settled(store.touch(key, ttl)).await)
     }
 
     /// A value with other times, and the end that it had.

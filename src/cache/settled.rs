@@ -14,30 +14,48 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use super::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
-use crate::net::is_inline;
+use crate::net::{is_inline, within};
 use crate::sync::block_on;
 
 /// A store's future.
 type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
 
-/// Has a store's future end in the process that began it, and at its first poll where the blocking API is at work.
+/// Has a future end in the process that began it, and at its first poll where the blocking API is at work.
 #[inline]
 pub(super) fn settled<T>(operation: Pin<Box<Operation<'_, T>>>) -> Settled<'_, T> {
-    Settled(ProcessBound::new(operation))
+    Settled { operation: ProcessBound::new(operation), timeout: None }
 }
 
-pub(super) struct Settled<'a, T>(ProcessBound<Operation<'a, T>>);
+impl Cache {
+    /// The same for a store's future, within the timeout of this handle.
+    #[inline]
+    pub(super) fn settled<'a, T>(&self, operation: Pin<Box<Operation<'a, T>>>) -> Settled<'a, T> {
+        Settled { timeout: self.timeout, ..settled(operation) }
+    }
+}
+
+pub(super) struct Settled<'a, T> {
+    operation: ProcessBound<Operation<'a, T>>,
+    timeout: Option<Duration>,
+}
 
 impl<T> Future for Settled<'_, T> {
     type Output = Result<T>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        let Some(operation) = self.0.get() else { return Poll::Ready(Err(Error::begun_by_parent())) };
-        match operation.as_mut().poll(cx) {
+        let timeout = self.timeout;
+        let Some(operation) = self.operation.get() else { return Poll::Ready(Err(Error::begun_by_parent())) };
+        let polled = match timeout {
+            None => operation.as_mut().poll(cx),
+            Some(timeout) => within(timeout, || operation.as_mut().poll(cx)),
+        };
+        match polled {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending if is_inline() => Poll::Ready(wait_for(operation)),
             Poll::Pending => Poll::Pending,

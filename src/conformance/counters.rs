@@ -1,10 +1,10 @@
 use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
-use crate::store::{CacheStore, When, parse_counter};
+use crate::store::{CacheStore, When, read_counter};
 
 async fn counter(store: &dyn CacheStore, key: &str) -> i64 {
     let text = store.get(key).await.unwrap().expect("the counter is there");
-    parse_counter(key, &text).unwrap()
+    read_counter(key, &text).unwrap()
 }
 
 /// [`increment`](CacheStore::increment) starts from 0, adds, subtracts, and goes up to [`i64::MAX`]. The entry is decimal text.
@@ -23,7 +23,7 @@ pub async fn counters_count(store: &dyn CacheStore) {
 pub async fn what_is_no_counter_is_refused_and_kept(store: &dyn CacheStore) {
     let key = fresh("no-counter");
     let largest = i64::MAX.to_string();
-    for (held, by) in [("twelve", 1), (largest.as_str(), 1), (largest.as_str(), i64::MAX)] {
+    for (held, by) in [("twelve", 1), ("1.5", 1), (largest.as_str(), 1), (largest.as_str(), i64::MAX)] {
         store.set(&key, held.to_owned().into(), LONG, When::Always).await.unwrap();
         let refusal = store.increment(&key, by, LONG).await.expect_err("this cannot be counted");
         assert_eq!(refusal.kind(), ErrorKind::NotANumber, "adding {by} to {held:?}: {refusal}");

@@ -54,6 +54,7 @@ impl ErrorKind {
             ErrorKind::Loader => (21, "loader"),
             ErrorKind::Other => (22, "other"),
             ErrorKind::OutOfResources => (23, "out_of_resources"),
+            ErrorKind::Tls => (24, "tls"),
         }
     }
 }

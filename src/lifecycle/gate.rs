@@ -183,8 +183,6 @@ const NOT_CLOSING: Closing = Closing { generation: 0, forks: 0, quiet: false };
 thread_local! {
     /// How often this thread is inside, and in which generation it entered.
     static INSIDE: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
-    /// Whether it did not wait for a fork.
-    static INTRUDING: Cell<bool> = const { Cell::new(false) };
     /// What *prepare* found, on its way to the child.
     static CLOSING: Cell<Closing> = const { Cell::new(NOT_CLOSING) };
 }
@@ -212,6 +210,8 @@ const REASONS: [&str; 2] = [
 #[must_use]
 pub(crate) struct Pass {
     generation: u64,
+    /// Whether it did not wait for a fork. Here and not with the thread: a signal handler may enter at any point.
+    intruding: bool,
     stays: PhantomData<*const ()>,
 }
 
@@ -223,7 +223,7 @@ pub(crate) fn enter() -> Pass {
         let (entered_in, depth) = INSIDE.get();
         if depth > 0 && entered_in == generation {
             INSIDE.set((generation, depth + 1));
-            return Pass { generation, stays: PhantomData };
+            return Pass { generation, intruding: false, stays: PhantomData };
         }
         remember_thread();
         let gate = &page().gate;
@@ -236,11 +236,10 @@ pub(crate) fn enter() -> Pass {
         if intruding && !intrude(gate, stripe, generation) {
             continue;
         }
-        INTRUDING.set(intruding);
         INSIDE.set((generation, 1));
         #[cfg(feature = "__injection")]
         crate::injection::reach("gate");
-        return Pass { generation, stays: PhantomData };
+        return Pass { generation, intruding, stays: PhantomData };
     }
 }
 
@@ -272,9 +271,9 @@ impl Drop for Pass {
         INSIDE.set((entered_in, depth - 1));
         if depth == 1 {
             own_stripe(&page().gate).count_out(self.generation);
-            if INTRUDING.get() {
-                INTRUDERS.count_out(self.generation);
-            }
+        }
+        if self.intruding {
+            INTRUDERS.count_out(self.generation);
         }
     }
 }

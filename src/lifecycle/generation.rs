@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
 
 use nix::libc;
 
-use super::{FIRST_GENERATION, atfork, gate, ledger, pin};
+use super::{FIRST_GENERATION, atfork, gate, ledger, pin, tombstone};
 
 /// The copy's value while one thread is bringing the process up to date.
 const BUSY: u64 = u64::MAX;
@@ -217,7 +217,7 @@ fn set_up() -> &'static Page {
         None => KNOWN_PROCESS.store(i64::from(std::process::id()) * 2, Ordering::Relaxed),
     }
     pin::pin();
-    ledger::prepare_tombstone();
+    tombstone::prepare();
     atfork::register();
     let ours = mapped.unwrap_or(&UNWIPED);
     let fresh = ptr::from_ref(ours).cast_mut();

@@ -33,16 +33,8 @@
 //!
 //! Where a host has closed some of the numbers 0, 1 and 2 they are the first that the kernel gives out, and what the host
 //! prints would be sent to a server. A socket that gets one is moved up in the section that makes it. The duplicate has a slot
-//! of its own, so that even the child of a raw `clone` that comes between finds both; a number below 3 is closed there,
-//! since a tombstone must not have it either. A tombstone is moved up likewise.
-//!
-//! # The tombstone
-//!
-//! An `O_PATH` descriptor of `/dev/null`: of nothing that a worker in a jail must not see, opened in advance, since the jail
-//! may have no `/dev`. A host that closes all descriptors takes it too, and its number may be the host's log by then, so it
-//! is looked at before each use, and reopened. Where that fails an epoll instance serves: it refuses reads and writes
-//! alike, but cannot be told from one of the host's, so it is never closed. Where no tombstone can be had or put, the socket is
-//! closed; every use is checked against the generation anyway.
+//! of its own, so that no moment between the two notes is worse than any other: a child cuts what it finds noted, and closes
+//! what has a low number, since a tombstone must not have it either.
 
 use std::cell::Cell;
 use std::io;
@@ -53,9 +45,11 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering, 
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::unistd::{getpid, gettid};
 
 use super::gate;
 use super::generation::{generation, with_signals_blocked};
+use super::tombstone::{self, FIRST_ABOVE_STANDARD, Tombstone, is_standard, status};
 
 const CHUNK: usize = 64;
 const NO_DESCRIPTOR: RawFd = -1;
@@ -90,14 +84,6 @@ static FIRST: Chunk = Chunk::new();
 
 /// How many sockets this process has cut.
 static CUT: AtomicUsize = AtomicUsize::new(0);
-
-static TOMBSTONE: AtomicI32 = AtomicI32::new(NO_DESCRIPTOR);
-
-const FIRST_ABOVE_STANDARD: RawFd = libc::STDERR_FILENO + 1;
-
-/// The device that `/dev/null` is, on every Linux.
-const NULL_MAJOR: u32 = 1;
-const NULL_MINOR: u32 = 3;
 
 /// A socket's place in the ledger.
 #[derive(Debug)]
@@ -151,6 +137,8 @@ impl Entry {
             if !is_standard(socket.as_raw_fd()) {
                 return Ok((socket, entry));
             }
+            #[cfg(feature = "__injection")]
+            crate::injection::reach("standard stream");
             let moved = Entry::enter(|| duplicate_above_standard(&socket));
             entry.leave(socket);
             moved
@@ -270,9 +258,7 @@ pub(super) fn cut_inherited(generation: u64) {
 /// Whether no thread of this process is between the look at a generation and the system call. Only the forking thread can be,
 /// which is the first of the new process; where another one takes notice of the fork, that is not known.
 fn is_nothing_in_use() -> bool {
-    // SAFETY: asks for numbers.
-    let is_first_thread = unsafe { libc::gettid() == libc::getpid() };
-    is_first_thread && IN_USE.get() == 0
+    gettid() == getpid() && IN_USE.get() == 0
 }
 
 struct Cutter {
@@ -294,9 +280,8 @@ impl Cutter {
         if inode == TOMBSTONED {
             let put_now = slot.owner.load(Ordering::Relaxed) == self.generation;
             let stays = put_now || !self.closes;
-            if !stays && is_tombstone(descriptor) && descriptor != TOMBSTONE.load(Ordering::Relaxed) {
-                // SAFETY: a tombstone of ours (or like ours, of somebody who looks before each use), which no caller uses.
-                unsafe { libc::close(descriptor) };
+            if !stays {
+                tombstone::remove(descriptor);
             }
             return stays;
         }
@@ -315,97 +300,10 @@ impl Cutter {
     }
 }
 
-/// Opens the tombstone in advance.
-pub(super) fn prepare_tombstone() {
-    let descriptor = open_null();
-    let taken = TOMBSTONE.compare_exchange(NO_DESCRIPTOR, descriptor, Ordering::Release, Ordering::Relaxed);
-    if taken.is_err() && descriptor >= 0 {
-        // SAFETY: opened above, and used by nobody else: another thread was first.
-        unsafe { libc::close(descriptor) };
-    }
-}
-
-struct Tombstone {
-    descriptor: RawFd,
-    borrowed: bool,
-}
-
-impl Tombstone {
-    fn raise() -> Tombstone {
-        let kept = TOMBSTONE.load(Ordering::Acquire);
-        if is_tombstone(kept) {
-            return Tombstone { descriptor: kept, borrowed: true };
-        }
-        let mut descriptor = open_null();
-        if descriptor < 0 {
-            // SAFETY: makes a descriptor, or does not.
-            descriptor = above_standard(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) });
-        }
-        Tombstone { descriptor, borrowed: false }
-    }
-
-    /// Answers whether it is there now; if not, the number is free, or somebody else's.
-    fn put_over(&self, descriptor: RawFd) -> bool {
-        while !is_standard(descriptor) {
-            // SAFETY: plain system calls on a descriptor that was just found to be a socket of ours.
-            let replaced = unsafe { libc::dup3(self.descriptor, descriptor, libc::O_CLOEXEC) };
-            match last_error() {
-                _ if replaced >= 0 => return true,
-                libc::EINTR => {}
-                // Another thread is opening something under this number: the socket is gone from it.
-                libc::EBUSY => return false,
-                _ => break,
-            }
-        }
-        // SAFETY: as above.
-        unsafe { libc::close(descriptor) };
-        false
-    }
-
-    fn lower(self) {
-        if !self.borrowed && self.descriptor >= 0 {
-            // SAFETY: opened by `raise`, and used by nobody else.
-            unsafe { libc::close(self.descriptor) };
-        }
-    }
-}
-
-fn open_null() -> RawFd {
-    // SAFETY: opens a path, or does not.
-    above_standard(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) })
-}
-
-/// The same under a number that no standard stream has; negative where there is none. Takes the descriptor over.
-fn above_standard(opened: RawFd) -> RawFd {
-    if !is_standard(opened) {
-        return opened;
-    }
-    // SAFETY: duplicates and closes a descriptor that is the caller's alone.
-    unsafe {
-        let higher = libc::fcntl(opened, libc::F_DUPFD_CLOEXEC, FIRST_ABOVE_STANDARD);
-        libc::close(opened);
-        higher
-    }
-}
-
 fn duplicate_above_standard(socket: &OwnedFd) -> io::Result<OwnedFd> {
     let duplicate = fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(FIRST_ABOVE_STANDARD))?;
     // SAFETY: made by the call, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
-}
-
-/// Whether this is a standard stream's number.
-fn is_standard(descriptor: RawFd) -> bool {
-    (0..FIRST_ABOVE_STANDARD).contains(&descriptor)
-}
-
-fn is_tombstone(descriptor: RawFd) -> bool {
-    // SAFETY: asks about a descriptor that may not exist, and then gets an error.
-    let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
-    let is_null = |status: libc::stat| {
-        status.st_mode & libc::S_IFMT == libc::S_IFCHR && status.st_rdev == libc::makedev(NULL_MAJOR, NULL_MINOR)
-    };
-    flags >= 0 && flags & libc::O_PATH != 0 && status(descriptor).is_ok_and(is_null)
 }
 
 /// The inode behind a descriptor that is a socket: the numbers of sockets and of files are given out apart.
@@ -413,69 +311,4 @@ fn socket_inode(descriptor: RawFd) -> io::Result<u64> {
     let status = status(descriptor)?;
     let is_socket = status.st_mode & libc::S_IFMT == libc::S_IFSOCK;
     if is_socket { Ok(status.st_ino) } else { Err(io::Error::from_raw_os_error(libc::ENOTSOCK)) }
-}
-
-/// What a descriptor stands for. Async-signal-safe.
-fn status(descriptor: RawFd) -> io::Result<libc::stat> {
-    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: writes the structure if the descriptor exists; read only then.
-    unsafe {
-        if libc::fstat(descriptor, status.as_mut_ptr()) != 0 {
-            return Err(io::Error::from_raw_os_error(last_error()));
-        }
-        Ok(status.assume_init())
-    }
-}
-
-fn last_error() -> i32 {
-    // SAFETY: the address of this thread's own error number.
-    unsafe { *libc::__errno_location() }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::{File, OpenOptions};
-    use std::io::{Read, Write};
-    use std::os::fd::{AsRawFd, IntoRawFd};
-    use std::os::unix::fs::OpenOptionsExt;
-    use std::os::unix::net::UnixStream;
-
-    use super::{NO_DESCRIPTOR, Tombstone, is_tombstone, libc, prepare_tombstone};
-
-    #[test]
-    fn a_cut_socket_is_gone_for_its_peer_and_refuses_everything() {
-        let (mut cut, mut peer) = UnixStream::pair().unwrap();
-        let tombstone = Tombstone::raise();
-        assert!(tombstone.put_over(cut.as_raw_fd()));
-        tombstone.lower();
-        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
-        assert_eq!(cut.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
-        assert_eq!(cut.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EBADF));
-    }
-
-    #[test]
-    fn a_socket_is_closed_where_no_tombstone_can_be_put() {
-        let (cut, mut peer) = UnixStream::pair().unwrap();
-        assert!(!Tombstone { descriptor: NO_DESCRIPTOR, borrowed: false }.put_over(cut.into_raw_fd()));
-        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
-    }
-
-    #[test]
-    fn only_a_path_to_the_null_device_is_a_tombstone() {
-        let path_to = |path: &str| OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap();
-        assert!(is_tombstone(path_to("/dev/null").as_raw_fd()));
-        assert!(!is_tombstone(path_to("/").as_raw_fd()), "a way out of a jail");
-        assert!(!is_tombstone(path_to("/dev/zero").as_raw_fd()));
-        assert!(!is_tombstone(File::open("/dev/null").unwrap().as_raw_fd()), "the host's own");
-        assert!(!is_tombstone(NO_DESCRIPTOR));
-    }
-
-    #[test]
-    fn the_first_tombstone_is_kept() {
-        prepare_tombstone();
-        let kept = super::TOMBSTONE.load(super::Ordering::Acquire);
-        prepare_tombstone();
-        assert_eq!(super::TOMBSTONE.load(super::Ordering::Acquire), kept);
-        assert!(is_tombstone(kept));
-    }
 }

@@ -28,3 +28,23 @@ fn object_of(address: *const libc::c_void) -> Option<libc::Dl_info> {
     // SAFETY: takes any address, and writes the structure where the answer is not 0; read only then.
     unsafe { (libc::dladdr(address, object.as_mut_ptr()) != 0).then(|| object.assume_init()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{libc, object_of, pin};
+
+    #[test]
+    fn a_program_is_left_as_it_is() {
+        pin();
+        pin();
+        // SAFETY: what this thread's last failed call left, if there was one.
+        assert!(unsafe { libc::dlerror() }.is_null());
+    }
+
+    #[test]
+    fn an_address_in_no_object_is_in_none() {
+        let elsewhere = Box::new(0_u8);
+        assert!(object_of((&raw const *elsewhere).cast()).is_none());
+        assert!(object_of(std::ptr::null()).is_none());
+    }
+}

@@ -51,7 +51,8 @@ impl<T> Registry<T> {
             if let Some(same) = list.iter().rev().find(|item| is_same(item)) {
                 return Some(Arc::clone(same));
             }
-            list.push(item);
+            // Not the item itself: one that is not wanted is dropped outside of the lock.
+            list.push(Arc::clone(&item));
             self.replace(list);
             None
         })

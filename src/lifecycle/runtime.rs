@@ -40,6 +40,8 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// The last runtime found to be this process's own, and in which generation.
     static LAST: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    /// Whether this thread is at it: what interrupts a panic on its way must not panic too.
+    static STAMPING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A runtime's number.
@@ -83,11 +85,12 @@ pub(crate) struct Inherited;
 
 /// Stamps the runtime that this thread is in, before it forks.
 pub(super) fn stamp_current() {
-    if may_be_in_a_signal_handler() {
+    if may_be_in_a_signal_handler() || STAMPING.replace(true) {
         return;
     }
     // What there is to report will be reported at the first use in the child.
     let _ = catch_unwind(current);
+    STAMPING.set(false);
 }
 
 /// Whether this thread blocks a signal that has a handler.

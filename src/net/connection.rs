@@ -18,6 +18,7 @@ use super::endpoint::{Endpoint, io_error};
 use super::frame::{Frame, FrameReader, Framing};
 use super::outgoing::Outgoing;
 use super::stream::ByteStream;
+use super::tls::Tls;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a [`Link`](super::Link) has to know of a protocol that answers in order.
@@ -30,6 +31,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     type Reply: Send;
 
     fn endpoint(&self) -> &Endpoint;
+
+    /// How its connections are encrypted, if they are.
+    fn tls(&self) -> Option<&Tls> {
+        None
+    }
 
     fn framing(&self) -> Self::Framing;
 
@@ -211,6 +217,15 @@ impl<P: Protocol> Connection<P> {
         self.flush(protocol).await?;
         let frame = self.frame(protocol).await?;
         let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(frame.bytes.to_vec()) };
+        self.expect_no_more(protocol)?;
+        Ok(answer)
+    }
+
+    /// Sends these bytes, and returns the frame that answers them.
+    pub(crate) async fn ask_raw(&mut self, protocol: &P, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.outgoing.buffer().extend_from_slice(bytes);
+        self.flush(protocol).await?;
+        let answer = self.frame(protocol).await?.bytes.to_vec();
         self.expect_no_more(protocol)?;
         Ok(answer)
     }

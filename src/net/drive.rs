@@ -25,6 +25,7 @@ pub(crate) enum Drive {
 
 thread_local! {
     static INLINE: Cell<bool> = const { Cell::new(false) };
+    static TIMEOUT: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
 /// How an operation started here and now waits.
@@ -85,6 +86,24 @@ pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
 /// Lifts the mark of [`inline`] while a user's code runs.
 pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
     marked(false, work)
+}
+
+/// Has the exchanges that `work` begins take at most so long, instead of the store's own timeout.
+pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Duration>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TIMEOUT.set(self.0);
+        }
+    }
+    let _restore = Restore(TIMEOUT.replace(Some(timeout)));
+    work()
+}
+
+/// How long an exchange that begins here and now may take.
+#[inline]
+pub(super) fn exchange_timeout(default: Duration) -> Duration {
+    TIMEOUT.get().unwrap_or(default)
 }
 
 #[inline]

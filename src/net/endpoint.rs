@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use super::socket::StaleSocket;
+use super::tls;
 use crate::error::{Error, ErrorKind};
 
 /// The address of a server.
@@ -38,6 +39,9 @@ pub(super) fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
 }
 
 fn not_possible(do_what: &str, endpoint: &Endpoint, error: io::Error, otherwise: ErrorKind) -> Error {
+    if let Some(refusal) = tls::refused(do_what, endpoint, &error) {
+        return refusal;
+    }
     let kind = match error.kind() {
         _ if is_stale(&error) => ErrorKind::Forked,
         _ if is_shortage(&error) => ErrorKind::OutOfResources,
@@ -52,7 +56,7 @@ pub(crate) fn timed_out(do_what: &str, endpoint: &Endpoint) -> Error {
 }
 
 /// Whether the socket is a parent process's.
-fn is_stale(error: &io::Error) -> bool {
+pub(super) fn is_stale(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|source| source.is::<StaleSocket>())
 }
 

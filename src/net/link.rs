@@ -13,13 +13,17 @@ use std::time::Instant;
 use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
-use super::drive::{Drive, drive};
+use super::drive::{Drive, drive, exchange_timeout};
 use super::endpoint::Endpoint;
+#[cfg(feature = "tokio")]
+use super::endpoint::timed_out;
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
 use super::server::{Server, ServerStats, Settings, full};
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "tokio")]
+use crate::lifecycle::runtime::RuntimeId;
 
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +59,30 @@ impl<P: Protocol> Link<P> {
             Drive::Inline => at_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
             Drive::Tokio(runtime) => {
-                let outcome = match pipeline::submit(&self.0, runtime, request, retry) {
-                    Ok(appended) => appended.await,
-                    Err(failure) => Err(failure),
-                };
-                match outcome {
-                    Ok(reply) => {
-                        pipeline::note(&self.0, request, &reply);
-                        Ok(reply)
-                    }
-                    Err(failure) => Box::pin(pipeline::conclude(&self.0, runtime, request, retry, failure)).await,
+                let default = self.0.timeouts().exchange;
+                let timeout = exchange_timeout(default);
+                if timeout < default {
+                    // A request that is given up is in flight all the same, and nobody else's.
+                    let call = Box::pin(tokio::time::timeout(timeout, self.call_on(runtime, request, retry)));
+                    return call.await.unwrap_or_else(|_| Err(timed_out("receive from", self.endpoint())));
                 }
+                self.call_on(runtime, request, retry).await
             }
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    async fn call_on(&self, runtime: RuntimeId, request: &P::Request, retry: Retry) -> Result<P::Reply> {
+        let outcome = match pipeline::submit(&self.0, runtime, request, retry) {
+            Ok(appended) => appended.await,
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(reply) => {
+                pipeline::note(&self.0, request, &reply);
+                Ok(reply)
+            }
+            Err(failure) => Box::pin(pipeline::conclude(&self.0, runtime, request, retry, failure)).await,
         }
     }
 
@@ -115,6 +131,7 @@ fn concluded<P: Protocol>(
     mut lease: Lease<'_, Box<Connection<P>>>,
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
+    let default = server.timeouts().exchange;
     match &outcome {
         Ok(reply) => {
             server.succeeded();
@@ -125,9 +142,11 @@ fn concluded<P: Protocol>(
                 lease.finish();
             }
         }
-        Err(error) if lease.connection().is_some() => server.failed(error, lease.is_reused()),
         // There is no connection, which has been counted.
-        Err(_) => {}
+        Err(_) if lease.connection().is_none() => {}
+        // One that had less time than the server may take says nothing of it.
+        Err(error) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {}
+        Err(error) => server.failed(error, lease.is_reused()),
     }
     outcome
 }
@@ -149,7 +168,7 @@ async fn wait_for_lease<'s, P: Protocol>(
     if let Some(company) = company {
         company.let_finish().await;
     }
-    server.pool.lease(Instant::now() + server.timeouts().exchange).map_err(|why| match why {
+    server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).map_err(|why| match why {
         NoLease::Exhausted => full(server.protocol.endpoint()),
         NoLease::Forked => Error::begun_by_parent(),
     })
@@ -167,7 +186,7 @@ async fn attempt<P: Protocol>(
     }
     let connection = lease.connection().expect("the lease is filled");
     let protocol = &server.protocol;
-    let deadline = connection.begin(server.timeouts().exchange);
+    let deadline = connection.begin(exchange_timeout(server.timeouts().exchange));
     let exchange = connection.send(protocol, request).await?;
     if let Some(company) = company {
         Box::pin(connection.set_aside(company, deadline)).await;

@@ -11,7 +11,7 @@ use super::LARGE;
 use super::stream::ByteStream;
 
 /// How many parts go in one system call.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 
 /// What an empty buffer may keep.
 const KEPT: usize = 64 << 10;
@@ -174,9 +174,13 @@ mod tests {
             Poll::Ready(Ok(all.len()))
         }
 
+        fn receive_at_once(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
         fn set_deadline(&mut self, _: Instant) {}
 
-        fn is_quiet(&self) -> bool {
+        fn is_quiet(&mut self) -> bool {
             true
         }
     }

@@ -72,7 +72,7 @@ fn submit_as<P: Protocol>(
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
     let route = server.pipelines.route(server, runtime, kind)?;
-    let appended = route.append_or_wait(&server.protocol, request, retry, None)?;
+    let appended = route.append_or_wait(server, request, retry, None)?;
     appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
 }
 
@@ -136,7 +136,7 @@ async fn append_when_there_is_room<P: Protocol>(
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
         let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
         let mut turn = Turn::new(&route.pipeline.inbox, deadline.into_std());
-        poll_fn(|cx| match route.append_or_wait(&server.protocol, request, retry, Some((&mut turn, cx.waker()))) {
+        poll_fn(|cx| match route.append_or_wait(server, request, retry, Some((&mut turn, cx.waker()))) {
             Ok(None) => Poll::Pending,
             Ok(Some(appended)) => Poll::Ready(Ok(appended)),
             Err(failure) => Poll::Ready(Err(failure)),

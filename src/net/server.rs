@@ -16,6 +16,7 @@ use super::endpoint::timed_out;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
 use super::pool::Pool;
+use super::tls;
 use super::trial::Trial;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
@@ -238,8 +239,12 @@ impl<P: Protocol> Server<P> {
         let endpoint = self.protocol.endpoint();
         let Timeouts { connect, exchange } = self.timeouts();
         self.counts.get_or_init(Counts::default).dials.fetch_add(1, Ordering::Relaxed);
-        let dialled = dial(drive, endpoint, Instant::now() + connect, &self.settings).await;
-        let mut connection = dialled.and_then(|stream| Connection::new(&self.protocol, stream))?;
+        let deadline = Instant::now() + connect;
+        let mut stream = dial(drive, endpoint, deadline, &self.settings).await?;
+        if let Some(tls) = self.protocol.tls() {
+            stream = tls::secure(tls, drive, endpoint, stream, deadline, exchange).await?;
+        }
+        let mut connection = Connection::new(&self.protocol, stream)?;
         telemetry::connected(endpoint);
         let greeting = connection.greet(&self.protocol, level);
         let greeted = match drive {

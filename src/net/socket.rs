@@ -73,12 +73,12 @@ impl Socket {
     /// acknowledged for twice as long, it gives the connection up.
     fn keep_alive(&self, idle: Duration) -> io::Result<()> {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_KEEPALIVE);
-        let socket = self.own()?;
-        socket::setsockopt(&socket, sockopt::KeepAlive, &true)?;
-        socket::setsockopt(&socket, sockopt::TcpKeepIdle, &seconds(idle))?;
-        socket::setsockopt(&socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
-        socket::setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
-        socket::setsockopt(&socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
+        let socket = &self.own()?;
+        socket::setsockopt(socket, sockopt::KeepAlive, &true)?;
+        socket::setsockopt(socket, sockopt::TcpKeepIdle, &seconds(idle))?;
+        socket::setsockopt(socket, sockopt::TcpKeepInterval, &seconds(idle / KEEPALIVE_PROBES))?;
+        socket::setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
+        socket::setsockopt(socket, sockopt::TcpUserTimeout, &(2_000 * seconds(idle)))?;
         Ok(())
     }
 
@@ -159,6 +159,11 @@ impl Socket {
     #[inline]
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::empty())?)
+    }
+
+    /// Receives what there is, without waiting.
+    pub(crate) fn receive_at_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
     }
 
     /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.

@@ -28,11 +28,15 @@ pub(crate) trait ByteStream: Debug + Send {
     /// Sends what fits of these pieces, at least a byte.
     fn poll_send(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
 
+    /// Receives what there is, without waiting: [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
     /// Bounds every wait of a blocking stream from now on.
     fn set_deadline(&mut self, deadline: Instant);
 
-    /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.
-    fn is_quiet(&self) -> bool;
+    /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like. Of an encrypted
+    /// stream, nothing that is left when it is decrypted.
+    fn is_quiet(&mut self) -> bool;
 }
 
 #[derive(Debug)]
@@ -88,11 +92,15 @@ impl ByteStream for BlockingStream {
         Poll::Ready(self.send(pieces))
     }
 
+    fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.receive_at_once(buffer)
+    }
+
     fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
 
-    fn is_quiet(&self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         self.socket.is_quiet()
     }
 }

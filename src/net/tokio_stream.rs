@@ -70,10 +70,14 @@ impl ByteStream for TokioStream {
         }
     }
 
+    fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket().receive_at_once(buffer)
+    }
+
     /// The pipeline has a timer.
     fn set_deadline(&mut self, _: Instant) {}
 
-    fn is_quiet(&self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         self.socket().is_quiet()
     }
 }

@@ -7,23 +7,29 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::builder::MemcachedBuilder;
+pub(super) use self::config::SCHEMES;
 use self::config::{Config, DEFAULT_MAX_VALUE};
 use self::expiry::expiry;
 use self::key::{Key, LONGEST};
 use self::meta::{Answer, Command, Condition, Request};
 use self::servers::{Entry, Servers, told};
+use super::credentials::Callback;
+use super::url::StoreUrl;
 use super::{CONFLICT_ATTEMPTS, CacheStore, Op, Outcome, Ttl, When, conflict};
 use crate::error::Result;
 use crate::net::{Retry, ServerStats};
 
 mod atomic;
 mod batch;
+mod builder;
 mod clear;
 mod config;
 mod crawler;
 mod expiry;
 mod key;
 mod lines;
+mod login;
 mod meta;
 mod refusals;
 mod ring;
@@ -51,25 +57,11 @@ const UPKEEP: usize = 59;
 ///
 /// # URL
 ///
-/// `memcached://host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in brackets, or
-/// `memcached+unix:///path[,/path...]`. Characters with a meaning in a URL are percent-encoded. Options follow in the
-/// query:
-///
-/// | option | default | |
-/// | --- | --- | --- |
-/// | `timeout` | `1s` | for a request and its reply |
-/// | `connect_timeout` | `1s` | for making a connection |
-/// | `pool_size` | `16` | blocking connections to each server, at most, in a process, and pipelined ones in a runtime |
-/// | `failures` | `2` | after how many failures in a row a server counts as down; that it does not let us in is one |
-/// | `retry_after` | `1s` | how long a server that is down is left alone before one call tries it again |
-/// | `failover` | `true` | whether the keys of a server that is down go to the others meanwhile |
-/// | `weights` | all equal | a positive whole number for each server, `10,5,1` |
-/// | `max_value` | `1048576` | the largest value in bytes, written or read. The server's limit (`-I`) is for a value with its key and 59 bytes more, which is taken into account |
-/// | `keepalive` | `60s` | after what time without traffic the kernel asks whether the server is still there, or `off` |
-/// | `max_idle` | none | how long a connection may be idle to be used again |
-/// | `max_age` | none | how old a connection may be to be used again |
-///
-/// A duration is written `500ms`, `2s` or `1m`; a plain number is in seconds.
+/// `memcached://[user:password@]host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in
+/// brackets, `memcacheds://` for the same over [TLS](crate::guide::urls#tls), or `memcached+unix:///path[,/path...]`.
+/// Characters with a meaning in a URL are percent-encoded. User and password are for servers with a file of them (`-Y`);
+/// SASL is not spoken. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on [passwords that
+/// change](crate::guide::urls#credentials).
 ///
 /// # Connections
 ///
@@ -77,6 +69,21 @@ const UPKEEP: usize = 59;
 /// and server, elsewhere a pool of blocking ones; with the same cancel safety, order of changes, timeouts and
 /// backpressure. A reply is proven by the token that every command of the meta protocol carries. An error reply has
 /// none, so it is followed by a command that has.
+///
+/// # Failures
+///
+/// As those of [`RedisStore`](super::stores::RedisStore), with what this server says:
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | "object too large" | `ValueTooLarge` | no | kept |
+/// | "out of memory", any other `SERVER_ERROR` | `Server` | yes | kept |
+/// | "Too many open connections" | `Server` | yes | given up |
+/// | "unauthenticated", "authentication failure" | `Auth` | no | given up |
+/// | "non-numeric" | `NotANumber` | no | kept |
+/// | "bad data chunk" | `Protocol` | yes | given up |
+/// | any other `CLIENT_ERROR` | `Server` | no | kept, unless a value was on its way |
+/// | `ERROR`: it does not know the command | `Unsupported` | no | kept |
 ///
 /// # Several servers
 ///
@@ -101,7 +108,8 @@ const UPKEEP: usize = 59;
 ///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
 /// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
 ///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may
-///   see it for a moment. The entry of a counter may end in spaces after a decrement.
+///   see it for a moment. The entry of a counter may end in spaces after a decrement. A number that somebody else has
+///   stored with a plus sign, leading zeros or spaces behind it is a counter here, and on no other store.
 /// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
 ///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`,
 ///   and entries that others store meanwhile may stay.
@@ -109,6 +117,7 @@ const UPKEEP: usize = 59;
 ///   Without a runtime their replies are read one server after the other.
 /// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
 pub struct MemcachedStore {
+    url: String,
     servers: Servers,
     max_value: usize,
     /// How long an exchange with a server may take.
@@ -128,11 +137,34 @@ impl MemcachedStore {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for a scheme, host, port, path or option that is not
-    /// understood, and for a login, which is not supported. The text names the part, and shows nothing of a login.
+    /// understood, and [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used. The
+    /// text names the part, and never shows the password.
     pub fn new(url: &str) -> Result<MemcachedStore> {
-        let config = Config::parse(url)?;
+        MemcachedStore::open(StoreUrl::parse(url)?, None)
+    }
+
+    /// A store on the servers of a URL, with options that are methods.
+    ///
+    /// ```
+    /// use prefork_cache::stores::MemcachedStore;
+    /// use std::time::Duration;
+    ///
+    /// let store = MemcachedStore::builder("memcached://10.0.0.1,10.0.0.2")
+    ///     .timeout(Duration::from_millis(250))
+    ///     .username("worker")
+    ///     .password_file("/run/secrets/memcached")
+    ///     .build()?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn builder(url: &str) -> MemcachedBuilder {
+        MemcachedBuilder::new(url)
+    }
+
+    fn open(url: StoreUrl, callback: Option<Callback>) -> Result<MemcachedStore> {
+        let shown = url.to_string();
+        let config = Config::new(url, callback)?;
         let timeout = config.settings.timeouts.exchange;
-        Ok(MemcachedStore { servers: Servers::new(&config), max_value: config.max_value, timeout })
+        Ok(MemcachedStore { url: shown, servers: Servers::new(&config), max_value: config.max_value, timeout })
     }
 
     /// A server that finds an entry too large forgets what was there before, so it is not asked.
@@ -279,6 +311,12 @@ impl CacheStore for MemcachedStore {
     }
 }
 
+/// What a URL says, as text.
+#[cfg(test)]
+pub(super) fn understood(url: &str) -> String {
+    format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
+}
+
 fn reading(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::Get })
 }
@@ -294,10 +332,16 @@ fn value(answer: Answer) -> Option<Bytes> {
     }
 }
 
-/// The servers alone: there are no secrets, and pools are no reading.
+/// Its URL, without the password.
+impl fmt::Display for MemcachedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+/// Where the servers are and how they are reached: pools are no reading.
 impl fmt::Debug for MemcachedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let servers: Vec<_> = self.servers.endpoints().map(ToString::to_string).collect();
-        f.debug_struct("MemcachedStore").field("servers", &servers).finish_non_exhaustive()
+        f.debug_struct("MemcachedStore").field("url", &self.url).finish_non_exhaustive()
     }
 }

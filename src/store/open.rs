@@ -7,25 +7,10 @@ use super::stores::NullStore;
 use super::url::{StoreUrl, invalid};
 use crate::error::Result;
 
-/// The store that a URL describes, so that a program's configuration can choose it. No I/O. A store whose feature is off is
-/// not known.
+/// The store that a URL describes, so that a program's configuration can choose it. No I/O with a server; the files that
+/// options of TLS name are read. A store whose feature is off is not known.
 ///
-/// | URL | store |
-/// | --- | --- |
-/// | `memory://` | [`MemoryStore`](super::stores::MemoryStore), with the options below |
-/// | `redis://[user:password@]host[:port][/database]` | [`RedisStore`](super::stores::RedisStore), with its options |
-/// | `redis+unix:///path` | the same, over a Unix socket |
-/// | `memcached://host[:port][,host[:port]...]` | [`MemcachedStore`](super::stores::MemcachedStore), with its options |
-/// | `memcached+unix:///path` | the same, over a Unix socket |
-/// | `null://` | [`NullStore`] |
-///
-/// Options of `memory://`, at most one of the first two:
-///
-/// | option | meaning | default |
-/// | --- | --- | --- |
-/// | `max_bytes` | holds at most so many bytes | `67108864` |
-/// | `max_entries` | holds at most so many entries | |
-/// | `at_fork` | `inherit` or `fresh`: what becomes of the entries in a forked child | `inherit` |
+/// The guide has [a table of all URLs and options](crate::guide::urls).
 ///
 /// # Errors
 ///
@@ -52,26 +37,25 @@ pub fn from_url(url: &str) -> Result<Arc<dyn CacheStore>> {
             Ok(Arc::new(NullStore::new()))
         }
         #[cfg(feature = "redis")]
-        "redis" | "redis+unix" => Ok(Arc::new(super::stores::RedisStore::new(url)?)),
+        scheme if super::redis::SCHEMES.contains(&scheme) => Ok(Arc::new(super::stores::RedisStore::new(url)?)),
         #[cfg(feature = "memcached")]
-        "memcached" | "memcached+unix" => Ok(Arc::new(super::stores::MemcachedStore::new(url)?)),
-        other => Err(invalid(format!("unknown scheme {other:?}: this build knows {}", SCHEMES.join(", ")))),
+        scheme if super::memcached::SCHEMES.contains(&scheme) => Ok(Arc::new(super::stores::MemcachedStore::new(url)?)),
+        other => Err(invalid(format!("unknown scheme {other:?}: this build knows {}", schemes().join(", ")))),
     }
 }
 
-const SCHEMES: &[&str] = &[
+/// In the order of the table above.
+fn schemes() -> Vec<&'static str> {
+    let mut schemes = Vec::new();
     #[cfg(feature = "memory")]
-    "memory",
+    schemes.push("memory");
     #[cfg(feature = "redis")]
-    "redis",
-    #[cfg(feature = "redis")]
-    "redis+unix",
+    schemes.extend(super::redis::SCHEMES);
     #[cfg(feature = "memcached")]
-    "memcached",
-    #[cfg(feature = "memcached")]
-    "memcached+unix",
-    "null",
-];
+    schemes.extend(super::memcached::SCHEMES);
+    schemes.push("null");
+    schemes
+}
 
 #[cfg(feature = "memory")]
 fn memory(mut url: StoreUrl) -> Result<Arc<dyn CacheStore>> {
@@ -106,3 +90,6 @@ fn expect_nothing_but_options(url: &StoreUrl) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
+mod tests;

@@ -12,17 +12,22 @@ use ::redis::Value;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::credentials::Callback;
+use super::url::StoreUrl;
 use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Link, Retry, ServerStats};
 use crate::telemetry;
 use batch::SettleScript;
+pub use builder::RedisBuilder;
 use commands::{Command, CompareAndSet, Request};
 use config::Config;
+pub(super) use config::SCHEMES;
 use protocol::{Replies, Resp};
 use reply::Reply;
 
 mod batch;
+mod builder;
 mod commands;
 mod config;
 mod protocol;
@@ -67,25 +72,34 @@ const MOST_STEPS: usize = 1 << 22;
 ///
 /// # URLs
 ///
-/// `redis://[user:password@]host[:port][/database]` or `redis+unix://[user:password@]/path/of/the/socket`. User and
-/// password are percent-encoded. The port defaults to 6379, the database to 0. Options in the query:
+/// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
+/// `redis+unix://[user:password@]/path/of/the/socket`. User and password are percent-encoded. The port defaults to 6379,
+/// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
+/// [passwords that change](crate::guide::urls#credentials).
 ///
-/// | option | meaning | default |
-/// | --- | --- | --- |
-/// | `timeout` | for a whole exchange, request and reply | `1s` |
-/// | `connect_timeout` | for making a connection | `1s` |
-/// | `pool_size` | the most connections: blocking ones in a process, pipelined ones in a runtime | `16` |
-/// | `failures` | after how many failures in a row the server counts as down; that it does not let us in is one | `2` |
-/// | `retry_after` | how long a server that is down is not tried again | `1s` |
-/// | `max_value` | the largest value in bytes, written or read (the server's `proto-max-bulk-len`) | `536870912` |
-/// | `keepalive` | after what time without traffic the kernel asks whether the server is still there, or `off` | `60s` |
-/// | `max_idle` | how long a connection may be idle to be used again | no limit |
-/// | `max_age` | how old a connection may be to be used again | no limit |
-/// | `protocol` | `2` for RESP2, or `3` for RESP3 where the server knows it | `3` |
-/// | `client_name` | what `CLIENT LIST` shows, with the process id behind it: `widgets` becomes `widgets-4711` | none |
-/// | `database` | the database, for a Unix socket | `0` |
+/// # Failures
 ///
-/// A duration is a whole number with a unit: `250ms`, `2s` (or `2`), `1m`.
+/// What the server says when it refuses, and what that means. None of it counts as a failure of the server, except where
+/// it lets nobody in: then it is not dialled for `retry_after`, as one that is down.
+///
+/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | --- | --- | --- | --- |
+/// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after`: the name may lead to another server now |
+/// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
+/// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
+/// | "upstream ...", of a proxy | `Server` | yes | kept |
+/// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
+/// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
+/// | a database that there is not | `Unsupported` | no | given up |
+/// | "invalid bulk length", "exceeds maximum allowed size" | `ValueTooLarge` | no | given up, kept |
+/// | "Protocol error" | `Protocol` | yes | given up |
+/// | anything else | `Server` | no | kept |
+///
+/// A connection that fails, times out or brings what is no reply is closed and counts: after `failures` in a row the
+/// server is not tried for `retry_after`. A timeout on a connection that has served counts together with the next
+/// failure only, and closes those that were idle beside it: a firewall may have forgotten them. What this process has
+/// run out of ([`OutOfResources`](crate::ErrorKind::OutOfResources)) counts for nothing. A key of another type than a
+/// string is absent to every read.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::RedisStore};
@@ -98,6 +112,7 @@ const MOST_STEPS: usize = 1 << 22;
 /// # Ok::<(), prefork_cache::Error>(())
 /// ```
 pub struct RedisStore {
+    url: String,
     link: Link<Resp>,
     compare_and_set: CompareAndSet,
     settle: SettleScript,
@@ -113,14 +128,36 @@ impl RedisStore {
     /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl), with the part that was refused. It never shows the
     /// password.
     pub fn new(url: &str) -> Result<RedisStore> {
-        let config = Config::parse(url)?;
-        let login = config.login;
+        RedisStore::open(StoreUrl::parse(url)?, None)
+    }
+
+    /// A store on the server of a URL, with options that are methods.
+    ///
+    /// ```
+    /// use prefork_cache::stores::{Credentials, RedisStore};
+    /// use std::time::Duration;
+    ///
+    /// let store = RedisStore::builder("redis://cache.internal:6379/2")
+    ///     .timeout(Duration::from_millis(250))
+    ///     .credentials(|| Ok(Credentials::new("worker", std::fs::read_to_string("/run/token")?)))
+    ///     .build()?;
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn builder(url: &str) -> RedisBuilder {
+        RedisBuilder::new(url)
+    }
+
+    fn open(url: StoreUrl, callback: Option<Callback>) -> Result<RedisStore> {
+        let shown = url.to_string();
+        let config = Config::new(url, callback)?;
+        let (settings, database, max_value) = (config.settings, config.database, config.max_value);
         Ok(RedisStore {
-            database: login.database,
-            link: Link::new(Resp::new(config.endpoint, login, config.max_value), config.settings),
+            url: shown,
+            link: Link::new(Resp::new(config), settings),
             compare_and_set: CompareAndSet::new(),
             settle: SettleScript::new(),
-            max_value: config.max_value,
+            database,
+            max_value,
         })
     }
 
@@ -328,6 +365,12 @@ impl CacheStore for RedisStore {
     }
 }
 
+/// What a URL says, as text.
+#[cfg(test)]
+pub(super) fn understood(url: &str) -> String {
+    format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
+}
+
 fn only(replies: Replies) -> Value {
     replies.into_iter().next().expect("as many replies as requests")
 }
@@ -366,6 +409,13 @@ where
 
 fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
     keys.iter().map(|key| check_key(key).map(|()| *key)).collect()
+}
+
+/// Its URL, without the password.
+impl fmt::Display for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
 }
 
 impl fmt::Debug for RedisStore {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, Settings, Timeouts};
@@ -83,6 +83,21 @@ impl StoreUrl {
     }
 }
 
+/// As it was written, but for the password.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.scheme)?;
+        if let Some(username) = &self.username {
+            write!(f, "{}@", encode(username))?;
+        }
+        write!(f, "{}{}", self.hosts, self.path)?;
+        for (position, (name, value)) in self.options.left.iter().enumerate() {
+            write!(f, "{}{}={}", if position == 0 { '?' } else { '&' }, encode(name), encode(value))?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreUrl")
@@ -115,10 +130,22 @@ impl Options {
         Ok(Options { left, known: BTreeSet::new() })
     }
 
+    /// Gives an option, in the place of the one of that name if there is one.
+    pub(crate) fn set(&mut self, name: &str, value: String) {
+        match self.left.iter_mut().find(|(given, _)| given == name) {
+            Some((_, given)) => *given = value,
+            None => self.left.push((name.to_owned(), value)),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.left.retain(|(given, _)| given != name);
+    }
+
     pub(crate) fn take_text(&mut self, name: &'static str) -> Option<String> {
         self.known.insert(name);
         let position = self.left.iter().position(|(given, _)| given == name)?;
-        Some(self.left.swap_remove(position).1)
+        Some(self.left.remove(position).1)
     }
 
     /// A number, in the range of its type.
@@ -130,9 +157,13 @@ impl Options {
         self.take(name, "true or false", |text| text.parse().ok())
     }
 
-    /// A duration such as `500ms`, `2s`, `1m` or `2`, which is in seconds.
+    /// A duration such as `500ms`, `2s`, `1m`, `1h` or `2`, which is in seconds.
     pub(crate) fn take_duration(&mut self, name: &'static str) -> Result<Option<Duration>> {
-        self.take(name, "a duration above zero and up to a day, such as 500ms, 2s, 1m or 2 (seconds)", parse_duration)
+        self.take(
+            name,
+            "a duration above zero and up to a day, such as 500ms, 2s, 1m, 1h or 2 (seconds)",
+            parse_duration,
+        )
     }
 
     /// The same, or `off`.
@@ -266,9 +297,18 @@ fn parse_duration(text: &str) -> Option<Duration> {
         "ms" => Duration::from_millis(number),
         "s" | "" => Duration::from_secs(number),
         "m" => Duration::from_secs(number.checked_mul(60)?),
+        "h" => Duration::from_secs(number.checked_mul(60 * 60)?),
         _ => return None,
     };
     (Duration::ZERO < duration && duration <= LONGEST).then_some(duration)
+}
+
+/// What means nothing in a URL, or nothing where it is used here.
+const HARMLESS: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b',');
+
+fn encode(text: &str) -> impl fmt::Display {
+    utf8_percent_encode(text, HARMLESS).to_string()
 }
 
 /// Undoes percent-encoding. `what` names the part, whose text is not shown.

@@ -45,6 +45,9 @@ pub(crate) fn breaker_closed(_: &Endpoint) {}
 pub(crate) fn unproven(_: &Endpoint) {}
 
 #[inline]
+pub(crate) fn unverified(_: &Endpoint) {}
+
+#[inline]
 pub(crate) fn failed(_: &str, _: &'static str, _: &Error) {}
 
 #[inline]

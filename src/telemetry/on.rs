@@ -104,6 +104,11 @@ pub(crate) fn unproven(endpoint: &Endpoint) {
     );
 }
 
+/// Anybody may be in the place of this server.
+pub(crate) fn unverified(endpoint: &Endpoint) {
+    about_server!(warn, endpoint, "tls_accept_any_certificate: it is not verified who the server is");
+}
+
 /// Something has failed that no caller hears of. What goes by itself is no warning: while a server is down, it would be
 /// one for each fetch.
 pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {

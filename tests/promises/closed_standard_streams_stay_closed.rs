@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use nix::unistd::{chroot, close};
-use prefork_cache::{Cache, lifecycle};
+use prefork_cache::{Cache, injection, lifecycle};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
 use crate::harness::{Mode, Scenario, count, skip, with_each_server, with_each_server_and_mode};
@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     all.extend(with_each_server("without_the_tombstone", without_the_tombstone));
     all.extend(with_each_server("in_a_jail", in_a_jail));
     all.extend(with_each_server("of_children_that_are_forked_while_others_dial", forked_while_others_dial));
+    all.extend(with_each_server("of_a_child_that_is_forked_before_a_socket_is_moved", forked_before_a_socket_is_moved));
     all
 }
 
@@ -37,15 +38,21 @@ fn assert_still_closed(which: RangeInclusive<RawFd>, when: &str) {
     }
 }
 
-/// The first process closes them before the crate is used at all.
+/// A blocking caller closes them before the crate is used at all. A runtime has descriptors of its own, and is built before.
 fn of_a_caller_and_of_its_children(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
-    for (closed, way) in [0..=2, 1..=1, 2..=2].into_iter().flat_map(|closed| Way::COMMON.map(|way| (closed.clone(), way))) {
+    for (closed, way) in
+        [0..=2, 1..=1, 2..=2].into_iter().flat_map(|closed| Way::COMMON.map(|way| (closed.clone(), way)))
+    {
         let first = fork(|| {
+            if mode == Mode::Blocking {
+                close_standard(closed.clone());
+            }
             let cache = cache_on(&server, PATIENT);
-            // A runtime has descriptors of its own, and its host sees to them.
             let caller = Caller::new(mode, &cache);
-            close_standard(closed.clone());
+            if mode == Mode::Tokio {
+                close_standard(closed.clone());
+            }
             caller.converse("first", 20);
             assert!(!connected_to(server.port()).is_empty(), "it is connected");
             assert_still_closed(closed.clone(), "by the first process's use");
@@ -149,4 +156,38 @@ fn forked_while_others_dial(kind: Kind) {
         dials.into_inner()
     });
     println!("{forks} forks, {} dials: nothing left behind", dials.join());
+}
+
+/// Whether a thread has stopped at a socket that has a low number, and whether it may go on.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+static RELEASED: AtomicBool = AtomicBool::new(false);
+
+/// Not even a fork that does not wait for the move, or has lost its patience, leaves the socket behind.
+fn forked_before_a_socket_is_moved(kind: Kind) {
+    let server = Server::start(kind);
+    for way in Way::COMMON {
+        fork(|| {
+            let cache = cache_on(&server, PATIENT);
+            close_standard(STANDARD);
+            injection::on_reach(|name| {
+                if name == "standard stream" && !STOPPED.swap(true, Ordering::SeqCst) {
+                    until("the process has forked", || RELEASED.load(Ordering::SeqCst));
+                }
+            });
+            thread::scope(|scope| {
+                scope.spawn(|| cache.blocking().set("key", &"value", MINUTE).expect("the server is there"));
+                until("the socket is made", || STOPPED.load(Ordering::SeqCst));
+                assert!(STANDARD.clone().any(|number| inode(number).is_some()), "it has a low number");
+                let child = fork_by(way, || {
+                    lifecycle::generation();
+                    assert_still_closed(STANDARD, "for the child");
+                    Caller::new(Mode::Blocking, &cache).converse("child", 20);
+                });
+                RELEASED.store(true, Ordering::SeqCst);
+                child.join();
+            });
+            assert_still_closed(STANDARD, "by the parent");
+        })
+        .join();
+    }
 }

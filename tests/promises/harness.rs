@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::unistd::alarm;
 
 use support::forks::exit_now;
-use support::servers::Kind;
+use support::servers::{Kind, encrypt_all};
 pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
 
@@ -29,6 +29,9 @@ const AT_ONCE: usize = 4;
 /// How long a scenario may take.
 const TIME: Duration = Duration::from_secs(120);
 const STRESS_TIME: Duration = Duration::from_secs(1800);
+
+/// By what a scenario may take longer over TLS: a handshake costs a thousand times what an exchange does.
+const OVER_TLS_LONGER: u32 = 3;
 
 /// How a cache is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +53,13 @@ impl Mode {
 
 pub(crate) struct Scenario {
     name: String,
+    /// Whether it has a server, and so is run over TLS as well.
+    has_server: bool,
     run: Box<dyn Fn() + Send>,
 }
+
+/// Behind the name of a scenario whose servers encrypt.
+const OVER_TLS: &str = "::over_tls";
 
 /// The scenarios of one promise, under its name.
 pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Item = Scenario> {
@@ -59,18 +67,21 @@ pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Ite
 }
 
 pub(crate) fn scenario(name: &str, run: fn()) -> Scenario {
-    Scenario { name: name.to_owned(), run: Box::new(run) }
+    Scenario { name: name.to_owned(), has_server: false, run: Box::new(run) }
 }
 
 pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
-    let one = |kind: Kind| Scenario { name: format!("{name}::{}", kind.name()), run: Box::new(move || run(kind)) };
+    let one = |kind: Kind| {
+        let name = format!("{name}::{}", kind.name());
+        Scenario { name, has_server: true, run: Box::new(move || run(kind)) }
+    };
     Kind::BOTH.map(one).into()
 }
 
 pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<Scenario> {
     let one = |kind: Kind, mode: Mode| {
         let name = format!("{name}::{}::{}", kind.name(), mode.name());
-        Scenario { name, run: Box::new(move || run(kind, mode)) }
+        Scenario { name, has_server: true, run: Box::new(move || run(kind, mode)) }
     };
     Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
 }
@@ -85,22 +96,27 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(FLAG) {
         let name = arguments.next().expect("the name of a scenario");
-        let scenario = scenarios.into_iter().find(|scenario| scenario.name == name).expect("a known scenario");
-        alarm::set(u32::try_from(time().as_secs()).expect("a short time"));
+        let plain = name.strip_suffix(OVER_TLS);
+        if plain.is_some() {
+            encrypt_all();
+        }
+        let is_wanted = |scenario: &Scenario| scenario.name == plain.unwrap_or(&name);
+        let scenario = scenarios.into_iter().find(is_wanted).expect("a known scenario");
+        alarm::set(u32::try_from(time(&name).as_secs()).expect("a short time"));
         (scenario.run)();
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let trial = |scenario: Scenario| {
-        let name = scenario.name;
-        Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name))
-    };
-    libtest_mimic::run(&arguments, scenarios.into_iter().map(trial).collect()).exit_code()
+    let over_tls = |scenario: &Scenario| scenario.has_server.then(|| format!("{}{OVER_TLS}", scenario.name));
+    let names = scenarios.iter().flat_map(|scenario| [Some(scenario.name.clone()), over_tls(scenario)]).flatten();
+    let trial = |name: String| Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name));
+    libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
 }
 
-fn time() -> Duration {
-    if is_stress() { STRESS_TIME } else { TIME }
+fn time(name: &str) -> Duration {
+    let time = if is_stress() { STRESS_TIME } else { TIME };
+    if name.ends_with(OVER_TLS) { time * OVER_TLS_LONGER } else { time }
 }
 
 fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {
@@ -125,7 +141,7 @@ fn run(name: &str, directory: &Directory) -> Result<(ExitStatus, String), Failed
     // Its own ends of the pipe would keep it from ending.
     drop(command);
     let mut text = Vec::new();
-    let patience = time() + Duration::from_secs(10);
+    let patience = time(name) + Duration::from_secs(10);
     let mut output = output;
     while readable([output.as_fd()], patience) == [true] {
         let mut piece = [0; 4096];

@@ -42,6 +42,7 @@ promises! {
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
+    a_shortage_is_not_the_servers,
     large_values_hold_up_nobody,
     one_loads_for_all,
     claims_belong_to_a_process,

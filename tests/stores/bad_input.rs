@@ -21,7 +21,7 @@ fn urls() {
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
-            "unknown scheme \"gopher\": this build knows memory, redis, redis+unix, memcached, memcached+unix, null",
+            "unknown scheme \"gopher\": this build knows memory, redis, rediss, redis+unix, redis+socket, unix, memcached, memcacheds, memcached+unix, null",
         ),
         ("redis://", "a host of the URL is empty"),
         ("redis://ho st", "\"ho st\" is not the name or address of a host"),
@@ -33,15 +33,19 @@ fn urls() {
         ("redis://localhost/two", "the database \"two\" of a redis URL is not a number"),
         ("redis://localhost/-1", "the database \"-1\" of a redis URL is not a number"),
         ("redis://a,b", "a redis URL names one server, without a comma"),
-        ("redis://me@localhost", "a redis URL has a user name without a password: write user:password@, or :password@"),
+        (
+            "redis://me@localhost",
+            "a redis URL has a user name without a password: write user:password@, or :password@, or give a password_file",
+        ),
         (
             "redis://localhost?timeuot=1s",
-            "unknown option \"timeuot\": known are client_name, connect_timeout, failures, keepalive, max_age, max_idle, \
-             max_value, pool_size, protocol, retry_after, timeout",
+            "unknown option \"timeuot\": known are client_name, connect_timeout, database, db, failures, keepalive, max_age, \
+             max_idle, max_value, password_file, pool_size, protocol, retry_after, timeout, tls_accept_any_certificate, \
+             tls_ca, tls_cert, tls_key, tls_server_name",
         ),
         (
             "redis://localhost?timeout=soon",
-            "the option timeout=\"soon\" is not a duration above zero and up to a day, such as 500ms, 2s, 1m or 2 (seconds)",
+            "the option timeout=\"soon\" is not a duration above zero and up to a day, such as 500ms, 2s, 1m, 1h or 2 (seconds)",
         ),
         ("redis://localhost?pool_size=0", "the option pool_size=\"0\" is not a number in the allowed range"),
         ("redis://localhost?timeout=1s&timeout=2s", "the option \"timeout\" is given twice"),
@@ -49,7 +53,20 @@ fn urls() {
         ("memcached://a,a", "the server a:11211 is listed twice"),
         ("memcached://a/0", "memcached has no databases: remove the path \"/0\""),
         ("memcached://a,b?weights=1", "weights=\"1\" is not one positive whole number for each server"),
-        ("memcached://me:secret@a", "a login is not supported with memcached: remove what stands before the '@'"),
+        ("memcached://:secret@a", "a login on memcached has a user name: write user:password@"),
+        ("memcached://m%20e:secret@a", "the user name of a login on memcached has white space in it"),
+        ("redis://:secret@a?password_file=/b", "a password and a password_file are given: a store has one of them"),
+        ("redis://localhost?tls_ca=/a", "the option tls_ca is given, and redis has no TLS"),
+        ("rediss://localhost?tls_cert=/a", "tls_cert is given without tls_key"),
+        (
+            "rediss://localhost?tls_ca=/a&tls_accept_any_certificate=true",
+            "tls_ca is given, and tls_accept_any_certificate=true, which looks at no authority",
+        ),
+        (
+            "rediss://localhost?tls_accept_any_certificate=true&tls_server_name=a%20b",
+            "\"a b\" is no name that a certificate can be for",
+        ),
+        ("redis://localhost/1?db=2", "a redis URL gives the database twice: in its path, or as database or db"),
         ("memory://somewhere", "a memory URL names no host and no path: write memory://"),
         ("memory://?max_bytes=much", "the option max_bytes=\"much\" is not a number in the allowed range"),
         ("memory://?max_bytes=1&max_entries=1", "max_bytes and max_entries are given: a memory store has one bound"),
@@ -223,5 +240,20 @@ fn a_server_that_is_not_there() {
         assert_eq!(error.to_string(), left_alone, "the same words each time, for those who count errors by them");
         assert_eq!(error.source().map(ToString::to_string), Some(text), "the first failure");
         assert!(error.is_transient());
+    }
+}
+
+/// As Redis has it, whose counters everybody else's follow.
+#[test]
+fn what_is_no_counter_in_memory_is_none_in_redis() {
+    let server = Server::start(Kind::Redis);
+    let redis = Cache::builder(from_url(&server.url("")).unwrap()).build();
+    let memory = Cache::builder(MemoryStore::new()).build();
+    for text in ["5", "-5", "0", "5 ", " 5", "+5", "05", "-0", "", "5\n", "5.0", "9223372036854775808"] {
+        let [in_redis, in_memory] = [&redis, &memory].map(|cache| {
+            cache.blocking().set_raw("k", text, TTL).unwrap();
+            cache.blocking().increment("k", 1, TTL).map_err(|error| error.kind())
+        });
+        assert_eq!(in_memory, in_redis, "{text:?}");
     }
 }

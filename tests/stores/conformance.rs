@@ -8,7 +8,8 @@ use prefork_cache::stores::{MemcachedStore, MemoryStore, RedisStore, TieredStore
 use prefork_cache::{Cache, CacheStore};
 use tokio::runtime::{Builder, Runtime};
 
-use support::servers::{Kind, Server};
+use support::certificates::Authority;
+use support::servers::{Encryption, Kind, Server};
 
 /// Inline, in a current-thread runtime, and in a multi-thread one.
 fn conforms(store: &dyn CacheStore) {
@@ -62,6 +63,30 @@ fn redis_that_speaks_only_resp2() {
 fn redis_with_a_single_connection() {
     let server = Server::start(Kind::Redis);
     conforms(&RedisStore::new(&server.url("pool_size=1")).unwrap());
+}
+
+#[test]
+fn redis_over_tls() {
+    let authority = Authority::new();
+    let server = Server::encrypted(Kind::Redis, &Encryption::by(&authority), &[]);
+    conforms(&RedisStore::new(&server.url("")).unwrap());
+}
+
+#[test]
+fn memcached_over_tls() {
+    let authority = Authority::new();
+    let server = Server::encrypted(Kind::Memcached, &Encryption::by(&authority), &[]);
+    conforms(&MemcachedStore::new(&server.url("")).unwrap());
+}
+
+#[test]
+fn memcached_over_tls_with_a_login() {
+    let authority = Authority::new();
+    let logins = authority.ca().with_file_name("logins");
+    std::fs::write(&logins, "worker:s3cret\n").unwrap();
+    let server = Server::with_logins(Some(&Encryption::by(&authority)), &logins, "worker s3cret");
+    let store = MemcachedStore::builder(&server.url("")).username("worker").password("s3cret").build();
+    conforms(&store.unwrap());
 }
 
 #[test]

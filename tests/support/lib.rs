@@ -1,7 +1,9 @@
 //! What tests with real servers and real forks are made of.
 
 pub mod allocator;
+pub mod certificates;
 pub mod descriptors;
+pub mod encryptor;
 pub mod forks;
 pub mod frames;
 pub mod identity;

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::encryptor;
 use super::frames::Frames;
-use super::servers::{Kind, Server};
+use super::servers::{Kind, Server, encryption_of_all, plain_port};
 use super::wait::until;
 
 /// What becomes of a piece of a reply.
@@ -93,6 +94,11 @@ impl Proxy {
     fn new(port: u16, kind: Option<Kind>) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own_port = listener.local_addr().expect("a bound socket has an address").port();
+        // Its place is where nothing is encrypted, so that it can tell replies apart.
+        let (port, own_port) = match encryption_of_all() {
+            Some(all) => (plain_port(port), encryptor::before(own_port, &all.identity)),
+            None => (port, own_port),
+        };
         let shared = Arc::new(Shared {
             server: AtomicU16::new(port),
             connects: AtomicUsize::new(0),

@@ -4,15 +4,17 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::certificates::{Authority, Identity, LOCAL, Validity};
 use super::wait::{PATIENCE, until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +34,60 @@ impl Kind {
     }
 }
 
+/// How a server encrypts.
+#[derive(Clone, Debug)]
+pub struct Encryption {
+    pub identity: Identity,
+    /// The authority that its certificate is from, and that those of clients have to be from.
+    pub ca: PathBuf,
+    pub wants_certificate: bool,
+}
+
+impl Encryption {
+    /// With a good certificate of this authority.
+    pub fn by(authority: &Authority) -> Encryption {
+        let identity = authority.issue("server", &LOCAL, Validity::Now);
+        Encryption { identity, ca: authority.ca().to_owned(), wants_certificate: false }
+    }
+}
+
+/// Has every server encrypt that is started on a port in this process from now on.
+pub fn encrypt_all() {
+    ALL_ENCRYPTED.get_or_init(|| {
+        let authority = Authority::new();
+        Everywhere { encryption: Encryption::by(&authority), _authority: authority }
+    });
+}
+
+/// How servers encrypt in this process, if all of them do.
+pub fn encryption_of_all() -> Option<&'static Encryption> {
+    ALL_ENCRYPTED.get().map(|everywhere| &everywhere.encryption)
+}
+
+static ALL_ENCRYPTED: OnceLock<Everywhere> = OnceLock::new();
+
+/// The ports of servers that encrypt, each with the one where it does not.
+static PLAIN_PORTS: Mutex<Vec<(u16, u16)>> = Mutex::new(Vec::new());
+
+/// Where the server on a port is asked in plain.
+pub fn plain_port(port: u16) -> u16 {
+    let ports = PLAIN_PORTS.lock().expect("whoever locks it does not panic");
+    ports.iter().rev().find(|(encrypted, _)| *encrypted == port).map_or(port, |(_, plain)| *plain)
+}
+
+struct Everywhere {
+    encryption: Encryption,
+    _authority: Authority,
+}
+
 /// A running server. Its drop stops it.
 #[derive(Debug)]
 pub struct Server {
     kind: Kind,
     place: Place,
+    encryption: Option<Encryption>,
+    /// Who is let in, on a Memcached server that wants to know.
+    login: Option<String>,
     extra: Vec<String>,
     directory: Directory,
     running: Option<Child>,
@@ -47,6 +98,8 @@ pub struct Server {
 #[derive(Clone, Debug)]
 enum Place {
     Port(u16),
+    /// Encrypted, and another port that is not, for what the test has to ask.
+    Ports(u16, u16),
     Socket(PathBuf),
 }
 
@@ -61,9 +114,36 @@ impl Server {
 
     /// On a free port, with extra arguments.
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
+        match encryption_of_all() {
+            Some(encryption) => Server::encrypted(kind, encryption, extra),
+            None => Server::on_a_free_port(kind, None, None, extra),
+        }
+    }
+
+    /// On a free port, over TLS.
+    pub fn encrypted(kind: Kind, encryption: &Encryption, extra: &[&str]) -> Server {
+        Server::on_a_free_port(kind, Some(encryption), None, extra)
+    }
+
+    /// A Memcached server that lets in whoever is in this file, such as the one with this login.
+    pub fn with_logins(encryption: Option<&Encryption>, file: &Path, login: &str) -> Server {
+        let file = file.to_str().expect("a path of letters");
+        Server::on_a_free_port(Kind::Memcached, encryption, Some(login), &["-Y", file])
+    }
+
+    fn on_a_free_port(kind: Kind, encryption: Option<&Encryption>, login: Option<&str>, extra: &[&str]) -> Server {
         for _ in 0..PORTS_TRIED {
-            let mut server = Server::new(kind, Place::Port(free_port()), extra, Directory::make());
+            let place = match encryption {
+                Some(_) => Place::Ports(free_port(), free_port()),
+                None => Place::Port(free_port()),
+            };
+            let mut server = Server::new(kind, place, extra, Directory::make());
+            server.encryption = encryption.cloned();
+            server.login = login.map(str::to_owned);
             if server.run() {
+                if let Place::Ports(encrypted, plain) = server.place {
+                    PLAIN_PORTS.lock().expect("whoever locks it does not panic").push((encrypted, plain));
+                }
                 return server;
             }
         }
@@ -73,7 +153,7 @@ impl Server {
     /// On a Unix socket.
     pub fn on_socket(kind: Kind) -> Server {
         let directory = Directory::make();
-        let socket = directory.0.join("server.sock");
+        let socket = directory.path().join("server.sock");
         let mut server = Server::new(kind, Place::Socket(socket), &[], directory);
         assert!(server.run(), "{} did not start on a socket", kind.name());
         server
@@ -81,7 +161,8 @@ impl Server {
 
     fn new(kind: Kind, place: Place, extra: &[&str], directory: Directory) -> Server {
         let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
-        Server { kind, place, extra, directory, running: None, owner: std::process::id() }
+        let (encryption, login) = (None, None);
+        Server { kind, place, encryption, login, extra, directory, running: None, owner: std::process::id() }
     }
 
     pub fn kind(&self) -> Kind {
@@ -90,7 +171,7 @@ impl Server {
 
     pub fn port(&self) -> u16 {
         match &self.place {
-            Place::Port(port) => *port,
+            Place::Port(port) | Place::Ports(port, _) => *port,
             Place::Socket(path) => panic!("{} listens on {}, on no port", self.kind.name(), path.display()),
         }
     }
@@ -98,7 +179,11 @@ impl Server {
     /// The URL of a store. `options` as in a query: `timeout=5s&pool_size=2`, or nothing.
     pub fn url(&self, options: &str) -> String {
         match &self.place {
-            Place::Port(port) => url_of(self.kind, *port, options),
+            Place::Port(port) => plain_url(self.kind, *port, options),
+            Place::Ports(port, _) => {
+                let encryption = self.encryption.as_ref().expect("a server with two ports encrypts");
+                encrypted_url(self.kind, *port, &encryption.ca, options)
+            }
             Place::Socket(path) => format!("{}+unix://{}?{options}", self.kind.name(), path.display()),
         }
     }
@@ -128,6 +213,11 @@ impl Server {
 
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
+    }
+
+    /// Has it read again who is let in.
+    pub fn reload(&self) {
+        self.signal(Signal::SIGHUP);
     }
 
     fn signal(&self, signal: Signal) {
@@ -168,17 +258,32 @@ impl Server {
 
     fn try_ask(&self, command: &str) -> std::io::Result<String> {
         match &self.place {
-            Place::Port(port) => {
+            Place::Port(port) | Place::Ports(_, port) => {
                 let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
                 stream.set_read_timeout(Some(PATIENCE))?;
-                converse(stream, self.kind, command)
+                self.converse(stream, command)
             }
             Place::Socket(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
-                converse(stream, self.kind, command)
+                self.converse(stream, command)
             }
         }
+    }
+
+    /// Sends a command and says goodbye, so that the reply ends with the connection.
+    fn converse(&self, mut stream: impl Read + Write, command: &str) -> std::io::Result<String> {
+        if let Some(login) = &self.login {
+            write!(stream, "set login 0 0 {}\r\n{login}\r\n", login.len())?;
+        }
+        let goodbye = match self.kind {
+            Kind::Redis => "QUIT",
+            Kind::Memcached => "quit",
+        };
+        stream.write_all(format!("{command}\r\n{goodbye}\r\n").as_bytes())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     /// Whether it came up. It did not if its port is somebody else's.
@@ -214,9 +319,18 @@ impl Server {
             Kind::Redis => {
                 let mut command = Command::new("redis-server");
                 command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir"]);
-                command.arg(&self.directory.0);
+                command.arg(self.directory.path());
+                if let Some(Encryption { identity, ca, wants_certificate }) = &self.encryption {
+                    command.arg("--tls-cert-file").arg(&identity.certificate);
+                    command.arg("--tls-key-file").arg(&identity.key);
+                    command.arg("--tls-ca-cert-file").arg(ca);
+                    command.args(["--tls-auth-clients", if *wants_certificate { "yes" } else { "no" }]);
+                }
                 match &self.place {
                     Place::Port(port) => command.args(["--port", &port.to_string()]),
+                    Place::Ports(encrypted, plain) => {
+                        command.args(["--port", &plain.to_string(), "--tls-port", &encrypted.to_string()])
+                    }
                     Place::Socket(path) => command.args(["--port", "0", "--unixsocket"]).arg(path),
                 };
                 command
@@ -227,8 +341,18 @@ impl Server {
                 if nix::unistd::Uid::current().is_root() {
                     command.args(["-u", "root"]);
                 }
+                if let Some(Encryption { identity, ca, wants_certificate }) = &self.encryption {
+                    let (certificate, key, ca) = (identity.certificate.display(), identity.key.display(), ca.display());
+                    let verify = if *wants_certificate { 2 } else { 0 };
+                    let files = format!("ssl_chain_cert={certificate},ssl_key={key},ssl_ca_cert={ca}");
+                    command.args(["-Z", "-o", &format!("{files},ssl_verify_mode={verify}")]);
+                }
                 match &self.place {
                     Place::Port(port) => command.args(["-l", "127.0.0.1", "-p", &port.to_string()]),
+                    Place::Ports(encrypted, plain) => {
+                        let plain = format!("notls:127.0.0.1:{plain}");
+                        command.args(["-l", &format!("127.0.0.1:{encrypted}"), "-l", &plain])
+                    }
                     Place::Socket(path) => command.arg("-s").arg(path),
                 };
                 command
@@ -251,7 +375,18 @@ impl Drop for Server {
 
 /// The URL of a store for a server (or a proxy before it) on `port`.
 pub fn url_of(kind: Kind, port: u16, options: &str) -> String {
+    match encryption_of_all() {
+        Some(encryption) => encrypted_url(kind, port, &encryption.ca, options),
+        None => plain_url(kind, port, options),
+    }
+}
+
+fn plain_url(kind: Kind, port: u16, options: &str) -> String {
     format!("{}://127.0.0.1:{port}?{options}", kind.name())
+}
+
+fn encrypted_url(kind: Kind, port: u16, ca: &Path, options: &str) -> String {
+    format!("{}s://127.0.0.1:{port}?tls_ca={}&{options}", kind.name(), ca.display())
 }
 
 /// A port that nobody listens on at the moment.
@@ -260,28 +395,20 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// Sends a command and says goodbye, so that the reply ends with the connection.
-fn converse(mut stream: impl Read + Write, kind: Kind, command: &str) -> std::io::Result<String> {
-    let goodbye = match kind {
-        Kind::Redis => "QUIT",
-        Kind::Memcached => "quit",
-    };
-    stream.write_all(format!("{command}\r\n{goodbye}\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().expect("a process id"))
 }
 
 /// A directory of its own, removed with all that is in it.
 #[derive(Debug)]
-struct Directory(PathBuf, u32);
+pub(crate) struct Directory(PathBuf, u32);
 
 impl Directory {
-    fn make() -> Directory {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn make() -> Directory {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let process = std::process::id();
         let name = format!("prefork-cache-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -29,12 +29,21 @@ pub(super) struct Request<P: Protocol> {
     arriving: Duration,
     is_begun: bool,
     may_evade: bool,
+    /// How much longer than usual it is waited for.
+    extra: Duration,
 }
 
 impl<P: Protocol> Request<P> {
-    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_evade: bool) -> Request<P> {
+    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_evade: bool, extra: Duration) -> Request<P> {
         let arriving = Duration::ZERO;
-        Request { slot: Some(slot), partial, taken: None, arriving, is_begun: false, may_evade }
+        Request { slot: Some(slot), partial, taken: None, arriving, is_begun: false, may_evade, extra }
+    }
+
+    /// While replies keep arriving a request has more time, but at most [`LONGEST`] times its timeout.
+    fn deadline(&self, arriving: Duration, timeout: Duration) -> Instant {
+        let arriving = arriving.saturating_sub(self.arriving);
+        let taken = self.taken.expect("what is in flight was taken");
+        taken + timeout + self.extra + arriving.min(timeout * (LONGEST - 1))
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
@@ -54,11 +63,20 @@ pub(super) struct InFlight<P: Protocol> {
     arriving: Duration,
     /// How many requests have ended since [`take_ended`](InFlight::take_ended).
     ended: usize,
+    /// Whether one has ever been waited for longer than usual, so that deadlines are not in order.
+    has_extra: bool,
 }
 
 impl<P: Protocol> InFlight<P> {
     pub(super) fn new() -> InFlight<P> {
-        InFlight { awaited: VecDeque::new(), held: 0, markers: VecDeque::new(), arriving: Duration::ZERO, ended: 0 }
+        InFlight {
+            awaited: VecDeque::new(),
+            held: 0,
+            markers: VecDeque::new(),
+            arriving: Duration::ZERO,
+            ended: 0,
+            has_extra: false,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -68,7 +86,10 @@ impl<P: Protocol> InFlight<P> {
     /// The time for a reply begins.
     pub(super) fn push(&mut self, mut awaited: Awaited<P>, now: Instant) {
         match &mut awaited {
-            Awaited::Reply(request) => (request.taken, request.arriving) = (Some(now), self.arriving),
+            Awaited::Reply(request) => {
+                (request.taken, request.arriving) = (Some(now), self.arriving);
+                self.has_extra |= !request.extra.is_zero();
+            }
             Awaited::Marker(token) => self.markers.push_back(*token),
         }
         self.awaited.push_back(awaited);
@@ -134,8 +155,9 @@ impl<P: Protocol> InFlight<P> {
 
     /// When the first request that is still waited for must be answered.
     pub(super) fn deadline(&self, timeout: Duration) -> Option<Instant> {
-        let mut waited_for = self.requests().filter(|request| request.slot.is_some());
-        waited_for.next().map(|request| self.deadline_of(request, timeout))
+        let waited_for = self.requests().filter(|request| request.slot.is_some());
+        let mut deadlines = waited_for.map(|request| request.deadline(self.arriving, timeout));
+        if self.has_extra { deadlines.min() } else { deadlines.next() }
     }
 
     /// Whether anybody waits for what is in flight.
@@ -155,10 +177,8 @@ impl<P: Protocol> InFlight<P> {
 
     /// Fails the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, timeout: Duration, error: &Error) {
-        // One that has failed may have a later deadline by now than one behind it.
-        let is_late = |request: &&Request<P>| request.slot.is_none() || self.deadline_of(request, timeout) <= now;
-        let late = self.requests().take_while(is_late).count();
-        for request in self.requests_mut().take(late) {
+        let arriving = self.arriving;
+        for request in self.requests_mut().filter(|request| request.deadline(arriving, timeout) <= now) {
             request.fail(error.clone().into());
         }
     }
@@ -178,13 +198,6 @@ impl<P: Protocol> InFlight<P> {
         }
         self.awaited.clear();
         self.held = 0;
-    }
-
-    /// While replies keep arriving a request has more time, but at most [`LONGEST`] times its timeout.
-    fn deadline_of(&self, request: &Request<P>, timeout: Duration) -> Instant {
-        let arriving = self.arriving.saturating_sub(request.arriving);
-        let taken = request.taken.expect("what is in flight was taken");
-        taken + timeout + arriving.min(timeout * (LONGEST - 1))
     }
 
     fn requests(&self) -> impl Iterator<Item = &Request<P>> {
@@ -283,7 +296,7 @@ mod tests {
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
             let slot = Arc::new(Slot::new());
-            in_flight.push(Awaited::Reply(Request::new(slot, (), false)), Instant::now());
+            in_flight.push(Awaited::Reply(Request::new(slot, (), false, Duration::ZERO)), Instant::now());
         };
         let late = Error::new(ErrorKind::Timeout, "late");
         push(&mut in_flight);

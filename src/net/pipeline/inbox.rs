@@ -13,9 +13,10 @@ use super::{Failure, Progress};
 use crate::error::{Error, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Marking, Protocol, Token, Tokens};
+use crate::net::drive::exchange_timeout;
 use crate::net::link::Retry;
 use crate::net::outgoing::Outgoing;
-use crate::net::server::full;
+use crate::net::server::{Server, full};
 use crate::net::turn::{Rationed, Turn, Waiters};
 use crate::sync::Lock;
 
@@ -176,11 +177,12 @@ impl<P: Protocol> Route<P> {
     /// Appends a request, or has a caller wait for its turn. A new one stands behind those that wait.
     pub(super) fn append_or_wait(
         &self,
-        protocol: &P,
+        server: &Server<P>,
         request: &P::Request,
         retry: Retry,
         turn: Option<(&mut Turn<'_, Inbox<P>>, &Waker)>,
     ) -> Result<Option<Appended<P>>, Failure> {
+        let protocol = &server.protocol;
         let mut inbox = self.pipeline.inbox.lock();
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
@@ -201,7 +203,9 @@ impl<P: Protocol> Route<P> {
         let before = inbox.outgoing.len();
         let partial = protocol.write(request, &mut inbox.outgoing);
         let slot = Arc::new(Slot::new());
-        inbox.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade)));
+        let timeout = server.timeouts().exchange;
+        let extra = exchange_timeout(timeout).saturating_sub(timeout);
+        inbox.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade, extra)));
         inbox.is_careful |= retry == Retry::Never;
         let length = inbox.outgoing.len() - before;
         inbox.count(length);

@@ -3,8 +3,11 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::error::Result;
-use crate::net::{Endpoint, Settings};
+use crate::net::{Endpoint, Settings, Tls};
+use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
+
+pub(in crate::store) const SCHEMES: &[&str] = &["memcached", "memcacheds", "memcached+unix"];
 
 const DEFAULT_PORT: u16 = 11211;
 
@@ -18,18 +21,28 @@ pub(super) struct Config {
     pub(super) failover: bool,
     pub(super) max_value: usize,
     pub(super) settings: Settings,
+    pub(super) access: Access,
+}
+
+/// What it takes to be let in by the servers.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    pub(super) tls: Option<Tls>,
+    pub(super) login: Login,
 }
 
 impl Config {
-    pub(super) fn parse(url: &str) -> Result<Config> {
-        let url = StoreUrl::parse(url)?;
+    pub(super) fn new(mut url: StoreUrl, callback: Option<Callback>) -> Result<Config> {
         let endpoints = endpoints(&url)?;
+        let login = take_login(&mut url, callback)?;
+        let tls = url.take_tls(url.scheme == "memcacheds", &endpoints)?;
         let mut options = url.options;
         let config = Config {
             settings: options.take_settings()?,
             failover: options.take_bool("failover")?.unwrap_or(true),
             max_value: options.take_number("max_value")?.map_or(DEFAULT_MAX_VALUE, NonZeroUsize::get),
             servers: weigh(endpoints, options.take_text("weights").as_deref())?,
+            access: Access { tls, login },
         };
         options.finish()?;
         Ok(config)
@@ -38,14 +51,14 @@ impl Config {
 
 fn endpoints(url: &StoreUrl) -> Result<Vec<Endpoint>> {
     let endpoints = match url.scheme.as_str() {
-        "memcached" => url.tcp_endpoints(DEFAULT_PORT)?,
+        "memcached" | "memcacheds" => url.tcp_endpoints(DEFAULT_PORT)?,
         "memcached+unix" => url.unix_endpoints()?,
-        other => return Err(invalid(format!("the scheme {other:?} is neither memcached nor memcached+unix"))),
+        other => {
+            let known = SCHEMES.join(", ");
+            return Err(invalid(format!("the scheme {other:?} is not one of Memcached: {known}")));
+        }
     };
-    if url.username.is_some() || url.password.is_some() {
-        return Err(invalid("a login is not supported with memcached: remove what stands before the '@'"));
-    }
-    if url.scheme == "memcached" && !["", "/"].contains(&url.path.as_str()) {
+    if url.scheme != "memcached+unix" && !["", "/"].contains(&url.path.as_str()) {
         return Err(invalid(format!("memcached has no databases: remove the path {:?}", url.path)));
     }
     for (position, endpoint) in endpoints.iter().enumerate() {
@@ -54,6 +67,20 @@ fn endpoints(url: &StoreUrl) -> Result<Vec<Endpoint>> {
         }
     }
     Ok(endpoints)
+}
+
+/// Memcached has no default user, and separates the name from the password by a space.
+fn take_login(url: &mut StoreUrl, callback: Option<Callback>) -> Result<Login> {
+    let username = url.username.clone();
+    let login = Login::take(url, callback)?;
+    let wants_a_name = matches!(login, Login::Fixed(_) | Login::File { .. });
+    if wants_a_name && username.is_none() {
+        return Err(invalid("a login on memcached has a user name: write user:password@"));
+    }
+    if username.is_some_and(|name| name.contains(char::is_whitespace)) {
+        return Err(invalid("the user name of a login on memcached has white space in it"));
+    }
+    Ok(login)
 }
 
 fn weigh(endpoints: Vec<Endpoint>, weights: Option<&str>) -> Result<Vec<(Endpoint, u32)>> {
@@ -73,9 +100,13 @@ fn weigh(endpoints: Vec<Endpoint>, weights: Option<&str>) -> Result<Vec<(Endpoin
 mod tests {
     use std::time::Duration;
 
-    use super::Config;
-    use crate::error::ErrorKind;
+    use super::{Config, StoreUrl};
+    use crate::error::{ErrorKind, Result};
     use crate::net::Settings;
+
+    fn parse(url: &str) -> Result<Config> {
+        Config::new(StoreUrl::parse(url)?, None)
+    }
 
     fn shown(config: &Config) -> Vec<String> {
         config.servers.iter().map(|(endpoint, weight)| format!("{endpoint} x{weight}")).collect()
@@ -83,7 +114,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let config = Config::parse("memcached://localhost").unwrap();
+        let config = parse("memcached://localhost").unwrap();
         assert_eq!(shown(&config), ["localhost:11211 x1"]);
         assert_eq!(config.settings, Settings::default());
         assert!(config.failover);
@@ -93,7 +124,7 @@ mod tests {
     #[test]
     fn everything() {
         let url = "memcached://a,[::1]:2/?weights=10,5&failover=false&max_value=10&timeout=20ms";
-        let config = Config::parse(url).unwrap();
+        let config = parse(url).unwrap();
         assert_eq!(shown(&config), ["a:11211 x10", "[::1]:2 x5"]);
         assert_eq!(config.settings.timeouts.exchange, Duration::from_millis(20));
         assert!(!config.failover);
@@ -102,7 +133,7 @@ mod tests {
 
     #[test]
     fn sockets() {
-        let config = Config::parse("memcached+unix:///run/a.sock,/run/b.sock").unwrap();
+        let config = parse("memcached+unix:///run/a.sock,/run/b.sock").unwrap();
         assert_eq!(shown(&config), ["/run/a.sock x1", "/run/b.sock x1"]);
     }
 
@@ -123,16 +154,18 @@ mod tests {
             ("memcached://a?db=1", "\"db\""),
         ];
         for (url, part) in refusals {
-            let error = Config::parse(url).unwrap_err();
+            let error = parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidUrl);
             assert!(error.to_string().contains(part), "{url}: {error}");
         }
     }
 
     #[test]
-    fn a_login_is_refused_and_not_shown() {
-        for url in ["memcached://user:hunter2@a", "memcached://:hunter2@a", "memcached://hunter2@a"] {
-            let error = Config::parse(url).unwrap_err();
+    fn a_login_is_not_shown() {
+        let config = parse("memcached://user:hunter2@a").unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        for url in ["memcached://us%20er:hunter2@a", "memcached://:hunter2@a", "memcached://hunter2@a"] {
+            let error = parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidUrl);
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{url}");
         }

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode;
 
+use super::config::Access;
 use super::key::starts_with;
 use super::lines::{LineFraming, without_end};
+use super::login::log_in;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Settings, Timeouts};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Settings, Timeouts, Tls};
 
 /// How long a server may take to list its keys.
 const LISTING: Duration = Duration::from_secs(60);
@@ -27,11 +29,12 @@ pub(super) fn crawl_settings(settings: Settings) -> Settings {
 #[derive(Debug)]
 pub(super) struct Crawler {
     endpoint: Endpoint,
+    access: Access,
 }
 
 impl Crawler {
-    pub(super) fn new(endpoint: Endpoint) -> Crawler {
-        Crawler { endpoint }
+    pub(super) fn new(endpoint: Endpoint, access: Access) -> Crawler {
+        Crawler { endpoint, access }
     }
 }
 
@@ -67,6 +70,10 @@ impl Protocol for Crawler {
         &self.endpoint
     }
 
+    fn tls(&self) -> Option<&Tls> {
+        self.access.tls.as_ref()
+    }
+
     fn framing(&self) -> LineFraming {
         LineFraming::new()
     }
@@ -75,7 +82,8 @@ impl Protocol for Crawler {
         0
     }
 
-    async fn greet(&self, _: &mut Connection<Crawler>, _: usize) -> Result<Marking> {
+    async fn greet(&self, connection: &mut Connection<Crawler>, _: usize) -> Result<Marking> {
+        log_in(self, connection, &self.access.login).await?;
         Ok(Marking::Impossible)
     }
 

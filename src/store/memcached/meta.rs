@@ -18,11 +18,13 @@ use memcache::exp::{
     parse_meta_result,
 };
 
+use super::config::Access;
 use super::key::Key;
 use super::lines::{LineFraming, split, without_end};
+use super::login::log_in;
 use super::refusals::{LARGER_THAN_ALLOWED, refusal};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, show};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, show};
 
 const LINE_END: &[u8] = b"\r\n";
 
@@ -299,12 +301,13 @@ pub(super) struct Partial {
 #[derive(Debug)]
 pub(super) struct Meta {
     endpoint: Endpoint,
+    access: Access,
     max_value: usize,
 }
 
 impl Meta {
-    pub(super) fn new(endpoint: Endpoint, max_value: usize) -> Meta {
-        Meta { endpoint, max_value }
+    pub(super) fn new(endpoint: Endpoint, access: Access, max_value: usize) -> Meta {
+        Meta { endpoint, access, max_value }
     }
 
     fn malformed(&self, what: impl Display) -> Error {
@@ -385,6 +388,10 @@ impl Protocol for Meta {
         &self.endpoint
     }
 
+    fn tls(&self) -> Option<&Tls> {
+        self.access.tls.as_ref()
+    }
+
     fn framing(&self) -> LineFraming {
         LineFraming::new()
     }
@@ -395,6 +402,7 @@ impl Protocol for Meta {
 
     /// To a server that does not know the meta protocol, the value after a command would be a command.
     async fn greet(&self, connection: &mut Connection<Meta>, _: usize) -> Result<Marking> {
+        log_in(self, connection, &self.access.login).await?;
         let Err(answer) = connection.try_marker(self, MARKER).await? else {
             return Ok(Marking::WhereUnproven(MARKER));
         };

@@ -71,8 +71,8 @@ impl Servers {
     pub(super) fn new(config: &Config) -> Servers {
         let names: Vec<_> = config.servers.iter().map(|(endpoint, weight)| (ring_name(endpoint), *weight)).collect();
         let open = |endpoint: &Endpoint| Server {
-            link: Link::new(Meta::new(endpoint.clone(), config.max_value), config.settings),
-            crawler: Link::new(Crawler::new(endpoint.clone()), crawl_settings(config.settings)),
+            link: Link::new(Meta::new(endpoint.clone(), config.access.clone(), config.max_value), config.settings),
+            crawler: Link::new(Crawler::new(endpoint.clone(), config.access.clone()), crawl_settings(config.settings)),
         };
         Servers {
             servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
@@ -90,10 +90,6 @@ impl Servers {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Server> {
         self.servers.iter()
-    }
-
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.iter().map(|server| server.link.endpoint())
     }
 
     /// Asks whoever has the key now. Says which server that is, for whatever has to follow on the same one.

@@ -1,10 +1,14 @@
 //! A Redis URL, understood.
 
-use std::fmt;
-
 use crate::error::Result;
-use crate::net::{Endpoint, Settings};
+use crate::net::{Endpoint, Settings, Tls};
+use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
+
+pub(in crate::store) const SCHEMES: &[&str] = &["redis", "rediss", "redis+unix", "redis+socket", "unix"];
+
+/// The first is this crate's, the others are those of other clients.
+const UNIX_SCHEMES: &[&str] = &["redis+unix", "redis+socket", "unix"];
 
 const DEFAULT_PORT: u16 = 6379;
 
@@ -14,20 +18,14 @@ const DEFAULT_MAX_VALUE: usize = 512 << 20;
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) endpoint: Endpoint,
+    pub(super) tls: Option<Tls>,
     pub(super) login: Login,
-    pub(super) settings: Settings,
-    pub(super) max_value: usize,
-}
-
-/// What is said to the server first.
-#[derive(Clone, Default)]
-pub(super) struct Login {
-    pub(super) username: Option<String>,
-    pub(super) password: Option<String>,
     pub(super) database: u32,
     pub(super) protocol: Version,
     /// What the server is told, with the process id behind it.
     pub(super) client_name: Option<String>,
+    pub(super) settings: Settings,
+    pub(super) max_value: usize,
 }
 
 /// The version of the protocol that a connection begins with.
@@ -40,33 +38,41 @@ pub(super) enum Version {
 }
 
 impl Config {
-    pub(super) fn parse(url: &str) -> Result<Config> {
-        let mut url = StoreUrl::parse(url)?;
-        let on_unix_socket = match url.scheme.as_str() {
-            "redis" => false,
-            "redis+unix" => true,
-            other => {
-                return Err(invalid(format!("the scheme {other:?} is not one of Redis: redis or redis+unix")));
-            }
-        };
+    pub(super) fn new(mut url: StoreUrl, callback: Option<Callback>) -> Result<Config> {
+        let on_unix_socket = Config::is_on_unix_socket(&url);
+        let is_encrypted = url.scheme == "rediss";
+        if !SCHEMES.contains(&url.scheme.as_str()) {
+            let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
+            return Err(invalid(context));
+        }
         let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(DEFAULT_PORT)? };
         let [endpoint] = <[Endpoint; 1]>::try_from(endpoints)
             .map_err(|_| invalid("a redis URL names one server, without a comma"))?;
-        if url.username.is_some() && url.password.is_none() {
-            return Err(invalid("a redis URL has a user name without a password: write user:password@, or :password@"));
-        }
-        let database = if on_unix_socket { url.options.take_text("database") } else { database_in(&url.path) };
-        let login = Login {
-            database: database.map_or(Ok(0), |text| parse_database(&text))?,
-            username: url.username,
-            password: url.password,
-            protocol: url.options.take_text("protocol").map_or(Ok(Version::default()), |text| parse_version(&text))?,
-            client_name: url.options.take_text("client_name").map(check_name).transpose()?,
-        };
+        let login = Login::take(&mut url, callback)?;
+        let database = take_database(&mut url, on_unix_socket)?;
+        let protocol = url.options.take_text("protocol").map_or(Ok(Version::default()), |text| parse_version(&text))?;
+        let client_name = url.options.take_text("client_name").map(check_name).transpose()?;
         let settings = url.options.take_settings()?;
         let max_value = url.options.take_number("max_value")?.unwrap_or(DEFAULT_MAX_VALUE);
+        let tls = url.take_tls(is_encrypted, std::slice::from_ref(&endpoint))?;
         url.options.finish()?;
-        Ok(Config { endpoint, login, settings, max_value })
+        Ok(Config { endpoint, tls, login, database, protocol, client_name, settings, max_value })
+    }
+
+    pub(super) fn is_on_unix_socket(url: &StoreUrl) -> bool {
+        UNIX_SCHEMES.contains(&url.scheme.as_str())
+    }
+}
+
+/// In the path, or as an option, under the name that it has here, or under that of other clients.
+fn take_database(url: &mut StoreUrl, on_unix_socket: bool) -> Result<u32> {
+    let in_path = if on_unix_socket { None } else { database_in(&url.path) };
+    let given = [in_path, url.options.take_text("database"), url.options.take_text("db")];
+    let mut given = given.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (None, _) => Ok(0),
+        (Some(text), None) => parse_database(&text),
+        (Some(_), Some(_)) => Err(invalid("a redis URL gives the database twice: in its path, or as database or db")),
     }
 }
 
@@ -92,39 +98,57 @@ fn check_name(name: String) -> Result<String> {
     if is_name { Ok(name) } else { Err(invalid(format!("client_name={name:?} is not a word of printable characters"))) }
 }
 
-/// Without the password.
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login").field("database", &self.database).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::Config;
+    use super::{Config, StoreUrl};
+    use crate::error::Result;
+    use crate::store::credentials::Credentials;
+
+    fn parse(url: &str) -> Result<Config> {
+        Config::new(StoreUrl::parse(url)?, None)
+    }
+
+    fn credentials(config: &Config) -> Credentials {
+        config.login.credentials().unwrap().unwrap()
+    }
 
     #[test]
     fn everything_in_its_place() {
-        let config = Config::parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
+        let config = parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
         assert_eq!(config.endpoint.to_string(), "[::1]:7000");
-        assert_eq!(config.login.username.as_deref(), Some("me"));
-        assert_eq!(config.login.password.as_deref(), Some("pass/word"));
-        assert_eq!(config.login.database, 3);
+        assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "pass/word"));
+        assert_eq!(config.database, 3);
         assert_eq!(config.settings.timeouts.exchange.as_millis(), 5);
         assert_eq!(config.settings.pool_size, 2);
     }
 
     #[test]
     fn a_unix_socket_takes_its_database_as_an_option() {
-        let config = Config::parse("redis+unix:///run/redis.sock?database=2").unwrap();
-        assert_eq!(config.endpoint.to_string(), "/run/redis.sock");
-        assert_eq!(config.login.database, 2);
+        for url in [
+            "redis+unix:///run/redis.sock?database=2",
+            "unix:///run/redis.sock?db=2",
+            "redis+socket:///run/redis.sock?db=2",
+        ] {
+            let config = parse(url).unwrap();
+            assert_eq!(config.endpoint.to_string(), "/run/redis.sock");
+            assert_eq!(config.database, 2, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_database_is_given_once() {
+        assert_eq!(parse("redis://localhost?db=2").unwrap().database, 2);
+        assert_eq!(parse("redis://localhost/?database=3").unwrap().database, 3);
+        for url in ["redis://localhost/2?db=2", "redis://localhost?db=1&database=1"] {
+            assert!(parse(url).unwrap_err().to_string().contains("twice"), "{url}");
+        }
+        assert!(parse("redis://localhost?db=two").unwrap_err().to_string().contains("\"two\""));
     }
 
     #[test]
     fn a_password_alone_is_the_default_users() {
-        let config = Config::parse("redis://:secret@localhost").unwrap();
+        let config = parse("redis://:secret@localhost").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
-        assert_eq!((config.login.username.as_deref(), config.login.password.as_deref()), (None, Some("secret")));
+        assert_eq!((credentials(&config).username(), credentials(&config).secret()), (None, "secret"));
     }
 }

@@ -6,12 +6,13 @@ use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{self, Command, Expected, Request};
-use super::config::{Login, Version};
+use super::config::{Config, Version};
 use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, foreign};
+use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, foreign};
+use crate::store::credentials::{Credentials, Login};
 use crate::store::refusal::Lasts;
 use crate::telemetry;
 
@@ -23,7 +24,10 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 #[derive(Debug)]
 pub(super) struct Resp {
     endpoint: Endpoint,
+    tls: Option<Tls>,
     login: Login,
+    database: u32,
+    client_name: Option<String>,
     max_value: usize,
     /// The best level that the server takes part in, and the one to try next.
     level: AtomicUsize,
@@ -57,11 +61,15 @@ pub(super) struct Partial {
 }
 
 impl Resp {
-    pub(super) fn new(endpoint: Endpoint, login: Login, max_value: usize) -> Resp {
-        let level = usize::from(login.protocol == Version::Resp2);
+    pub(super) fn new(config: Config) -> Resp {
+        let Config { endpoint, tls, login, database, protocol, client_name, max_value, .. } = config;
+        let level = usize::from(protocol == Version::Resp2);
         Resp {
             endpoint,
+            tls,
             login,
+            database,
+            client_name,
             max_value,
             level: AtomicUsize::new(level),
             next_level: AtomicUsize::new(level),
@@ -79,28 +87,32 @@ impl Resp {
     }
 
     /// RESP3 where the server knows it, with user, password and name; else RESP2.
-    async fn log_in(&self, connection: &mut Connection<Resp>, has_hello: bool) -> Result<()> {
-        let Login { username, password, .. } = &self.login;
-        let name = self.login.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
+    async fn log_in(
+        &self,
+        connection: &mut Connection<Resp>,
+        login: Option<&Credentials>,
+        has_hello: bool,
+    ) -> Result<()> {
+        let name = self.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
         if has_hello {
             let mut hello = Command::new("HELLO", Expected::Anything).with("3");
-            if let Some(password) = password {
-                hello = hello.with("AUTH").with(username.as_deref().unwrap_or("default")).with(password);
+            if let Some(login) = login {
+                hello = hello.with("AUTH").with(login.username().unwrap_or("default")).with(login.secret());
             }
             if let Some(name) = &name {
                 hello = hello.with("SETNAME").with(name);
             }
             match self.ask(connection, hello).await? {
                 Ok(_) => return Ok(()),
-                Err(error) if is_final(&error) => return Err(greeting_error(&self.endpoint, &self.login, &error)),
+                Err(error) if is_final(&error) => return Err(greeting_error(&self.endpoint, login, &error)),
                 Err(_) => {}
             }
         }
-        if let Some(password) = password {
+        if let Some(login) = login {
             let auth = Command::new("AUTH", Expected::Anything);
-            let auth = username.iter().fold(auth, Command::with).with(password);
+            let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
             let answer = self.ask(connection, auth).await?;
-            answer.map_err(|error| login_error(&self.endpoint, &self.login, &error))?;
+            answer.map_err(|error| login_error(&self.endpoint, login, &error))?;
         }
         if let Some(name) = &name {
             // One that does not know it serves as well without.
@@ -129,6 +141,10 @@ impl Protocol for Resp {
 
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     fn framing(&self) -> RespFraming {
@@ -161,9 +177,14 @@ impl Protocol for Resp {
 
     async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
         let level = LEVELS[level];
-        self.log_in(connection, level.has_hello).await?;
-        if self.login.database != 0 {
-            let select = Command::new("SELECT", Expected::Anything).with_number(self.login.database);
+        let login = self.login.credentials()?;
+        let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
+        match &login {
+            Some(login) => let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?,
+            None => let_in?,
+        }
+        if self.database != 0 {
+            let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
             let answer = self.ask(connection, select).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }

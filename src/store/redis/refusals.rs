@@ -64,3 +64,33 @@ pub(super) fn refusal(error: &ServerError) -> Refusal {
 fn contains(text: &str, part: &str) -> bool {
     part.is_empty() || text.to_ascii_lowercase().contains(&part.to_ascii_lowercase())
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::{Value, parse_redis_value};
+
+    use super::{Refusal, TABLE, refusal};
+    use crate::error::ErrorKind;
+    use crate::store::refusal::Lasts;
+
+    fn said(line: &str) -> Refusal {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
+            Ok(Value::ServerError(error)) => refusal(&error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_code_is_in_the_documentation() {
+        let documented = include_str!("../redis.rs");
+        for (code, ..) in TABLE.iter().filter(|(code, ..)| !["ERR", "TOOLARGE"].contains(code)) {
+            assert!(documented.contains(&format!("`{code}`")), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_repeats_of_a_command_is_no_reason() {
+        let unknown = said("ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' ");
+        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
+    }
+}

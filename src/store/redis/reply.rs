@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
-use super::config::Login;
 use super::refusals::refusal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Endpoint;
+use crate::store::credentials::Credentials;
 use crate::store::refusal::{Lasts, Refusal};
 use crate::store::{counter_overflow, not_a_number};
 
@@ -116,23 +116,22 @@ pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
 
 /// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the
 /// password too: that part is not shown.
-pub(super) fn greeting_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
+pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, error: &ServerError) -> Error {
     answered(endpoint, refusal(error), error, without_password(login, error))
 }
 
 /// What an AUTH was answered: whatever it says, unless it is for the moment, the login is refused. Otherwise as
 /// [`greeting_error`].
-pub(super) fn login_error(endpoint: &Endpoint, login: &Login, error: &ServerError) -> Error {
+pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
     let refusal = refusal(error);
     let refusal = if refusal.lasts == Lasts::Briefly { refusal } else { Refusal { kind: ErrorKind::Auth, ..refusal } };
-    answered(endpoint, refusal, error, without_password(login, error))
+    answered(endpoint, refusal, error, without_password(Some(login), error))
 }
 
-fn without_password<'e>(login: &Login, error: &'e ServerError) -> &'e str {
+fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> &'e str {
     let details = error.details().unwrap_or_default();
     let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
-    let password = login.password.as_deref().filter(|password| !password.is_empty());
-    if password.is_some_and(|password| details.contains(password)) { "" } else { details }
+    if login.is_some_and(|login| login.are_shown_in(details)) { "" } else { details }
 }
 
 fn answered(endpoint: &Endpoint, refusal: Refusal, error: &ServerError, details: &str) -> Error {

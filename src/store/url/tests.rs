@@ -96,11 +96,13 @@ fn socket_paths_are_absolute_and_fit() {
 #[test]
 fn durations_have_units() {
     let duration = |text: &str| StoreUrl::parse(&format!("x://a?t={text}")).unwrap().options.take_duration("t");
-    for (text, milliseconds) in [("500ms", 500), ("2s", 2_000), ("1m", 60_000), ("3", 3_000), ("1440m", 86_400_000)] {
+    for (text, milliseconds) in
+        [("500ms", 500), ("2s", 2_000), ("1m", 60_000), ("3", 3_000), ("1440m", 86_400_000), ("24h", 86_400_000)]
+    {
         assert_eq!(duration(text).unwrap(), Some(Duration::from_millis(milliseconds)));
     }
     for refused in
-        ["", "0", "0ms", "-1s", "1h", "ms", "1.5s", "1 s", "86401s", "99999999999999999999", "999999999999999999m"]
+        ["", "0", "0ms", "-1s", "25h", "ms", "1.5s", "1 s", "86401s", "99999999999999999999", "999999999999999999m"]
     {
         assert!(duration(refused).unwrap_err().to_string().contains(&format!("t={refused:?}")), "{refused}");
     }

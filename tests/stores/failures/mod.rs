@@ -2,6 +2,7 @@
 
 mod odd_greetings;
 mod silent_connections;
+mod timeouts;
 mod too_many_dials;
 mod too_much;
 mod what_servers_say;

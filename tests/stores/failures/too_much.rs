@@ -1,7 +1,6 @@
 //! Servers that say more than anybody can hold, or never come to an end.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +9,6 @@ use prefork_cache::{Cache, ErrorKind};
 
 use super::{WAYS, cache_at, serve};
 use crate::conformance::current_thread;
-use support::memory;
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(600);
@@ -43,52 +41,6 @@ fn a_value_above_the_limit_is_not_read_and_costs_nobody_a_connection() {
                 assert_eq!(kinds, [found.clone(), Err(ErrorKind::ValueTooLarge), found, Ok(None)], "{kind:?}");
             }
         }
-    }
-}
-
-/// Two gigabytes are announced, and as much is sent as anybody takes.
-#[test]
-fn what_is_announced_is_not_held() {
-    for kind in Kind::BOTH {
-        for in_greeting in [true, false] {
-            let (port, _) = serve(move |stream| floods(stream, kind, in_greeting));
-            let cache = cache_at(kind, port, "max_value=1000000&timeout=2s&failures=1000000&retry_after=1ms");
-            let before = memory::resident();
-            cache.blocking().get_raw("k").unwrap_err();
-            current_thread().block_on(cache.get_raw("k")).unwrap_err();
-            let grown = memory::resident().saturating_sub(before);
-            assert!(grown < 64 * MIB, "{kind:?}, in the greeting: {in_greeting}: {grown} bytes more");
-        }
-    }
-}
-
-fn floods(mut stream: TcpStream, kind: Kind, in_greeting: bool) {
-    let mut asked = [0; 4096];
-    let mut replies = 0;
-    while let Ok(length @ 1..) = stream.read(&mut asked) {
-        let text = String::from_utf8_lossy(&asked[..length]).into_owned();
-        let last = text.trim_end().rsplit("\r\n").next().unwrap_or_default().to_owned();
-        let greeting = match kind {
-            Kind::Redis if text.contains("HELLO") => "%0\r\n".to_owned(),
-            Kind::Redis if text.contains("ECHO") && !text.contains("GET") => format!("${}\r\n{last}\r\n", last.len()),
-            Kind::Memcached if replies == 0 => format!("EN\r\n{}", text.split(" O").nth(1).unwrap_or_default()),
-            _ => String::new(),
-        };
-        replies += 1;
-        let greeting = if kind == Kind::Memcached && replies == 1 {
-            format!("HD O{}\r\n", text.trim_end().rsplit('O').next().unwrap_or_default())
-        } else {
-            greeting
-        };
-        if !greeting.is_empty() && !in_greeting {
-            let _ = stream.write_all(greeting.as_bytes());
-            continue;
-        }
-        let header = if kind == Kind::Redis { "$2000000000\r\n" } else { "VA 2000000000 O1\r\n" };
-        let _ = stream.write_all(header.as_bytes());
-        let piece = vec![b'x'; MIB];
-        while stream.write_all(&piece).is_ok() {}
-        return;
     }
 }
 
