@@ -14,10 +14,16 @@ mod measure;
 mod memcached;
 mod memory;
 mod redis_server;
+mod redis_tls;
 mod tasks;
 
-const SECTIONS: [(&str, fn()); 4] =
-    [("fork", forks::run), ("memory", memory::run), ("redis", redis_server::run), ("memcached", memcached::run)];
+const SECTIONS: [(&str, fn()); 5] = [
+    ("fork", forks::run),
+    ("memory", memory::run),
+    ("redis", redis_server::run),
+    ("redis-tls", redis_tls::run),
+    ("memcached", memcached::run),
+];
 
 fn main() {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();

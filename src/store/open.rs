@@ -46,15 +46,16 @@ pub fn from_url(url: &str) -> Result<Arc<dyn CacheStore>> {
 
 /// In the order of the table above.
 fn schemes() -> Vec<&'static str> {
-    let mut schemes = Vec::new();
-    #[cfg(feature = "memory")]
-    schemes.push("memory");
-    #[cfg(feature = "redis")]
-    schemes.extend(super::redis::SCHEMES);
-    #[cfg(feature = "memcached")]
-    schemes.extend(super::memcached::SCHEMES);
-    schemes.push("null");
-    schemes
+    let of_stores: &[&[&str]] = &[
+        #[cfg(feature = "memory")]
+        &["memory"],
+        #[cfg(feature = "redis")]
+        super::redis::SCHEMES,
+        #[cfg(feature = "memcached")]
+        super::memcached::SCHEMES,
+        &["null"],
+    ];
+    of_stores.concat()
 }
 
 #[cfg(feature = "memory")]

@@ -55,6 +55,7 @@ pub(in crate::net) async fn secure(
 }
 
 /// A blocking stream keeps the deadline itself.
+#[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
 async fn bounded<T>(drive: Drive, deadline: Instant, handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     match drive {
         Drive::Inline => handshake.await,
