@@ -67,7 +67,7 @@ mod telemetry;
 
 pub use cache::{Blocking, Builder, Cache, Codec, Expiry, Loaded, Stats};
 pub use error::{Error, ErrorKind, Result};
-pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
+pub use store::{CacheStore, Kept, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.
 #[cfg(all(doctest, feature = "memory", feature = "tokio"))]

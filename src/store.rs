@@ -12,6 +12,7 @@ use crate::lifecycle::Refresh;
 
 mod forward;
 pub(crate) mod holder;
+mod kept;
 mod lease_key;
 #[cfg(feature = "memcached")]
 mod memcached;
@@ -25,6 +26,7 @@ mod redis;
 mod tiered;
 mod url;
 
+pub use kept::Kept;
 #[cfg(feature = "memcached")]
 use lease_key::settling_key;
 pub(crate) use lease_key::{LEASE, key_of_lease, lease_key};
@@ -246,6 +248,15 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
             }
         }
         Err(conflict("counting", key))
+    }
+
+    /// The entry under a key, if this store has it in this process's memory, with a place for what it decodes to.
+    /// Neither waits nor asks a server: `None` says nothing of what [`get`](CacheStore::get) returns.
+    ///
+    /// A [shared read](crate::Cache::get_shared) asks for it first. Provided: `None`.
+    fn kept(&self, key: &str) -> Option<Kept> {
+        let _ = key;
+        None
     }
 
     /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and

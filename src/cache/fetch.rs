@@ -54,6 +54,7 @@ mod lease;
 mod loaded;
 mod many;
 mod nesting;
+mod shared;
 
 impl Cache {
     /// The value under a key, or else what `load` returns, which is then stored.
@@ -192,8 +193,13 @@ impl Cache {
         load: impl AsyncFnOnce() -> Result<Loaded<V>, E>,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
-        let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
-        let looked = looked.map(|read| Looked::of(self, read));
+        let looked = if self.is_forced {
+            None
+        } else if let Some(glanced) = V::glance(self, key) {
+            Some(glanced)
+        } else {
+            Some(Looked::of(self, self.get_raw(key).await))
+        };
         // By the shortest way: this is where most fetches end.
         if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
             span.outcome(look::outcome(is_stale));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{CacheStore, Op, Outcome, Ttl, When};
+use super::{CacheStore, Kept, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
 
@@ -48,6 +48,10 @@ macro_rules! store_behind {
 
             fn refresh(&self) -> Refresh {
                 (**self).refresh()
+            }
+
+            fn kept(&self, key: &str) -> Option<Kept> {
+                (**self).kept(key)
             }
 
             fn identity(&self) -> Option<usize> {

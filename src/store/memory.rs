@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When, check_key, counter_overflow, parse_counter};
+use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
 use backing::Change;
-use entry::{Entry, alone};
+use entry::{Entry, alone, drop_decoded};
 use local::Local;
-use settings::Bound;
+use settings::{Bound, Weigh};
 
 pub use settings::{AtFork, MemoryBuilder};
 pub use usage::MemoryUsage;
@@ -72,6 +72,7 @@ mod usage;
 pub struct MemoryStore {
     bound: Bound,
     at_fork: AtFork,
+    weigh_shared: Weigh,
     local: ProcessLocal<Local>,
 }
 
@@ -100,8 +101,8 @@ impl MemoryStore {
     }
 
     fn with(settings: MemoryBuilder) -> MemoryStore {
-        let MemoryBuilder { bound, at_fork } = settings;
-        MemoryStore { bound, at_fork, local: ProcessLocal::new() }
+        let MemoryBuilder { bound, at_fork, weigh_shared } = settings;
+        MemoryStore { bound, at_fork, weigh_shared, local: ProcessLocal::new() }
     }
 
     fn local(&self) -> &Local {
@@ -119,8 +120,33 @@ impl MemoryStore {
     fn read(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
         let backing = self.local().backing();
-        let _pass = gate::enter();
-        Ok(backing.get(key))
+        Ok(inside(|| backing.get(key).map(|entry| entry.value.clone())))
+    }
+
+    /// An entry with a place for what it decodes to, unless that has no room.
+    fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
+        let backing = self.local().backing();
+        let entry = inside(|| backing.get(key))?;
+        Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
+    }
+
+    #[cold]
+    fn add_slot(&self, key: &str, entry: Arc<Entry>) -> Arc<Entry> {
+        let decoded = self.weigh_shared.of(&entry.value);
+        let backing = self.local().backing_to_write();
+        let fits = self.bound.weigh(key, entry.value.len() + decoded) <= self.bound.limit();
+        if !fits || !backing.account().has_room() {
+            return entry;
+        }
+        inside(|| {
+            backing.change(key, |current| match current {
+                Some(current) if Arc::ptr_eq(current, &entry) => (Change::AddSlot { decoded }, ()),
+                _ => (Change::Keep, ()),
+            });
+            backing.tidy();
+            backing.get(key)
+        })
+        .unwrap_or(entry)
     }
 
     /// Computes a change from the live entry under `key`, and answers what `decide` says beside it.
@@ -128,16 +154,17 @@ impl MemoryStore {
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let (backing, has_room) = self.local().backing_with_room();
-        let _pass = gate::enter();
-        let answer = backing.change(key, |current| match decide(current) {
-            (Change::Put { .. }, answer) if !has_room => {
-                backing.account().count_refusal();
-                (Change::Remove, answer)
-            }
-            decided => decided,
-        });
-        backing.tidy();
-        answer
+        inside(|| {
+            let answer = backing.change(key, |current| match decide(current) {
+                (Change::Put { .. }, answer) if !has_room => {
+                    backing.account().count_refusal();
+                    (Change::Remove, answer)
+                }
+                decided => decided,
+            });
+            backing.tidy();
+            answer
+        })
     }
 
     fn write(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
@@ -151,13 +178,14 @@ impl MemoryStore {
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
         let backing = self.local().backing_to_write();
-        let _pass = gate::enter();
-        let was_there = backing.change(key, |current| match current {
-            Some(_) => (Change::Remove, true),
-            None => (Change::Keep, false),
-        });
-        backing.tidy();
-        Ok(was_there)
+        Ok(inside(|| {
+            let was_there = backing.change(key, |current| match current {
+                Some(_) => (Change::Remove, true),
+                None => (Change::Keep, false),
+            });
+            backing.tidy();
+            was_there
+        }))
     }
 
     /// A value that can be stored, in memory of its own, and its end.
@@ -177,6 +205,16 @@ impl MemoryStore {
             _ => Ok((alone(value), expires_at)),
         }
     }
+}
+
+/// Does something to a backing, inside the gate. What it has dropped of a user's is dropped afterwards.
+#[inline]
+fn inside<R>(work: impl FnOnce() -> R) -> R {
+    let pass = gate::enter();
+    let result = work();
+    drop(pass);
+    drop_decoded();
+    result
 }
 
 /// In whole milliseconds, rounded up as the other stores do.
@@ -217,6 +255,7 @@ impl CacheStore for MemoryStore {
 
     async fn clear(&self, prefix: &str) -> Result<()> {
         self.local().backing_to_write().clear(prefix);
+        drop_decoded();
         Ok(())
     }
 
@@ -229,6 +268,11 @@ impl CacheStore for MemoryStore {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn kept(&self, key: &str) -> Option<Kept> {
+        check_key(key).ok()?;
+        self.read_shared(key).map(|entry| Kept::new(entry))
     }
 
     fn refresh(&self) -> Refresh {

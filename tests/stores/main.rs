@@ -20,6 +20,7 @@ mod redis;
 mod removal;
 mod restricted_account;
 mod runtimes;
+mod shared;
 mod staleness;
 mod tiered;
 mod tracing;

@@ -4,12 +4,19 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::look::Looked;
 use crate::cache::times::Age;
 use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
 
 /// A value in the form that it is kept in.
 pub(super) trait Form: Sized {
+    /// What can be seen without asking the store, if there is such a way.
+    #[inline]
+    fn glance(_cache: &Cache, _key: &str) -> Option<Looked<Self>> {
+        None
+    }
+
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 
     /// In the form in which those who wait in this process get it.

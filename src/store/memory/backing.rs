@@ -18,8 +18,26 @@ const FLUSHES: usize = 3;
 /// What is to become of an entry.
 pub(super) enum Change {
     Keep,
-    Put { value: Bytes, expires_at: Option<Instant> },
+    Put {
+        value: Bytes,
+        expires_at: Option<Instant>,
+    },
+    /// The same entry, with a place for what it decodes to, which takes so many bytes.
+    AddSlot {
+        decoded: usize,
+    },
     Remove,
+}
+
+impl Change {
+    /// What is to be put in the place of `current`, if anything.
+    pub(super) fn entry(self, account: &Arc<Account>, key: &str, current: Option<&Arc<Entry>>) -> Option<Arc<Entry>> {
+        match self {
+            Change::Keep | Change::Remove => None,
+            Change::Put { value, expires_at } => Some(Entry::new(account, key, value, expires_at)),
+            Change::AddSlot { decoded } => current.map(|current| current.with_slot(account, key, decoded)),
+        }
+    }
 }
 
 /// The entries, and what they take.
@@ -59,9 +77,9 @@ impl Backing {
 
     /// Inside the gate.
     #[inline]
-    pub(super) fn get(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         match &self.entries {
-            Entries::Moka(moka) => moka.get(key).map(|entry| entry.value.clone()),
+            Entries::Moka(moka) => moka.get(key),
             Entries::Cold(cold) => cold.get(key),
         }
     }
@@ -74,12 +92,12 @@ impl Backing {
         };
         let mut answer = None;
         moka.entry_by_ref(key).and_compute_with(|current| {
-            let (change, said) = decide(current.as_ref().map(|current| current.value()));
+            let current = current.as_ref().map(|current| current.value());
+            let (change, said) = decide(current);
             answer = Some(said);
             match change {
-                Change::Keep => Op::Nop,
-                Change::Put { value, expires_at } => Op::Put(Entry::new(&self.account, key, value, expires_at)),
                 Change::Remove => Op::Remove,
+                change => change.entry(&self.account, key, current).map_or(Op::Nop, Op::Put),
             }
         });
         answer.expect("moka calls what it is given once")

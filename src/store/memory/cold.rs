@@ -7,7 +7,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use super::account::Account;
@@ -37,9 +36,9 @@ impl Cold {
         Cold { shards, hasher: RandomState::new(), bound, weight: AtomicU64::new(0) }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         let mut shard = self.shards[self.shard_of(key)].lock();
-        self.live(&mut shard, key).map(|entry| entry.value.clone())
+        self.live(&mut shard, key).cloned()
     }
 
     pub(super) fn change<R>(
@@ -50,18 +49,16 @@ impl Cold {
     ) -> R {
         let own = self.shard_of(key);
         let mut shard = self.shards[own].lock();
-        let (change, answer) = decide(self.live(&mut shard, key));
-        match change {
-            Change::Keep => {}
-            Change::Remove => self.remove(&mut shard, key),
-            Change::Put { value, expires_at } => {
-                let entry = Entry::new(account, key, value, expires_at);
-                self.remove(&mut shard, key);
-                self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
-                shard.put(key.to_owned(), entry);
-                drop(shard);
-                self.make_room(own);
-            }
+        let current = self.live(&mut shard, key).cloned();
+        let (change, answer) = decide(current.as_ref());
+        if matches!(change, Change::Remove) {
+            self.remove(&mut shard, key);
+        } else if let Some(entry) = change.entry(account, key, current.as_ref()) {
+            self.remove(&mut shard, key);
+            self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
+            shard.put(key.to_owned(), entry);
+            drop(shard);
+            self.make_room(own);
         }
         answer
     }
@@ -142,7 +139,7 @@ mod tests {
             assert!(cold.weight.load(std::sync::atomic::Ordering::Relaxed) <= 10_000);
         }
         put(&cold, "large", 9_000);
-        assert_eq!(cold.get("large").map(|value| value.len()), Some(9_000));
+        assert_eq!(cold.get("large").map(|entry| entry.value.len()), Some(9_000));
     }
 
     #[test]
