@@ -32,6 +32,7 @@ pub(crate) mod gate;
 mod generation;
 #[cfg(feature = "__injection")]
 pub mod injection;
+mod leaked;
 pub(crate) mod ledger;
 mod process_local;
 mod process_slot;
@@ -47,6 +48,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use bound::ProcessBound;
 pub use generation::generation;
+pub(crate) use leaked::Leaked;
 pub use process_local::ProcessLocal;
 pub(crate) use process_slot::ProcessSlot;
 pub use refresh::Refresh;

@@ -31,6 +31,8 @@ mod backing;
 mod cold;
 mod collector;
 mod entry;
+mod freeze;
+mod frozen;
 mod local;
 mod settings;
 mod usage;
@@ -119,14 +121,23 @@ impl MemoryStore {
 
     fn read(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
-        let backing = self.local().backing();
-        Ok(inside(|| backing.get(key).map(|entry| entry.value.clone())))
+        let local = self.local();
+        if let Some(value) = local.read_frozen(key) {
+            return Ok(Some(value));
+        }
+        let found = inside(|| local.backing().get(key).map(|entry| entry.value.clone()));
+        // It may have been frozen in between.
+        Ok(found.or_else(|| local.read_frozen(key)))
     }
 
     /// An entry with a place for what it decodes to, unless that has no room.
     fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
-        let backing = self.local().backing();
-        let entry = inside(|| backing.get(key))?;
+        let local = self.local();
+        if local.read_frozen(key).is_some() && !local.backing().account().has_room() {
+            return None;
+        }
+        local.lift(key);
+        let entry = inside(|| local.backing().get(key))?;
         Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
     }
 
@@ -153,7 +164,9 @@ impl MemoryStore {
     ///
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
-        let (backing, has_room) = self.local().backing_with_room();
+        let local = self.local();
+        local.lift(key);
+        let (backing, has_room) = local.backing_with_room();
         inside(|| {
             let answer = backing.change(key, |current| match decide(current) {
                 (Change::Put { .. }, answer) if !has_room => {
@@ -177,7 +190,9 @@ impl MemoryStore {
 
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
-        let backing = self.local().backing_to_write();
+        let local = self.local();
+        local.lift(key);
+        let backing = local.backing_to_write();
         Ok(inside(|| {
             let was_there = backing.change(key, |current| match current {
                 Some(_) => (Change::Remove, true),
@@ -254,7 +269,7 @@ impl CacheStore for MemoryStore {
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
-        self.local().backing_to_write().clear(prefix);
+        self.local().clear(prefix);
         drop_decoded();
         Ok(())
     }

@@ -11,6 +11,7 @@ mod fetch_faults;
 mod fetch_many;
 mod foreign_replies;
 mod foreign_store;
+mod frozen;
 mod leases;
 mod memcached;
 mod odd_servers;
