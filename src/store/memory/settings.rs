@@ -69,7 +69,9 @@ pub struct MemoryBuilder {
 
 /// What a decoded value takes, given the encoded one.
 #[derive(Clone)]
-pub(super) struct Weigh(Arc<dyn Fn(&[u8]) -> usize + Send + Sync>);
+pub(super) struct Weigh(Arc<Weigher>);
+
+type Weigher = dyn Fn(&[u8]) -> usize + Send + Sync;
 
 impl Weigh {
     pub(super) fn of(&self, encoded: &[u8]) -> usize {
