@@ -48,7 +48,7 @@ mod usage;
 ///
 /// Bounded by bytes or by entries; what is used least is evicted first ([moka]'s TinyLFU). What counts is the memory
 /// that is in use, with the entries that were overwritten or evicted and are not freed yet. Above the bound, each
-/// writer frees what can be freed. Above an eighth more, it waits for at most 5 ms, and then stores nothing: the entry
+/// writer frees what can be freed. Above a sixteenth more, it waits for at most 5 ms, and then stores nothing: the entry
 /// is gone, as if it had been evicted at once, and the write counts as [refused](MemoryUsage::refused). A quarter more
 /// than the bound, and a value for each thread that writes, is the most that is ever in use.
 ///

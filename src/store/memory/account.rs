@@ -49,11 +49,11 @@ impl Account {
         self.total() <= self.bound.limit()
     }
 
-    /// Whether there may be more. Up to an eighth above the bound, since what is overwritten takes its time to go; as
-    /// much again is left to the collector's own lists.
+    /// Whether there may be more. Up to a sixteenth above the bound, since what is overwritten takes its time to go; the
+    /// rest of a quarter is left to the lists of the collector, which take 2 kB for a few entries.
     pub(super) fn has_room(&self) -> bool {
         let limit = self.bound.limit();
-        self.total() <= limit.saturating_add(limit / 8)
+        self.total() <= limit.saturating_add(limit / 16)
     }
 
     pub(super) fn total(&self) -> u64 {
