@@ -63,6 +63,7 @@ mod key;
 mod observer;
 mod probe;
 mod settled;
+mod shared;
 mod stats;
 mod times;
 mod wait_clock;
@@ -82,10 +83,11 @@ mod wait_clock;
 ///   another: [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
 ///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
-///   [`fetch_raw`](Cache::fetch_raw), [`fetch_detached`](Cache::fetch_detached), [`fetch_many`](Cache::fetch_many),
-///   [`fetch_many_loaded`](Cache::fetch_many_loaded); in two steps, without a closure: [`fetch_begin`](Cache::fetch_begin),
-///   [`fetch_raw_begin`](Cache::fetch_raw_begin).
-/// - One entry: [`get`](Cache::get), [`set`](Cache::set), [`add`](Cache::add), [`replace`](Cache::replace),
+///   [`fetch_raw`](Cache::fetch_raw), [`fetch_shared`](Cache::fetch_shared), [`fetch_detached`](Cache::fetch_detached),
+///   [`fetch_many`](Cache::fetch_many), [`fetch_many_loaded`](Cache::fetch_many_loaded); in two steps, without a closure:
+///   [`fetch_begin`](Cache::fetch_begin), [`fetch_raw_begin`](Cache::fetch_raw_begin).
+/// - One entry: [`get`](Cache::get), [`get_shared`](Cache::get_shared), [`set`](Cache::set), [`add`](Cache::add),
+///   [`replace`](Cache::replace),
 ///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
 ///   [`expires_in`](Cache::expires_in), [`exists`](Cache::exists), [`delete`](Cache::delete).
 /// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),

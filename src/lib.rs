@@ -70,7 +70,7 @@ mod telemetry;
 pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use net::ServerStats;
-pub use store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, stores};
+pub use store::{CacheStore, Kept, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.
 #[cfg(all(doctest, feature = "memory", feature = "tokio"))]

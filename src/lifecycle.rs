@@ -43,9 +43,11 @@ pub(crate) mod gate;
 mod generation;
 #[cfg(feature = "__injection")]
 pub mod injection;
+mod leaked;
 pub(crate) mod ledger;
 mod pin;
 mod process_local;
+mod process_slot;
 mod refresh;
 mod registry;
 mod report;
@@ -59,7 +61,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use bound::ProcessBound;
 pub use generation::generation;
+pub(crate) use leaked::Leaked;
 pub use process_local::ProcessLocal;
+pub(crate) use process_slot::ProcessSlot;
 pub use refresh::Refresh;
 pub(crate) use refresh::Registration;
 pub(crate) use registry::Registry;

@@ -17,6 +17,7 @@ mod builder;
 mod credentials;
 mod forward;
 pub(crate) mod holder;
+mod kept;
 mod lease_key;
 #[cfg(feature = "memcached")]
 mod memcached;
@@ -34,6 +35,7 @@ mod tiered;
 mod tls;
 mod url;
 
+pub use kept::Kept;
 #[cfg(feature = "memcached")]
 use lease_key::settling_key;
 pub(crate) use lease_key::{LEASE, LOCK, key_of_lease, lease_key, lock_key};
@@ -285,6 +287,15 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
             }
         }
         Err(conflict("appending to", key))
+    }
+
+    /// The entry under a key, if this store has it in this process's memory, with a place for what it decodes to.
+    /// Neither waits nor asks a server: `None` says nothing of what [`get`](CacheStore::get) returns.
+    ///
+    /// A [shared read](crate::Cache::get_shared) asks for it first. Provided: `None`.
+    fn kept(&self, key: &str) -> Option<Kept> {
+        let _ = key;
+        None
     }
 
     /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and

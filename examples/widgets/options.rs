@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use prefork_cache::{CacheStore, stores};
+use prefork_cache::CacheStore;
+use prefork_cache::stores::{self, MemoryStore};
 
 pub(crate) const HELP: &str = "\
 A preforking web shop whose words each customer may change.
@@ -27,6 +28,8 @@ const LONGEST_NAME: usize = 40;
 
 pub(crate) struct Options {
     pub(crate) store: Arc<dyn CacheStore>,
+    /// The same, if it is memory without options: what the master has frozen.
+    pub(crate) memory: Option<Arc<MemoryStore>>,
     /// The store's URL without login and options.
     pub(crate) place: String,
     pub(crate) workers: u32,
@@ -65,8 +68,12 @@ impl Options {
             store.push_str("://");
         }
         let place = without_login(&store);
-        let store = stores::from_url(&store).map_err(|error| format!("--store: {error}"))?;
-        Ok(Some(Options { store, place, workers, port, customer }))
+        let memory = (store == "memory://").then(|| Arc::new(MemoryStore::new()));
+        let store = match &memory {
+            Some(memory) => Arc::clone(memory) as Arc<dyn CacheStore>,
+            None => stores::from_url(&store).map_err(|error| format!("--store: {error}"))?,
+        };
+        Ok(Some(Options { store, memory, place, workers, port, customer }))
     }
 }
 

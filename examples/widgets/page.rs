@@ -21,6 +21,9 @@ pub(crate) struct Page<'a> {
     pub(crate) draft: Option<Draft>,
     pub(crate) audience: Audience,
     pub(crate) place: &'a str,
+    /// How many bytes the master has frozen, for all workers to read.
+    pub(crate) frozen: Option<u64>,
+    pub(crate) workers: u32,
     pub(crate) worker: u32,
     pub(crate) generation: u64,
     pub(crate) stats: Stats,
@@ -115,6 +118,12 @@ fn answered(page: &Page<'_>) -> String {
         ("ui.generation", page.generation.to_string()),
         ("ui.store", page.place.to_owned()),
     ];
+    let frozen = page.frozen.map(|bytes| {
+        let saved = bytes * u64::from(page.workers.saturating_sub(1));
+        let said = t!("ui.frozen_bytes", locale = language, bytes = bytes, workers = page.workers, saved = saved);
+        ("ui.frozen", said.into_owned())
+    });
+    let who = who.into_iter().chain(frozen);
     let who = list(who, |(name, value)| {
         format!("<tr><th scope=row>{}</th><td colspan=2>{}</td></tr>\n", Text(say(name)), Text(value))
     });

@@ -9,6 +9,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
+use prefork_cache::stores::MemoryStore;
 use prefork_cache::{Cache, Result, lifecycle};
 use rust_i18n::t;
 use serde::Deserialize;
@@ -40,6 +41,8 @@ pub(crate) struct Shop {
     own: Cache,
     place: String,
     audience: Audience,
+    memory: Option<Arc<MemoryStore>>,
+    workers: u32,
 }
 
 /// Who sees a word that a worker has kept.
@@ -77,13 +80,24 @@ impl Shop {
         let all = Cache::builder(Arc::clone(&options.store)).name("widgets").namespace("widgets-example").register();
         let cache = all.namespace(&options.customer);
         let own = cache.namespace("words");
-        Shop { customer: options.customer.clone(), cache, own, place: options.place.clone(), audience }
+        Shop {
+            customer: options.customer.clone(),
+            cache,
+            own,
+            place: options.place.clone(),
+            audience,
+            memory: options.memory.clone(),
+            workers: options.workers,
+        }
     }
 
     /// In the master, before it forks.
     pub(crate) fn warm(&self) -> Result<()> {
         words::begin(&self.own, &self.customer)?;
         catalogue::warm(&self.cache);
+        if let Some(memory) = &self.memory {
+            memory.freeze();
+        }
         Ok(())
     }
 
@@ -113,6 +127,8 @@ impl Shop {
             draft,
             audience: self.audience,
             place: &self.place,
+            frozen: self.memory.as_ref().map(|memory| memory.usage().frozen),
+            workers: self.workers,
             worker: std::process::id(),
             generation: lifecycle::generation(),
             stats: self.cache.stats(),

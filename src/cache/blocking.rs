@@ -58,6 +58,11 @@ impl<'a> Blocking<'a> {
         Blocking { cache }
     }
 
+    #[inline]
+    pub(super) fn cache(self) -> &'a Cache {
+        self.cache
+    }
+
     /// As [`Cache::get`].
     ///
     /// # Errors

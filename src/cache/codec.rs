@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use rmp_serde::config::BytesMode;
+use rmp_serde::decode::{Error as Failure, ReadRefReader};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
@@ -170,14 +171,16 @@ impl Codec {
         }
     }
 
-    fn read<T: DeserializeOwned>(self, mut body: &[u8]) -> Option<T> {
+    fn read<T: DeserializeOwned>(self, body: &[u8]) -> Option<T> {
         match self {
             Codec::MessagePack => {
                 if nests_too_deep(body) {
                     return None;
                 }
-                let value = T::deserialize(&mut bounded(&mut body)).ok();
-                value.filter(|_| body.is_empty())
+                let mut deserializer = bounded(body);
+                let value = T::deserialize(&mut deserializer).ok()?;
+                let is_at_end = matches!(<()>::deserialize(&mut deserializer), Err(Failure::InvalidMarkerRead(_)));
+                is_at_end.then_some(value)
             }
             Codec::Json => serde_json::from_slice(body).ok(),
         }
@@ -189,15 +192,19 @@ fn write_packed<T: Serialize + ?Sized>(value: &T, body: &mut Vec<u8>, bytes: Byt
     value.serialize(&mut serializer).map_err(|error| Refusal(error.into()))
 }
 
-fn bounded<R: std::io::Read>(body: R) -> rmp_serde::Deserializer<rmp_serde::decode::ReadReader<R>> {
-    let mut deserializer = rmp_serde::Deserializer::new(body);
+fn bounded(body: &[u8]) -> rmp_serde::Deserializer<ReadRefReader<'_, [u8]>> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
     deserializer.set_max_depth(DEEPEST);
     deserializer
 }
 
 /// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not
 /// count those when it reads an enum. It does when it skips them: where there are enough of them, all is skipped first.
+/// Each takes two bytes at least.
 fn nests_too_deep(body: &[u8]) -> bool {
+    if body.len() <= 2 * DEEPEST {
+        return false;
+    }
     let maps = body.iter().filter(|byte| matches!(byte, 0x81 | 0xDE | 0xDF)).count();
     maps > DEEPEST && IgnoredAny::deserialize(&mut bounded(body)).is_err()
 }

@@ -156,6 +156,13 @@ impl<'a> Envelope<'a> {
         self.version == version.map(str::as_bytes)
     }
 
+    /// Whether a body that is compressed inflates to at most this, as it says.
+    #[inline]
+    pub(super) fn inflates_to_at_most(&self, max_inflated: usize) -> bool {
+        let announced = || self.body.first_chunk().map(|length| u32::from_le_bytes(*length) as usize);
+        !self.is_compressed || announced().is_some_and(|length| length <= max_inflated)
+    }
+
     /// The encoded value. `None` if it is damaged, or inflates to more than this.
     pub(super) fn body(&self, max_inflated: usize) -> Option<Cow<'a, [u8]>> {
         if !self.is_compressed {

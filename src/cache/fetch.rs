@@ -62,6 +62,7 @@ mod form;
 mod lease;
 mod loaded;
 mod nesting;
+mod shared;
 
 impl Cache {
     /// How long others leave a lease alone without a beat. Where nothing can beat: as long as a load may take.

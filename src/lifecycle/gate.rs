@@ -261,6 +261,12 @@ fn intrude(gate: &Counters, stripe: &Counter, generation: u64) -> bool {
     counted
 }
 
+/// Whether this thread is inside.
+pub(crate) fn is_inside() -> bool {
+    let (entered_in, depth) = INSIDE.get();
+    depth > 0 && entered_in == generation()
+}
+
 impl Drop for Pass {
     #[inline]
     fn drop(&mut self) {

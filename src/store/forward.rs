@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{CacheStore, Op, Outcome, Ttl, When};
+use super::{CacheStore, Kept, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
 use crate::net::ServerStats;
@@ -53,6 +53,10 @@ macro_rules! store_behind {
 
             fn servers(&self) -> Vec<ServerStats> {
                 (**self).servers()
+            }
+
+            fn kept(&self, key: &str) -> Option<Kept> {
+                (**self).kept(key)
             }
 
             fn identity(&self) -> Option<usize> {

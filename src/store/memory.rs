@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Ttl, When, check_key, counter_overflow, parse_counter};
+use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
 use backing::Change;
-use entry::{Entry, alone};
+use entry::{Entry, alone, drop_decoded};
 use local::Local;
-use settings::Bound;
+use settings::{Bound, Weigh};
 
 pub use settings::{AtFork, MemoryBuilder};
 pub use usage::MemoryUsage;
@@ -31,6 +31,8 @@ mod backing;
 mod cold;
 mod collector;
 mod entry;
+mod freeze;
+mod frozen;
 mod local;
 mod settings;
 mod usage;
@@ -46,7 +48,7 @@ mod usage;
 ///
 /// Bounded by bytes or by entries; what is used least is evicted first ([moka]'s TinyLFU). What counts is the memory
 /// that is in use, with the entries that were overwritten or evicted and are not freed yet. Above the bound, each
-/// writer frees what can be freed. Above an eighth more, it waits for at most 5 ms, and then stores nothing: the entry
+/// writer frees what can be freed. Above a sixteenth more, it waits for at most 5 ms, and then stores nothing: the entry
 /// is gone, as if it had been evicted at once, and the write counts as [refused](MemoryUsage::refused). A quarter more
 /// than the bound, and a value for each thread that writes, is the most that is ever in use.
 ///
@@ -72,6 +74,7 @@ mod usage;
 pub struct MemoryStore {
     bound: Bound,
     at_fork: AtFork,
+    weigh_shared: Weigh,
     local: ProcessLocal<Local>,
 }
 
@@ -99,8 +102,8 @@ impl MemoryStore {
     }
 
     fn with(settings: MemoryBuilder) -> MemoryStore {
-        let MemoryBuilder { bound, at_fork } = settings;
-        MemoryStore { bound, at_fork, local: ProcessLocal::new() }
+        let MemoryBuilder { bound, at_fork, weigh_shared } = settings;
+        MemoryStore { bound, at_fork, weigh_shared, local: ProcessLocal::new() }
     }
 
     fn local(&self) -> &Local {
@@ -117,26 +120,63 @@ impl MemoryStore {
 
     fn read(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
-        let backing = self.local().backing();
-        let _pass = gate::enter();
-        Ok(backing.get(key))
+        let local = self.local();
+        if let Some(value) = local.read_frozen(key) {
+            return Ok(Some(value));
+        }
+        let found = inside(|| local.backing().get(key).map(|entry| entry.value.clone()));
+        // It may have been frozen in between.
+        Ok(found.or_else(|| local.read_frozen(key)))
+    }
+
+    /// An entry with a place for what it decodes to, unless that has no room.
+    fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
+        let local = self.local();
+        if local.read_frozen(key).is_some() && !local.backing().account().has_room() {
+            return None;
+        }
+        local.lift(key);
+        let entry = inside(|| local.backing().get(key))?;
+        Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
+    }
+
+    #[cold]
+    fn add_slot(&self, key: &str, entry: Arc<Entry>) -> Arc<Entry> {
+        let decoded = self.weigh_shared.of(&entry.value);
+        let backing = self.local().backing_to_write();
+        let fits = self.bound.weigh(key, entry.value.len() + decoded) <= self.bound.limit();
+        if !fits || !backing.account().has_room() {
+            return entry;
+        }
+        inside(|| {
+            backing.change(key, |current| match current {
+                Some(current) if Arc::ptr_eq(current, &entry) => (Change::AddSlot { decoded }, ()),
+                _ => (Change::Keep, ()),
+            });
+            backing.tidy();
+            backing.get(key)
+        })
+        .unwrap_or(entry)
     }
 
     /// Computes a change from the live entry under `key`, and answers what `decide` says beside it.
     ///
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
-        let (backing, has_room) = self.local().backing_with_room();
-        let _pass = gate::enter();
-        let answer = backing.change(key, |current| match decide(current) {
-            (Change::Put { .. }, answer) if !has_room => {
-                backing.account().count_refusal();
-                (Change::Remove, answer)
-            }
-            decided => decided,
-        });
-        backing.tidy();
-        answer
+        let local = self.local();
+        local.lift(key);
+        let (backing, has_room) = local.backing_with_room();
+        inside(|| {
+            let answer = backing.change(key, |current| match decide(current) {
+                (Change::Put { .. }, answer) if !has_room => {
+                    backing.account().count_refusal();
+                    (Change::Remove, answer)
+                }
+                decided => decided,
+            });
+            backing.tidy();
+            answer
+        })
     }
 
     fn write(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
@@ -149,14 +189,17 @@ impl MemoryStore {
 
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
-        let backing = self.local().backing_to_write();
-        let _pass = gate::enter();
-        let was_there = backing.change(key, |current| match current {
-            Some(_) => (Change::Remove, true),
-            None => (Change::Keep, false),
-        });
-        backing.tidy();
-        Ok(was_there)
+        let local = self.local();
+        local.lift(key);
+        let backing = local.backing_to_write();
+        Ok(inside(|| {
+            let was_there = backing.change(key, |current| match current {
+                Some(_) => (Change::Remove, true),
+                None => (Change::Keep, false),
+            });
+            backing.tidy();
+            was_there
+        }))
     }
 
     /// A value that can be stored, in memory of its own, and its end.
@@ -176,6 +219,16 @@ impl MemoryStore {
             _ => Ok((alone(value), expires_at)),
         }
     }
+}
+
+/// Does something to a backing, inside the gate. What it has dropped of a user's is dropped afterwards.
+#[inline]
+fn inside<R>(work: impl FnOnce() -> R) -> R {
+    let pass = gate::enter();
+    let result = work();
+    drop(pass);
+    drop_decoded();
+    result
 }
 
 /// In whole milliseconds, rounded up as the other stores do.
@@ -215,7 +268,8 @@ impl CacheStore for MemoryStore {
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
-        self.local().backing_to_write().clear(prefix);
+        self.local().clear(prefix);
+        drop_decoded();
         Ok(())
     }
 
@@ -228,6 +282,11 @@ impl CacheStore for MemoryStore {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn kept(&self, key: &str) -> Option<Kept> {
+        check_key(key).ok()?;
+        self.read_shared(key).map(|entry| Kept::new(entry))
     }
 
     fn refresh(&self) -> Refresh {

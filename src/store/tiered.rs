@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{CacheStore, Op, Outcome, Ttl, When};
+use super::{CacheStore, Kept, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
 use crate::net::ServerStats;
@@ -187,6 +187,11 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         let appended = self.far.append(key, value, ttl).await;
         self.drop_near(key).await;
         appended
+    }
+
+    /// The near store's.
+    fn kept(&self, key: &str) -> Option<Kept> {
+        self.near.kept(key)
     }
 
     /// The far store's: the near entries are dropped before a read and after a write.

@@ -34,7 +34,7 @@ struct Used {
 
 fn memory_stays_level(at_fork: AtFork) {
     let cache = Cache::register(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build());
-    let generations = count(60, 1_000);
+    let generations = count(40, 1_000);
     let used = chain(generations, |generation| {
         let _ = lifecycle::after_fork();
         let blocking = cache.blocking();

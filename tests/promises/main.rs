@@ -39,6 +39,7 @@ promises! {
     signal_handlers_may_fork,
     memory_keeps_its_bound,
     generations_do_not_pile_up,
+    frozen_memory_is_read_without_a_copy,
     the_parent_never_notices,
     nobody_has_to_remember,
     an_outage_is_not_an_outage,

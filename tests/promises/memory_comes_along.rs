@@ -29,6 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("warm_behind_a_backlog_of_other_peoples_garbage", behind_a_foreign_backlog),
         scenario("cold_later_if_a_backlog_hides_a_foreign_pin", a_backlog_hides_a_foreign_pin),
         scenario("handed_on_by_a_cold_child", handed_on_by_a_cold_child),
+        scenario("as_bytes_alone", as_bytes_alone),
         scenario("without_what_vanished_threads_have_given_up", without_the_garbage_of_vanished_threads),
     ]
 }
@@ -178,6 +179,59 @@ fn handed_on_by_a_cold_child() {
         });
         assert_eq!(in_child.join(), (None, Some("the child's".to_owned())));
     });
+}
+
+/// A decoded value may hold a lock that a vanished thread holds, and a destructor that says goodbye on a connection: it
+/// is neither read nor dropped in a child.
+fn as_bytes_alone() {
+    let cache = cache();
+    cache.blocking().set("locked", &1, HOUR).expect("memory does not fail");
+    let decoded: std::sync::Arc<Locked> = shared(&cache).expect("a hit");
+    let (locked, done) = (Latch::new(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut guard = decoded.0.lock().expect("nobody panics");
+            *guard = 2;
+            locked.raise();
+            while !done.load(Ordering::Relaxed) {
+                thread::park_timeout(Duration::from_millis(1));
+            }
+        });
+        let _done = SetOnDrop(&done);
+        locked.wait("the value is locked");
+        let in_child = fork(|| {
+            let own = shared(&cache).expect("a hit");
+            let number = *own.0.lock().expect("nobody panics");
+            let is_kept = std::sync::Arc::ptr_eq(&own, &shared(&cache).expect("a hit"));
+            drop(own);
+            cache.blocking().set("locked", &3, HOUR).expect("memory does not fail");
+            cache.blocking().delete("locked").expect("memory does not fail");
+            growth(&cache);
+            (number, is_kept, DROPPED.load(Ordering::SeqCst))
+        });
+        assert_eq!(in_child.join(), (1, true, 1), "its own alone");
+    });
+    assert_eq!(DROPPED.load(Ordering::SeqCst), 0);
+}
+
+static DROPPED: AtomicUsize = AtomicUsize::new(0);
+
+struct Locked(std::sync::Mutex<u32>);
+
+impl<'de> serde::Deserialize<'de> for Locked {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Locked, D::Error> {
+        u32::deserialize(deserializer).map(|number| Locked(std::sync::Mutex::new(number)))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        DROPPED.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn shared(cache: &Cache) -> Option<std::sync::Arc<Locked>> {
+    cache.blocking().get_shared("locked").expect("memory does not fail")
 }
 
 /// It is never dropped in the child, and must not count there, or there would be no room for anything else.

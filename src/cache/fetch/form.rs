@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::look::Looked;
 use crate::cache::times::Age;
 use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
@@ -17,6 +18,12 @@ pub(super) trait Form: Sized {
     fn value(&self) -> &Self::Value;
 
     fn into_value(self) -> Self::Value;
+
+    /// What can be seen without asking the store, if there is such a way.
+    #[inline]
+    fn glance(_cache: &Cache, _verb: &'static str, _key: &str) -> Option<Looked<Self>> {
+        None
+    }
 
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 

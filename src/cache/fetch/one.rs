@@ -173,7 +173,7 @@ impl Cache {
         self.fetch_as("fetch_raw", key, load).await.map(|Raw(bytes)| bytes)
     }
 
-    async fn fetch_as<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
+    pub(super) async fn fetch_as<V: Form, E, F: Future<Output = Result<Loaded<V>, E>>>(
         &self,
         verb: &'static str,
         key: &str,
@@ -191,8 +191,13 @@ impl Cache {
         load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
-        let looked = if self.is_forced { None } else { Some(self.get_raw(key).await) };
-        let looked = looked.map(|read| Looked::of(self, verb, key, read));
+        let looked = if self.is_forced {
+            None
+        } else if let Some(glanced) = V::glance(self, verb, key) {
+            Some(glanced)
+        } else {
+            Some(Looked::of(self, verb, key, self.get_raw(key).await))
+        };
         // By the shortest way: this is where most fetches end.
         if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
             span.outcome(look::outcome(is_stale));

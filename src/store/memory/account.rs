@@ -21,6 +21,7 @@ pub(super) struct Account {
     /// Garbage that came through a fork in the bags of threads that did not: it is never dropped here.
     written_off: AtomicI64,
     refused: AtomicU64,
+    frozen: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +31,13 @@ struct Stripe(AtomicI64);
 impl Account {
     pub(super) fn new(bound: Bound) -> Arc<Account> {
         let stripes = [const { Stripe(AtomicI64::new(0)) }; STRIPES];
-        Arc::new(Account { bound, stripes, written_off: AtomicI64::new(0), refused: AtomicU64::new(0) })
+        Arc::new(Account {
+            bound,
+            stripes,
+            written_off: AtomicI64::new(0),
+            refused: AtomicU64::new(0),
+            frozen: AtomicU64::new(0),
+        })
     }
 
     pub(super) fn bound(&self) -> Bound {
@@ -42,21 +49,35 @@ impl Account {
         self.total() <= self.bound.limit()
     }
 
-    /// Whether there may be more. Up to an eighth above the bound, since what is overwritten takes its time to go; as
-    /// much again is left to the collector's own lists.
+    /// Whether there may be more. Up to a sixteenth above the bound, since what is overwritten takes its time to go; the
+    /// rest of a quarter is left to the lists of the collector, which take 2 kB for a few entries.
     pub(super) fn has_room(&self) -> bool {
         let limit = self.bound.limit();
-        self.total() <= limit.saturating_add(limit / 8)
+        self.total() <= limit.saturating_add(limit / 16)
     }
 
     pub(super) fn total(&self) -> u64 {
         let counted: i64 = self.stripes.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum();
-        u64::try_from(counted - self.written_off.load(Ordering::Relaxed)).unwrap_or(0)
+        u64::try_from(counted - self.written_off.load(Ordering::Relaxed)).unwrap_or(0) + self.frozen()
     }
 
-    /// Leaves out of account whatever there is beside `alive`.
+    /// What is frozen counts, and does not come and go.
+    pub(super) fn frozen(&self) -> u64 {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_frozen(&self, frozen: u64) {
+        self.frozen.store(frozen, Ordering::Relaxed);
+    }
+
+    /// What is left of the bound for the live layer.
+    pub(super) fn live_limit(&self) -> u64 {
+        self.bound.limit().saturating_sub(self.frozen()).max(1)
+    }
+
+    /// Leaves out of account whatever there is beside `alive`, and what is frozen.
     pub(super) fn write_off_all_but(&self, alive: u64) {
-        let garbage = self.total().saturating_sub(alive);
+        let garbage = self.total().saturating_sub(alive + self.frozen());
         self.written_off.fetch_add(signed(garbage), Ordering::Relaxed);
     }
 

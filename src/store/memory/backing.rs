@@ -15,11 +15,32 @@ use crate::lifecycle::gate;
 /// An entry is dropped once the collector has moved on twice since it was given up: two flushes, and one to spare.
 const FLUSHES: usize = 3;
 
+/// So many of moka's units are one of the bound's, in entries: a fraction must not be lost.
+const SCALE_OF_ENTRIES: u64 = 256;
+
 /// What is to become of an entry.
 pub(super) enum Change {
     Keep,
-    Put { value: Bytes, expires_at: Option<Instant> },
+    Put {
+        value: Bytes,
+        expires_at: Option<Instant>,
+    },
+    /// The same entry, with a place for what it decodes to, which takes so many bytes.
+    AddSlot {
+        decoded: usize,
+    },
     Remove,
+}
+
+impl Change {
+    /// What is to be put in the place of `current`, if anything.
+    pub(super) fn entry(self, account: &Arc<Account>, key: &str, current: Option<&Arc<Entry>>) -> Option<Arc<Entry>> {
+        match self {
+            Change::Keep | Change::Remove => None,
+            Change::Put { value, expires_at } => Some(Entry::new(account, key, value, expires_at)),
+            Change::AddSlot { decoded } => current.map(|current| current.with_slot(account, key, decoded)),
+        }
+    }
 }
 
 /// The entries, and what they take.
@@ -37,16 +58,18 @@ enum Entries {
 
 impl Backing {
     pub(super) fn moka(bound: Bound) -> Backing {
+        let account = Account::new(bound);
+        let weighing = Arc::clone(&account);
         let moka = moka::sync::Cache::builder()
             .expire_after(PerEntry)
-            .max_capacity(bound.limit())
-            .weigher(|_: &String, entry: &Arc<Entry>| entry.weight())
+            .max_capacity(bound.limit().saturating_mul(scale(bound)))
+            .weigher(move |_: &String, entry: &Arc<Entry>| scaled_up(&weighing, entry.weight()))
             .build_with_hasher(foldhash::quality::RandomState::default());
-        Backing { entries: Entries::Moka(moka), account: Account::new(bound) }
+        Backing { entries: Entries::Moka(moka), account }
     }
 
     pub(super) fn cold(bound: Bound) -> Backing {
-        Backing { entries: Entries::Cold(Arc::new(Cold::new(bound))), account: Account::new(bound) }
+        Backing { entries: Entries::Cold(Arc::new(Cold::new())), account: Account::new(bound) }
     }
 
     pub(super) fn account(&self) -> &Arc<Account> {
@@ -59,9 +82,9 @@ impl Backing {
 
     /// Inside the gate.
     #[inline]
-    pub(super) fn get(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         match &self.entries {
-            Entries::Moka(moka) => moka.get(key).map(|entry| entry.value.clone()),
+            Entries::Moka(moka) => moka.get(key),
             Entries::Cold(cold) => cold.get(key),
         }
     }
@@ -74,12 +97,12 @@ impl Backing {
         };
         let mut answer = None;
         moka.entry_by_ref(key).and_compute_with(|current| {
-            let (change, said) = decide(current.as_ref().map(|current| current.value()));
+            let current = current.as_ref().map(|current| current.value());
+            let (change, said) = decide(current);
             answer = Some(said);
             match change {
-                Change::Keep => Op::Nop,
-                Change::Put { value, expires_at } => Op::Put(Entry::new(&self.account, key, value, expires_at)),
                 Change::Remove => Op::Remove,
+                change => change.entry(&self.account, key, current).map_or(Op::Nop, Op::Put),
             }
         });
         answer.expect("moka calls what it is given once")
@@ -115,7 +138,22 @@ impl Backing {
         for _ in 0..FLUSHES {
             crossbeam_epoch::pin().flush();
         }
-        self.account.write_off_all_but(moka.weighted_size());
+        self.account.write_off_all_but(scaled_down(&self.account, moka.weighted_size()));
+    }
+
+    /// The entries, as they come. Outside of the gate, as below.
+    pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
+        match &self.entries {
+            Entries::Cold(cold) => cold.entries(),
+            Entries::Moka(moka) => {
+                let mut entries = moka.iter();
+                let next = || {
+                    let _pass = gate::enter();
+                    entries.next()
+                };
+                std::iter::from_fn(next).collect()
+            }
+        }
     }
 
     /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
@@ -134,6 +172,24 @@ impl Backing {
             }
         }
     }
+}
+
+fn scale(bound: Bound) -> u64 {
+    match bound {
+        Bound::Bytes(_) => 1,
+        Bound::Entries(_) => SCALE_OF_ENTRIES,
+    }
+}
+
+/// moka's capacity is fixed. Where a part of the bound is frozen, an entry weighs as much more.
+fn scaled_up(account: &Account, weight: u32) -> u32 {
+    let (limit, left) = (u128::from(account.bound().limit()), u128::from(account.live_limit()));
+    u32::try_from(u128::from(weight) * u128::from(scale(account.bound())) * limit / left).unwrap_or(u32::MAX)
+}
+
+fn scaled_down(account: &Account, weight: u64) -> u64 {
+    let (limit, left) = (u128::from(account.bound().limit()), u128::from(account.live_limit()));
+    u64::try_from(u128::from(weight) * left / limit.max(1) / u128::from(scale(account.bound()))).unwrap_or(u64::MAX)
 }
 
 /// Each entry's own time to live, in moka's terms.

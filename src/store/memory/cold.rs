@@ -7,13 +7,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use super::account::Account;
 use super::backing::Change;
 use super::entry::Entry;
-use super::settings::Bound;
 use crate::lifecycle::gate;
 use crate::sync::Lock;
 
@@ -24,22 +22,21 @@ const SHARDS: usize = 16;
 pub(super) struct Cold {
     shards: Vec<Lock<Shard>>,
     hasher: RandomState,
-    bound: Bound,
-    /// What the entries weigh together, in the unit of the bound.
+    /// What the entries weigh together, in the unit of the account's bound.
     weight: AtomicU64,
 }
 
 type Shard = LruCache<String, Arc<Entry>>;
 
 impl Cold {
-    pub(super) fn new(bound: Bound) -> Cold {
+    pub(super) fn new() -> Cold {
         let shards = (0..SHARDS).map(|_| Lock::new("memory", LruCache::unbounded())).collect();
-        Cold { shards, hasher: RandomState::new(), bound, weight: AtomicU64::new(0) }
+        Cold { shards, hasher: RandomState::new(), weight: AtomicU64::new(0) }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         let mut shard = self.shards[self.shard_of(key)].lock();
-        self.live(&mut shard, key).map(|entry| entry.value.clone())
+        self.live(&mut shard, key).cloned()
     }
 
     pub(super) fn change<R>(
@@ -50,20 +47,27 @@ impl Cold {
     ) -> R {
         let own = self.shard_of(key);
         let mut shard = self.shards[own].lock();
-        let (change, answer) = decide(self.live(&mut shard, key));
-        match change {
-            Change::Keep => {}
-            Change::Remove => self.remove(&mut shard, key),
-            Change::Put { value, expires_at } => {
-                let entry = Entry::new(account, key, value, expires_at);
-                self.remove(&mut shard, key);
-                self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
-                shard.put(key.to_owned(), entry);
-                drop(shard);
-                self.make_room(own);
-            }
+        let current = self.live(&mut shard, key).cloned();
+        let (change, answer) = decide(current.as_ref());
+        if matches!(change, Change::Remove) {
+            self.remove(&mut shard, key);
+        } else if let Some(entry) = change.entry(account, key, current.as_ref()) {
+            self.remove(&mut shard, key);
+            self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
+            shard.put(key.to_owned(), entry);
+            drop(shard);
+            self.make_room(account, own);
         }
         answer
+    }
+
+    pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
+        let of_shard = |shard: &Lock<Shard>| -> Vec<_> {
+            let _pass = gate::enter();
+            let shard = shard.lock();
+            shard.iter().map(|(key, entry)| (Arc::new(key.clone()), Arc::clone(entry))).collect()
+        };
+        self.shards.iter().flat_map(of_shard).collect()
     }
 
     pub(super) fn clear(&self, prefix: &str) {
@@ -97,10 +101,10 @@ impl Cold {
     }
 
     /// Evicts what was used least recently, shard after shard, but not what the shard `newest` has just got.
-    fn make_room(&self, newest: usize) {
+    fn make_room(&self, account: &Account, newest: usize) {
         let mut spared = 0;
         for index in (newest..).map(|index| index % SHARDS) {
-            if self.weight.load(Ordering::Relaxed) <= self.bound.limit() || spared == SHARDS {
+            if self.weight.load(Ordering::Relaxed) <= account.live_limit() || spared == SHARDS {
                 return;
             }
             let mut shard = self.shards[index].lock();
@@ -126,30 +130,29 @@ mod tests {
     use super::super::settings::Bound;
     use super::Cold;
 
-    fn put(cold: &Cold, key: &str, size: usize) {
-        let account = Account::new(cold.bound);
+    fn put(cold: &Cold, account: &std::sync::Arc<Account>, key: &str, size: usize) {
         let value = Bytes::from(vec![b'x'; size]);
-        cold.change(&account, key, |_| (Change::Put { value, expires_at: None }, ()));
+        cold.change(account, key, |_| (Change::Put { value, expires_at: None }, ()));
     }
 
     #[test]
     fn the_bound_holds_for_all_shards_together_and_the_newest_entry_stays() {
-        let cold = Cold::new(Bound::Bytes(10_000));
+        let (cold, account) = (Cold::new(), Account::new(Bound::Bytes(10_000)));
         for number in 0..1_000 {
             let key = format!("small:{number}");
-            put(&cold, &key, 100);
+            put(&cold, &account, &key, 100);
             assert!(cold.get(&key).is_some());
             assert!(cold.weight.load(std::sync::atomic::Ordering::Relaxed) <= 10_000);
         }
-        put(&cold, "large", 9_000);
-        assert_eq!(cold.get("large").map(|value| value.len()), Some(9_000));
+        put(&cold, &account, "large", 9_000);
+        assert_eq!(cold.get("large").map(|entry| entry.value.len()), Some(9_000));
     }
 
     #[test]
     fn a_bound_in_entries_counts_entries() {
-        let cold = Cold::new(Bound::Entries(10));
+        let (cold, account) = (Cold::new(), Account::new(Bound::Entries(10)));
         for number in 0..100 {
-            put(&cold, &number.to_string(), number);
+            put(&cold, &account, &number.to_string(), number);
         }
         let held = (0..100).filter(|number: &i32| cold.get(&number.to_string()).is_some()).count();
         assert_eq!(held, 10);

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::backing::Backing;
 use super::collector::{self, Verdict};
+use super::frozen::Table;
 use super::settings::{AtFork, Bound};
-use crate::lifecycle::{FIRST_GENERATION, Refresh, gate, generation};
+use crate::lifecycle::{FIRST_GENERATION, Leaked, Refresh, gate, generation};
+use crate::sync::Lock;
 
 /// How long a writer waits for room.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -26,6 +28,9 @@ pub(super) struct Local {
     is_unsettled: AtomicBool,
     /// What the parent used and this process does not, with the generation in which that was whole.
     superseded: Option<(Backing, u64)>,
+    pub(super) frozen: Leaked<Table>,
+    /// One thread freezes at a time.
+    pub(super) freezing: Lock<()>,
 }
 
 impl Local {
@@ -46,10 +51,19 @@ impl Local {
             let came = Refresh::Cold { reason: "it was asked to start fresh" };
             return Local { superseded: Some((backing.clone(), whole_in)), ..self.fresh(bound, came) };
         }
-        match trust(backing, whole_in) {
-            Ok(()) => Local::new(backing.clone(), bound, Refresh::Warm).settled(),
+        let local = match trust(backing, whole_in) {
+            Ok(()) => Local::new(backing.clone(), bound, Refresh::Warm),
             Err(reason) => Local::new(Backing::cold(bound), bound, Refresh::Cold { reason }),
+        };
+        local.with_frozen(self.frozen.get(), bound).settled()
+    }
+
+    /// With what the parent has frozen, which can always be trusted.
+    fn with_frozen(self, table: Option<&'static Table>, bound: Bound) -> Local {
+        for backing in [Some(&self.backing), self.stand_in.as_ref()].into_iter().flatten() {
+            backing.account().set_frozen(table.map_or(0, |table| bound.of_table(table)));
         }
+        Local { frozen: Leaked::new(table), ..self }
     }
 
     /// An empty one, of which this is the parent's: what the parent inherited and did not use, emptied. A chain of
@@ -59,7 +73,7 @@ impl Local {
         match &self.superseded {
             Some((backing, whole_in)) if trust(backing, *whole_in).is_ok() => {
                 backing.clear("");
-                Local::new(backing.clone(), bound, came).settled()
+                Local::new(backing.clone(), bound, came).with_frozen(None, bound).settled()
             }
             _ => Local::empty(bound, came),
         }
@@ -75,6 +89,8 @@ impl Local {
             came,
             is_unsettled: AtomicBool::new(is_unsettled),
             superseded: None,
+            frozen: Leaked::new(None),
+            freezing: Lock::new("freezing", ()),
         }
     }
 

@@ -1,5 +1,8 @@
 //! The settings of a memory store.
 
+use std::fmt;
+use std::sync::Arc;
+
 use super::MemoryStore;
 
 /// What a [`MemoryStore`] holds by default, in bytes: 64 MiB.
@@ -61,11 +64,34 @@ pub enum AtFork {
 pub struct MemoryBuilder {
     pub(super) bound: Bound,
     pub(super) at_fork: AtFork,
+    pub(super) weigh_shared: Weigh,
+}
+
+/// What a decoded value takes, given the encoded one.
+#[derive(Clone)]
+pub(super) struct Weigh(Arc<Weigher>);
+
+type Weigher = dyn Fn(&[u8]) -> usize + Send + Sync;
+
+impl Weigh {
+    pub(super) fn of(&self, encoded: &[u8]) -> usize {
+        (self.0)(encoded)
+    }
+}
+
+impl fmt::Debug for Weigh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Weigh")
+    }
 }
 
 impl MemoryBuilder {
     pub(super) fn new() -> MemoryBuilder {
-        MemoryBuilder { bound: Bound::Bytes(DEFAULT_BYTES), at_fork: AtFork::default() }
+        MemoryBuilder {
+            bound: Bound::Bytes(DEFAULT_BYTES),
+            at_fork: AtFork::default(),
+            weigh_shared: Weigh(Arc::new(<[u8]>::len)),
+        }
     }
 
     /// Holds at most so many bytes: values, keys, and 384 for each entry. Defaults to 64 MiB. A value that is larger
@@ -108,6 +134,21 @@ impl MemoryBuilder {
     /// ```
     pub fn at_fork(mut self, at_fork: AtFork) -> MemoryBuilder {
         self.at_fork = at_fork;
+        self
+    }
+
+    /// How many bytes the decoded value of a [shared read](crate::Cache::get_shared) takes, given what the store keeps of
+    /// it, encoded. They count toward [`max_bytes`](MemoryBuilder::max_bytes), from the first shared read of an entry
+    /// on. Defaults to the length of what is encoded. A value that would not fit is decoded at each read.
+    ///
+    /// ```
+    /// use prefork_cache::stores::MemoryStore;
+    ///
+    /// // Decoded, these take three times as much.
+    /// let store = MemoryStore::builder().weigh_shared(|encoded| 3 * encoded.len()).build();
+    /// ```
+    pub fn weigh_shared(mut self, weigh: impl Fn(&[u8]) -> usize + Send + Sync + 'static) -> MemoryBuilder {
+        self.weigh_shared = Weigh(Arc::new(weigh));
         self
     }
 

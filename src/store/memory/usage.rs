@@ -20,6 +20,8 @@ use super::MemoryStore;
 pub struct MemoryUsage {
     /// In the unit of the bound, bytes or entries: what there is, with what was given up and is not freed yet.
     pub held: u64,
+    /// How much of it is [frozen](MemoryStore::freeze).
+    pub frozen: u64,
     /// How many writes have stored nothing, since there was no room for 5 ms.
     pub refused: u64,
 }
@@ -34,6 +36,6 @@ impl MemoryStore {
     /// ```
     pub fn usage(&self) -> MemoryUsage {
         let account = self.local().backing().account();
-        MemoryUsage { held: account.total(), refused: account.refused() }
+        MemoryUsage { held: account.total(), frozen: account.frozen(), refused: account.refused() }
     }
 }

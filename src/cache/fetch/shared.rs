@@ -1,0 +1,116 @@
+//! A fetch that shares one decoded value.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Loaded;
+use super::form::Form;
+use super::look::{Found, Looked};
+use crate::cache::blocking::at_once;
+use crate::cache::times::Age;
+use crate::cache::{Blocking, Cache, Expiry, Sealed};
+use crate::error::Result;
+use crate::net::lifted;
+
+impl Cache {
+    /// [`fetch`](Cache::fetch) with a value that is shared, as by [`get_shared`](Cache::get_shared): decoded once in each
+    /// process. A caller whose own loader has run gets what that has returned; it is not what others share.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch`](Cache::fetch).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`fetch`](Cache::fetch).
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let load = || Ok::<_, std::io::Error>(vec![1, 2, 3]);
+    /// let sizes = cache.blocking().fetch_shared("sizes", Duration::from_secs(60), load)?;
+    /// assert_eq!(*sizes, [1, 2, 3]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub async fn fetch_shared<T, E, F>(
+        &self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce() -> F,
+    ) -> Result<Arc<T>, E>
+    where
+        T: Serialize + DeserializeOwned + Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let expiry = expiry.into();
+        let load = async move || load().await.map(|value| Loaded::new(Shared(Arc::new(value)), expiry));
+        self.fetch_as("fetch_shared", key, load).await.map(|Shared(value)| value)
+    }
+}
+
+impl Blocking<'_> {
+    /// As [`Cache::fetch_shared`], with a loader that blocks.
+    ///
+    /// # Errors
+    ///
+    /// The loader's.
+    pub fn fetch_shared<T, E>(
+        self,
+        key: &str,
+        expiry: impl Into<Expiry>,
+        load: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E>
+    where
+        T: Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        at_once(pin!(self.cache().fetch_shared(key, expiry, async move || lifted(load))))
+    }
+}
+
+struct Shared<T>(Arc<T>);
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form for Shared<T> {
+    type Value = Arc<T>;
+
+    fn of(value: Arc<T>) -> Shared<T> {
+        Shared(value)
+    }
+
+    fn value(&self) -> &Arc<T> {
+        &self.0
+    }
+
+    fn into_value(self) -> Arc<T> {
+        self.0
+    }
+
+    fn glance(cache: &Cache, verb: &'static str, key: &str) -> Option<Looked<Shared<T>>> {
+        // A failure is that of the read that follows.
+        let kept = cache.kept(key).ok()??;
+        let found = Found::of(cache.open_shared(verb, key, &kept).map(|(value, age)| (Shared(value), age)));
+        Some(Looked { read: Ok(Some(kept.bytes().clone())), found })
+    }
+
+    fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
+        cache.seal_readable(key, &*self.0, expiry)
+    }
+
+    fn share(&self, cache: &Cache, key: &str) -> Result<Bytes> {
+        cache.encode_readable(key, &*self.0, None)
+    }
+
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Age)> {
+        cache.decode(key, bytes).ok().map(|(value, age)| (Shared(Arc::new(value)), age))
+    }
+
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Age)> {
+        cache.open(verb, key, bytes).map(|(value, age)| (Shared(Arc::new(value)), age))
+    }
+}
