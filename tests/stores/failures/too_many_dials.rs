@@ -63,6 +63,19 @@ fn many_callers_dial_a_few_times() {
     }
 }
 
+/// Those whose wait for another one's dial is over do not dial all at once either.
+#[test]
+fn callers_that_have_waited_too_long_do_not_all_dial() {
+    for kind in Kind::BOTH {
+        let (port, dials) = serve(read_on);
+        let cache = cache_at(kind, port, "timeout=300ms&connect_timeout=300ms&failures=3&retry_after=60m");
+        Way::Blocking.at_once(&cache, |cache| async move {
+            while cache.get_raw("k").await.expect_err("nobody serves").kind() != ErrorKind::Unavailable {}
+        });
+        assert!(dials() <= MOST, "{kind:?}: {} dials", dials());
+    }
+}
+
 /// One try for each `retry_after`, whatever the number of callers.
 #[test]
 fn it_is_tried_once_for_each_delay() {
