@@ -259,9 +259,11 @@ impl Protocol for Resp {
         })
     }
 
-    fn refused_marker(&self, frame: &Frame<'_>) -> Option<Error> {
+    fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         match redis::parse_redis_value(frame.bytes) {
-            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            Ok(Value::ServerError(error)) => {
+                Some((server_error(&self.endpoint, &error), refusal(&error).is_for_the_moment()))
+            }
             _ => None,
         }
     }
