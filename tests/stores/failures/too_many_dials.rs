@@ -76,6 +76,28 @@ fn callers_that_have_waited_too_long_do_not_all_dial() {
     }
 }
 
+/// In a greeting without HELLO it is the first other command that is refused.
+#[test]
+fn a_server_that_lets_nobody_in_is_dialled_a_few_times_also_without_hello() {
+    let locked = Server::with(Kind::Redis, &["--requirepass", "secret"]);
+    for way in WAYS {
+        let proxy = Proxy::before(locked.port());
+        let (full, dials) = serve(|mut stream| _ = stream.write_all(b"-ERR max number of clients reached\r\n"));
+        for (port, kind) in [(proxy.port(), ErrorKind::Auth), (full, ErrorKind::Server)] {
+            let cache = cache_at(Kind::Redis, port, &format!("protocol=2&{ONCE}"));
+            let kinds = way.at_once(&cache, |cache| async move {
+                let mut kinds = Vec::new();
+                for _ in 0..5 {
+                    kinds.push(cache.get_raw("k").await.expect_err("it lets nobody in").kind());
+                }
+                kinds
+            });
+            assert!(kinds.iter().flatten().any(|said| *said == kind), "{way:?}: {kinds:?}");
+        }
+        assert!(proxy.connects() <= MOST && dials() <= MOST, "{way:?}: {} and {}", proxy.connects(), dials());
+    }
+}
+
 /// One try for each `retry_after`, whatever the number of callers.
 #[test]
 fn it_is_tried_once_for_each_delay() {

@@ -46,6 +46,9 @@ fn what_redis_says() {
         ("ERR Protocol error: expected '$', got 'x'", Protocol, true),
         ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", ValueTooLarge, false),
         ("ERR server is closing", Server, true),
+        ("no upstream host", Server, true),
+        ("upstream failure", Server, true),
+        ("unsupported command 'SET'", Unsupported, false),
         ("ERR something else", Server, false),
         ("WRONGTYPE Operation against a key", Server, false),
     ] {
