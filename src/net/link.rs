@@ -146,8 +146,11 @@ fn concluded<P: Protocol>(
         // There is no connection, which has been counted.
         (Err(_), None) => {}
         (Err(_), Some(connection)) if connection.is_in_step => lease.finish(),
-        // One that had less time than the server may take says nothing of it.
-        (Err(error), Some(_)) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {}
+        (Err(error), Some(connection)) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {
+            if is_reused {
+                server.distrust_idle(connection.begun);
+            }
+        }
         (Err(error), Some(_)) => server.failed(error, is_reused),
     }
     outcome

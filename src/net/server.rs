@@ -283,6 +283,12 @@ impl<P: Protocol> Server<P> {
         }
     }
 
+    /// One that had less time than the server may take got no answer in it. That says nothing of the server, but those
+    /// that were idle meanwhile may be gone as well.
+    pub(super) fn distrust_idle(&self, since: Instant) {
+        self.pool.close_idle(|connection| connection.begun < since);
+    }
+
     /// A connection that has served was closed.
     pub(super) fn lost(&self) {
         self.trial.doubt();
