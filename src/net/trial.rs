@@ -162,3 +162,34 @@ impl Drop for Permit {
         next.into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use super::{Drive, Permit, Trial};
+
+    fn permit(trial: &Arc<Trial>) -> Permit {
+        let permit = pin!(trial.permit(Drive::Inline, Duration::from_millis(10)));
+        match permit.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Some(permit))) => permit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_that_holds_it_for_too_long_has_it_no_more() {
+        let trial = Arc::<Trial>::default();
+        let is_taken = || trial.inline.get().lock().taken.is_some();
+        let never_polled = permit(&trial);
+        let next = permit(&trial);
+        drop(never_polled);
+        assert!(is_taken(), "it is the next one's");
+        drop(next);
+        assert!(!is_taken());
+    }
+}
