@@ -136,7 +136,7 @@ fn an_old_or_long_idle_connection_is_not_used_again() {
         for option in ["max_idle=30ms", "max_age=30ms"] {
             let server = Server::start(kind);
             let proxy = Proxy::before(server.port());
-            let cache = cache_at(kind, proxy.port(), option);
+            let cache = cache_at(kind, proxy.port(), &format!("{option}&timeout=20s&connect_timeout=20s"));
             let runtime = current_thread();
             for round in 1..4 {
                 cache.blocking().set_raw("k", "v", TTL).unwrap();
