@@ -120,7 +120,7 @@ impl Cache {
 
     /// A handle whose exchanges with a server may take so long, instead of the `timeout` in the store's URL: less for a
     /// page that would rather do without, more for a batch job. It holds for each exchange, of which an operation may
-    /// make several, and for the wait for a pooled connection; not for dialling.
+    /// make several, and for the wait for a pooled connection; not for dialling. More than a day is a day.
     ///
     /// An exchange that takes longer is [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). One that had less time than
     /// the store's `timeout` says nothing of the server, and does not count as its failure. A store without servers has

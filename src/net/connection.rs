@@ -85,8 +85,9 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     /// The last thing that the server has refused in this reply.
     fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
 
-    /// Why the server does not answer a marker, if that is what a frame in its place says.
-    fn refused_marker(&self, _: &Frame<'_>) -> Option<Error> {
+    /// Why the server does not answer a marker, if that is what a frame in its place says, and whether it is only for
+    /// the moment.
+    fn refused_marker(&self, _: &Frame<'_>) -> Option<(Error, bool)> {
         None
     }
 
@@ -168,6 +169,9 @@ pub(crate) struct Connection<P: Protocol> {
     pub(super) tokens: Tokens,
     /// Whether a byte has arrived since the last exchange began.
     pub(super) answered: bool,
+    /// Whether the last exchange has failed and yet everything was answered, its marker with a refusal for the moment.
+    /// The next marker proves whatever comes before it.
+    pub(super) is_in_step: bool,
     pub(super) opened: Instant,
     /// When the last exchange began.
     pub(super) begun: Instant,
@@ -193,6 +197,7 @@ impl<P: Protocol> Connection<P> {
             marking: Marking::Impossible,
             tokens: Tokens::new()?,
             answered: false,
+            is_in_step: false,
             opened: now,
             begun: now,
         })
@@ -234,6 +239,7 @@ impl<P: Protocol> Connection<P> {
     pub(super) fn begin(&mut self, timeout: Duration) -> Instant {
         self.begun = Instant::now();
         self.answered = false;
+        self.is_in_step = false;
         self.stream.set_deadline(self.begun + timeout);
         self.begun + timeout
     }
@@ -282,7 +288,10 @@ impl<P: Protocol> Connection<P> {
             let marker = self.frame(protocol).await;
             let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
             if !is_proof(&marker, &token) {
-                return Err(unproven(protocol, &marker));
+                let (error, is_for_the_moment) = unproven(protocol, &marker);
+                self.expect_no_more(protocol)?;
+                self.is_in_step = is_for_the_moment;
+                return Err(protocol.refusal(&exchange.partial).unwrap_or(error));
             }
         }
         self.expect_no_more(protocol)?;
@@ -341,9 +350,9 @@ pub(crate) fn foreign<P: Protocol>(protocol: &P) -> Error {
     malformed(protocol, "a reply to another request")
 }
 
-/// Of what came in the place of a marker's answer.
-pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> Error {
-    protocol.refused_marker(frame).unwrap_or_else(|| foreign(protocol))
+/// Of what came in the place of a marker's answer, and whether the connection is of use all the same.
+pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> (Error, bool) {
+    protocol.refused_marker(frame).unwrap_or_else(|| (foreign(protocol), false))
 }
 
 pub(super) fn surplus<P: Protocol>(protocol: &P) -> Error {

@@ -64,12 +64,15 @@ async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
 ) -> io::Result<S> {
     let mut outcome = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
     for (index, address) in addresses.iter().enumerate() {
-        outcome = connect(*address, share_of(deadline, addresses.len() - index)).await;
-        let is_over = match &outcome {
-            Ok(_) => true,
-            // That there is no local address for it concerns this one only: a machine without IPv6, say.
-            Err(error) => is_shortage(error) && error.kind() != io::ErrorKind::AddrNotAvailable,
-        };
+        let connected = connect(*address, share_of(deadline, addresses.len() - index)).await;
+        // That there is no local address for it concerns this one only, on a machine without IPv6, say: it says less
+        // than what became of one before it.
+        let is_unavailable = matches!(&connected, Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable);
+        if is_unavailable && index > 0 {
+            continue;
+        }
+        let is_over = connected.as_ref().map_or_else(|error| is_shortage(error) && !is_unavailable, |_| true);
+        outcome = connected;
         if is_over {
             break;
         }
@@ -161,5 +164,36 @@ mod on_tokio {
             tokio::time::sleep(QUEUE_PAUSE).await;
         }
         TokioStream::new(socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, ready};
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use nix::errno::Errno;
+
+    use super::{Instant, SocketAddr, connect_to_one_of, io, is_shortage};
+
+    /// What becomes of an attempt of which each address has this outcome.
+    fn error(outcomes: &[Errno]) -> io::Error {
+        let addresses: Vec<SocketAddr> =
+            (1_u16..).zip(outcomes).map(|(port, _)| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+        let connect = |address: SocketAddr, _| ready(Err::<(), _>(outcomes[usize::from(address.port()) - 1].into()));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let attempt = std::pin::pin!(connect_to_one_of(&addresses, deadline, connect));
+        let Poll::Ready(outcome) = attempt.poll(&mut Context::from_waker(Waker::noop())) else { panic!("it is ready") };
+        outcome.unwrap_err()
+    }
+
+    #[test]
+    fn a_family_of_addresses_that_this_machine_lacks_does_not_hide_that_the_server_is_down() {
+        for outcomes in [[Errno::ECONNREFUSED, Errno::EADDRNOTAVAIL], [Errno::EADDRNOTAVAIL, Errno::ECONNREFUSED]] {
+            assert_eq!(error(&outcomes).raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{outcomes:?}");
+        }
+        assert!(is_shortage(&error(&[Errno::EADDRNOTAVAIL; 2])));
+        assert!(is_shortage(&error(&[Errno::EMFILE, Errno::ECONNREFUSED])), "the other one is not tried");
     }
 }

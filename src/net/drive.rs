@@ -23,6 +23,9 @@ pub(crate) enum Drive {
     Tokio(RuntimeId),
 }
 
+/// The longest timeout, as in a URL: a moment that is too far away is none.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 thread_local! {
     static INLINE: Cell<bool> = const { Cell::new(false) };
     static TIMEOUT: Cell<Option<Duration>> = const { Cell::new(None) };
@@ -96,7 +99,7 @@ pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
             TIMEOUT.set(self.0);
         }
     }
-    let _restore = Restore(TIMEOUT.replace(Some(timeout)));
+    let _restore = Restore(TIMEOUT.replace(Some(timeout.min(LONGEST))));
     work()
 }
 

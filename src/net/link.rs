@@ -132,10 +132,11 @@ fn concluded<P: Protocol>(
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
     let default = server.timeouts().exchange;
-    match &outcome {
-        Ok(reply) => {
+    let is_reused = lease.is_reused();
+    match (&outcome, lease.connection()) {
+        (Ok(reply), connection) => {
             server.succeeded();
-            let connection = lease.connection().expect("it has answered");
+            let connection = connection.expect("it has answered");
             if P::is_last(reply) && server.is_settled(connection) {
                 server.leave();
             } else {
@@ -143,10 +144,14 @@ fn concluded<P: Protocol>(
             }
         }
         // There is no connection, which has been counted.
-        Err(_) if lease.connection().is_none() => {}
-        // One that had less time than the server may take says nothing of it.
-        Err(error) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {}
-        Err(error) => server.failed(error, lease.is_reused()),
+        (Err(_), None) => {}
+        (Err(_), Some(connection)) if connection.is_in_step => lease.finish(),
+        (Err(error), Some(connection)) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {
+            if is_reused {
+                server.distrust_idle(connection.begun);
+            }
+        }
+        (Err(error), Some(_)) => server.failed(error, is_reused),
     }
     outcome
 }

@@ -10,12 +10,10 @@ use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
 use super::dial::dial;
 use super::drive::Drive;
-use super::endpoint::Endpoint;
-#[cfg(feature = "tokio")]
-use super::endpoint::timed_out;
+use super::endpoint::{Endpoint, timed_out};
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
-use super::pool::Pool;
+use super::pool::{NoLease, Pool};
 use super::tls;
 use super::trial::Trial;
 use crate::error::{Error, ErrorKind, Result};
@@ -173,7 +171,10 @@ impl<P: Protocol> Server<P> {
     /// server has against the login: one that refuses each is tried no more often than one that is not there.
     pub(super) async fn open(&self, drive: Drive, admissions: Admissions) -> Result<Connection<P>> {
         let patience = self.timeouts().connect + self.timeouts().exchange;
-        let _permit = self.trial.permit(drive, Instant::now() + patience).await;
+        let _permit = self.trial.permit(drive, patience).await.map_err(|why| match why {
+            NoLease::Exhausted => timed_out("connect to", self.protocol.endpoint()),
+            NoLease::Forked => Error::begun_by_parent(),
+        })?;
         // Those before may have found out that it is down.
         if !self.breaker.still_admits(admissions.call) {
             return Err(self.is_down());
@@ -280,6 +281,12 @@ impl<P: Protocol> Server<P> {
         } else if self.breaker.failed(error) {
             telemetry::breaker_opened(self.protocol.endpoint());
         }
+    }
+
+    /// One that had less time than the server may take got no answer in it. That says nothing of the server, but those
+    /// that were idle meanwhile may be gone as well.
+    pub(super) fn distrust_idle(&self, since: Instant) {
+        self.pool.close_idle(|connection| connection.begun < since);
     }
 
     /// A connection that has served was closed.

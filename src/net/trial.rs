@@ -2,8 +2,8 @@
 //!
 //! Else a process's threads, or those that were past the breaker when the first of them failed, would all dial a server
 //! that closes what it accepts. Whoever dials has a [`Permit`] until the server has greeted; the others wait for that.
-//! Once a server has answered a request they go ahead. A wait ends with its deadline at the latest, and then the caller
-//! goes ahead without a permit: what holds it may be a task of a runtime that is not polled.
+//! Once a server has answered a request they go ahead. Whose wait is over fails, unless the permit was held for as long:
+//! what holds it may be a task of a runtime that is not polled. Then one of those that wait has the permit instead.
 //!
 //! Callers that block and drivers of pipelines have a permit each: a thread that blocked for a task of its own runtime
 //! would wait for itself.
@@ -13,9 +13,10 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::drive::Drive;
+use super::pool::NoLease;
 use super::turn::{Rationed, Turn, Waiters};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
@@ -34,13 +35,14 @@ struct Line(ProcessLocal<Lock<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    is_taken: bool,
+    /// Since when somebody has the permit.
+    taken: Option<Instant>,
     waiters: Waiters,
 }
 
 impl Rationed for State {
     fn room(&self) -> usize {
-        usize::from(!self.is_taken)
+        usize::from(self.taken.is_none())
     }
 
     fn waiters(&mut self) -> &mut Waiters {
@@ -49,29 +51,37 @@ impl Rationed for State {
 }
 
 impl Trial {
-    /// A permit to dial, where one is needed; or none where the wait for it was too long.
-    pub(super) async fn permit(self: &Arc<Trial>, drive: Drive, deadline: Instant) -> Option<Permit> {
+    /// A permit to dial, where one is needed.
+    pub(super) async fn permit(self: &Arc<Trial>, drive: Drive, patience: Duration) -> Result<Option<Permit>, NoLease> {
         if self.is_proven() {
-            return None;
+            return Ok(None);
         }
         let line = self.line(drive).get();
+        let deadline = Instant::now() + patience;
         let mut turn = Turn::new(line, deadline);
         let poll = |cx: &mut Context<'_>| {
-            let mut state = line.lock();
-            if self.is_proven() || turn.is_inherited() {
-                return Poll::Ready(None);
+            if turn.is_inherited() {
+                return Poll::Ready(Err(NoLease::Forked));
             }
-            if state.is_taken {
+            let mut state = line.lock();
+            if self.is_proven() {
+                return Poll::Ready(Ok(None));
+            }
+            let now = Instant::now();
+            if state.taken.is_some_and(|since| now < since + patience) {
                 turn.wait(&mut state, cx.waker());
                 return Poll::Pending;
             }
-            state.is_taken = true;
-            Poll::Ready(Some(Permit { trial: Arc::clone(self), drive, generation: generation() }))
+            state.taken = Some(now);
+            Poll::Ready(Ok(Some(Permit { trial: Arc::clone(self), drive, generation: generation(), since: now })))
         };
         match drive {
-            Drive::Inline => block_until(Some(deadline), poll).flatten(),
+            Drive::Inline => block_until(Some(deadline), poll).unwrap_or(Err(NoLease::Exhausted)),
             #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), poll_fn(poll)).await.unwrap_or_default(),
+            Drive::Tokio(_) => {
+                let permit = tokio::time::timeout_at(deadline.into(), poll_fn(poll)).await;
+                permit.unwrap_or(Err(NoLease::Exhausted))
+            }
         }
     }
 
@@ -133,6 +143,7 @@ pub(super) struct Permit {
     trial: Arc<Trial>,
     drive: Drive,
     generation: u64,
+    since: Instant,
 }
 
 impl Drop for Permit {
@@ -142,9 +153,43 @@ impl Drop for Permit {
         }
         let next = {
             let mut state = self.trial.line(self.drive).get().lock();
-            state.is_taken = false;
+            // Another one may have it by now.
+            if state.taken == Some(self.since) {
+                state.taken = None;
+            }
             state.next()
         };
         next.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use super::{Drive, Permit, Trial};
+
+    fn permit(trial: &Arc<Trial>) -> Permit {
+        let permit = pin!(trial.permit(Drive::Inline, Duration::from_millis(10)));
+        match permit.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Some(permit))) => permit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_that_holds_it_for_too_long_has_it_no_more() {
+        let trial = Arc::<Trial>::default();
+        let is_taken = || trial.inline.get().lock().taken.is_some();
+        let never_polled = permit(&trial);
+        let next = permit(&trial);
+        drop(never_polled);
+        assert!(is_taken(), "it is the next one's");
+        drop(next);
+        assert!(!is_taken());
     }
 }

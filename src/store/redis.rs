@@ -87,7 +87,7 @@ const MOST_STEPS: usize = 1 << 22;
 /// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after`: the name may lead to another server now |
 /// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
 /// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
-/// | "upstream ...", of a proxy | `Server` | yes | kept |
+/// | "upstream ...", "no upstream host", of a proxy, with or without `ERR` | `Server` | yes | kept |
 /// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
 /// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
 /// | a database that there is not | `Unsupported` | no | given up |

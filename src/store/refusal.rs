@@ -32,6 +32,11 @@ impl Refusal {
         Error::answered(self.kind, self.lasts == Lasts::Briefly, context)
     }
 
+    /// Whether it is for the moment, and the same connection will do later.
+    pub(crate) fn is_for_the_moment(self) -> bool {
+        self.lasts == Lasts::Briefly && !self.gives_up()
+    }
+
     pub(crate) fn gives_up(self) -> bool {
         self.connection == Connection::GivenUp
     }

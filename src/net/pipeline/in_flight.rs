@@ -119,7 +119,16 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(true);
             }
-            Some(Awaited::Marker(_)) => return Err(unproven(protocol, &frame)),
+            Some(Awaited::Marker(_)) => {
+                let (error, is_for_the_moment) = unproven(protocol, &frame);
+                if !is_for_the_moment {
+                    return Err(error);
+                }
+                self.markers.pop_front();
+                self.refuse_held(protocol, &error);
+                self.awaited.pop_front();
+                return Ok(false);
+            }
             Some(Awaited::Reply(_)) => return Err(foreign(protocol)),
             None => return Err(surplus(protocol)),
         };
@@ -139,6 +148,18 @@ impl<P: Protocol> InFlight<P> {
         for awaited in self.awaited.drain(..held) {
             if let Awaited::Reply(Request { slot: Some(slot), partial, .. }) = awaited {
                 slot.complete(Ok(P::finish(partial)));
+            }
+        }
+    }
+
+    /// What is held will not be proven. The marker behind it was refused, so most likely it was as well.
+    fn refuse_held(&mut self, protocol: &P, error: &Error) {
+        let held = mem::take(&mut self.held);
+        self.ended += held;
+        for awaited in self.awaited.drain(..held) {
+            if let Awaited::Reply(mut request) = awaited {
+                let refusal = protocol.refusal(&request.partial).unwrap_or_else(|| error.clone());
+                request.fail(refusal.into());
             }
         }
     }

@@ -459,6 +459,11 @@ impl Protocol for Meta {
         partial.answers.iter().rev().find_map(|answer| answer.as_ref().err()).map(|text| self.refused(text))
     }
 
+    fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
+        let text = error_text(without_end(frame.bytes))?;
+        Some((self.refused(&text), refusal(&text).is_for_the_moment()))
+    }
+
     fn finish(partial: Partial) -> Answers {
         partial.answers
     }

@@ -128,11 +128,6 @@ fn is_final(error: &ServerError) -> bool {
     refusal.kind == ErrorKind::Auth || refusal.lasts == Lasts::Briefly
 }
 
-/// Whether this is how a server refuses a command for good: to this account, or to everybody.
-fn is_withheld(error: &ServerError) -> bool {
-    matches!(error.code(), "NOPERM" | "ERR")
-}
-
 impl Protocol for Resp {
     type Framing = RespFraming;
     type Request = Request;
@@ -189,19 +184,31 @@ impl Protocol for Resp {
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         if level.markers.is_empty() {
-            // Whatever the answer: there is one.
-            self.ask(connection, commands::get("prefork-cache")).await?.ok();
+            // Whatever the answer, if it does not end the connection: there is one.
+            let answer = self.ask(connection, commands::get("prefork-cache")).await?;
+            if let Err(error) = answer
+                && refusal(&error).gives_up()
+            {
+                return Err(server_error(&self.endpoint, &error));
+            }
         }
         for &command in level.markers {
             let Err(bytes) = connection.try_marker(self, command).await? else {
                 return Ok(Marking::EveryWrite(command));
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
-                Ok(Value::ServerError(error)) if is_withheld(&error) => {}
+                // It lets nobody in.
+                Ok(Value::ServerError(error)) if refusal(&error).gives_up() => {
+                    return Err(server_error(&self.endpoint, &error));
+                }
+                // For the moment: it is busy, or loading.
+                Ok(Value::ServerError(error)) if refusal(&error).is_for_the_moment() => {
+                    return Ok(Marking::EveryWrite(command));
+                }
+                // For good: from this account, or from everybody.
+                Ok(Value::ServerError(_)) => {}
                 // A proxy that answers for itself.
                 Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
-                // For the moment: it is busy, or loading.
-                Ok(Value::ServerError(_)) => return Ok(Marking::EveryWrite(command)),
                 _ => return Err(foreign(self)),
             }
         }
@@ -259,9 +266,11 @@ impl Protocol for Resp {
         })
     }
 
-    fn refused_marker(&self, frame: &Frame<'_>) -> Option<Error> {
+    fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         match redis::parse_redis_value(frame.bytes) {
-            Ok(Value::ServerError(error)) => Some(server_error(&self.endpoint, &error)),
+            Ok(Value::ServerError(error)) => {
+                Some((server_error(&self.endpoint, &error), refusal(&error).is_for_the_moment()))
+            }
             _ => None,
         }
     }

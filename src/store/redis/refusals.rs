@@ -3,6 +3,8 @@
 //! None of it counts as a failure of the server: one that answers is up. Only where it refuses a login, whatever it has
 //! against it, it is left alone like one that is down.
 
+use std::borrow::Cow;
+
 use redis::ServerError;
 
 use crate::error::ErrorKind::{self, Auth, Protocol, Server, Unsupported, ValueTooLarge};
@@ -54,9 +56,14 @@ const ANY_OTHER: Refusal = Refusal { kind: Server, lasts: OnAndOn, connection: K
 
 pub(super) fn refusal(error: &ServerError) -> Refusal {
     let details = error.details().unwrap_or_default();
-    let fits = |(code, part, ..): &&(&str, &str, ErrorKind, Lasts, Connection)| {
-        *code == error.code() && contains(details, part)
+    // What the server repeats of a command is no reason.
+    let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
+    let (said, text) = match error.code() {
+        // A proxy that gives no code: this is the first word of what it says.
+        word if word.contains(|char: char| char.is_ascii_lowercase()) => ("ERR", format!("{word} {details}").into()),
+        code => (code, Cow::from(details)),
     };
+    let fits = |(code, part, ..): &&(&str, &str, ErrorKind, Lasts, Connection)| *code == said && contains(&text, part);
     TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| Refusal { kind, lasts, connection })
 }
 
@@ -91,6 +98,8 @@ mod tests {
     #[test]
     fn what_the_server_repeats_of_a_command_is_no_reason() {
         let unknown = said("ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' ");
+        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
+        let unknown = said("ERR unknown command 'GETDEL', with args beginning with: 'upstream', 'invalid password' ");
         assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
     }
 }

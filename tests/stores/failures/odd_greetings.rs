@@ -101,6 +101,25 @@ fn a_refused_hello_is_done_without() {
     }
 }
 
+/// As Envoy says it, without a code.
+#[test]
+fn a_refused_echo_is_done_without() {
+    let server = Server::start(Kind::Redis);
+    for unknown in [&["HELLO", "ECHO"][..], &["HELLO", "ECHO", "PING"]] {
+        for way in WAYS {
+            let (port, _) = before(server.port(), unknown, Some("-unsupported command 'ECHO'\r\n"));
+            let cache = cache_at(Kind::Redis, port, "timeout=20s&connect_timeout=20s");
+            let outcomes = way.at_once(&cache, |cache| async move {
+                cache.set_raw("k", "v", TTL).await?;
+                cache.get_raw("k").await
+            });
+            for outcome in outcomes {
+                assert_eq!(outcome.unwrap().as_deref(), Some(&b"v"[..]), "{unknown:?} {way:?}");
+            }
+        }
+    }
+}
+
 /// As twemproxy does with what it does not know.
 #[test]
 fn a_proxy_that_hangs_up_is_greeted_in_another_way() {

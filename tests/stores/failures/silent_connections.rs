@@ -70,6 +70,23 @@ fn calls_at_the_same_time_do_not_shut_the_others_out() {
     }
 }
 
+/// That it had less time says nothing of the server, but as much of the connections that were idle meanwhile.
+#[test]
+fn a_handle_with_less_time_uses_up_one_of_them() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let proxy = Proxy::before(server.port());
+        let cache = cache_at(kind, proxy.port(), "timeout=60s&connect_timeout=20s&failures=2&retry_after=60m");
+        cache.blocking().set_raw("k", "v", TTL).unwrap();
+        fill_the_pool(&cache, &proxy);
+        proxy.silence();
+        let hurried = cache.timeout(Duration::from_secs(2));
+        let failed: Vec<_> = (0..2 * CONNECTIONS).filter_map(|_| hurried.blocking().get_raw("k").err()).collect();
+        let kinds: Vec<_> = failed.iter().map(prefork_cache::Error::kind).collect();
+        assert_eq!(kinds, [ErrorKind::Timeout], "{kind:?}");
+    }
+}
+
 /// A server that has stopped for good is no firewall's fault: it counts as down as soon as before.
 #[test]
 fn a_server_that_has_stopped_counts_as_down() {
@@ -119,7 +136,7 @@ fn an_old_or_long_idle_connection_is_not_used_again() {
         for option in ["max_idle=30ms", "max_age=30ms"] {
             let server = Server::start(kind);
             let proxy = Proxy::before(server.port());
-            let cache = cache_at(kind, proxy.port(), option);
+            let cache = cache_at(kind, proxy.port(), &format!("{option}&timeout=20s&connect_timeout=20s"));
             let runtime = current_thread();
             for round in 1..4 {
                 cache.blocking().set_raw("k", "v", TTL).unwrap();

@@ -56,6 +56,17 @@ fn one_that_has_less_time_gives_up_alone() {
     }
 }
 
+/// Longer than a clock can say.
+#[test]
+fn one_that_waits_for_ever_is_answered() {
+    for kind in Kind::BOTH {
+        let server = Server::start(kind);
+        let cache = cache_at(kind, server.port(), "").timeout(Duration::MAX);
+        cache.blocking().set_raw("k", "v", TTL).unwrap();
+        assert_eq!(current_thread().block_on(cache.get_raw("k")).unwrap().as_deref(), Some(&b"v"[..]));
+    }
+}
+
 /// While another one's time ends on the same connection.
 #[test]
 fn one_that_has_more_time_waits_longer() {

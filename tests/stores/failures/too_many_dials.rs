@@ -63,6 +63,41 @@ fn many_callers_dial_a_few_times() {
     }
 }
 
+/// Those whose wait for another one's dial is over do not dial all at once either.
+#[test]
+fn callers_that_have_waited_too_long_do_not_all_dial() {
+    for kind in Kind::BOTH {
+        let (port, dials) = serve(read_on);
+        let cache = cache_at(kind, port, "timeout=300ms&connect_timeout=300ms&failures=3&retry_after=60m");
+        Way::Blocking.at_once(&cache, |cache| async move {
+            while cache.get_raw("k").await.expect_err("nobody serves").kind() != ErrorKind::Unavailable {}
+        });
+        assert!(dials() <= MOST, "{kind:?}: {} dials", dials());
+    }
+}
+
+/// In a greeting without HELLO it is the first other command that is refused.
+#[test]
+fn a_server_that_lets_nobody_in_is_dialled_a_few_times_also_without_hello() {
+    let locked = Server::with(Kind::Redis, &["--requirepass", "secret"]);
+    for way in WAYS {
+        let proxy = Proxy::before(locked.port());
+        let (full, dials) = serve(|mut stream| _ = stream.write_all(b"-ERR max number of clients reached\r\n"));
+        for (port, kind) in [(proxy.port(), ErrorKind::Auth), (full, ErrorKind::Server)] {
+            let cache = cache_at(Kind::Redis, port, &format!("protocol=2&{ONCE}"));
+            let kinds = way.at_once(&cache, |cache| async move {
+                let mut kinds = Vec::new();
+                for _ in 0..5 {
+                    kinds.push(cache.get_raw("k").await.expect_err("it lets nobody in").kind());
+                }
+                kinds
+            });
+            assert!(kinds.iter().flatten().any(|said| *said == kind), "{way:?}: {kinds:?}");
+        }
+        assert!(proxy.connects() <= MOST && dials() <= MOST, "{way:?}: {} and {}", proxy.connects(), dials());
+    }
+}
+
 /// One try for each `retry_after`, whatever the number of callers.
 #[test]
 fn it_is_tried_once_for_each_delay() {

@@ -46,6 +46,9 @@ fn what_redis_says() {
         ("ERR Protocol error: expected '$', got 'x'", Protocol, true),
         ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", ValueTooLarge, false),
         ("ERR server is closing", Server, true),
+        ("no upstream host", Server, true),
+        ("upstream failure", Server, true),
+        ("unsupported command 'SET'", Unsupported, false),
         ("ERR something else", Server, false),
         ("WRONGTYPE Operation against a key", Server, false),
     ] {
@@ -127,6 +130,59 @@ fn what_memcached_says() {
             assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
         }
     }
+}
+
+/// It says so to the command that proves replies as well, which ends no connection.
+#[test]
+fn a_busy_server_is_not_dialled_for_each_call() {
+    let server = Server::with(Kind::Redis, &["--busy-reply-threshold", "1"]);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(Kind::Redis, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=60m");
+    let runtime = current_thread();
+    cache.blocking().set_raw("k", "v", TTL).unwrap();
+    runtime.block_on(cache.get_raw("k")).unwrap();
+    let mut script = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    script.write_all(b"EVAL \"while true do end\" 0\r\n").unwrap();
+    until("the server is busy", || server.ask("PING").contains("BUSY"));
+    for _ in 0..20 {
+        let outcomes = [cache.blocking().get_raw("k"), runtime.block_on(cache.get_raw("k"))];
+        for error in outcomes.map(Result::unwrap_err) {
+            assert!(error.is_transient() && error.to_string().contains("BUSY"), "{error}");
+        }
+    }
+    server.ask("SCRIPT KILL");
+    until("the script has ended", || !server.ask("PING").contains("BUSY"));
+    assert_eq!(cache.blocking().get_raw("k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(runtime.block_on(cache.get_raw("k")).unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(proxy.connects(), 2);
+}
+
+/// As Memcached's proxy, to every command, while there is no server behind it.
+#[test]
+fn a_proxy_without_its_server_is_not_dialled_for_each_call() {
+    const SAYS: &str = "SERVER_ERROR backend failure";
+    let (port, dials) = serve(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut line, mut has_greeted) = (String::new(), false);
+        while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
+            let opaque = line.split_ascii_whitespace().find(|word| word.starts_with('O')).unwrap_or_default();
+            let reply = if has_greeted { format!("{SAYS}\r\n") } else { format!("EN {opaque}\r\n") };
+            has_greeted = true;
+            if stream.write_all(reply.replace("EN O", "HD O").as_bytes()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    let cache = cache_at(Kind::Memcached, port, "timeout=20s&failures=1&retry_after=60m");
+    let runtime = current_thread();
+    for _ in 0..20 {
+        let outcomes = [cache.blocking().get_raw("k"), runtime.block_on(cache.get_raw("k"))];
+        for error in outcomes.map(Result::unwrap_err) {
+            assert!(error.is_transient() && error.to_string().contains(SAYS), "{error}");
+        }
+    }
+    assert_eq!(dials(), 2);
 }
 
 /// A demoted primary, whose name has moved to another server meanwhile: one error for each way to call.
