@@ -9,7 +9,7 @@ use prefork_cache::{Cache, ErrorKind};
 
 use crate::callers::{Caller, MINUTE};
 use crate::harness::{Mode, Scenario, with_each_server_and_mode};
-use support::servers::{Kind, Server};
+use support::servers::{Kind, Server, url_of_hosts};
 
 const KEYS: usize = 50;
 
@@ -30,7 +30,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 fn of_redis(mode: Mode, host: &str) {
     let server = Server::start(Kind::Redis);
-    let cache = cache(&format!("redis://{host}:{}?{OPTIONS}", server.port()));
+    let cache = cache(&url_of_hosts(Kind::Redis, &format!("{host}:{}", server.port()), OPTIONS));
     let caller = Caller::new(mode, &cache);
     let taken = no_descriptors();
     for _ in 0..20 {
@@ -47,7 +47,7 @@ fn of_redis(mode: Mode, host: &str) {
 fn of_a_ring(mode: Mode, host: &str) {
     let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let [first, second] = servers.each_ref().map(Server::port);
-    let cache = cache(&format!("memcached://{host}:{first},{host}:{second}?{OPTIONS}"));
+    let cache = cache(&url_of_hosts(Kind::Memcached, &format!("{host}:{first},{host}:{second}"), OPTIONS));
     let caller = Caller::new(mode, &cache);
     let keys: Vec<String> = (0..KEYS).map(|number| format!("key {number}")).collect();
     for key in &keys {

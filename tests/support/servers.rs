@@ -179,10 +179,10 @@ impl Server {
     /// The URL of a store. `options` as in a query: `timeout=5s&pool_size=2`, or nothing.
     pub fn url(&self, options: &str) -> String {
         match &self.place {
-            Place::Port(port) => plain_url(self.kind, *port, options),
+            Place::Port(port) => plain_url(self.kind, &format!("127.0.0.1:{port}"), options),
             Place::Ports(port, _) => {
                 let encryption = self.encryption.as_ref().expect("a server with two ports encrypts");
-                encrypted_url(self.kind, *port, &encryption.ca, options)
+                encrypted_url(self.kind, &format!("127.0.0.1:{port}"), &encryption.ca, options)
             }
             Place::Socket(path) => format!("{}+unix://{}?{options}", self.kind.name(), path.display()),
         }
@@ -375,18 +375,23 @@ impl Drop for Server {
 
 /// The URL of a store for a server (or a proxy before it) on `port`.
 pub fn url_of(kind: Kind, port: u16, options: &str) -> String {
+    url_of_hosts(kind, &format!("127.0.0.1:{port}"), options)
+}
+
+/// The URL of a store for the servers at `hosts`, each with its port.
+pub fn url_of_hosts(kind: Kind, hosts: &str, options: &str) -> String {
     match encryption_of_all() {
-        Some(encryption) => encrypted_url(kind, port, &encryption.ca, options),
-        None => plain_url(kind, port, options),
+        Some(encryption) => encrypted_url(kind, hosts, &encryption.ca, options),
+        None => plain_url(kind, hosts, options),
     }
 }
 
-fn plain_url(kind: Kind, port: u16, options: &str) -> String {
-    format!("{}://127.0.0.1:{port}?{options}", kind.name())
+fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
+    format!("{}://{hosts}?{options}", kind.name())
 }
 
-fn encrypted_url(kind: Kind, port: u16, ca: &Path, options: &str) -> String {
-    format!("{}s://127.0.0.1:{port}?tls_ca={}&{options}", kind.name(), ca.display())
+fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {
+    format!("{}s://{hosts}?tls_ca={}&{options}", kind.name(), ca.display())
 }
 
 /// A port that nobody listens on at the moment.
