@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use prefork_cache::ErrorKind;
 
 use super::{WAYS, Way, cache_at, read_on, serve};
+use crate::conformance::current_thread;
 use support::proxy::Proxy;
 use support::servers::{Kind, Server, until_nobody_listens};
 use support::wait::until;
@@ -181,6 +182,30 @@ fn a_server_that_serves_at_last_is_used() {
                 let clients = server.ask("CLIENT LIST");
                 assert!(clients.contains("resp=3"), "at its best level: {clients}");
             }
+        }
+    }
+}
+
+/// A runtime that ends while it dials leaves nothing behind.
+#[test]
+fn a_dial_that_was_cancelled_leaves_no_connection() {
+    for kind in Kind::BOTH {
+        let (port, dials) = serve(read_on);
+        let cache = cache_at(kind, port, "timeout=60s&connect_timeout=60s");
+        for number in 1..=20 {
+            let runtime = current_thread();
+            runtime.block_on(async {
+                let asked = tokio::spawn({
+                    let cache = cache.clone();
+                    async move { cache.get_raw("k").await }
+                });
+                while dials() < number {
+                    tokio::task::yield_now().await;
+                }
+                asked.abort();
+            });
+            drop(runtime);
+            assert_eq!(cache.stats().servers[0].connections, 0, "{kind:?}, of {number} runtimes");
         }
     }
 }
