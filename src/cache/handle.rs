@@ -1,7 +1,6 @@
 //! Handles: where they come from, what is derived from them, and their connections.
 
 use std::sync::Arc;
-#[cfg(feature = "tokio")]
 use std::time::Duration;
 
 use super::{Blocking, Builder, Cache, Stats};
