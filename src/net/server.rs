@@ -97,13 +97,13 @@ struct Counts {
 pub struct ServerStats {
     /// Host and port, or the path of the socket.
     pub address: String,
-    /// Open connections, idle or not.
+    /// Connections, idle or not, and those that are being made.
     pub connections: usize,
     /// Requests that are not answered yet.
     pub in_flight: usize,
     /// Attempts to connect, from the beginning on.
     pub dials: u64,
-    /// Connections on which a request was not answered in time, from the beginning on.
+    /// How often a dial, or a request on a connection, took longer than it may, from the beginning on.
     pub timeouts: u64,
     /// Whether the server has failed, or has let nobody in, and is not tried again before `retry_after` has passed.
     pub is_down: bool,
@@ -209,9 +209,7 @@ impl<P: Protocol> Server<P> {
         for level in levels {
             match self.greeted(drive, level).await {
                 Ok(connection) => {
-                    let connection = self.greeted_better(drive, best..level).await.unwrap_or(connection);
-                    self.has_greeted.store(true, Ordering::Relaxed);
-                    return Ok(connection);
+                    return Ok(self.greeted_better(drive, best..level).await.unwrap_or(connection));
                 }
                 Err(Ungreeted::HungUp(error)) => {
                     self.protocol.hung_up(level);
@@ -223,17 +221,27 @@ impl<P: Protocol> Server<P> {
         Err(why.expect("it has hung up at every level"))
     }
 
-    /// At a better level than one at which a server was greeted: it may have hung up there for another reason.
+    /// At a better level than one at which a server was greeted: it may have hung up there for another reason. Only one
+    /// that hangs up once more is known not to take part in it.
     async fn greeted_better(&self, drive: Drive, levels: Range<usize>) -> Option<Connection<P>> {
         let kept = levels.end;
         for level in levels {
-            if let Ok(connection) = self.greeted(drive, level).await {
-                self.protocol.keep_level(level);
-                return Some(connection);
+            match self.greeted(drive, level).await {
+                Ok(connection) => {
+                    self.settle_at(level);
+                    return Some(connection);
+                }
+                Err(Ungreeted::HungUp(_)) => {}
+                Err(Ungreeted::Failed(_)) => return None,
             }
         }
-        self.protocol.keep_level(kept);
+        self.settle_at(kept);
         None
+    }
+
+    fn settle_at(&self, level: usize) {
+        self.protocol.keep_level(level);
+        self.has_greeted.store(true, Ordering::Relaxed);
     }
 
     async fn greeted(&self, drive: Drive, level: usize) -> Result<Connection<P>, Ungreeted> {
