@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
-use backing::Change;
+use backing::{Backing, Change};
 use entry::{Entry, alone, drop_decoded};
 use local::Local;
 use settings::{Bound, Weigh};
@@ -164,18 +164,13 @@ impl MemoryStore {
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let local = self.local();
-        local.lift(key);
         let (backing, has_room) = local.backing_with_room();
-        inside(|| {
-            let answer = backing.change(key, |current| match decide(current) {
-                (Change::Put { .. }, answer) if !has_room => {
-                    backing.account().count_refusal();
-                    (Change::Remove, answer)
-                }
-                decided => decided,
-            });
-            backing.tidy();
-            answer
+        change_lifted(local, backing, key, |current| match decide(current) {
+            (Change::Put { .. }, answer) if !has_room => {
+                backing.account().count_refusal();
+                (Change::Remove, answer)
+            }
+            decided => decided,
         })
     }
 
@@ -190,15 +185,9 @@ impl MemoryStore {
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
         let local = self.local();
-        local.lift(key);
-        let backing = local.backing_to_write();
-        Ok(inside(|| {
-            let was_there = backing.change(key, |current| match current {
-                Some(_) => (Change::Remove, true),
-                None => (Change::Keep, false),
-            });
-            backing.tidy();
-            was_there
+        Ok(change_lifted(local, local.backing_to_write(), key, |current| match current {
+            Some(_) => (Change::Remove, true),
+            None => (Change::Keep, false),
         }))
     }
 
@@ -217,6 +206,34 @@ impl MemoryStore {
                 Err(Error::new(ErrorKind::ValueTooLarge, context))
             }
             _ => Ok((alone(value), expires_at)),
+        }
+    }
+}
+
+/// Changes a live entry for which nothing is frozen. It is lifted first, and once more where another thread has frozen it
+/// before its turn came.
+fn change_lifted<R>(
+    local: &Local,
+    backing: &Backing,
+    key: &str,
+    decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R),
+) -> R {
+    let mut decide = Some(decide);
+    loop {
+        local.lift(key);
+        let answer = inside(|| {
+            let answer = backing.change(key, |current| match decide.take_if(|_| local.read_frozen(key).is_none()) {
+                Some(decide) => {
+                    let (change, answer) = decide(current);
+                    (change, Some(answer))
+                }
+                None => (Change::Keep, None),
+            });
+            backing.tidy();
+            answer
+        });
+        if let Some(answer) = answer {
+            return answer;
         }
     }
 }

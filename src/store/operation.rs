@@ -165,10 +165,14 @@ async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>
         return Ok(REVOKED);
     }
     let stored = match settle.store {
-        Some(Replacement { seen, value, ttl }) => store
-            .compare_and_set(settle.key, seen, Some(value.clone()), ttl)
-            .await
-            .map(|stored| stored.then_some(value)),
+        Some(Replacement { seen, value, ttl }) => {
+            let mut stored = store.compare_and_set(settle.key, seen, Some(value.clone()), ttl).await;
+            if seen.is_some() && matches!(stored, Ok(false)) {
+                // It may have expired since.
+                stored = store.compare_and_set(settle.key, None, Some(value.clone()), ttl).await;
+            }
+            stored.map(|stored| stored.then_some(value))
+        }
         None => Ok(None),
     };
     let released = release(store, settle).await;

@@ -11,8 +11,9 @@ use super::form::Form;
 use super::lease::{Lease, MARK_TTL, NOTHING_STORED};
 use super::{Answer, Fetching, Loaded, nesting};
 use crate::cache::Sealed;
+use crate::cache::envelope::Envelope;
 use crate::error::Result;
-use crate::store::{Op, Replacement, Settle, Ttl, When};
+use crate::store::{Op, Outcome, Replacement, Settle, Ttl, When};
 
 /// The end of one load.
 struct Settling {
@@ -109,19 +110,26 @@ impl<V: Form, E> Fetching<V, E> {
             settling.iter().filter_map(|settling| settling.operation(is_conditional)).collect();
         let mut outcomes = self.cache.batch(&operations).await.into_iter();
         let mut ended = Vec::with_capacity(settling.len());
-        let mut lost = Vec::new();
+        let mut again = Vec::new();
         for settling in &settling {
             if settling.operation(is_conditional).is_none() {
                 continue;
             }
             match outcomes.next() {
-                Some(Ok(_)) => ended.push(settling.place),
+                Some(Ok(outcome)) => {
+                    ended.push(settling.place);
+                    again.extend(settling.once_more(&outcome, |seen| self.has_ended(settling.place, seen)));
+                }
                 Some(Err(error)) => self.cache.report(self.verb, &error),
                 None => {}
             }
-            lost.extend(settling.removal());
         }
         self.leases.settled(&ended);
+        for error in self.cache.batch(&again).await.into_iter().filter_map(Result::err) {
+            self.cache.report(self.verb, &error);
+        }
+        drop(again);
+        let lost: Vec<Op<'_>> = settling.iter().filter_map(Settling::removal).collect();
         for error in self.cache.batch(&lost).await.into_iter().filter_map(Result::err) {
             self.cache.report(self.verb, &error);
         }
@@ -132,9 +140,22 @@ impl<V: Form, E> Fetching<V, E> {
             }
         }
     }
+
+    /// Whether what was seen under a key would be gone by now, whatever happened to it.
+    fn has_ended(&self, place: usize, seen: &[u8]) -> bool {
+        let mark = self.cache.prefix.mark(&self.wanted[place].key);
+        Envelope::open(mark, seen).is_ok_and(|envelope| envelope.is_gone(self.cache.clock()))
+    }
 }
 
 impl Settling {
+    /// Stores where nothing is: what was to be replaced has come to its end in between.
+    fn once_more(&self, outcome: &Outcome, has_ended: impl FnOnce(&[u8]) -> bool) -> Option<Op<'_>> {
+        let (Outcome::Done(false), None, Some(seen)) = (outcome, &self.lease, &self.seen) else { return None };
+        let Sealed { bytes, ttl } = self.store.clone()?;
+        has_ended(seen).then_some(Op::Set { key: &self.full_key, value: bytes, ttl, when: When::IfAbsent })
+    }
+
     /// What it asks of the store. Without scripts, `is_conditional` is not to be had.
     fn operation(&self, is_conditional: bool) -> Option<Op<'_>> {
         let key = &*self.full_key;
