@@ -7,6 +7,7 @@ use bytes::Bytes;
 use fred::interfaces::{ClientLike, KeysInterface};
 use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
+use redis::aio::MultiplexedConnection;
 use tokio::runtime::Runtime;
 
 use crate::measure::{Way, compare, timed, way};
@@ -72,17 +73,7 @@ fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32)
         OPERATIONS,
         vec![
             ours("prefork-cache", &runtime, tasks, cache),
-            timed("MultiplexedConnection", |count| {
-                spread(&runtime, tasks, count, || {
-                    let mut connection = connection.clone();
-                    move |share| async move {
-                        for _ in 0..share {
-                            let command = redis::cmd("GET").arg("widget:7").to_owned();
-                            black_box(command.query_async::<Option<Vec<u8>>>(&mut connection).await.expect("a hit"));
-                        }
-                    }
-                })
-            }),
+            multiplexed(&runtime, tasks, &connection),
             timed("fred", |count| {
                 spread(&runtime, tasks, count, || {
                     let fred = fred.clone();
@@ -107,6 +98,21 @@ async fn fred_client(client: &redis::Client) -> fred::clients::Client {
     let fred = builder.build().expect("a valid configuration");
     fred.init().await.expect("redis answers");
     fred
+}
+
+/// The same value, read over the redis crate's shared connection by so many tasks.
+pub(crate) fn multiplexed<'a>(runtime: &'a Runtime, tasks: u32, connection: &'a MultiplexedConnection) -> Way<'a> {
+    timed("MultiplexedConnection", move |count| {
+        spread(runtime, tasks, count, || {
+            let mut connection = connection.clone();
+            move |share| async move {
+                for _ in 0..share {
+                    let command = redis::cmd("GET").arg("widget:7").to_owned();
+                    black_box(command.query_async::<Option<Vec<u8>>>(&mut connection).await.expect("a hit"));
+                }
+            }
+        })
+    })
 }
 
 /// Raw values of this cache, read by so many tasks.

@@ -8,9 +8,9 @@ use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
 use redis::TlsCertificates;
 
-use crate::measure::{compare, timed, way};
-use crate::redis_server::ours;
-use crate::tasks::{FLAVOURS, Flavour, OPERATIONS, spread};
+use crate::measure::{compare, way};
+use crate::redis_server::{multiplexed, ours};
+use crate::tasks::{FLAVOURS, Flavour, OPERATIONS};
 use support::certificates::Authority;
 use support::servers::{Encryption, Kind, Server};
 
@@ -55,19 +55,6 @@ fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32)
     compare(
         &format!("redis GET over TLS, tokio, {}, {tasks} tasks", flavour.name()),
         OPERATIONS,
-        vec![
-            ours("prefork-cache", &runtime, tasks, cache),
-            timed("MultiplexedConnection", |count| {
-                spread(&runtime, tasks, count, || {
-                    let mut connection = connection.clone();
-                    move |share| async move {
-                        for _ in 0..share {
-                            let command = redis::cmd("GET").arg("widget:7").to_owned();
-                            black_box(command.query_async::<Option<Vec<u8>>>(&mut connection).await.expect("a hit"));
-                        }
-                    }
-                })
-            }),
-        ],
+        vec![ours("prefork-cache", &runtime, tasks, cache), multiplexed(&runtime, tasks, &connection)],
     );
 }

@@ -103,7 +103,7 @@ impl Breaker {
         self.record.fetch_or(SUSPECT, Ordering::Relaxed);
     }
 
-    /// Whether nothing has failed since the last success.
+    /// Whether something has failed since the last success.
     pub(super) fn has_failed(&self) -> bool {
         self.record.load(Ordering::Relaxed) >= FAILURE
     }

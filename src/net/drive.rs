@@ -4,7 +4,7 @@
 //! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll.
 
 use std::cell::Cell;
-use std::thread;
+use std::thread::{self, LocalKey};
 use std::time::Duration;
 
 use crate::error::Result;
@@ -23,8 +23,8 @@ pub(crate) enum Drive {
     Tokio(RuntimeId),
 }
 
-/// The longest timeout, as in a URL: a moment that is too far away is none.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest timeout: a moment that is too far away is none.
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 thread_local! {
     static INLINE: Cell<bool> = const { Cell::new(false) };
@@ -83,24 +83,17 @@ pub(crate) fn suspends() -> bool {
 /// Has every operation in `work` run inline on this thread.
 #[inline]
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
-    marked(true, work)
+    with(&INLINE, true, work)
 }
 
 /// Lifts the mark of [`inline`] while a user's code runs.
 pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
-    marked(false, work)
+    with(&INLINE, false, work)
 }
 
 /// Has the exchanges that `work` begins take at most so long, instead of the store's own timeout.
 pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Duration>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            TIMEOUT.set(self.0);
-        }
-    }
-    let _restore = Restore(TIMEOUT.replace(Some(timeout.min(LONGEST))));
-    work()
+    with(&TIMEOUT, Some(timeout.min(LONGEST)), work)
 }
 
 /// How long an exchange that begins here and now may take.
@@ -109,15 +102,16 @@ pub(super) fn exchange_timeout(default: Duration) -> Duration {
     TIMEOUT.get().unwrap_or(default)
 }
 
+/// Has a thread's cell hold a value while `work` runs.
 #[inline]
-fn marked<R>(inline: bool, work: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
+fn with<T: Copy, R>(cell: &'static LocalKey<Cell<T>>, value: T, work: impl FnOnce() -> R) -> R {
+    struct Restore<T: Copy + 'static>(&'static LocalKey<Cell<T>>, T);
+    impl<T: Copy> Drop for Restore<T> {
         #[inline]
         fn drop(&mut self) {
-            INLINE.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(INLINE.replace(inline));
+    let _restore = Restore(cell, cell.replace(value));
     work()
 }

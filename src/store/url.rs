@@ -15,10 +15,8 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, Settings, Timeouts};
+use crate::net::{Endpoint, LONGEST, Settings, Timeouts};
 
-/// The longest duration an option may ask for.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// The room that the kernel has for the path of a Unix socket.
 const LONGEST_SOCKET_PATH: usize = 107;
 

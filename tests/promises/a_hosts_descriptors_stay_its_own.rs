@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use prefork_cache::{Cache, lifecycle};
 
-use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
+use crate::callers::{dial_on, Caller, MINUTE, PATIENT, cache_on};
 use crate::harness::{Mode, Scenario, count, with_each_server};
 use support::descriptors::{connected_to, inode, is_path, open};
 use support::forks::{End, Side, Way, exit_now, fork, fork_by, split};
@@ -169,14 +169,7 @@ fn while_busy<R>(cache: &Cache, work: impl FnOnce(&[Slot]) -> R) -> R {
             });
         }
         for number in 0..CHURNERS {
-            scope.spawn(move || {
-                let key = format!("of thread {number}");
-                while !done.load(Ordering::Relaxed) {
-                    cache.blocking().set(&key, &key, MINUTE).expect("the server is there");
-                    cache.reset();
-                    dials.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            scope.spawn(move || dial_on(cache, number, done, dials));
         }
         let _done = SetOnDrop(done);
         until("the threads are busy", || dials.load(Ordering::Relaxed) > 20);

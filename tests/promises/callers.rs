@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use prefork_cache::{Builder, Cache, Expiry, Result, stores};
@@ -135,5 +136,15 @@ pub(crate) async fn until_held<F: Future<Output: Debug>>(proxy: &Proxy, count: u
     tokio::select! {
         held = tokio::time::timeout(PATIENCE, held) => held.expect("waited in vain until the proxy holds the reply"),
         early = awaited => panic!("answered without a reply: {early:?}"),
+    }
+}
+
+/// Dials over and over, with a key of this thread's own, until it is told that all is done.
+pub(crate) fn dial_on(cache: &Cache, thread: usize, done: &AtomicBool, dials: &AtomicUsize) {
+    let key = format!("of thread {thread}");
+    while !done.load(Ordering::Relaxed) {
+        cache.blocking().set(&key, &key, MINUTE).expect("the server is there");
+        cache.reset();
+        dials.fetch_add(1, Ordering::Relaxed);
     }
 }

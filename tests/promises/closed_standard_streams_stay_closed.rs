@@ -9,7 +9,7 @@ use std::thread;
 use nix::unistd::{chroot, close};
 use prefork_cache::{Cache, injection, lifecycle};
 
-use crate::callers::{Caller, MINUTE, PATIENT, cache_on};
+use crate::callers::{dial_on, Caller, MINUTE, PATIENT, cache_on};
 use crate::harness::{Mode, Scenario, count, skip, with_each_server, with_each_server_and_mode};
 use support::descriptors::{connected_to, inode, is_path, open};
 use support::forks::{Way, fork, fork_by};
@@ -138,14 +138,7 @@ fn forked_while_others_dial(kind: Kind) {
         thread::scope(|scope| {
             for number in 0..2 {
                 let (cache, done, dials) = (&cache, &done, &dials);
-                scope.spawn(move || {
-                    let key = format!("of thread {number}");
-                    while !done.load(Ordering::Relaxed) {
-                        cache.blocking().set(&key, &key, MINUTE).expect("the server is there");
-                        cache.reset();
-                        dials.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
+                scope.spawn(move || dial_on(cache, number, done, dials));
             }
             let _done = SetOnDrop(&done);
             until("the threads are busy", || dials.load(Ordering::Relaxed) > 20);

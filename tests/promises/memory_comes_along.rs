@@ -76,18 +76,8 @@ fn several_threads_fork_at_once() {
 /// Another user of moka's collector is pinned at the fork: the inherited collector will never run again.
 fn beside_a_foreign_pin() {
     let cache = cache();
-    let (pinned, done) = (Latch::new(), AtomicBool::new(false));
     let forks = count(200, 2_000);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let _guard = crossbeam_epoch::pin();
-            pinned.raise();
-            while !done.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(1));
-            }
-        });
-        let _done = SetOnDrop(&done);
-        pinned.wait("the other thread is pinned");
+    beside_a_pin(|| {
         let cold = while_busy(&cache, 2, |busy| fork_often(&cache, busy, forks));
         println!("beside a foreign pin: of {forks} children these were cold: {cold:?}");
         assert_eq!(cold.values().sum::<usize>(), forks, "a child trusts a collector that will never run again");
@@ -123,17 +113,7 @@ fn a_backlog_hides_a_foreign_pin() {
     leave_a_backlog();
     // From here on it can be dropped, but for the last of it.
     (0..4).for_each(|_| crossbeam_epoch::pin().flush());
-    let (pinned, done) = (Latch::new(), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let _guard = crossbeam_epoch::pin();
-            pinned.raise();
-            while !done.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(1));
-            }
-        });
-        let _done = SetOnDrop(&done);
-        pinned.wait("the other thread is pinned");
+    beside_a_pin(|| {
         let in_child = fork(|| {
             let (reason, grown, _) = look(&cache, true);
             (reason, grown, cache.blocking().exists("steady 0").expect("memory does not fail"))
@@ -159,17 +139,7 @@ fn leave_a_backlog() {
 /// The stand-in needs no collector: what is in it comes along like anything else.
 fn handed_on_by_a_cold_child() {
     let cache = cache();
-    let (pinned, done) = (Latch::new(), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let _guard = crossbeam_epoch::pin();
-            pinned.raise();
-            while !done.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(1));
-            }
-        });
-        let _done = SetOnDrop(&done);
-        pinned.wait("the other thread is pinned");
+    beside_a_pin(|| {
         let in_child = fork(|| {
             assert!(why_cold().is_some());
             cache.blocking().set("key", &"the child's", MINUTE).expect("memory does not fail");
@@ -187,18 +157,12 @@ fn as_bytes_alone() {
     let cache = cache();
     cache.blocking().set("locked", &1, HOUR).expect("memory does not fail");
     let decoded: std::sync::Arc<Locked> = shared(&cache).expect("a hit");
-    let (locked, done) = (Latch::new(), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut guard = decoded.0.lock().expect("nobody panics");
-            *guard = 2;
-            locked.raise();
-            while !done.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(1));
-            }
-        });
-        let _done = SetOnDrop(&done);
-        locked.wait("the value is locked");
+    let lock = |stay: &dyn Fn()| {
+        let mut guard = decoded.0.lock().expect("nobody panics");
+        *guard = 2;
+        stay();
+    };
+    beside("the value is locked", lock, || {
         let in_child = fork(|| {
             let own = shared(&cache).expect("a hit");
             let number = *own.0.lock().expect("nobody panics");
@@ -239,27 +203,21 @@ fn without_the_garbage_of_vanished_threads() {
     const SIZE: usize = 100_000;
     let store = std::sync::Arc::new(MemoryStore::builder().max_bytes(100 * SIZE as u64).build());
     let cache = Cache::register(std::sync::Arc::clone(&store));
-    let (given_up, done) = (Latch::new(), AtomicBool::new(false));
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for number in 0..90 {
-                cache.blocking().set_raw(&number.to_string(), vec![1; SIZE], HOUR).expect("memory does not fail");
-            }
-            let guard = crossbeam_epoch::pin();
-            for number in 0..40 {
-                cache.blocking().delete(&number.to_string()).expect("memory does not fail");
-            }
-            for _ in 0..64 {
-                guard.defer(|| ());
-            }
-            drop(guard);
-            given_up.raise();
-            while !done.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(1));
-            }
-        });
-        let _done = SetOnDrop(&done);
-        given_up.wait("the other thread has given up entries");
+    let give_up = |stay: &dyn Fn()| {
+        for number in 0..90 {
+            cache.blocking().set_raw(&number.to_string(), vec![1; SIZE], HOUR).expect("memory does not fail");
+        }
+        let guard = crossbeam_epoch::pin();
+        for number in 0..40 {
+            cache.blocking().delete(&number.to_string()).expect("memory does not fail");
+        }
+        for _ in 0..64 {
+            guard.defer(|| ());
+        }
+        drop(guard);
+        stay();
+    };
+    beside("the other thread has given up entries", give_up, || {
         let in_child = fork(|| {
             assert_eq!(why_cold(), None);
             for number in 100..1_000 {
@@ -271,6 +229,33 @@ fn without_the_garbage_of_vanished_threads() {
         assert_eq!(refused, 0, "there is no room: {held} bytes count");
         assert!(held <= 100 * SIZE as u64, "{held} bytes count");
     });
+}
+
+/// Does `work` while another thread stays where it calls what it is given.
+fn beside<R>(what: &str, other: impl FnOnce(&dyn Fn()) + Send, work: impl FnOnce() -> R) -> R {
+    let (arrived, done) = (Latch::new(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let (arrived, done) = (&arrived, &done);
+        scope.spawn(move || {
+            other(&|| {
+                arrived.raise();
+                while !done.load(Ordering::Relaxed) {
+                    thread::park_timeout(Duration::from_millis(1));
+                }
+            });
+        });
+        let _done = SetOnDrop(done);
+        arrived.wait(what);
+        work()
+    })
+}
+
+fn beside_a_pin<R>(work: impl FnOnce() -> R) -> R {
+    let pin = |stay: &dyn Fn()| {
+        let _guard = crossbeam_epoch::pin();
+        stay();
+    };
+    beside("the other thread is pinned", pin, work)
 }
 
 fn cold_if_wanted() {
