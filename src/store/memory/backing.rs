@@ -69,11 +69,19 @@ impl Backing {
     }
 
     pub(super) fn cold(bound: Bound) -> Backing {
-        Backing { entries: Entries::Cold(Arc::new(Cold::new())), account: Account::new(bound) }
+        Backing { entries: Entries::Cold(Arc::new(Cold::new(bound))), account: Account::new(bound) }
     }
 
     pub(super) fn account(&self) -> &Arc<Account> {
         &self.account
+    }
+
+    /// Inside the gate, where others may use it: what is frozen takes its part of the bound.
+    pub(super) fn set_frozen(&self, frozen: u64) {
+        self.account.set_frozen(frozen);
+        if let Entries::Cold(cold) = &self.entries {
+            cold.set_limit(self.account.live_limit());
+        }
     }
 
     pub(super) fn needs_collector(&self) -> bool {
@@ -100,6 +108,9 @@ impl Backing {
             let current = current.as_ref().map(|current| current.value());
             let (change, said) = decide(current);
             answer = Some(said);
+            if !matches!(change, Change::Keep) {
+                self.account.count_bag();
+            }
             match change {
                 Change::Remove => Op::Remove,
                 change => change.entry(&self.account, key, current).map_or(Op::Nop, Op::Put),
@@ -130,6 +141,19 @@ impl Backing {
         }
     }
 
+    /// Inside the gate: has dropped what was given up until no more of it can be. A child would copy the pages that it lies on.
+    pub(super) fn collect_all(&self) {
+        let Entries::Moka(moka) = &self.entries else { return };
+        moka.run_pending_tasks();
+        let mut before = u64::MAX;
+        while self.account.uncollected() < before {
+            before = self.account.uncollected();
+            for _ in 0..FLUSHES {
+                crossbeam_epoch::pin().flush();
+            }
+        }
+    }
+
     /// Inside the gate of a child whose collector is alive: what is still counted beside the entries lies in the bags of
     /// threads that do not exist here.
     pub(super) fn write_off_garbage(&self) {
@@ -144,7 +168,10 @@ impl Backing {
     /// The entries, as they come. Outside of the gate, as below.
     pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
         match &self.entries {
-            Entries::Cold(cold) => cold.entries(),
+            Entries::Cold(cold) => {
+                let _pass = gate::enter();
+                cold.entries()
+            }
             Entries::Moka(moka) => {
                 let mut entries = moka.iter();
                 let next = || {
@@ -159,7 +186,10 @@ impl Backing {
     /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
     pub(super) fn clear(&self, prefix: &str) {
         match &self.entries {
-            Entries::Cold(cold) => cold.clear(prefix),
+            Entries::Cold(cold) => {
+                let _pass = gate::enter();
+                cold.clear(prefix);
+            }
             Entries::Moka(moka) => {
                 let mut entries = moka.iter();
                 loop {

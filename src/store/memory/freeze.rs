@@ -95,8 +95,10 @@ impl Local {
                 });
             });
         }
-        backing.account().set_frozen(bound.of_table(table));
-        inside(|| backing.collect());
+        inside(|| {
+            backing.set_frozen(bound.of_table(table));
+            backing.collect_all();
+        });
         true
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::account::Reservation;
 use super::backing::Backing;
 use super::collector::{self, Verdict};
 use super::frozen::Table;
@@ -61,7 +62,7 @@ impl Local {
     /// With what the parent has frozen, which can always be trusted.
     fn with_frozen(self, table: Option<&'static Table>, bound: Bound) -> Local {
         for backing in [Some(&self.backing), self.stand_in.as_ref()].into_iter().flatten() {
-            backing.account().set_frozen(table.map_or(0, |table| bound.of_table(table)));
+            backing.set_frozen(table.map_or(0, |table| bound.of_table(table)));
         }
         Local { frozen: Leaked::new(table), ..self }
     }
@@ -106,18 +107,20 @@ impl Local {
         }
     }
 
-    /// The same, after having looked on whether the collector is alive, if that is not known.
-    /// The same for a write, and whether there is room for an entry, for which it waits a little. Outside of the gate.
+    /// The same for a write, and room for an entry of this weight, for which it waits a little. Outside of the gate.
     #[inline]
-    pub(super) fn backing_with_room(&self) -> (&Backing, bool) {
+    pub(super) fn backing_with_room(&self, weight: u64) -> (&Backing, Option<Reservation>) {
         let backing = self.backing_to_write();
-        if backing.account().has_room() { (backing, true) } else { self.wait_for_room(backing) }
+        match backing.account().reserve(weight) {
+            None => self.wait_for_room(backing, weight),
+            reserved => (backing, reserved),
+        }
     }
 
     /// A collector of which it is not known whether it is alive is looked at in the meantime, and may be found to be
     /// the reason.
     #[cold]
-    fn wait_for_room<'a>(&'a self, backing: &'a Backing) -> (&'a Backing, bool) {
+    fn wait_for_room<'a>(&'a self, backing: &'a Backing, weight: u64) -> (&'a Backing, Option<Reservation>) {
         let started = Instant::now();
         loop {
             let pass = gate::enter();
@@ -126,11 +129,9 @@ impl Local {
             }
             drop(pass);
             let current = self.backing();
-            if current.account().has_room() {
-                return (current, true);
-            }
-            if started.elapsed() > PATIENCE {
-                return (current, false);
+            let reserved = current.account().reserve(weight);
+            if reserved.is_some() || started.elapsed() > PATIENCE {
+                return (current, reserved);
             }
             if collector::verdict() != Verdict::Undecided {
                 thread::sleep(Duration::from_micros(50));
