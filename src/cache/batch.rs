@@ -2,6 +2,7 @@
 //!
 //! Each entry has its own result, since one of several servers may be down.
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use bytes::Bytes;
@@ -45,15 +46,14 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_many_raw(&self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
-        let found = batch(prepared, |keys: Vec<String>| async move {
-            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
+        let found = batch(prepared, |keys: Vec<Cow<'_, str>>| async move {
+            let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
             self.settled(self.store()?.get_many(&keys)).await
         });
         let found = self.counted_each(found.await);
-        for found in found.iter().flatten() {
-            self.local().counters.looked_up(found.is_some());
-        }
+        let hits = found.iter().flatten().flatten().count();
+        self.local().counters.looked_up_many(hits, found.iter().flatten().count() - hits);
         found
     }
 
@@ -107,7 +107,7 @@ impl Cache {
         let expiry = self.resolved(expiry.into());
         let prepare = |(key, value): &(K, T)| {
             let key = key.as_ref();
-            let full_key = self.prefix.owned_key(key)?;
+            let full_key = self.prefix.key_among_others(key)?.into_owned();
             let Lifetime { ttl, times, .. } = expiry.begin_among_others(self.clock())?;
             Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
         };

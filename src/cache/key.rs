@@ -1,5 +1,6 @@
 //! A key as the store sees it: the handle's namespace in front of the caller's key.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrayvec::ArrayString;
@@ -78,11 +79,12 @@ impl Prefix {
         }
     }
 
-    /// The full key, to keep.
-    pub(super) fn owned_key(&self, key: &str) -> Result<String> {
+    /// The same, in a string of its own where there is a namespace.
+    #[inline]
+    pub(super) fn key_among_others<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
         check_key(key)?;
         self.checked()?;
-        Ok(self.full_key(key))
+        Ok(if self.0.is_none() { Cow::Borrowed(key) } else { Cow::Owned(self.full_key(key)) })
     }
 
     /// The same for a key that was checked before.
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!(prefix.as_str(), "a%3Ab:50%25:");
         assert_ne!(Prefix::none().join("a%3Ab").join("50%").as_str(), prefix.as_str());
         for refused in [Prefix::none().join(""), prefix.join(""), prefix.join("").join("c")] {
-            let error = refused.owned_key("k").unwrap_err();
+            let error = refused.key_among_others("k").unwrap_err();
             assert_eq!(error.to_string(), "a part of the namespace is empty");
             assert!(refused.key("k", &mut KeyBuffer::default()).is_err() && refused.checked().is_err());
         }
@@ -163,18 +165,18 @@ mod tests {
         for length in 1..2 * SHORT {
             let key = "k".repeat(length);
             assert_eq!(prefix.key(&key, &mut KeyBuffer::default()).unwrap(), format!("a:{key}"));
-            assert_eq!(prefix.owned_key(&key).unwrap(), format!("a:{key}"));
+            assert_eq!(prefix.key_among_others(&key).unwrap(), format!("a:{key}"));
         }
     }
 
     #[test]
     fn a_key_of_a_lease_is_refused() {
-        let error = Prefix::none().owned_key("user:bob:prefork-lease").unwrap_err();
+        let error = Prefix::none().key_among_others("user:bob:prefork-lease").unwrap_err();
         assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is that of a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
-        assert!(Prefix::none().join("user").join("bob").owned_key("prefork-lease").is_err());
-        assert!(Prefix::none().owned_key("no-prefork-lease").is_ok());
-        let error = Prefix::none().owned_key("report:prefork-lock").unwrap_err();
+        assert!(Prefix::none().join("user").join("bob").key_among_others("prefork-lease").is_err());
+        assert!(Prefix::none().key_among_others("no-prefork-lease").is_ok());
+        let error = Prefix::none().key_among_others("report:prefork-lock").unwrap_err();
         assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is that of a lock");
     }
 
@@ -183,6 +185,6 @@ mod tests {
         let prefix = Prefix::none().join("a");
         let error = prefix.key("", &mut KeyBuffer::default()).unwrap_err();
         assert_eq!(error.to_string(), "the key is empty");
-        assert!(prefix.owned_key("").is_err());
+        assert!(prefix.key_among_others("").is_err());
     }
 }

@@ -7,6 +7,7 @@
 //! operations in order; where a server cannot store and end a lease in one, its store waits for what is between the
 //! two, and deletes behind it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
-        let full_key = self.counted(self.prefix.owned_key(key))?;
+        let full_key = self.counted(self.prefix.key_among_others(key))?;
         let mut deleted = self.remove_each("delete", vec![full_key]).await?;
         self.counted(deleted.pop().unwrap_or_else(|| Err(wrong_count())))
     }
@@ -60,7 +61,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.owned_key(key.as_ref())).collect();
+        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
         self.counted_each(batch(prepared, |keys| self.remove_each("delete_many", keys)).await)
     }
 
@@ -102,7 +103,7 @@ impl Cache {
     }
 
     /// Removes what is under these full keys, and revokes what is being loaded for them.
-    async fn remove_each(&self, verb: &'static str, full_keys: Vec<String>) -> Result<Vec<Result<bool>>> {
+    async fn remove_each(&self, verb: &'static str, full_keys: Vec<Cow<'_, str>>) -> Result<Vec<Result<bool>>> {
         let flights = &self.local().flights;
         let storing = full_keys.iter().flat_map(|key| flights.revoke(key)).collect();
         let leases: Vec<String> =
@@ -128,7 +129,7 @@ impl Cache {
 
     /// Has nothing stored that is being loaded for this key.
     pub(super) async fn revoke(&self, key: &str) -> Result<()> {
-        let full_key = self.counted(self.prefix.owned_key(key))?;
+        let full_key = self.counted(self.prefix.key_among_others(key))?;
         let storing = self.local().flights.revoke(&full_key);
         if self.takes_leases() {
             let marked = self.batch(&[mark(&lease_key(&full_key))]).await.pop();

@@ -94,6 +94,12 @@ impl Counters {
         count(if found { &own.hits } else { &own.misses });
     }
 
+    pub(super) fn looked_up_many(&self, hits: usize, misses: usize) {
+        let own = self.own();
+        own.hits.fetch_add(hits as u64, Ordering::Relaxed);
+        own.misses.fetch_add(misses as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn undecodable(&self) {
         count(&self.own().undecodable);
     }
