@@ -1,9 +1,12 @@
 //! A hit in memory, beside moka as it comes, with per-entry expiry on both sides.
 
+use std::cell::Cell;
 use std::hint::black_box;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cached::Cached;
 use moka::Expiry;
 use prefork_cache::Cache;
 use prefork_cache::stores::MemoryStore;
@@ -65,6 +68,7 @@ pub(crate) fn run() {
         ],
     );
     typed();
+    shared(&keys);
     compare(
         "memory hit, awaited",
         20,
@@ -86,16 +90,18 @@ pub(crate) fn run() {
     );
 }
 
+type Widget = (u32, String, Vec<String>, Option<f64>);
+
+fn widget() -> Widget {
+    (7, "a widget".to_owned(), ["round", "green", "made of brass"].map(str::to_owned).to_vec(), Some(9.99))
+}
+
 /// Decoded with each hit, beside a copy of what was put in.
 fn typed() {
-    type Widget = (u32, String, Vec<String>, Option<f64>);
-
-    let words = ["round", "green", "made of brass"].map(str::to_owned).to_vec();
-    let widget: Widget = (7, "a widget".to_owned(), words, Some(9.99));
     let bare = moka::sync::Cache::builder().max_capacity(10_000).build();
-    bare.insert("widget:7".to_owned(), widget.clone());
+    bare.insert("widget:7".to_owned(), widget());
     let cache = Cache::builder(MemoryStore::new()).build();
-    cache.blocking().set("widget:7", &widget, TTL).expect("memory stores");
+    cache.blocking().set("widget:7", &widget(), TTL).expect("memory stores");
     compare(
         "memory hit, typed",
         100_000,
@@ -105,6 +111,58 @@ fn typed() {
             }),
             way("moka, cloned", || {
                 black_box(bare.get("widget:7"));
+            }),
+        ],
+    );
+}
+
+/// Decoded once, beside caches of `Arc`s; then with a copy of the value on both sides.
+fn shared(keys: &[String]) {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let moka = moka::sync::Cache::builder().max_capacity(10_000).build();
+    let quick = quick_cache::sync::Cache::new(10_000);
+    let cached = Mutex::new(cached::SizedCache::with_size(10_000));
+    let foyer: foyer_memory::Cache<String, Arc<Widget>> = foyer_memory::CacheBuilder::new(10_000).build();
+    for key in keys {
+        cache.blocking().set(key, &widget(), TTL).expect("memory stores");
+        moka.insert(key.clone(), Arc::new(widget()));
+        quick.insert(key.clone(), Arc::new(widget()));
+        cached.lock().expect("no panic").cache_set(key.clone(), Arc::new(widget()));
+        foyer.insert(key.clone(), Arc::new(widget()));
+    }
+    let turns: [_; 5] = std::array::from_fn(|_| Cell::new(0));
+    let next = |way: usize| &*keys[turns[way].replace(turns[way].get() + 1) % KEYS];
+    compare(
+        "memory hit, shared",
+        200_000,
+        vec![
+            way("prefork-cache, blocking", || {
+                black_box(cache.blocking().get_shared::<Widget>(next(0)).expect("a hit"));
+            }),
+            way("moka", || {
+                black_box(moka.get(next(1)));
+            }),
+            way("quick_cache", || {
+                black_box(quick.get(next(2)));
+            }),
+            way("cached, in a Mutex", || {
+                black_box(cached.lock().expect("no panic").cache_get(next(3)).cloned());
+            }),
+            way("foyer, in memory", || {
+                black_box(foyer.get(next(4)).map(|entry| Arc::clone(entry.value())));
+            }),
+        ],
+    );
+    compare(
+        "memory hit, shared, and the value copied",
+        100_000,
+        vec![
+            way("prefork-cache, blocking", || {
+                let found = cache.blocking().get_shared::<Widget>(next(0)).expect("a hit");
+                black_box(found.map(|widget| Widget::clone(&widget)));
+            }),
+            way("moka, cloned", || {
+                black_box(moka.get(next(1)).map(|widget| Widget::clone(&widget)));
             }),
         ],
     );
