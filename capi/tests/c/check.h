@@ -45,7 +45,7 @@ static inline int is_value(const pfc_value *value, const char *text) {
 /* Takes the value. */
 #define EXPECT_VALUE(text, value)                                                                                      \
   do {                                                                                                                 \
-    if (!is_value(&(value), text)) FAIL("%.*s, not %s", (int)(value).length, (value).data, text);                      \
+    if (!is_value(&(value), text)) FAIL("%.*s, not %s", (int)(value).length, (const char *)(value).data, text);                      \
     pfc_value_free(&(value));                                                                                          \
   } while (0)
 

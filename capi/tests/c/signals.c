@@ -60,7 +60,7 @@ int main(int argc, char **argv) {
     }
   }
   pfc_value errors;
-  if (pfc_take_errors(&errors) != PFC_MISS) FAIL("%.*s", (int)errors.length, errors.data);
+  if (pfc_take_errors(&errors) != PFC_MISS) FAIL("%.*s", (int)errors.length, (const char *)errors.data);
   int64_t count;
   EXPECT(PFC_OK, pfc_counter(cache, KEY("n"), &count, NULL));
   CHECK(count == rounds + (rounds + 9) / 10);

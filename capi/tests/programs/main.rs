@@ -3,3 +3,4 @@
 mod c;
 mod exports;
 mod host;
+mod scripts;
