@@ -31,6 +31,8 @@ pub use clock::Clock;
 pub use codec::Codec;
 pub use expiry::Expiry;
 pub use fetch::{Begun, Claim, Loaded, LockGuard};
+pub use octets::Octets;
+pub use resumable::Resumable;
 pub use stats::Stats;
 
 // What people call, in the order of the documentation; apart, or they would be sorted.
@@ -61,7 +63,9 @@ mod envelope;
 mod expiry;
 mod key;
 mod observer;
+mod octets;
 mod probe;
+mod resumable;
 mod settled;
 mod shared;
 mod stats;
@@ -126,6 +130,8 @@ pub struct Cache {
     soft_timeout: Duration,
     /// For each exchange, instead of the store's.
     timeout: Option<Duration>,
+    /// For loads, instead of the builder's.
+    load_timeout: Option<Duration>,
 }
 
 /// What the clones of a cache have in common.
@@ -314,6 +320,11 @@ impl Cache {
             self.count_failure();
         }
         outcome
+    }
+
+    /// How long a load may take before others no longer wait for it.
+    fn longest_load(&self) -> Duration {
+        self.load_timeout.unwrap_or(self.shared.settings.load_timeout)
     }
 
     /// Whether loads are arranged among processes.

@@ -67,7 +67,9 @@ mod store;
 mod sync;
 mod telemetry;
 
-pub use cache::{Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Stats};
+pub use cache::{
+    Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Octets, Resumable, Stats,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use net::ServerStats;
 pub use store::{CacheStore, Kept, Op, Outcome, Replacement, Settle, Ttl, When, stores};

@@ -33,7 +33,9 @@ pub(crate) use company::{Company, together};
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
-pub(crate) use drive::{Drive, LONGEST, drive, inline, is_inline, lifted, pause, within};
+pub(crate) use drive::{
+    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, is_slice_over, lifted, pause, slice_end, within,
+};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};

@@ -63,6 +63,20 @@ impl<'a> Blocking<'a> {
         self.cache
     }
 
+    /// Runs any future of this crate inline on the calling thread, [`octets`](Cache::octets) for example.
+    ///
+    /// ```
+    /// use prefork_cache::{Cache, stores::MemoryStore};
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// assert_eq!(cache.blocking().run(cache.octets().get("motd"))?, None);
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[inline]
+    pub fn run<F: Future>(self, operation: F) -> F::Output {
+        now!(operation)
+    }
+
     /// As [`Cache::get`].
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
 /// A clock has an end.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Default for Settings {
     fn default() -> Settings {
@@ -384,6 +384,7 @@ impl Builder {
             is_forced: false,
             soft_timeout: Duration::ZERO,
             timeout: None,
+            load_timeout: None,
         }
     }
 }

@@ -118,6 +118,12 @@ impl Cover<'_> {
     }
 }
 
+/// Whether these bytes might be taken for an envelope.
+#[inline]
+pub(super) fn is_begun_by(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
 impl<'a> Envelope<'a> {
     /// The value that was written under the key with this mark.
     #[inline]

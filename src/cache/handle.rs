@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::builder::LONGEST_WAIT;
 use super::{Blocking, Builder, Cache, Stats};
 use crate::error::Result;
 use crate::lifecycle::Registry;
@@ -137,6 +138,24 @@ impl Cache {
     #[must_use]
     pub fn timeout(&self, timeout: Duration) -> Cache {
         Cache { timeout: Some(timeout), ..self.clone() }
+    }
+
+    /// A handle whose loads may take so long before others no longer wait for them, instead of
+    /// [`Builder::load_timeout`]. At most a year.
+    ///
+    /// ```
+    /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder(MemoryStore::new()).build();
+    /// let report = cache.load_timeout(Duration::from_secs(600));
+    /// let Begun::Claim(claim) = report.blocking().fetch_raw_begin("report") else { panic!("nobody has stored it") };
+    /// claim.blocking_complete("took five minutes".into(), Duration::from_secs(3_600));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    #[must_use]
+    pub fn load_timeout(&self, timeout: Duration) -> Cache {
+        Cache { load_timeout: Some(timeout.min(LONGEST_WAIT)), ..self.clone() }
     }
 
     /// A handle whose values carry a version: what was written under another version, or under none, is a miss.

@@ -19,8 +19,8 @@ use std::time::Duration;
 use super::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
-use crate::net::{is_inline, within};
-use crate::sync::block_on;
+use crate::net::{is_inline, is_slice_over, slice_end, within};
+use crate::sync::block_until;
 
 /// A store's future.
 type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
@@ -57,15 +57,19 @@ impl<T> Future for Settled<'_, T> {
         };
         match polled {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending if is_inline() => Poll::Ready(wait_for(operation)),
+            Poll::Pending if is_inline() && !is_slice_over() => wait_for(operation),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
+/// Pending if the slice ends before.
 #[cold]
-#[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
-fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Result<T> {
+fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Poll<Result<T>> {
+    let mut block = || match block_until(slice_end(), |cx| operation.as_mut().poll(cx)) {
+        Some(output) => Poll::Ready(Ok(output)),
+        None => Poll::Pending,
+    };
     #[cfg(feature = "tokio")]
     if let Ok(handle) = tokio::runtime::Handle::try_current() {
         use tokio::runtime::RuntimeFlavor;
@@ -74,10 +78,10 @@ fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Result<T> {
             RuntimeFlavor::CurrentThread => {
                 let context = "the store suspends, and waiting for it would block the only thread of this tokio runtime: \
                                use the asynchronous method, or a thread outside of the runtime";
-                Err(Error::new(ErrorKind::WouldDeadlock, context))
+                Poll::Ready(Err(Error::new(ErrorKind::WouldDeadlock, context)))
             }
-            _ => Ok(tokio::task::block_in_place(|| block_on(operation))),
+            _ => tokio::task::block_in_place(block),
         };
     }
-    Ok(block_on(operation))
+    block()
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
 use crate::net::ServerStats;
 
+mod text;
+
 /// What this process has done through a cache since it began: a forked child counts from zero.
 ///
 /// ```

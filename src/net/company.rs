@@ -13,9 +13,9 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-use super::drive::{Drive, drive};
+use super::drive::{Drive, drive, is_slice_over};
 
 /// The exchanges that are seen through by one call of [`together`].
 #[derive(Debug, Default)]
@@ -40,11 +40,17 @@ impl Company {
 }
 
 /// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only
-/// been set aside, and goes on when it is polled again.
+/// been set aside, and goes on when it is polled again, unless that is in the next slice.
 pub(crate) async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
     if let Ok(Drive::Inline) = drive() {
-        while poll_all(&mut running, &mut Context::from_waker(Waker::noop())).is_pending() {}
+        let inline = |cx: &mut Context<'_>| loop {
+            let polled = poll_all(&mut running, cx);
+            if polled.is_ready() || is_slice_over() {
+                return polled;
+            }
+        };
+        poll_fn(inline).await;
     } else {
         poll_fn(|cx| poll_all(&mut running, cx)).await;
     }

@@ -4,13 +4,13 @@
 //! An address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own
 //! time (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
 
-use std::future::{Future, ready};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::drive::Drive;
+use super::drive::{Drive, blocking, sleep};
 use super::endpoint::{Endpoint, dial_error, is_shortage};
 use super::server::Settings;
 use super::socket::{Connecting, Socket};
@@ -44,13 +44,13 @@ pub(super) async fn dial(
 
 async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
     match endpoint {
-        Endpoint::Unix(path) => connect_unix(path, deadline),
+        Endpoint::Unix(path) => connect_unix(path, deadline).await,
         Endpoint::Tcp { host, port } => {
             let addresses = match numeric(host, *port) {
                 Some(address) => vec![address],
                 None => (host.as_str(), *port).to_socket_addrs().map_err(or_shortage)?.collect(),
             };
-            let connect = |address, share| ready(connect_tcp(&address, share, keepalive));
+            let connect = async |address, share| connect_tcp(&address, share, keepalive).await;
             connect_to_one_of(&addresses, deadline, connect).await
         }
     }
@@ -85,22 +85,23 @@ fn or_shortage(error: io::Error) -> io::Error {
     Socket::unix().err().filter(is_shortage).unwrap_or(error)
 }
 
-fn connect_tcp(address: &SocketAddr, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
+async fn connect_tcp(address: &SocketAddr, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
     let socket = Socket::tcp(address, keepalive)?;
     if let Connecting::UnderWay = socket.start_connecting_tcp(address)? {
-        socket.wait_writable(deadline)?;
+        let writable = blocking(deadline, |until| socket.wait_writable(until)).await;
+        writable.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
         socket.connected()?;
     }
     Ok(socket)
 }
 
-fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
+async fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::unix()?;
     while let Connecting::Full = socket.start_connecting_unix(path)? {
         if Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        std::thread::sleep(QUEUE_PAUSE);
+        sleep(QUEUE_PAUSE).await;
     }
     Ok(socket)
 }

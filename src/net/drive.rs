@@ -1,11 +1,14 @@
 //! Whether an operation runs inline on this thread, or in a tokio runtime.
 //!
 //! There is one implementation of each operation. Inside a tokio runtime its waits are asynchronous. Outside of one, and on a
-//! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll.
+//! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll; on one
+//! that [`in_slice`] has marked they block until the slice is over, and go on where they were at the next poll.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::thread::{self, LocalKey};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 #[cfg(feature = "tokio")]
@@ -26,8 +29,17 @@ pub(crate) enum Drive {
 /// The longest timeout: a moment that is too far away is none.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What a thread is marked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    None,
+    Inline,
+    /// Inline, and no wait goes on for longer than until then.
+    InSlice(Instant),
+}
+
 thread_local! {
-    static INLINE: Cell<bool> = const { Cell::new(false) };
+    static MARK: Cell<Mark> = const { Cell::new(Mark::None) };
     static TIMEOUT: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
@@ -39,7 +51,7 @@ thread_local! {
 #[inline]
 #[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
 pub(crate) fn drive() -> Result<Drive> {
-    if INLINE.get() {
+    if is_inline() {
         return Ok(Drive::Inline);
     }
     #[cfg(feature = "tokio")]
@@ -61,17 +73,59 @@ pub(crate) fn drive() -> Result<Drive> {
 /// As [`drive`].
 pub(crate) async fn pause(pause: Duration) -> Result<()> {
     match drive()? {
-        Drive::Inline => thread::sleep(pause),
+        Drive::Inline => sleep(pause).await,
         #[cfg(feature = "tokio")]
         Drive::Tokio(_) => tokio::time::sleep(pause).await,
     }
     Ok(())
 }
 
-/// Whether this thread is marked by [`inline`].
+/// Blocks this thread, whatever drives the operation.
+pub(super) async fn sleep(pause: Duration) {
+    let sleep = |until: Instant| {
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+        None::<()>
+    };
+    blocking(Instant::now() + pause, sleep).await;
+}
+
+/// A wait that blocks this thread: `wait` is called with the time until which it may, and returns `None` if nothing has
+/// come by then. In slices it is called once in each. `None` once the deadline has passed.
+pub(crate) async fn blocking<T>(deadline: Instant, mut wait: impl FnMut(Instant) -> Option<T>) -> Option<T> {
+    poll_fn(|_| {
+        let until = wait_end(deadline);
+        match wait(until) {
+            None if until < deadline => Poll::Pending,
+            ended => Poll::Ready(ended),
+        }
+    })
+    .await
+}
+
+/// Until when a wait with this deadline may block.
+#[inline]
+pub(super) fn wait_end(deadline: Instant) -> Instant {
+    slice_end().map_or(deadline, |end| end.min(deadline))
+}
+
+/// The end of the slice, on a thread that is marked by [`in_slice`].
+#[inline]
+pub(crate) fn slice_end() -> Option<Instant> {
+    match MARK.get() {
+        Mark::InSlice(end) => Some(end),
+        Mark::None | Mark::Inline => None,
+    }
+}
+
+/// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
+pub(crate) fn is_slice_over() -> bool {
+    slice_end().is_some_and(|end| Instant::now() >= end)
+}
+
+/// Whether this thread is marked by [`inline`] or [`in_slice`].
 #[inline]
 pub(crate) fn is_inline() -> bool {
-    INLINE.get()
+    MARK.get() != Mark::None
 }
 
 /// Whether an operation that is polled here and now may suspend.
@@ -83,12 +137,17 @@ pub(crate) fn suspends() -> bool {
 /// Has every operation in `work` run inline on this thread.
 #[inline]
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
-    with(&INLINE, true, work)
+    with(&MARK, Mark::Inline, work)
+}
+
+/// The same, and lets operations suspend whose waits are not over by then.
+pub(crate) fn in_slice<R>(end: Instant, work: impl FnOnce() -> R) -> R {
+    with(&MARK, Mark::InSlice(end), work)
 }
 
 /// Lifts the mark of [`inline`] while a user's code runs.
 pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
-    with(&INLINE, false, work)
+    with(&MARK, Mark::None, work)
 }
 
 /// Has the exchanges that `work` begins take at most so long, instead of the store's own timeout.

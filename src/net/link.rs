@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
-use super::drive::{Drive, drive, exchange_timeout};
+use super::drive::{Drive, drive, exchange_timeout, slice_end};
 use super::endpoint::Endpoint;
 #[cfg(feature = "tokio")]
 use super::endpoint::timed_out;
@@ -55,7 +55,9 @@ impl<P: Protocol> Link<P> {
     /// One exchange; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
         match drive()? {
-            Drive::Inline if company.is_some() => Box::pin(call_inline(&self.0, request, retry, company)).await,
+            Drive::Inline if company.is_some() || slice_end().is_some() => {
+                Box::pin(call_inline(&self.0, request, retry, company)).await
+            }
             Drive::Inline => at_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
             Drive::Tokio(runtime) => {
@@ -173,7 +175,8 @@ async fn wait_for_lease<'s, P: Protocol>(
     if let Some(company) = company {
         company.let_finish().await;
     }
-    server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).map_err(|why| match why {
+    let lease = server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).await;
+    lease.map_err(|why| match why {
         NoLease::Exhausted => full(server.protocol.endpoint()),
         NoLease::Forked => Error::begun_by_parent(),
     })
@@ -210,7 +213,8 @@ async fn open<P: Protocol>(
     server.open(Drive::Inline, server.admit_dial(admission)?).await
 }
 
-/// Runs an exchange that blocks instead of suspending. On the stack: the futures that contain this call stay small.
+/// Runs an exchange that blocks instead of suspending, as it does but in slices. On the stack: the futures that contain
+/// this call stay small.
 fn at_once<T>(exchange: impl Future<Output = T>) -> T {
     match pin!(exchange).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

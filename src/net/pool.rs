@@ -14,6 +14,7 @@ use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use super::drive::blocking;
 use super::turn::{Rationed, Turn, Waiters};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
@@ -59,22 +60,26 @@ impl<C: Send> Pool<C> {
     }
 
     /// Waits for a lease until `deadline`, blocking this thread.
-    pub(super) fn lease(&self, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
+    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
         let generation = generation();
         let state = self.state();
         let mut turn = Turn::new(state, deadline);
-        let leased = block_until(Some(deadline), |cx| {
-            if turn.is_inherited() {
-                return Poll::Ready(Err(NoLease::Forked));
-            }
-            let mut locked = state.lock();
-            if locked.room() == 0 {
-                turn.wait(&mut locked, cx.waker());
-                return Poll::Pending;
-            }
-            Poll::Ready(Ok(Lease::of(state, locked, generation)))
+        let leased = blocking(deadline, |until| {
+            let leased = block_until(Some(until), |cx| {
+                if turn.is_inherited() {
+                    return Poll::Ready(Err(NoLease::Forked));
+                }
+                let mut locked = state.lock();
+                if locked.room() == 0 {
+                    turn.wait(&mut locked, cx.waker());
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(Lease::of(state, locked, generation)))
+            });
+            turn.step_out_unless(leased.is_some());
+            leased
         });
-        leased.unwrap_or(Err(NoLease::Exhausted))
+        leased.await.unwrap_or(Err(NoLease::Exhausted))
     }
 
     fn state(&self) -> &Lock<State<C>> {
@@ -210,9 +215,10 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{Lease, NoLease, Pool};
+    use crate::sync::block_on;
 
     fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, NoLease> {
-        pool.lease(Instant::now() + patience)
+        block_on(&mut Box::pin(pool.lease(Instant::now() + patience)))
     }
 
     const GENEROUS: Duration = Duration::from_secs(60);

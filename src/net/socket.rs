@@ -118,17 +118,21 @@ impl Socket {
         }
     }
 
-    /// Waits until the socket is writable.
-    pub(crate) fn wait_writable(&self, deadline: Instant) -> io::Result<()> {
+    /// Waits until the socket is writable; `None` if it is not by then.
+    pub(crate) fn wait_writable(&self, until: Instant) -> Option<io::Result<()>> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             // Rounded up: a wait of zero milliseconds would spin.
             let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.own()?.as_fd(), PollFlags::POLLOUT)], left) {
-                Ok(0) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            let own = match self.own() {
+                Ok(own) => own,
+                Err(error) => return Some(Err(error)),
+            };
+            match poll(&mut [PollFd::new(own.as_fd(), PollFlags::POLLOUT)], left) {
+                Ok(0) if Instant::now() >= until => return None,
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Ok(_) => return Some(Ok(())),
+                Err(error) => return Some(Err(error.into())),
             }
         }
     }

@@ -1,7 +1,8 @@
 //! A connected byte stream, blocking or tokio's, behind one trait.
 //!
 //! To receive or to send is to poll. A blocking stream waits instead of being pending, so whatever is written
-//! on top of the trait as asynchronous code is ready at its first poll there.
+//! on top of the trait as asynchronous code is ready at its first poll there. In [slices](super::drive::in_slice) it is
+//! pending where it has waited until the end of one.
 //!
 //! # Deadlines
 //!
@@ -15,6 +16,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::drive::{slice_end, wait_end};
 use super::socket::Socket;
 
 /// The part of its timeout by which a wait may be too long.
@@ -55,41 +57,62 @@ impl BlockingStream {
         Ok(BlockingStream { socket, deadline: Instant::now() + timeout, receive_timeout: timeout })
     }
 
-    fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn send(&self, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             match self.socket.send(pieces) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    time_left(self.deadline)?;
-                    self.socket.wait_writable(self.deadline)?;
+                    let until = wait_end(self.deadline);
+                    match self.socket.wait_writable(until) {
+                        Some(writable) => writable?,
+                        None => return timed_out(until, self.deadline),
+                    }
                 }
-                Err(error) => tolerate_interruption(error)?,
-                sent => return sent,
+                // A signal is no failure.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => return Poll::Ready(sent),
             }
         }
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            let left = time_left(self.deadline)?;
-            if differ(self.receive_timeout, left) {
-                self.socket.set_receive_timeout(left)?;
-                self.receive_timeout = left;
-            }
-            match self.socket.receive(buffer) {
-                Err(error) => tolerate_interruption(error)?,
-                received => return received,
+            let until = wait_end(self.deadline);
+            let left = until.saturating_duration_since(Instant::now());
+            let received = if !left.is_zero() {
+                self.wait_for(left)?;
+                self.socket.receive(buffer)
+            } else if slice_end().is_some() {
+                // The caller's time between two slices is not the server's.
+                self.socket.receive_at_once(buffer)
+            } else {
+                return timed_out(until, self.deadline);
+            };
+            match received {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return timed_out(until, self.deadline),
+                // The loop goes on with the time that is left.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => return Poll::Ready(received),
             }
         }
+    }
+
+    /// Has the next receive wait for about so long.
+    fn wait_for(&mut self, left: Duration) -> io::Result<()> {
+        if differ(self.receive_timeout, left) {
+            self.socket.set_receive_timeout(left)?;
+            self.receive_timeout = left;
+        }
+        Ok(())
     }
 }
 
 impl ByteStream for BlockingStream {
     fn poll_receive(&mut self, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.receive(buffer))
+        self.receive(buffer)
     }
 
     fn poll_send(&mut self, _: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.send(pieces))
+        self.send(pieces)
     }
 
     fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -105,32 +128,25 @@ impl ByteStream for BlockingStream {
     }
 }
 
-fn time_left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
 fn differ(set: Duration, left: Duration) -> bool {
     set.abs_diff(left) > set / SLACK
 }
 
-/// A signal is no failure: the loop goes on with the time that is left.
-fn tolerate_interruption(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::Interrupted => Ok(()),
-        io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
-        _ => Err(error),
-    }
+/// What has become of a wait that has come to its end without anything.
+fn timed_out<T>(until: Instant, deadline: Instant) -> Poll<io::Result<T>> {
+    if until < deadline { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{self, IoSlice, Read, Write};
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::channel;
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use super::{BlockingStream, Socket};
+    use super::{BlockingStream, Poll, Socket};
+    use crate::net::in_slice;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
     /// A slow machine, not a wait that starts over: a peer here would keep one going for tens of seconds.
@@ -150,7 +166,7 @@ mod tests {
 
     fn send_all(stream: &BlockingStream, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            bytes = &bytes[stream.send(&[IoSlice::new(bytes)])?..];
+            bytes = &bytes[now(stream.send(&[IoSlice::new(bytes)]))?..];
         }
         Ok(())
     }
@@ -180,7 +196,7 @@ mod tests {
         let started = Instant::now();
         stream.deadline = started + TIMEOUT;
         let failed = loop {
-            if let Err(error) = stream.receive(&mut [0; 16]) {
+            if let Err(error) = now(stream.receive(&mut [0; 16])) {
                 break error;
             }
         };
@@ -196,8 +212,48 @@ mod tests {
             let _ = peer.read(&mut [0]);
         });
         stream.deadline = Instant::now() + TIMEOUT / 4;
-        assert!(stream.receive(&mut [0; 16]).is_err());
+        assert!(now(stream.receive(&mut [0; 16])).is_err());
         stream.deadline = Instant::now() + 60 * TIMEOUT;
-        assert_eq!(stream.receive(&mut [0; 16]).unwrap(), 4);
+        assert_eq!(now(stream.receive(&mut [0; 16])).unwrap(), 4);
+    }
+
+    #[test]
+    fn a_wait_is_left_at_the_end_of_a_slice_and_gone_on_with_in_the_next() {
+        let (say, said) = channel();
+        let mut stream = stream(move |mut peer| {
+            said.recv().unwrap();
+            peer.write_all(b"late").unwrap();
+            let _ = peer.read(&mut [0]);
+        });
+        stream.deadline = Instant::now() + 60 * TIMEOUT;
+        let mut buffer = [0; 16];
+        assert!(in_slice(Instant::now() + TIMEOUT / 20, || stream.receive(&mut buffer)).is_pending());
+        say.send(()).unwrap();
+        let received = in_slice(Instant::now() + MUCH_TOO_LONG, || stream.receive(&mut buffer));
+        assert_eq!(now(received).unwrap(), 4);
+    }
+
+    #[test]
+    fn what_has_come_between_two_slices_is_taken_after_the_deadline_too() {
+        let (say, said) = channel();
+        let mut stream = stream(move |mut peer| {
+            peer.write_all(b"late").unwrap();
+            say.send(()).unwrap();
+            let _ = peer.read(&mut [0]);
+        });
+        said.recv().unwrap();
+        stream.deadline = Instant::now();
+        let mut buffer = [0; 16];
+        let mut receive = || now(in_slice(Instant::now() + MUCH_TOO_LONG, || stream.receive(&mut buffer)));
+        assert_eq!(receive().unwrap(), 4);
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::TimedOut, "no more than that");
+    }
+
+    /// Of a stream that waits until it is ready.
+    fn now<T>(polled: Poll<T>) -> T {
+        match polled {
+            Poll::Ready(ready) => ready,
+            Poll::Pending => panic!("a blocking stream has suspended"),
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::drive::Drive;
+use super::drive::{Drive, blocking};
 use super::pool::NoLease;
 use super::turn::{Rationed, Turn, Waiters};
 use crate::lifecycle::{ProcessLocal, generation};
@@ -59,7 +59,7 @@ impl Trial {
         let line = self.line(drive).get();
         let deadline = Instant::now() + patience;
         let mut turn = Turn::new(line, deadline);
-        let poll = |cx: &mut Context<'_>| {
+        let poll = |turn: &mut Turn<'_, State>, cx: &mut Context<'_>| {
             if turn.is_inherited() {
                 return Poll::Ready(Err(NoLease::Forked));
             }
@@ -76,10 +76,17 @@ impl Trial {
             Poll::Ready(Ok(Some(Permit { trial: Arc::clone(self), drive, generation: generation(), since: now })))
         };
         match drive {
-            Drive::Inline => block_until(Some(deadline), poll).unwrap_or(Err(NoLease::Exhausted)),
+            Drive::Inline => {
+                let permit = blocking(deadline, |until| {
+                    let permit = block_until(Some(until), |cx| poll(&mut turn, cx));
+                    turn.step_out_unless(permit.is_some());
+                    permit
+                });
+                permit.await.unwrap_or(Err(NoLease::Exhausted))
+            }
             #[cfg(feature = "tokio")]
             Drive::Tokio(_) => {
-                let permit = tokio::time::timeout_at(deadline.into(), poll_fn(poll)).await;
+                let permit = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| poll(&mut turn, cx))).await;
                 permit.unwrap_or(Err(NoLease::Exhausted))
             }
         }

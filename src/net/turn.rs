@@ -102,10 +102,16 @@ impl<'a, S: Rationed> Turn<'a, S> {
             Err(place) => waiters.queue.insert(place, waiting),
         }
     }
-}
 
-impl<S: Rationed> Drop for Turn<'_, S> {
-    fn drop(&mut self) {
+    /// Leaves the queue until it waits again, at the same place, unless the wait has ended: a call that has slices may be
+    /// left for any time, and must not be woken instead of another one meanwhile.
+    pub(super) fn step_out_unless(&self, has_ended: bool) {
+        if !has_ended {
+            self.step_out();
+        }
+    }
+
+    fn step_out(&self) {
         let Some(ticket) = self.ticket else { return };
         // An inherited queue's lock may be held for ever.
         if self.is_inherited() {
@@ -120,6 +126,12 @@ impl<S: Rationed> Drop for Turn<'_, S> {
             state.next()
         };
         next.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<S: Rationed> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        self.step_out();
     }
 }
 

@@ -78,7 +78,7 @@ impl<V: Form, E> Fetching<V, E> {
     /// In this process.
     pub(super) fn lead(&mut self) {
         let flights = Arc::clone(&self.cache.local().flights);
-        let lapse = self.cache.shared.settings.load_timeout;
+        let lapse = self.cache.longest_load();
         for wanted in &mut self.wanted {
             if wanted.answer.is_some() || !matches!(wanted.part, Part::Open) {
                 continue;

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use crate::cache::settled;
 use crate::cache::wait_clock::now;
 use crate::lifecycle::{ProcessLocal, generation};
-use crate::net::is_inline;
+use crate::net::{blocking, is_inline};
 use crate::store::CacheStore;
 use crate::sync::{Lock, block_until};
 
@@ -284,7 +284,7 @@ impl Flight {
     pub(super) async fn landing(&self, deadline: Instant) -> Option<Landing> {
         let mut wait = Wait { flight: self, ticket: None };
         if is_inline() {
-            return block_until(Some(deadline), |cx| wait.poll(cx));
+            return blocking(deadline, |until| block_until(Some(until), |cx| wait.poll(cx))).await;
         }
         let landing = poll_fn(|cx| wait.poll(cx));
         #[cfg(feature = "tokio")]

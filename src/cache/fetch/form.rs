@@ -39,6 +39,9 @@ pub(super) trait Form: Sized {
 
 pub(super) struct Typed<T>(pub(super) T);
 
+/// A byte string, with its times if it has any.
+pub(super) struct ByteString(pub(super) Bytes);
+
 /// Any bytes are a value, and a fresh one.
 pub(super) struct Raw(pub(super) Bytes);
 
@@ -71,6 +74,38 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
 
     fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
         cache.open(verb, key, bytes).map(|(value, age)| (Typed(value), age))
+    }
+}
+
+impl Form for ByteString {
+    type Value = Bytes;
+
+    fn of(value: Bytes) -> ByteString {
+        ByteString(value)
+    }
+
+    fn value(&self) -> &Bytes {
+        &self.0
+    }
+
+    fn into_value(self) -> Bytes {
+        self.0
+    }
+
+    fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {
+        cache.seal_octets(key, &self.0, expiry)
+    }
+
+    fn share(&self, cache: &Cache, key: &str) -> Result<Bytes> {
+        cache.share_octets(key, &self.0)
+    }
+
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(ByteString, Age)> {
+        cache.decode_octets(key, bytes).map(|(value, age)| (ByteString(value), age))
+    }
+
+    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(ByteString, Age)> {
+        cache.open_octets(key, bytes).map(|(value, age)| (ByteString(value), age))
     }
 }
 

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{Form, Raw, Typed};
-use super::look::Looked;
+use super::form::{ByteString, Form, Raw, Typed};
+use super::look::{self, Looked};
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
 use crate::lifecycle::generation;
@@ -51,7 +51,7 @@ impl Cache {
     where
         T: Serialize + DeserializeOwned + Send + 'static,
     {
-        self.begin_as::<Typed<T>>("fetch_begin", key).await
+        Begun::of(self.begin_as::<Typed<T>>("fetch_begin", key).await)
     }
 
     /// [`fetch_raw`](Cache::fetch_raw) in two steps, as [`fetch_begin`](Cache::fetch_begin).
@@ -67,10 +67,20 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn fetch_raw_begin(&self, key: &str) -> Begun<Bytes> {
-        self.begin_as::<Raw>("fetch_raw_begin", key).await
+        Begun::of(self.begin_as::<Raw>("fetch_raw_begin", key).await)
     }
 
-    async fn begin_as<V: Form + Send + 'static>(&self, verb: &'static str, key: &str) -> Begun<V::Value>
+    /// A byte string, and whether it is stale.
+    pub(in crate::cache) async fn begin_octets(&self, key: &str) -> Result<(Bytes, bool), Claim<Bytes>> {
+        let begun = self.begin_as::<ByteString>("fetch_begin", key).await;
+        begun.map(|(value, outcome)| (value, outcome == look::outcome(true)))
+    }
+
+    async fn begin_as<V: Form + Send + 'static>(
+        &self,
+        verb: &'static str,
+        key: &str,
+    ) -> Result<(V::Value, &'static str), Claim<V::Value>>
     where
         V::Value: Send,
     {
@@ -79,9 +89,9 @@ impl Cache {
         match telemetry::instrumented(&span, beginning).await {
             Ok((value, outcome)) => {
                 span.outcome(outcome);
-                Begun::Hit(value)
+                Ok((value, outcome))
             }
-            Err(open) => Begun::Claim(Claim { key: key.to_owned(), open }),
+            Err(open) => Err(Claim { key: key.to_owned(), open }),
         }
     }
 
@@ -120,6 +130,12 @@ pub enum Begun<T> {
     Hit(T),
     /// The caller is the one that loads it.
     Claim(Claim<T>),
+}
+
+impl<T> Begun<T> {
+    fn of(begun: Result<(T, &'static str), Claim<T>>) -> Begun<T> {
+        begun.map_or_else(Begun::Claim, |(value, _)| Begun::Hit(value))
+    }
 }
 
 /// The duty to load a value, for all who wait for it; see [`Cache::fetch_begin`]. Dropped, it is failed.

@@ -1,0 +1,287 @@
+//! One entry.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prefork_cache::{Ttl, When};
+
+use crate::call::{call, pfc_call};
+use crate::entry::{Failure, bytes, entry, key, out};
+use crate::expiry::{PFC_NEVER, ttl};
+use crate::handle::{of_handle, pfc_cache};
+use crate::status::pfc_status;
+use crate::value::pfc_value;
+
+/// Reads a value.
+///
+/// @param value  Set to the value, to be freed with pfc_value_free(), where PFC_OK is returned; cleared otherwise.
+/// @param call   Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_get(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    value: *mut pfc_value,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as the comments say; so for all functions here.
+        let value = unsafe { out("value", value) }?;
+        *value = pfc_value::NONE;
+        // SAFETY: as above.
+        let found = match unsafe { read(cache, key, key_length, call) }? {
+            Ok(found) => found,
+            Err(status) => return Ok(status),
+        };
+        *value = pfc_value::of(found);
+        Ok(pfc_status::PFC_OK)
+    })
+}
+
+/// Reads a value into a buffer.
+///
+/// @param buffer    Written to where PFC_OK is returned; otherwise left as it is.
+/// @param capacity  How many bytes it has room for.
+/// @param length    Set to the length of the value, also where PFC_TOO_SMALL is returned; 0 otherwise.
+/// @param call      Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS, PFC_TOO_SMALL, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_get_into(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    buffer: *mut c_void,
+    capacity: usize,
+    length: *mut usize,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let length = unsafe { out("pointer to the length", length) }?;
+        *length = 0;
+        if capacity > 0 {
+            // SAFETY: as above.
+            unsafe { out("buffer", buffer.cast::<u8>()) }?;
+        }
+        // SAFETY: as above.
+        let found = match unsafe { read(cache, key, key_length, call) }? {
+            Ok(found) => found,
+            Err(status) => return Ok(status),
+        };
+        *length = found.len();
+        if found.len() > capacity {
+            return Ok(pfc_status::PFC_TOO_SMALL);
+        }
+        // SAFETY: there is room for so many bytes, and what was found is nowhere in it.
+        unsafe { ptr::copy_nonoverlapping(found.as_ptr(), buffer.cast(), found.len()) };
+        Ok(pfc_status::PFC_OK)
+    })
+}
+
+/// What was found, or why there is nothing to hand out.
+#[inline]
+unsafe fn read(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    call: *mut *mut pfc_call,
+) -> Result<Result<Bytes, pfc_status>, Failure> {
+    // SAFETY: as of the functions above.
+    let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+    Ok(match call!(call, "read", cache, key => cache.octets().get(key)).transpose()? {
+        Some(Some(found)) => Ok(found),
+        Some(None) => Err(pfc_status::PFC_MISS),
+        None => Err(pfc_status::PFC_AGAIN),
+    })
+}
+
+/// Stores a value, whatever is there.
+///
+/// @param value   Copied; may be null if its length is 0.
+/// @param ttl_ms  How long it lives, in milliseconds, or PFC_NEVER. 0 is refused.
+/// @param call    Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_set(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    value: *const c_void,
+    value_length: usize,
+    ttl_ms: i64,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    // SAFETY: as above.
+    unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::Always, call) }
+}
+
+/// Stores a value where there is none. Arguments as of pfc_set().
+///
+/// @return PFC_OK, PFC_MISS if there was one, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_add(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    value: *const c_void,
+    value_length: usize,
+    ttl_ms: i64,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    // SAFETY: as above.
+    unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::IfAbsent, call) }
+}
+
+/// Stores a value in the place of another. Arguments as of pfc_set().
+///
+/// @return PFC_OK, PFC_MISS if there was none, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_replace(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    value: *const c_void,
+    value_length: usize,
+    ttl_ms: i64,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    // SAFETY: as above.
+    unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::IfPresent, call) }
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of C, and when")]
+unsafe fn store(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    value: *const c_void,
+    value_length: usize,
+    ttl_ms: i64,
+    when: When,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as of the functions above.
+        let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+        let expiry = ttl(ttl_ms)?;
+        // SAFETY: as above.
+        let value = || unsafe { bytes("value", value, value_length) }.map(Bytes::copy_from_slice);
+        let value = if is_begun(call) { Bytes::new() } else { value()? };
+        Ok(pfc_status::of_call(
+            call!(call, "store", cache, key => cache.octets().set(key, value, expiry, when)).transpose()?,
+        ))
+    })
+}
+
+/// Whether arguments were copied by an earlier call.
+fn is_begun(call: *mut *mut pfc_call) -> bool {
+    // SAFETY: null, or a pointer to one.
+    unsafe { call.as_ref() }.is_some_and(|call| !call.is_null())
+}
+
+/// Removes an entry. After that no load that is under way stores a value under its key.
+///
+/// @param call  Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS if there was none, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_delete(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+        Ok(pfc_status::of_call(call!(call, "delete", cache, key => cache.delete(key)).transpose()?))
+    })
+}
+
+/// Whether there is an entry.
+///
+/// @param call  Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_exists(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+        Ok(pfc_status::of_call(call!(call, "exists", cache, key => cache.exists(key)).transpose()?))
+    })
+}
+
+/// Gives an entry another time to live, from now on.
+///
+/// @param ttl_ms  In milliseconds, or PFC_NEVER. 0 is refused.
+/// @param call    Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS if there is none, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_touch(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    ttl_ms: i64,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+        let expiry = ttl(ttl_ms)?;
+        Ok(pfc_status::of_call(call!(call, "touch", cache, key => cache.touch(key, expiry)).transpose()?))
+    })
+}
+
+/// How long an entry lives from now on.
+///
+/// @param ttl_ms  Set where PFC_OK is returned: in milliseconds, or PFC_NEVER.
+/// @param call    Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_MISS if there is none, PFC_AGAIN, or an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_expires_in(
+    cache: *const pfc_cache,
+    key: *const c_char,
+    key_length: usize,
+    ttl_ms: *mut i64,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
+        // SAFETY: as above.
+        let ttl_ms = unsafe { out("pointer to the TTL", ttl_ms) }?;
+        let left = call!(call, "expires_in", cache, key => cache.expires_in(key));
+        *ttl_ms = match left.transpose()? {
+            Some(Some(Ttl::After(left))) => milliseconds(left),
+            Some(Some(Ttl::Never)) => PFC_NEVER,
+            Some(None) => return Ok(pfc_status::PFC_MISS),
+            None => return Ok(pfc_status::PFC_AGAIN),
+        };
+        Ok(pfc_status::PFC_OK)
+    })
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they are.
+///
+/// @param call  Null to wait, see pfc_call.
+/// @return PFC_OK, PFC_AGAIN, or an error: PFC_UNSUPPORTED by Memcached where its crawler is off.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_clear(cache: *const pfc_cache, call: *mut *mut pfc_call) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let (cache, all) = (unsafe { of_handle(cache) }?, "");
+        let cleared = call!(call, "clear", cache, all => async { cache.clear().await.map(|()| all.is_empty()) });
+        Ok(pfc_status::of_call(cleared.transpose()?))
+    })
+}

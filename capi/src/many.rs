@@ -1,0 +1,145 @@
+//! Many entries in one round trip to each server.
+
+use std::ffi::c_char;
+use std::slice;
+
+use prefork_cache::Error;
+
+use crate::call::{call, pfc_call};
+use crate::entry::{Failure, entry, key, null};
+use crate::handle::{of_handle, pfc_cache};
+use crate::status::pfc_status;
+use crate::value::pfc_value;
+
+/// A key among many.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct pfc_key {
+    pub data: *const c_char,
+    pub length: usize,
+}
+
+/// Reads many values, in one round trip to each server.
+///
+/// @param keys      `count` of them. One that is empty or not UTF-8 is PFC_BAD_KEY for the whole call.
+/// @param values    `count` of them, each set to its key's value, or cleared; to be freed with pfc_value_free() each.
+/// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
+/// @param call      Null to wait, see pfc_call.
+/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be set
+///         all the same.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_get_many(
+    cache: *const pfc_cache,
+    keys: *const pfc_key,
+    count: usize,
+    values: *mut pfc_value,
+    statuses: *mut pfc_status,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as the comments say.
+        let cache = unsafe { of_handle(cache) }?;
+        if count > 0 && values.is_null() {
+            return Err(null("array of values"));
+        }
+        for place in 0..count {
+            // SAFETY: as above.
+            unsafe { values.add(place).write(pfc_value::NONE) };
+        }
+        // SAFETY: as above.
+        let keys = &*unsafe { texts(keys, count) }?;
+        let found = call!(call, "get_many", cache, keys => cache.octets().get_many(keys));
+        let Some(found) = found else { return Ok(pfc_status::PFC_AGAIN) };
+        let mut outcomes = Outcomes::to(statuses);
+        for (place, found) in found.into_iter().enumerate() {
+            let status = |found: &Option<_>| pfc_status::done(found.is_some());
+            // SAFETY: as above; a place for each key.
+            if let Some(found) = unsafe { outcomes.take(place, found, status) } {
+                // SAFETY: as above.
+                unsafe { values.add(place).write(pfc_value::or_none(found)) };
+            }
+        }
+        outcomes.end()
+    })
+}
+
+/// Removes many entries, in one round trip to each server.
+///
+/// @param keys      `count` of them. One that is empty or not UTF-8 is PFC_BAD_KEY for the whole call.
+/// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
+/// @param call      Null to wait, see pfc_call.
+/// @return PFC_OK if every key could be deleted or was not there; PFC_AGAIN; or the first error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pfc_delete_many(
+    cache: *const pfc_cache,
+    keys: *const pfc_key,
+    count: usize,
+    statuses: *mut pfc_status,
+    call: *mut *mut pfc_call,
+) -> pfc_status {
+    entry(|| {
+        // SAFETY: as above.
+        let cache = unsafe { of_handle(cache) }?;
+        // SAFETY: as above.
+        let keys = &*unsafe { texts(keys, count) }?;
+        let deleted = call!(call, "delete_many", cache, keys => cache.delete_many(keys));
+        let Some(deleted) = deleted else { return Ok(pfc_status::PFC_AGAIN) };
+        let mut outcomes = Outcomes::to(statuses);
+        for (place, deleted) in deleted.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { outcomes.take(place, deleted, |was_there| pfc_status::done(*was_there)) };
+        }
+        outcomes.end()
+    })
+}
+
+/// The keys, to keep.
+unsafe fn texts(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failure> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if keys.is_null() {
+        return Err(null("array of keys"));
+    }
+    // SAFETY: as of the functions above.
+    let keys = unsafe { slice::from_raw_parts(keys, count) };
+    // SAFETY: as above.
+    keys.iter().map(|key| unsafe { self::key(key.data, key.length) }.map(str::to_owned)).collect()
+}
+
+/// What becomes of each key, and the first error.
+struct Outcomes {
+    statuses: *mut pfc_status,
+    first: Option<Failure>,
+}
+
+impl Outcomes {
+    fn to(statuses: *mut pfc_status) -> Outcomes {
+        Outcomes { statuses, first: None }
+    }
+
+    unsafe fn take<T>(
+        &mut self,
+        place: usize,
+        outcome: Result<T, Error>,
+        status: impl FnOnce(&T) -> pfc_status,
+    ) -> Option<T> {
+        let (status, outcome) = match outcome {
+            Ok(outcome) => (status(&outcome), Some(outcome)),
+            Err(error) => {
+                let status = pfc_status::of(error.kind());
+                self.first.get_or_insert_with(|| error.into());
+                (status, None)
+            }
+        };
+        if !self.statuses.is_null() {
+            // SAFETY: there is room for the status of each key.
+            unsafe { self.statuses.add(place).write(status) };
+        }
+        outcome
+    }
+
+    fn end(self) -> Result<pfc_status, Failure> {
+        self.first.map_or(Ok(pfc_status::PFC_OK), Err)
+    }
+}

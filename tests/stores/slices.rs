@@ -1,0 +1,178 @@
+//! Operations that give the thread back now and then. What they wait for is a server that is stopped, another caller, or a
+//! connection: each is left at the end of a slice, and gone on with in the next.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use prefork_cache::stores::from_url;
+use prefork_cache::{Begun, Cache, ErrorKind, Result, Resumable};
+
+use crate::staleness::HOUR;
+use support::certificates::Authority;
+use support::servers::{Encryption, Kind, Server};
+
+const SLICE: Duration = Duration::from_millis(20);
+const PATIENT: &str = "timeout=60s&connect_timeout=60s";
+
+fn cache(server: &Server, options: &str) -> Cache {
+    Cache::builder(from_url(&server.url(options)).unwrap()).build()
+}
+
+fn finish<T>(operation: &mut Resumable<'_, T>) -> T {
+    loop {
+        if let Some(done) = operation.run_for(SLICE) {
+            return done.unwrap();
+        }
+    }
+}
+
+fn is_unfinished<T>(operation: &mut Resumable<'_, T>) -> bool {
+    (0..3).all(|_| operation.run_for(SLICE).is_none())
+}
+
+/// A server of each kind, also over TLS.
+fn on_each_server(work: impl Fn(&Server)) {
+    let authority = Authority::new();
+    for kind in [Kind::Redis, Kind::Memcached] {
+        work(&Server::start(kind));
+        work(&Server::encrypted(kind, &Encryption::by(&authority), &[]));
+    }
+}
+
+#[test]
+fn an_exchange_is_gone_on_with_and_not_sent_twice() {
+    on_each_server(|server| {
+        let cache = cache(server, PATIENT);
+        cache.blocking().set_raw("k", vec![b'x'; 100_000], HOUR).unwrap();
+        server.pause();
+        let mut increment = Resumable::new(cache.increment("n", 1, HOUR));
+        let mut get = Resumable::new(cache.get_raw("k"));
+        assert!(is_unfinished(&mut increment) && is_unfinished(&mut get));
+        server.resume();
+        assert_eq!(finish(&mut increment).unwrap(), 1);
+        assert_eq!(finish(&mut get).unwrap(), Some(Bytes::from(vec![b'x'; 100_000])));
+        assert_eq!(cache.blocking().counter("n").unwrap(), Some(1));
+        assert_eq!(cache.stats().servers[0].dials, 2, "the connections are as they were");
+    });
+}
+
+#[test]
+fn a_dial_and_a_greeting_are_gone_on_with() {
+    on_each_server(|server| {
+        server.pause();
+        let cache = cache(server, PATIENT);
+        let mut set = Resumable::new(cache.set_raw("k", "v", HOUR));
+        let mut waiting = Resumable::new(cache.get_raw("k"));
+        assert!(is_unfinished(&mut set) && is_unfinished(&mut waiting), "the second waits for the first one's dial");
+        server.resume();
+        finish(&mut set).unwrap();
+        assert_eq!(finish(&mut waiting).unwrap().as_deref(), Some(&b"v"[..]));
+    });
+}
+
+#[test]
+fn a_dial_that_finds_a_full_queue_is_gone_on_with() {
+    let path = std::env::temp_dir().join(format!("prefork-cache-full-queue-{}.sock", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let address = UnixAddr::new(&path).unwrap();
+    let queued: Vec<OwnedFd> = std::iter::from_fn(|| {
+        let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        connect(client.as_raw_fd(), &address).is_ok().then_some(client)
+    })
+    .collect();
+    let cache = Cache::builder(from_url(&format!("redis+unix://{}?{PATIENT}", path.display())).unwrap()).build();
+    let mut get = Resumable::new(cache.get_raw("k"));
+    assert!(is_unfinished(&mut get), "behind {} others", queued.len());
+    drop(listener);
+    std::fs::remove_file(&path).unwrap();
+    let refused = finish(&mut get).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Connect, "{refused:#}");
+}
+
+#[test]
+fn a_wait_for_a_connection_is_gone_on_with() {
+    let server = Server::start(Kind::Redis);
+    let cache = cache(&server, &format!("{PATIENT}&pool_size=1"));
+    server.pause();
+    let mut holder = Resumable::new(cache.get_raw("k"));
+    let mut left_waiting = Resumable::new(cache.get_raw("k"));
+    let mut waiting = Resumable::new(cache.get_raw("k"));
+    assert!(is_unfinished(&mut holder) && is_unfinished(&mut left_waiting) && is_unfinished(&mut waiting));
+    server.resume();
+    finish(&mut holder).unwrap();
+    finish(&mut waiting).unwrap();
+    finish(&mut left_waiting).unwrap();
+}
+
+#[test]
+fn several_servers_are_asked_at_the_same_time() {
+    let servers = [Server::start(Kind::Memcached), Server::start(Kind::Memcached)];
+    let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
+    let url = support::servers::url_of_hosts(Kind::Memcached, &hosts, PATIENT);
+    let cache = Cache::builder(from_url(&url).unwrap()).build();
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    for key in &keys {
+        cache.blocking().set_raw(key, key.clone(), HOUR).unwrap();
+    }
+    servers[0].pause();
+    let mut get_many = Resumable::new(cache.get_many_raw(&keys));
+    assert!(is_unfinished(&mut get_many));
+    servers[0].resume();
+    let values: Result<Vec<_>> = finish(&mut get_many).into_iter().collect();
+    let expected: Vec<_> = keys.iter().map(|key| Some(Bytes::from(key.clone()))).collect();
+    assert_eq!(values.unwrap(), expected);
+}
+
+/// Two stores on one server stand for two processes.
+#[test]
+fn a_wait_for_another_load_is_gone_on_with() {
+    for kind in [Kind::Redis, Kind::Memcached] {
+        let server = Server::start(kind);
+        let cache = cache(&server, PATIENT);
+        let elsewhere = self::cache(&server, PATIENT);
+        let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("k") else { panic!("nobody has stored it") };
+        // A claim belongs to its thread: a fetch of that thread's would not wait for it.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut here = Resumable::new(cache.fetch_raw_begin("k"));
+                let mut there = Resumable::new(elsewhere.fetch_raw_begin("k"));
+                assert!(is_unfinished(&mut here) && is_unfinished(&mut there));
+                assert_eq!(claim.blocking_complete("v".into(), HOUR), "v");
+                for waiting in [&mut here, &mut there] {
+                    assert!(matches!(finish(waiting), Begun::Hit(value) if value == "v"), "{kind:?}");
+                }
+            });
+        });
+        assert_eq!((cache.stats().coalesced, elsewhere.stats().coalesced), (1, 1));
+    }
+}
+
+#[test]
+fn what_is_given_up_disturbs_no_later_operation() {
+    on_each_server(|server| {
+        let cache = cache(server, PATIENT);
+        cache.blocking().set_raw("k", "v", HOUR).unwrap();
+        server.pause();
+        let mut get = Resumable::new(cache.get_raw("another"));
+        assert!(is_unfinished(&mut get));
+        drop(get);
+        server.resume();
+        assert_eq!(cache.blocking().get_raw("k").unwrap().as_deref(), Some(&b"v"[..]));
+    });
+}
+
+#[test]
+fn a_timeout_is_one_in_slices_too() {
+    on_each_server(|server| {
+        let cache = cache(server, "timeout=150ms&connect_timeout=60s");
+        cache.blocking().set_raw("k", "v", HOUR).unwrap();
+        server.pause();
+        let mut get = Resumable::new(cache.get_raw("k"));
+        assert!(get.run_for(SLICE).is_none());
+        assert_eq!(finish(&mut get).unwrap_err().kind(), ErrorKind::Timeout);
+        server.resume();
+    });
+}
