@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::company::Company;
 use super::endpoint::{Endpoint, io_error};
 use super::frame::{Frame, FrameReader, Framing};
+use super::lookup::Lookup;
 use super::outgoing::Outgoing;
 use super::stream::ByteStream;
 use super::tls::Tls;
@@ -31,6 +32,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     type Reply: Send;
 
     fn endpoint(&self) -> &Endpoint;
+
+    /// How its endpoint is found, if it changes.
+    fn lookup(&self) -> Option<&Lookup> {
+        None
+    }
 
     /// How its connections are encrypted, if they are.
     fn tls(&self) -> Option<&Tls> {
@@ -95,6 +101,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
 
     /// Whether the server has said that it is the wrong one, or lets this connection do nothing any more.
     fn is_last(reply: &Self::Reply) -> bool;
+
+    /// Whether the server has said that another one has taken its place.
+    fn is_replaced(_: &Self::Reply) -> bool {
+        false
+    }
 }
 
 /// What has become of a reply with one more frame.

@@ -105,6 +105,9 @@ async fn call_inline<P: Protocol>(
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
+    if server.is_address_due() {
+        Box::pin(server.refresh_address(Drive::Inline)).await;
+    }
     let mut lease = lease(server, company).await?;
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested();
@@ -137,7 +140,9 @@ fn concluded<P: Protocol>(
         (Ok(reply), connection) => {
             server.succeeded();
             let connection = connection.expect("it has answered");
-            if P::is_last(reply) && server.is_settled(connection) {
+            if server.is_replaced(reply) {
+                server.abandon();
+            } else if P::is_last(reply) && server.is_settled(connection) {
                 server.leave();
             } else {
                 lease.finish();

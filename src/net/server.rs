@@ -1,6 +1,7 @@
 //! A server: what all connections to it have in common, and what is known of its health.
 
 use std::fmt::{self, Debug};
+use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
-use super::dial::dial;
+use super::dial::{connection, within};
 use super::drive::Drive;
 use super::endpoint::{Endpoint, timed_out};
+use super::lookup::Lookup;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
 use super::pool::{NoLease, Pool};
-use super::tls;
 use super::trial::Trial;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
@@ -58,6 +59,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// The part of the time for a dial that it may take to ask again where a server is.
+const REFRESH_PART: u32 = 4;
 
 pub(super) struct Server<P: Protocol> {
     pub(super) protocol: P,
@@ -155,7 +159,9 @@ impl<P: Protocol> Server<P> {
 
     #[cold]
     fn refuses_logins(&self) -> Error {
-        self.left_alone("has let nobody in", &self.login_breaker)
+        let is_looked_up = self.protocol.lookup().is_some();
+        let why = if is_looked_up { "was not found, or has let nobody in" } else { "has let nobody in" };
+        self.left_alone(why, &self.login_breaker)
     }
 
     /// In fixed words, so that those who collect errors see one and not many.
@@ -182,34 +188,94 @@ impl<P: Protocol> Server<P> {
         if !self.login_breaker.still_admits(admissions.login) {
             return Err(self.refuses_logins());
         }
-        let opened = self.greeted_at_a_level(drive).await;
+        let opened = match self.protocol.lookup() {
+            Some(lookup) => self.greeted_where(lookup, drive).await,
+            None => {
+                let endpoint = self.protocol.endpoint();
+                self.greeted_at_a_level(drive, endpoint, self.timeouts().connect).await.map_err(Unopened::Dial)
+            }
+        };
         match &opened {
             Ok(_) => _ = self.login_breaker.succeeded(),
-            Err(error) if is_refusal(error.kind()) => {
-                self.trial.doubt();
-                if self.login_breaker.failed(error) {
-                    telemetry::breaker_opened(self.protocol.endpoint());
+            Err(Unopened::Lookup(error)) => self.not_let_in(error),
+            Err(Unopened::Dial(error)) if is_refusal(error.kind()) => self.not_let_in(error),
+            Err(Unopened::Dial(error)) => self.failed(error, false),
+        }
+        opened.map_err(Unopened::error)
+    }
+
+    /// There is no new connection, which says nothing about those that there are.
+    fn not_let_in(&self, error: &Error) {
+        self.trial.doubt();
+        if !is_ours(error.kind()) && self.login_breaker.failed(error) {
+            telemetry::breaker_opened(self.protocol.endpoint());
+        }
+    }
+
+    /// Greets the server where it is said to be. What is not it, or does not answer, has the next one asked, until all
+    /// were or the time is over.
+    async fn greeted_where(&self, lookup: &Lookup, drive: Drive) -> Result<Connection<P>, Unopened> {
+        let deadline = Instant::now() + self.timeouts().connect;
+        let mut tried: Vec<&Endpoint> = Vec::new();
+        let mut why = None;
+        let mut asked = 0;
+        loop {
+            let endpoint = if tried.is_empty() && self.trial.is_proven() && lookup.is_recent() {
+                lookup.endpoint()
+            } else {
+                asked += 1;
+                match lookup.ask(drive, deadline, &self.settings).await {
+                    Ok(endpoint) => endpoint,
+                    Err(error) => return Err(why.unwrap_or(Unopened::Lookup(error))),
+                }
+            };
+            if !tried.contains(&endpoint) {
+                tried.push(endpoint);
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.greeted_at_a_level(drive, endpoint, left).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) if !may_be_elsewhere(&error) => return Err(Unopened::Dial(error)),
+                    Err(error) => _ = why.get_or_insert(Unopened::Dial(error)),
                 }
             }
-            Err(error) => self.failed(error, false),
+            lookup.distrust();
+            if asked >= lookup.members() || Instant::now() >= deadline {
+                return Err(why.expect("a dial has failed"));
+            }
         }
-        opened
+    }
+
+    /// Asks where the server is by now, and gives up every connection if it is elsewhere.
+    pub(super) async fn refresh_address(&self, drive: Drive) {
+        let Some(lookup) = self.protocol.lookup() else { return };
+        let deadline = Instant::now() + self.timeouts().connect / REFRESH_PART;
+        if lookup.refresh(drive, deadline, &self.settings).await {
+            telemetry::moved(self.protocol.endpoint());
+            self.abandon();
+        }
+    }
+
+    /// Whether to do so now: one caller in each period is to.
+    #[inline]
+    pub(super) fn is_address_due(&self) -> bool {
+        self.protocol.lookup().is_some_and(Lookup::is_due)
     }
 
     /// Greets at the best level that the server is known to take part in. One that was never greeted yet and hangs up is
     /// greeted at the next level: at once while nothing else has failed, else when it is tried again.
-    async fn greeted_at_a_level(&self, drive: Drive) -> Result<Connection<P>> {
+    async fn greeted_at_a_level(&self, drive: Drive, endpoint: &Endpoint, patience: Duration) -> Result<Connection<P>> {
+        let greeted = |level| self.greeted(drive, endpoint, patience, level);
         let best = self.protocol.level();
         if self.has_greeted.load(Ordering::Relaxed) {
-            return self.greeted(drive, best).await.map_err(Ungreeted::error);
+            return greeted(best).await.map_err(Ungreeted::error);
         }
         let first = self.protocol.next_level().max(best);
         let levels = if self.breaker.has_failed() { first..first + 1 } else { first..P::LEVELS };
         let mut why = None;
         for level in levels {
-            match self.greeted(drive, level).await {
+            match greeted(level).await {
                 Ok(connection) => {
-                    return Ok(self.greeted_better(drive, best..level).await.unwrap_or(connection));
+                    return Ok(self.greeted_better(greeted, best..level).await.unwrap_or(connection));
                 }
                 Err(Ungreeted::HungUp(error)) => {
                     self.protocol.hung_up(level);
@@ -223,10 +289,14 @@ impl<P: Protocol> Server<P> {
 
     /// At a better level than one at which a server was greeted: it may have hung up there for another reason. Only one
     /// that hangs up once more is known not to take part in it.
-    async fn greeted_better(&self, drive: Drive, levels: Range<usize>) -> Option<Connection<P>> {
+    async fn greeted_better<F: Future<Output = Result<Connection<P>, Ungreeted>>>(
+        &self,
+        greeted: impl Fn(usize) -> F,
+        levels: Range<usize>,
+    ) -> Option<Connection<P>> {
         let kept = levels.end;
         for level in levels {
-            match self.greeted(drive, level).await {
+            match greeted(level).await {
                 Ok(connection) => {
                     self.settle_at(level);
                     return Some(connection);
@@ -244,26 +314,19 @@ impl<P: Protocol> Server<P> {
         self.has_greeted.store(true, Ordering::Relaxed);
     }
 
-    async fn greeted(&self, drive: Drive, level: usize) -> Result<Connection<P>, Ungreeted> {
-        let endpoint = self.protocol.endpoint();
-        let Timeouts { connect, exchange } = self.timeouts();
+    async fn greeted(
+        &self,
+        drive: Drive,
+        endpoint: &Endpoint,
+        patience: Duration,
+        level: usize,
+    ) -> Result<Connection<P>, Ungreeted> {
         self.counts.get_or_init(Counts::default).dials.fetch_add(1, Ordering::Relaxed);
-        let deadline = Instant::now() + connect;
-        let mut stream = dial(drive, endpoint, deadline, &self.settings).await?;
-        if let Some(tls) = self.protocol.tls() {
-            stream = tls::secure(tls, drive, endpoint, stream, deadline, exchange).await?;
-        }
-        let mut connection = Connection::new(&self.protocol, stream)?;
-        telemetry::connected(endpoint);
+        let deadline = Instant::now() + patience;
+        let mut connection = connection(drive, &self.protocol, endpoint, deadline, &self.settings).await?;
+        let deadline = Instant::now() + self.timeouts().exchange;
         let greeting = connection.greet(&self.protocol, level);
-        let greeted = match drive {
-            Drive::Inline => greeting.await,
-            #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => {
-                tokio::time::timeout(exchange, greeting).await.unwrap_or_else(|_| Err(timed_out("log in to", endpoint)))
-            }
-        };
-        match greeted {
+        match within(drive, deadline, endpoint, "log in to", greeting).await {
             Ok(()) => Ok(connection),
             // Without a byte of an answer.
             Err(error) if error.kind() == ErrorKind::Io && connection.frames.is_empty() => {
@@ -322,6 +385,24 @@ impl<P: Protocol> Server<P> {
         connection.opened.elapsed() > self.settings.retry_after
     }
 
+    /// Whether another server has taken the place of the one that has answered this. Where that is has to be asked.
+    #[inline]
+    pub(super) fn is_replaced(&self, reply: &P::Reply) -> bool {
+        self.protocol.lookup().is_some() && P::is_replaced(reply)
+    }
+
+    /// No request goes to the server any more that there are connections to. The next dial asks where it is.
+    #[cold]
+    pub(super) fn abandon(&self) {
+        if let Some(lookup) = self.protocol.lookup() {
+            lookup.doubt();
+        }
+        self.trial.doubt();
+        self.pool.reset();
+        #[cfg(feature = "tokio")]
+        self.pipelines.abandon();
+    }
+
     /// Closes the connections that have nothing to do, or those that were opened before this.
     fn close_idle(&self, opened_before: Option<Instant>) {
         let is_meant = |opened: Instant| opened_before.is_none_or(|before| opened < before);
@@ -367,6 +448,21 @@ impl<P: Protocol> Server<P> {
 }
 
 /// Why there is no connection.
+enum Unopened {
+    /// It is not known where to.
+    Lookup(Error),
+    Dial(Error),
+}
+
+impl Unopened {
+    fn error(self) -> Error {
+        match self {
+            Unopened::Lookup(error) | Unopened::Dial(error) => error,
+        }
+    }
+}
+
+/// Why there is no connection with the server there.
 enum Ungreeted {
     /// The server has closed it, and did not say why.
     HungUp(Error),
@@ -400,8 +496,17 @@ fn is_outage(kind: ErrorKind) -> bool {
 
 /// Whether a failure to open a connection says that the server lets nobody in.
 fn is_refusal(kind: ErrorKind) -> bool {
-    let is_ours = matches!(kind, ErrorKind::Forked | ErrorKind::OutOfResources | ErrorKind::Other);
-    !is_ours && !is_outage(kind)
+    !is_ours(kind) && !is_outage(kind)
+}
+
+/// Whether a failure says something of this process alone.
+fn is_ours(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Forked | ErrorKind::OutOfResources | ErrorKind::Other)
+}
+
+/// Whether what was dialled may be another server than the one that is meant.
+fn may_be_elsewhere(error: &Error) -> bool {
+    is_outage(error.kind()) || matches!(error.kind(), ErrorKind::Server | ErrorKind::Tls)
 }
 
 impl<P: Protocol> Debug for Server<P> {

@@ -110,8 +110,9 @@ impl Trial {
         self.proven_in.store(0, Ordering::Relaxed);
     }
 
+    /// Whether the server has answered in this process, and nothing has failed since.
     #[inline]
-    fn is_proven(&self) -> bool {
+    pub(super) fn is_proven(&self) -> bool {
         self.proven_in.load(Ordering::Relaxed) == generation()
     }
 

@@ -34,6 +34,8 @@ mod protocol;
 mod refusals;
 mod reply;
 mod resp;
+mod role;
+mod sentinel;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;

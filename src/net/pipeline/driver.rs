@@ -20,6 +20,7 @@ use super::inbox::{Awaited, Pipeline};
 use super::{Failure, LARGE_VALUE, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
+use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
 use crate::net::drive::Drive;
 use crate::net::endpoint::{io_error, timed_out};
@@ -50,6 +51,15 @@ pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipelin
             }
         }
     })));
+}
+
+/// Asks where the server is by now, if it is time to, beside the requests that go on meanwhile.
+fn refresh_address<P: Protocol>(server: &Arc<Server<P>>, runtime: RuntimeId) {
+    if server.is_address_due() {
+        let server = Arc::clone(server);
+        let refresh = async move { server.refresh_address(Drive::Tokio(runtime)).await };
+        tokio::spawn(ProcessBound::new(Box::pin(refresh)));
+    }
 }
 
 /// What a driver answers for. Its drop leaves no caller waiting.
@@ -151,6 +161,11 @@ impl<P: Protocol> Driver<P> {
     /// Takes what callers have appended.
     fn take(&mut self, cx: &Context<'_>) -> Result<(), Failure> {
         let Driver { tenure, connection, .. } = self;
+        if tenure.pipeline.is_abandoned.load(Ordering::Relaxed) {
+            let error = ended(&tenure.server);
+            tenure.end(&error, Progress::Unsent);
+            return Ok(());
+        }
         let mut inbox = tenure.pipeline.inbox.lock();
         if inbox.driver.is_none() {
             inbox.driver = Some(cx.waker().clone());
@@ -176,6 +191,8 @@ impl<P: Protocol> Driver<P> {
         }
         inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
         inbox.outgoing.move_to(&mut connection.outgoing);
+        drop(inbox);
+        refresh_address(&tenure.server, tenure.pipeline.runtime);
         Ok(())
     }
 
@@ -217,6 +234,9 @@ impl<P: Protocol> Driver<P> {
         if has_proven {
             self.has_served = true;
             server.succeeded();
+            if mem::take(&mut in_flight.is_replaced) && server.protocol.lookup().is_some() {
+                server.abandon();
+            }
         }
         if received > 0 {
             self.note_arrival(received);

@@ -40,6 +40,8 @@ pub(in crate::net) struct Pipeline<P: Protocol> {
     pub(super) is_extra: bool,
     pub(super) is_behind_large_value: AtomicBool,
     pub(super) is_retired: AtomicBool,
+    /// Whether nothing is sent any more.
+    pub(super) is_abandoned: AtomicBool,
     /// When it was connected, once it is.
     opened: OnceLock<std::time::Instant>,
     pub(super) inbox: Lock<Inbox<P>>,
@@ -88,6 +90,7 @@ impl<P: Protocol> Pipeline<P> {
             is_extra,
             is_behind_large_value: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
             opened: OnceLock::new(),
             inbox: Lock::new("pipeline", inbox),
         })

@@ -1,5 +1,6 @@
 //! Which pipeline a request goes through.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use super::driver;
@@ -95,6 +96,14 @@ impl<P: Protocol> Pipelines<P> {
     /// Has the next request of each runtime dial. Requests in flight end as they would have.
     pub(in crate::net) fn reset(&self) {
         self.retire_if(|_| true);
+    }
+
+    /// Has the next request of each runtime dial, and those too that were appended and not sent.
+    pub(in crate::net) fn abandon(&self) {
+        self.retire_if(|pipeline| {
+            pipeline.is_abandoned.store(true, Ordering::Relaxed);
+            true
+        });
     }
 
     /// Has those pipelines take no more requests for which that is so.

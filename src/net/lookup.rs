@@ -1,0 +1,139 @@
+//! A server whose address changes: others know where it is, and are asked when a connection is opened.
+//!
+//! What they have named is in a [`History`]: an atomic pointer to an immutable address, which a child inherits. When to ask
+//! again is a number. So no lock is held while somebody asks, and a fork finds nothing half done: a thread that vanishes
+//! while it asks is followed by the caller for whom it is time next.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use super::clock::{later, milliseconds};
+use super::drive::Drive;
+use super::endpoint::Endpoint;
+use super::server::Settings;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::History;
+
+/// Where a server is.
+#[derive(Debug)]
+pub(crate) enum Address {
+    Fixed(Endpoint),
+    LookedUp(Lookup),
+}
+
+impl Address {
+    /// Where it is as far as is known.
+    #[inline]
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        match self {
+            Address::Fixed(endpoint) => endpoint,
+            Address::LookedUp(lookup) => lookup.endpoint(),
+        }
+    }
+
+    pub(crate) fn lookup(&self) -> Option<&Lookup> {
+        match self {
+            Address::Fixed(_) => None,
+            Address::LookedUp(lookup) => Some(lookup),
+        }
+    }
+}
+
+/// Who knows where a server is: several, of whom any may be down, behind the times, or wrong.
+#[async_trait]
+pub(crate) trait Directory: Debug + Send + Sync + 'static {
+    /// How many there are.
+    fn members(&self) -> usize;
+
+    /// What the first of them says that answers. Some of the time until `deadline` is left for a dial.
+    async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint>;
+
+    /// What most of those say that answer, or nothing if they do not agree.
+    async fn ask_all(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Option<Endpoint>;
+
+    /// What was said last is of no use: another one is asked first next time.
+    fn distrust(&self);
+}
+
+#[derive(Debug)]
+pub(crate) struct Lookup {
+    directory: Box<dyn Directory>,
+    known: History<Endpoint>,
+    /// For how long an answer counts while nothing fails.
+    refresh: Duration,
+    /// When all are asked again, in milliseconds of the monotonic clock; 0 before anything is known.
+    refresh_at: AtomicU64,
+}
+
+impl Lookup {
+    /// `name` is what the server is called until its address is known.
+    pub(crate) fn new(name: &str, directory: impl Directory, refresh: Duration) -> Lookup {
+        Lookup {
+            directory: Box::new(directory),
+            known: History::new(Endpoint::Named(name.to_owned())),
+            refresh,
+            refresh_at: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        self.known.current()
+    }
+
+    /// How many can be asked.
+    pub(super) fn members(&self) -> usize {
+        self.directory.members()
+    }
+
+    /// Whether the address was named so recently that a dial need not ask, if nothing has failed since.
+    pub(super) fn is_recent(&self) -> bool {
+        milliseconds() < self.refresh_at.load(Ordering::Relaxed)
+    }
+
+    /// Asks, for a dial.
+    pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<&Endpoint> {
+        let endpoint = self.directory.ask(drive, deadline, settings).await?;
+        self.refresh_at.store(self.next_refresh(), Ordering::Relaxed);
+        self.learn(endpoint)
+    }
+
+    /// Whether it is time to ask again: for one caller in each period.
+    pub(super) fn is_due(&self) -> bool {
+        let due = self.refresh_at.load(Ordering::Relaxed);
+        due != 0
+            && due <= milliseconds()
+            && self.refresh_at.compare_exchange(due, self.next_refresh(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Asks again. Returns whether the server is elsewhere by now.
+    pub(super) async fn refresh(&self, drive: Drive, deadline: Instant, settings: &Settings) -> bool {
+        let Some(endpoint) = self.directory.ask_all(drive, deadline, settings).await else { return false };
+        *self.endpoint() != endpoint && self.learn(endpoint).is_ok()
+    }
+
+    /// The next dial asks, and another one first.
+    pub(super) fn distrust(&self) {
+        self.refresh_at.store(0, Ordering::Relaxed);
+        self.directory.distrust();
+    }
+
+    /// The next dial asks.
+    pub(super) fn doubt(&self) {
+        self.refresh_at.store(0, Ordering::Relaxed);
+    }
+
+    fn learn(&self, endpoint: Endpoint) -> Result<&Endpoint> {
+        self.known.learn(endpoint).map_err(|_| {
+            let context = format!("{} has had so many addresses that no other one is taken", self.endpoint());
+            Error::new(ErrorKind::Protocol, context)
+        })
+    }
+
+    fn next_refresh(&self) -> u64 {
+        later(milliseconds(), self.refresh)
+    }
+}
