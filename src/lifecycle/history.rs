@@ -59,10 +59,7 @@ impl<T: Eq> History<T> {
     fn find_or_keep(&self, mut value: T) -> Result<*mut Learnt<T>, TooMany> {
         loop {
             let newest = self.newest.load(Ordering::Acquire);
-            if let Some(known) = from(newest).find(|known| {
-                // SAFETY: as in `current`: whatever is reached from `newest` was published with it.
-                unsafe { (**known).value == value }
-            }) {
+            if let Some(known) = find(newest, &value) {
                 return Ok(known);
             }
             // SAFETY: as in `current`.
@@ -80,11 +77,17 @@ impl<T: Eq> History<T> {
     }
 }
 
-/// A value and those before it.
-fn from<T>(newest: *mut Learnt<T>) -> impl Iterator<Item = *mut Learnt<T>> {
-    let is_there = |learnt: &*mut Learnt<T>| !learnt.is_null();
-    // SAFETY: not null, and alive as long as the history, which whoever calls this has a reference to.
-    std::iter::successors(Some(newest), |learnt| Some(unsafe { (**learnt).older })).take_while(is_there)
+/// Where a value is among those that were learnt up to this one.
+fn find<T: Eq>(newest: *mut Learnt<T>, value: &T) -> Option<*mut Learnt<T>> {
+    let mut next = newest;
+    // SAFETY: null, or alive as long as the history, which whoever calls this has a reference to.
+    while let Some(learnt) = unsafe { next.as_ref() } {
+        if learnt.value == *value {
+            return Some(next);
+        }
+        next = learnt.older;
+    }
+    None
 }
 
 impl<T> Drop for History<T> {

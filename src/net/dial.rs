@@ -72,7 +72,7 @@ pub(super) async fn within<T>(
     }
 }
 
-async fn dial(
+pub(super) async fn dial(
     drive: Drive,
     endpoint: &Endpoint,
     deadline: Instant,

@@ -422,6 +422,9 @@ impl<P: Protocol> Server<P> {
 
     /// Forgets every connection, and that the server was down.
     pub(super) fn reset(&self) {
+        if let Some(lookup) = self.protocol.lookup() {
+            lookup.doubt();
+        }
         self.pool.reset();
         #[cfg(feature = "tokio")]
         self.pipelines.reset();

@@ -27,6 +27,7 @@ mod redis;
 mod removal;
 mod restricted_account;
 mod runtimes;
+mod sentinel;
 mod shapes;
 mod shared;
 mod staleness;

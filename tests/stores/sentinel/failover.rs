@@ -1,0 +1,1 @@
+//! The master becomes another one.
