@@ -1,11 +1,11 @@
 //! A server whose address changes: others know where it is, and are asked when a connection is opened.
 //!
-//! What they have named is in a [`History`]: an atomic pointer to an immutable address, which a child inherits. When to ask
-//! again is a number. So no lock is held while somebody asks, and a fork finds nothing half done: a thread that vanishes
-//! while it asks is followed by the caller for whom it is time next.
+//! What they have named is in a [`History`]: an atomic pointer to an immutable address, which a child inherits. When to
+//! ask again is a number. So no lock is held while an answer is awaited, and a fork finds nothing half done: where a
+//! thread vanishes while it asks, another caller asks in the next period.
 
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -66,6 +66,8 @@ pub(crate) struct Lookup {
     refresh: Duration,
     /// When all are asked again, in milliseconds of the monotonic clock; 0 before anything is known.
     refresh_at: AtomicU64,
+    /// Whether something has failed since.
+    is_doubted: AtomicBool,
 }
 
 impl Lookup {
@@ -76,6 +78,7 @@ impl Lookup {
             known: History::new(Endpoint::Named(name.to_owned())),
             refresh,
             refresh_at: AtomicU64::new(0),
+            is_doubted: AtomicBool::new(false),
         }
     }
 
@@ -89,15 +92,16 @@ impl Lookup {
         self.directory.members()
     }
 
-    /// Whether the address was named so recently that a dial need not ask, if nothing has failed since.
+    /// Whether the address was named so recently that a dial need not ask.
     pub(super) fn is_recent(&self) -> bool {
-        milliseconds() < self.refresh_at.load(Ordering::Relaxed)
+        !self.is_doubted.load(Ordering::Relaxed) && milliseconds() < self.refresh_at.load(Ordering::Relaxed)
     }
 
     /// Asks, for a dial.
     pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<&Endpoint> {
         let endpoint = self.directory.ask(drive, deadline, settings).await?;
         self.refresh_at.store(self.next_refresh(), Ordering::Relaxed);
+        self.is_doubted.store(false, Ordering::Relaxed);
         self.learn(endpoint)
     }
 
@@ -115,15 +119,15 @@ impl Lookup {
         *self.endpoint() != endpoint && self.learn(endpoint).is_ok()
     }
 
-    /// The next dial asks, and another one first.
-    pub(super) fn distrust(&self) {
-        self.refresh_at.store(0, Ordering::Relaxed);
-        self.directory.distrust();
-    }
-
     /// The next dial asks.
     pub(super) fn doubt(&self) {
-        self.refresh_at.store(0, Ordering::Relaxed);
+        self.is_doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// The next dial asks, and another one first.
+    pub(super) fn distrust(&self) {
+        self.doubt();
+        self.directory.distrust();
     }
 
     fn learn(&self, endpoint: Endpoint) -> Result<&Endpoint> {

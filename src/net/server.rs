@@ -206,7 +206,7 @@ impl<P: Protocol> Server<P> {
 
     /// There is no new connection, which says nothing about those that there are.
     fn not_let_in(&self, error: &Error) {
-        self.trial.doubt();
+        self.doubt();
         if !is_ours(error.kind()) && self.login_breaker.failed(error) {
             telemetry::breaker_opened(self.protocol.endpoint());
         }
@@ -220,7 +220,7 @@ impl<P: Protocol> Server<P> {
         let mut why = None;
         let mut asked = 0;
         loop {
-            let endpoint = if tried.is_empty() && self.trial.is_proven() && lookup.is_recent() {
+            let endpoint = if tried.is_empty() && lookup.is_recent() {
                 lookup.endpoint()
             } else {
                 asked += 1;
@@ -345,7 +345,7 @@ impl<P: Protocol> Server<P> {
         if !is_outage(error.kind()) {
             return;
         }
-        self.trial.doubt();
+        self.doubt();
         if was_reused && error.kind() == ErrorKind::Timeout {
             self.breaker.suspect();
             self.close_idle(None);
@@ -362,7 +362,15 @@ impl<P: Protocol> Server<P> {
 
     /// A connection that has served was closed.
     pub(super) fn lost(&self) {
+        self.doubt();
+    }
+
+    /// Nothing good is known of the server any more.
+    fn doubt(&self) {
         self.trial.doubt();
+        if let Some(lookup) = self.protocol.lookup() {
+            lookup.doubt();
+        }
     }
 
     /// Records that an exchange came to its end.
@@ -394,10 +402,7 @@ impl<P: Protocol> Server<P> {
     /// No request goes to the server any more that there are connections to. The next dial asks where it is.
     #[cold]
     pub(super) fn abandon(&self) {
-        if let Some(lookup) = self.protocol.lookup() {
-            lookup.doubt();
-        }
-        self.trial.doubt();
+        self.doubt();
         self.pool.reset();
         #[cfg(feature = "tokio")]
         self.pipelines.abandon();

@@ -110,9 +110,8 @@ impl Trial {
         self.proven_in.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the server has answered in this process, and nothing has failed since.
     #[inline]
-    pub(super) fn is_proven(&self) -> bool {
+    fn is_proven(&self) -> bool {
         self.proven_in.load(Ordering::Relaxed) == generation()
     }
 

@@ -230,7 +230,8 @@ impl Group {
 
     /// The URL of a store. `options` as in a query.
     pub fn url(&self, options: &str) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
+        let hosts: Vec<String> =
+            self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
         let (hosts, more) = (hosts.join(","), &self.options);
         match &self.encryption {
             None => format!("redis+sentinel://{hosts}/{MASTER}?{options}{more}"),

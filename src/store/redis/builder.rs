@@ -44,8 +44,8 @@ setters! {
     sentinel_password: impl Into<String> = Into::into, "\"s3cret\"";
     /// A file with the password for the sentinels, read each time that they are asked.
     sentinel_password_file: impl AsRef<std::path::Path> = path, "\"/run/secrets/sentinels\"";
-    /// How often the sentinels are asked, while there are calls, whether another server is the master by now. Defaults to
-    /// five seconds.
+    /// How often the sentinels are asked, while there are calls, whether another server is the master by now. Defaults
+    /// to five seconds.
     topology_refresh: std::time::Duration = duration, "Duration::from_secs(2)";
 }
 

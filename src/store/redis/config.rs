@@ -167,6 +167,50 @@ mod tests {
         assert!(parse("redis://localhost?db=two").unwrap_err().to_string().contains("\"two\""));
     }
 
+    fn refusal(url: &str) -> String {
+        let error = parse(url).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::InvalidUrl);
+        format!("{error} {error:?}")
+    }
+
+    #[test]
+    fn sentinels_name_a_master() {
+        let url = "redis+sentinel://me:secret@a,b:7/my-master.1/3?sentinel_password=0ther&topology_refresh=2s";
+        let config = parse(url).unwrap();
+        assert_eq!(config.address.endpoint().to_string(), "my-master.1", "until it is known");
+        assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "secret"));
+        assert_eq!(config.database, 3);
+        let shown = format!("{config:?} {}", StoreUrl::parse(url).unwrap());
+        assert!(!shown.contains("secret") && !shown.contains("0ther"), "{shown}");
+        assert!(shown.contains("a:26379") || shown.contains("port: 26379"), "{shown}");
+        assert_eq!(parse("redis+sentinel://a/m?db=2").unwrap().database, 2);
+        assert_eq!(parse("redis+sentinel://a/m/").unwrap().database, 0);
+    }
+
+    #[test]
+    fn what_is_wrong_with_sentinels_is_named() {
+        for url in ["redis+sentinel://a", "redis+sentinel://a/", "redis+sentinel://a//2", "redis+sentinel://a/my%20m"] {
+            assert!(refusal(url).contains("name of a master"), "{url}");
+        }
+        assert!(refusal("redis+sentinel://a/m/two").contains("\"two\""));
+        assert!(refusal("redis+sentinel://a/m/1/2").contains("\"1/2\""));
+        assert!(refusal("redis+sentinel://a,,b/m").contains("empty"));
+        assert!(refusal("redis+sentinel://a/m?sentinel_username=me").contains("sentinel_username"));
+        assert!(refusal("redis+sentinel://a/m?topology_refresh=0").contains("topology_refresh"));
+        let both = "sentinel_password=hunter2&sentinel_password_file=/f";
+        assert!(refusal(&format!("redis+sentinel://a/m?{both}")).contains("sentinel_password_file"));
+        for url in [format!("redis+sentinel://a/m?{both}"), "redis://a?sentinel_password=hunter2".to_owned()] {
+            assert!(!refusal(&url).contains("hunter2"), "{url}");
+        }
+        for option in ["sentinel_username", "sentinel_password", "sentinel_password_file"] {
+            assert!(
+                refusal(&format!("redis://a?{option}=x")).contains(&format!("option {option} is given")),
+                "{option}"
+            );
+        }
+        assert!(refusal("redis://a?topology_refresh=1s").contains("redis has no sentinels"));
+    }
+
     #[test]
     fn a_password_alone_is_the_default_users() {
         let config = parse("redis://:secret@localhost").unwrap();

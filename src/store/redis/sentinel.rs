@@ -75,7 +75,8 @@ impl Options {
         let login = match (username, password, file) {
             (None, None, None) => Login::None,
             (Some(_), None, None) => {
-                let context = "sentinel_username is given without sentinel_password or sentinel_password_file";
+                let context =
+                    "the option sentinel_username is given without sentinel_password or sentinel_password_file";
                 return Err(invalid(context));
             }
             (_, Some(_), Some(_)) => {

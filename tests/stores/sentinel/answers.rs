@@ -52,7 +52,11 @@ fn the_next_one_is_asked() {
             let asked = good.asked();
             client.cache.reset();
             assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
-            assert_eq!((useless.asked(), good.asked()), (1, asked + 1), "the one that was right is asked first: {says:?}");
+            assert_eq!(
+                (useless.asked(), good.asked()),
+                (1, asked + 1),
+                "the one that was right is asked first: {says:?}"
+            );
         }
     }
 }
@@ -133,7 +137,8 @@ fn a_name_that_no_sentinel_knows() {
     for way in WAYS {
         let error = Client::new(way, &url).get("k").unwrap_err();
         assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Unsupported, false));
-        let each: Vec<String> = group.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
+        let each: Vec<String> =
+            group.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
         let [one, two, three] = each.try_into().unwrap();
         let unknown = |sentinel| format!("the sentinel {sentinel} knows no master \"yourmaster\"");
         let expected = [one, two, three].map(unknown).join("; ");
