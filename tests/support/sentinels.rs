@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use nix::sys::prctl::set_pdeathsig;
@@ -22,25 +22,21 @@ pub const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// Has every Redis server of this process be named by a sentinel from now on, in its URL.
 pub fn put_all_behind_sentinels() {
-    let source = format!("bind-source-addr {SOURCE}\n");
-    OVER_ALL.get_or_init(|| Mutex::new((Sentinel::start(None, None, &source), Vec::new())));
+    let lines = format!("bind-source-addr {SOURCE}\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n");
+    OVER_ALL.get_or_init(|| Sentinel::start(None, None, &lines));
 }
 
-static OVER_ALL: OnceLock<Mutex<(Sentinel, Vec<String>)>> = OnceLock::new();
+static OVER_ALL: OnceLock<Sentinel> = OnceLock::new();
 
 /// The sentinel and the master that stand for a server in its URL, if there are any.
 pub(crate) fn place_behind_sentinels(kind: Kind, server: &str) -> Option<String> {
-    let all = OVER_ALL.get().filter(|_| kind == Kind::Redis)?;
-    let mut all = all.lock().expect("whoever locks it does not panic");
-    let (sentinel, watched) = &mut *all;
-    let number = watched.iter().position(|known| known == server).unwrap_or_else(|| {
-        let (host, port) = server.rsplit_once(':').expect("a host and a port");
-        let answer = sentinel.ask(&format!("SENTINEL MONITOR m{} {host} {port} 1", watched.len()));
-        assert!(answer.starts_with("+OK"), "watching {server}: {answer}");
-        watched.push(server.to_owned());
-        watched.len() - 1
-    });
-    Some(format!("127.0.0.1:{}/m{number}", sentinel.port()))
+    let sentinel = OVER_ALL.get().filter(|_| kind == Kind::Redis)?;
+    let (host, port) = server.rsplit_once(':').expect("a host and a port");
+    let answer = sentinel.ask(&format!("SENTINEL MONITOR {host}-{port} {host} {port} 1"));
+    // It may have been told before, in this process or in another one.
+    let is_watched = answer.starts_with("+OK") || answer.contains("Duplicate master name");
+    assert!(is_watched, "watching {server}: {answer}");
+    Some(format!("127.0.0.1:{}/{host}-{port}", sentinel.port()))
 }
 
 /// A running sentinel. Its drop stops it.
