@@ -44,13 +44,15 @@ pub struct FakeSentinel {
 struct Shared {
     says: Mutex<Says>,
     asked: AtomicUsize,
+    /// Who waits for nothing.
+    waiting: Mutex<Vec<TcpStream>>,
 }
 
 impl FakeSentinel {
     pub fn start(says: Says) -> FakeSentinel {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let shared = Arc::new(Shared { says: Mutex::new(says), asked: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { says: Mutex::new(says), asked: AtomicUsize::new(0), waiting: Mutex::default() });
         let serving = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -70,6 +72,14 @@ impl FakeSentinel {
         *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
     }
 
+    /// On those that wait for nothing.
+    pub fn hang_up(&self) {
+        for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may have hung up itself.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
     /// How often it was asked.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
@@ -87,14 +97,17 @@ impl Shared {
                 _ => return,
             }
         }
-        self.asked.fetch_add(1, Ordering::SeqCst);
         let says = self.says.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.asked.fetch_add(1, Ordering::SeqCst);
         match says {
             Says::Bytes(bytes) => {
                 // Whoever asks may have hung up on it.
                 let _ = client.write_all(&bytes);
             }
-            Says::Nothing => {}
+            Says::Nothing => {
+                let waiting = client.try_clone().expect("a free descriptor");
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+            }
             Says::HangsUp => _ = client.shutdown(Shutdown::Both),
         }
         while client.read(&mut piece).is_ok_and(|length| length > 0) {}

@@ -183,8 +183,10 @@ pub struct Group {
     options: String,
 }
 
-/// After how long a server that does not answer is down for a sentinel, in milliseconds.
-const DOWN_AFTER: u32 = 700;
+/// After how long a server that does not answer is down for a sentinel, in milliseconds: long, since a machine may be
+/// busy, until one is killed.
+const DOWN_AFTER: u32 = 60_000;
+const DOWN_AFTER_A_KILL: u32 = 500;
 
 impl Group {
     /// A master with two replicas.
@@ -212,7 +214,7 @@ impl Group {
         }
         let lines = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {port} 2\nsentinel down-after-milliseconds {MASTER} {DOWN_AFTER}\n\
-             sentinel failover-timeout {MASTER} 3000\nsentinel parallel-syncs {MASTER} 2\n"
+             sentinel failover-timeout {MASTER} 5000\nsentinel parallel-syncs {MASTER} 2\n"
         );
         let sentinels: Vec<Sentinel> = (0..3).map(|_| Sentinel::start(encryption, password, &lines)).collect();
         for sentinel in &sentinels {
@@ -238,14 +240,32 @@ impl Group {
         }
     }
 
-    /// The server that all sentinels that run call the master, once they agree on another one than that on `port`.
-    pub fn new_master(&self, port: u16) -> &Server {
-        let running = || self.sentinels.iter().filter(|sentinel| sentinel.running.is_some());
-        let mut named = port;
+    /// Kills the server that is the master at the beginning, and has the sentinels notice soon.
+    pub fn kill_master(&mut self) {
+        self.servers[0].kill();
+        self.set_down_after(DOWN_AFTER_A_KILL);
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Sentinel> {
+        self.sentinels.iter().filter(|sentinel| sentinel.running.is_some())
+    }
+
+    fn set_down_after(&self, milliseconds: u32) {
+        for sentinel in self.running() {
+            let answer = sentinel.ask(&format!("SENTINEL SET {MASTER} down-after-milliseconds {milliseconds}"));
+            assert!(answer.starts_with("+OK"), "{answer}");
+        }
+    }
+
+    /// The server that all sentinels that run call the master, once they agree on another one than the first.
+    pub fn new_master(&self) -> &Server {
+        let old = self.servers[0].port();
+        let mut named = old;
         until("the sentinels agree on another master", || {
-            named = running().next().expect("a running sentinel").master_port();
-            named != port && running().all(|sentinel| sentinel.master_port() == named)
+            named = self.running().next().expect("a running sentinel").master_port();
+            named != old && self.running().all(|sentinel| sentinel.master_port() == named)
         });
+        self.set_down_after(DOWN_AFTER);
         self.servers.iter().find(|server| server.port() == named).expect("one of the servers")
     }
 }

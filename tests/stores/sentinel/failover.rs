@@ -181,7 +181,7 @@ fn a_planned_failover() {
             load.until_succeeded(200);
             let answer = group.sentinels[1].ask("SENTINEL FAILOVER mymaster");
             assert!(answer.starts_with("+OK"), "{answer}");
-            let new = group.new_master(old.port());
+            let new = group.new_master();
             until("the old master is a replica", || old.ask("ROLE").contains("slave"));
             until("calls go to the new master", || writes(new) > 100);
             load.until_succeeded(100);
