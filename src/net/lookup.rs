@@ -100,23 +100,25 @@ impl Lookup {
     /// Asks, for a dial.
     pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<&Endpoint> {
         let endpoint = self.directory.ask(drive, deadline, settings).await?;
-        self.refresh_at.store(self.next_refresh(), Ordering::Relaxed);
+        self.note_asked();
         self.is_doubted.store(false, Ordering::Relaxed);
         self.learn(endpoint)
     }
 
-    /// Whether it is time to ask again: for one caller in each period.
-    pub(super) fn is_due(&self) -> bool {
+    /// Whether it is time to ask again: for one caller, and for no other one while that may still be asking.
+    pub(super) fn is_due(&self, patience: Duration) -> bool {
         let due = self.refresh_at.load(Ordering::Relaxed);
-        due != 0
-            && due <= milliseconds()
-            && self.refresh_at.compare_exchange(due, self.next_refresh(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let now = milliseconds();
+        let next = later(now, self.refresh + patience);
+        let is_over = due != 0 && due <= now;
+        is_over && self.refresh_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Asks again. Returns whether the server is elsewhere by now.
-    pub(super) async fn refresh(&self, drive: Drive, deadline: Instant, settings: &Settings) -> bool {
-        let Some(endpoint) = self.directory.ask_all(drive, deadline, settings).await else { return false };
-        *self.endpoint() != endpoint && self.learn(endpoint).is_ok()
+    pub(super) async fn refresh(&self, drive: Drive, patience: Duration, settings: &Settings) -> bool {
+        let named = self.directory.ask_all(drive, Instant::now() + patience, settings).await;
+        self.note_asked();
+        named.is_some_and(|endpoint| *self.endpoint() != endpoint && self.learn(endpoint).is_ok())
     }
 
     /// The next dial asks.
@@ -137,7 +139,7 @@ impl Lookup {
         })
     }
 
-    fn next_refresh(&self) -> u64 {
-        later(milliseconds(), self.refresh)
+    fn note_asked(&self) {
+        self.refresh_at.store(later(milliseconds(), self.refresh), Ordering::Relaxed);
     }
 }

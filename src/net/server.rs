@@ -248,17 +248,20 @@ impl<P: Protocol> Server<P> {
     /// Asks where the server is by now, and gives up every connection if it is elsewhere.
     pub(super) async fn refresh_address(&self, drive: Drive) {
         let Some(lookup) = self.protocol.lookup() else { return };
-        let deadline = Instant::now() + self.timeouts().connect / REFRESH_PART;
-        if lookup.refresh(drive, deadline, &self.settings).await {
+        if lookup.refresh(drive, self.patience_to_refresh(), &self.settings).await {
             telemetry::moved(self.protocol.endpoint());
             self.abandon();
         }
     }
 
-    /// Whether to do so now: one caller in each period is to.
+    /// Whether to do so now.
     #[inline]
     pub(super) fn is_address_due(&self) -> bool {
-        self.protocol.lookup().is_some_and(Lookup::is_due)
+        self.protocol.lookup().is_some_and(|lookup| lookup.is_due(self.patience_to_refresh()))
+    }
+
+    fn patience_to_refresh(&self) -> Duration {
+        self.timeouts().connect / REFRESH_PART
     }
 
     /// Greets at the best level that the server is known to take part in. One that was never greeted yet and hangs up is
