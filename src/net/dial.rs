@@ -35,7 +35,7 @@ pub(super) async fn connection<P: Protocol>(
     if let Some(tls) = protocol.tls() {
         stream = tls::secure(tls, drive, endpoint, stream, deadline, settings.timeouts.exchange).await?;
     }
-    let connection = Connection::new(protocol, stream)?;
+    let connection = Connection::new(protocol, endpoint, stream)?;
     telemetry::connected(endpoint);
     Ok(connection)
 }

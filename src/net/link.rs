@@ -141,10 +141,10 @@ fn concluded<P: Protocol>(
             server.succeeded();
             let connection = connection.expect("it has answered");
             if server.is_replaced(reply) {
-                server.abandon();
+                server.replaced();
             } else if P::is_last(reply) && server.is_settled(connection) {
                 server.leave();
-            } else {
+            } else if server.is_there(connection) {
                 lease.finish();
             }
         }

@@ -16,6 +16,7 @@ use super::endpoint::Endpoint;
 use super::server::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::History;
+use crate::telemetry;
 
 /// Where a server is.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(crate) struct Lookup {
     refresh: Duration,
     /// When all are asked again, in milliseconds of the monotonic clock; 0 before anything is known.
     refresh_at: AtomicU64,
-    /// Whether something has failed since.
+    /// Whether something has failed since the server was found.
     is_doubted: AtomicBool,
 }
 
@@ -78,7 +79,7 @@ impl Lookup {
             known: History::new(Endpoint::Named(name.to_owned())),
             refresh,
             refresh_at: AtomicU64::new(0),
-            is_doubted: AtomicBool::new(false),
+            is_doubted: AtomicBool::new(true),
         }
     }
 
@@ -97,12 +98,17 @@ impl Lookup {
         !self.is_doubted.load(Ordering::Relaxed) && milliseconds() < self.refresh_at.load(Ordering::Relaxed)
     }
 
-    /// Asks, for a dial.
-    pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<&Endpoint> {
+    /// Asks, for a dial: what is there has yet to say that it is the server.
+    pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
         let endpoint = self.directory.ask(drive, deadline, settings).await?;
         self.note_asked();
+        Ok(endpoint)
+    }
+
+    /// The server was found there.
+    pub(super) fn found(&self, endpoint: &Endpoint) -> Result<()> {
         self.is_doubted.store(false, Ordering::Relaxed);
-        self.learn(endpoint)
+        self.learn(endpoint.clone())
     }
 
     /// Whether it is time to ask again: for one caller, and for no other one while that may still be asking.
@@ -114,11 +120,11 @@ impl Lookup {
         is_over && self.refresh_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Asks again. Returns whether the server is elsewhere by now.
+    /// Asks again. Returns whether there was an answer.
     pub(super) async fn refresh(&self, drive: Drive, patience: Duration, settings: &Settings) -> bool {
         let named = self.directory.ask_all(drive, Instant::now() + patience, settings).await;
         self.note_asked();
-        named.is_some_and(|endpoint| *self.endpoint() != endpoint && self.learn(endpoint).is_ok())
+        named.is_some_and(|endpoint| self.learn(endpoint).is_ok())
     }
 
     /// The next dial asks.
@@ -132,11 +138,19 @@ impl Lookup {
         self.directory.distrust();
     }
 
-    fn learn(&self, endpoint: Endpoint) -> Result<&Endpoint> {
-        self.known.learn(endpoint).map_err(|_| {
+    fn learn(&self, endpoint: Endpoint) -> Result<()> {
+        if *self.endpoint() == endpoint {
+            return Ok(());
+        }
+        let is_first = matches!(self.endpoint(), Endpoint::Named(_));
+        let learnt = self.known.learn(endpoint).map_err(|_| {
             let context = format!("{} has had so many addresses that no other one is taken", self.endpoint());
             Error::new(ErrorKind::Protocol, context)
-        })
+        })?;
+        if !is_first {
+            telemetry::moved(learnt);
+        }
+        Ok(())
     }
 
     fn note_asked(&self) {

@@ -216,12 +216,12 @@ impl<P: Protocol> Server<P> {
     /// were or the time is over.
     async fn greeted_where(&self, lookup: &Lookup, drive: Drive) -> Result<Connection<P>, Unopened> {
         let deadline = Instant::now() + self.timeouts().connect;
-        let mut tried: Vec<&Endpoint> = Vec::new();
+        let mut tried: Vec<Endpoint> = Vec::new();
         let mut why = None;
         let mut asked = 0;
         loop {
             let endpoint = if tried.is_empty() && lookup.is_recent() {
-                lookup.endpoint()
+                lookup.endpoint().clone()
             } else {
                 asked += 1;
                 match lookup.ask(drive, deadline, &self.settings).await {
@@ -230,13 +230,17 @@ impl<P: Protocol> Server<P> {
                 }
             };
             if !tried.contains(&endpoint) {
-                tried.push(endpoint);
                 let left = deadline.saturating_duration_since(Instant::now());
-                match self.greeted_at_a_level(drive, endpoint, left).await {
-                    Ok(connection) => return Ok(connection),
+                match self.greeted_at_a_level(drive, &endpoint, left).await {
+                    Ok(connection) => {
+                        lookup.found(&endpoint).map_err(Unopened::Lookup)?;
+                        self.abandon(Some(&endpoint));
+                        return Ok(connection);
+                    }
                     Err(error) if !may_be_elsewhere(&error) => return Err(Unopened::Dial(error)),
                     Err(error) => _ = why.get_or_insert(Unopened::Dial(error)),
                 }
+                tried.push(endpoint);
             }
             lookup.distrust();
             if asked >= lookup.members() || Instant::now() >= deadline {
@@ -245,12 +249,11 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// Asks where the server is by now, and gives up every connection if it is elsewhere.
+    /// Asks where the server is by now, and gives up the connections that lead elsewhere.
     pub(super) async fn refresh_address(&self, drive: Drive) {
         let Some(lookup) = self.protocol.lookup() else { return };
         if lookup.refresh(drive, self.patience_to_refresh(), &self.settings).await {
-            telemetry::moved(self.protocol.endpoint());
-            self.abandon();
+            self.abandon(Some(lookup.endpoint()));
         }
     }
 
@@ -402,13 +405,26 @@ impl<P: Protocol> Server<P> {
         self.protocol.lookup().is_some() && P::is_replaced(reply)
     }
 
-    /// No request goes to the server any more that there are connections to. The next dial asks where it is.
+    /// Another server has taken the place of the one that there are connections to: no request goes there any more, and
+    /// the next dial asks where it is.
     #[cold]
-    pub(super) fn abandon(&self) {
+    pub(super) fn replaced(&self) {
         self.doubt();
         self.pool.reset();
+        self.abandon(None);
+    }
+
+    /// Gives up the connections; of those to this server, none.
+    fn abandon(&self, unless: Option<&Endpoint>) {
+        self.pool.close_idle(|connection| unless.is_none_or(|endpoint| connection.endpoint != *endpoint));
         #[cfg(feature = "tokio")]
-        self.pipelines.abandon();
+        self.pipelines.abandon(unless);
+    }
+
+    /// Whether a connection leads to where the server is, as far as is known.
+    #[inline]
+    pub(super) fn is_there(&self, connection: &Connection<P>) -> bool {
+        self.protocol.lookup().is_none_or(|lookup| *lookup.endpoint() == connection.endpoint)
     }
 
     /// Closes the connections that have nothing to do, or those that were opened before this.

@@ -114,7 +114,7 @@ struct Driver<P: Protocol> {
 impl<P: Protocol> Driver<P> {
     fn new(tenure: Tenure<P>, connection: Connection<P>) -> Driver<P> {
         let now = Instant::now();
-        tenure.pipeline.note_opened(connection.opened);
+        tenure.pipeline.note_opened(connection.opened, connection.endpoint.clone());
         {
             let mut inbox = tenure.pipeline.inbox.lock();
             inbox.marking = Some(connection.marking);
@@ -197,7 +197,7 @@ impl<P: Protocol> Driver<P> {
     }
 
     fn send(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        let Connection { stream, outgoing, .. } = &mut self.connection;
+        let Connection { endpoint, stream, outgoing, .. } = &mut self.connection;
         match outgoing.poll_send(&mut **stream, cx) {
             Poll::Ready(Err(error)) if has_ended(&error) => {
                 // The end will be received, and before it perhaps why the server does not read on.
@@ -205,7 +205,7 @@ impl<P: Protocol> Driver<P> {
                 Ok(())
             }
             // Whatever followed would be taken for the rest of what was cut short.
-            Poll::Ready(Err(error)) => Err(io_error("send to", self.tenure.server.protocol.endpoint(), error)),
+            Poll::Ready(Err(error)) => Err(io_error("send to", endpoint, error)),
             _ => Ok(()),
         }
     }
@@ -217,11 +217,13 @@ impl<P: Protocol> Driver<P> {
         let mut received = 0;
         let mut has_proven = false;
         while let Poll::Ready(count) = connection.stream.poll_receive(cx, connection.frames.space()) {
-            let count = at_least_one(count).map_err(|error| io_error("receive from", protocol.endpoint(), error))?;
+            let count = at_least_one(count).map_err(|error| io_error("receive from", &connection.endpoint, error))?;
             connection.frames.received(count);
             received += count;
-            while let Some(cut) =
-                connection.frames.next_if(in_flight.is_next_wanted()).map_err(|what| malformed(protocol, &what))?
+            while let Some(cut) = connection
+                .frames
+                .next_if(in_flight.is_next_wanted())
+                .map_err(|what| malformed(&connection.endpoint, &what))?
             {
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
             }
@@ -235,7 +237,7 @@ impl<P: Protocol> Driver<P> {
             self.has_served = true;
             server.succeeded();
             if mem::take(&mut in_flight.is_replaced) && server.protocol.lookup().is_some() {
-                server.abandon();
+                server.replaced();
             }
         }
         if received > 0 {
@@ -329,7 +331,7 @@ impl<P: Protocol> Driver<P> {
             server.pipelines.retire(pipeline);
         }
         if in_flight.deadline(timeout).is_some_and(|deadline| deadline <= now) {
-            let late = timed_out("receive from", server.protocol.endpoint());
+            let late = timed_out("receive from", &self.connection.endpoint);
             in_flight.expire(now, timeout, &late);
             if !mem::replace(&mut self.has_timed_out, true) {
                 server.failed(&late, self.has_served);

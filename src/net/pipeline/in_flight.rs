@@ -132,8 +132,8 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(false);
             }
-            Some(Awaited::Reply(_)) => return Err(foreign(protocol)),
-            None => return Err(surplus(protocol)),
+            Some(Awaited::Reply(_)) => return Err(foreign(protocol.endpoint())),
+            None => return Err(surplus(protocol.endpoint())),
         };
         request.is_begun = true;
         let Accepted::Complete { proven } = protocol.accept(&mut request.partial, frame)? else { return Ok(false) };

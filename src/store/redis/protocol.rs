@@ -128,7 +128,7 @@ impl Resp {
             }
             match self.ask(connection, hello).await? {
                 Ok(_) => return Ok(()),
-                Err(error) if is_final(&error) => return Err(greeting_error(self.endpoint(), login, &error)),
+                Err(error) if is_final(&error) => return Err(greeting_error(connection.endpoint(), login, &error)),
                 Err(_) => {}
             }
         }
@@ -136,7 +136,7 @@ impl Resp {
             let auth = Command::new("AUTH", Expected::Anything);
             let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
             let answer = self.ask(connection, auth).await?;
-            answer.map_err(|error| login_error(self.endpoint(), login, &error))?;
+            answer.map_err(|error| login_error(connection.endpoint(), login, &error))?;
         }
         if let Some(name) = &name {
             // One that does not know it serves as well without.
@@ -204,13 +204,13 @@ impl Protocol for Resp {
         let login = self.login.credentials()?;
         let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
         match &login {
-            Some(login) => let_in.map_err(|error| login.hidden_in(self.endpoint(), error))?,
+            Some(login) => let_in.map_err(|error| login.hidden_in(connection.endpoint(), error))?,
             None => let_in?,
         }
         if self.database != 0 {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
             let answer = self.ask(connection, select).await?;
-            answer.map_err(|error| server_error(self.endpoint(), &error))?;
+            answer.map_err(|error| server_error(connection.endpoint(), &error))?;
         }
         if level.markers.is_empty() {
             // Whatever the answer, if it does not end the connection: there is one.
@@ -218,23 +218,23 @@ impl Protocol for Resp {
             if let Err(error) = answer
                 && refusal(&error).gives_up()
             {
-                return Err(server_error(self.endpoint(), &error));
+                return Err(server_error(connection.endpoint(), &error));
             }
         }
         if self.lookup().is_some()
             && !expect_master(self, connection).await?
             && !self.has_warned_of_role.swap(true, Ordering::Relaxed)
         {
-            telemetry::unchecked_role(self.endpoint());
+            telemetry::unchecked_role(connection.endpoint());
         }
         for &command in level.markers {
-            let Err(bytes) = connection.try_marker(self, command).await? else {
+            let Err(bytes) = connection.try_marker(command).await? else {
                 return Ok(Marking::EveryWrite(command));
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
                 // It lets nobody in.
                 Ok(Value::ServerError(error)) if refusal(&error).gives_up() => {
-                    return Err(server_error(self.endpoint(), &error));
+                    return Err(server_error(connection.endpoint(), &error));
                 }
                 // For the moment: it is busy, or loading.
                 Ok(Value::ServerError(error)) if refusal(&error).is_for_the_moment() => {
@@ -244,11 +244,11 @@ impl Protocol for Resp {
                 Ok(Value::ServerError(_)) => {}
                 // A proxy that answers for itself.
                 Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
-                _ => return Err(foreign(self)),
+                _ => return Err(foreign(connection.endpoint())),
             }
         }
         if !self.has_warned.swap(true, Ordering::Relaxed) {
-            telemetry::unproven(self.endpoint());
+            telemetry::unproven(connection.endpoint());
         }
         Ok(Marking::Impossible)
     }

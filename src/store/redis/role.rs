@@ -7,7 +7,7 @@ use super::protocol::Resp;
 use super::refusals::refusal;
 use super::reply::{server_error, unexpected};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Connection, Protocol};
+use crate::net::{Connection, Endpoint};
 use crate::store::refusal::Lasts;
 
 /// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor
@@ -17,18 +17,17 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
         (Command::new("ROLE", Expected::Anything), in_role as fn(&Value) -> Option<&str>),
         (Command::new("INFO", Expected::Anything).with("replication"), in_info),
     ];
-    let endpoint = protocol.endpoint();
     for (question, role_in) in questions {
         match protocol.ask(connection, question).await? {
             Ok(answer) => {
                 return match role_in(&answer) {
                     Some("master") => Ok(true),
-                    Some(role) => Err(not_the_master(protocol, role)),
-                    None => Err(unexpected(endpoint, "its role")),
+                    Some(role) => Err(not_the_master(connection.endpoint(), role)),
+                    None => Err(unexpected(connection.endpoint(), "its role")),
                 };
             }
             Err(error) if refusal(&error).gives_up() || refusal(&error).lasts == Lasts::Briefly => {
-                return Err(server_error(endpoint, &error));
+                return Err(server_error(connection.endpoint(), &error));
             }
             Err(_) => {}
         }
@@ -36,9 +35,9 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
     Ok(false)
 }
 
-fn not_the_master(protocol: &Resp, role: &str) -> Error {
+fn not_the_master(endpoint: &Endpoint, role: &str) -> Error {
     let role: String = role.chars().filter(char::is_ascii_graphic).take(20).collect();
-    let context = format!("{} is no master, although sentinels say so: its role is {role:?}", protocol.endpoint());
+    let context = format!("{endpoint} is no master, although sentinels say so: its role is {role:?}");
     Error::answered(ErrorKind::Server, true, context)
 }
 
