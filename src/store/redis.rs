@@ -103,6 +103,8 @@ const MOST_STEPS: usize = 1 << 22;
 ///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout`. What an
 ///   isolated master has taken meanwhile is lost with it.
 /// - **Over a fork** a child goes on with the address that its parent knew.
+/// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use
+///   `rediss+sentinel://` where others can get into the network between.
 ///
 /// # Failures
 ///
