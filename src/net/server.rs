@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
-use super::drive::Drive;
+use super::drive::{Drive, exchange_timeout};
 use super::endpoint::Endpoint;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
@@ -97,7 +97,8 @@ struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
-    /// Host and port, or the path of the socket.
+    /// Host and port, or the path of the socket. Behind sentinels it is where the master was found last, and its name
+    /// before that.
     pub address: String,
     /// Connections, idle or not, and those that are being made.
     pub connections: usize,
@@ -185,8 +186,10 @@ impl<P: Protocol> Server<P> {
         self.protocol.lookup().is_some_and(|lookup| lookup.is_due(self.patience_to_refresh()))
     }
 
+    /// Not longer than the exchange may take for which a caller waits.
     fn patience_to_refresh(&self) -> Duration {
-        self.timeouts().connect / REFRESH_PART
+        let Timeouts { connect, exchange } = self.timeouts();
+        (connect / REFRESH_PART).min(exchange_timeout(exchange))
     }
 
     /// Counts a failure, if it says something about the server. That a reused connection gives no answer says something

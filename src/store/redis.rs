@@ -100,7 +100,7 @@ const MOST_STEPS: usize = 1 << 22;
 ///   longer than for a server that is down, and finds the new one at most `retry_after` later than it could.
 /// - **An isolated master** that still takes writes is left within `topology_refresh`: once in that time, while there are
 ///   calls, one of them has all sentinels asked, and what more than half of those that answer say counts. Inside tokio that
-///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout`. What an
+///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout` or by `timeout`. What an
 ///   isolated master has taken meanwhile is lost with it.
 /// - **Over a fork** a child goes on with the address that its parent knew.
 /// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use

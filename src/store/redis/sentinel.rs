@@ -253,3 +253,45 @@ fn shown(value: &Value) -> String {
 fn is_ours(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::OutOfResources | ErrorKind::Forked)
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::{Endpoint, master_at, most};
+
+    fn address(host: &str, port: &str) -> Option<String> {
+        let parts = [host, port].map(|part| Value::BulkString(part.into()));
+        master_at(&Value::Array(parts.into())).map(|endpoint| endpoint.to_string())
+    }
+
+    #[test]
+    fn an_address_is_a_name_or_a_number() {
+        assert_eq!(address("10.0.0.1", "6379").as_deref(), Some("10.0.0.1:6379"));
+        assert_eq!(address("2001:db8::1", "1").as_deref(), Some("[2001:db8::1]:1"));
+        assert_eq!(address("redis-0.redis.svc", "65535").as_deref(), Some("redis-0.redis.svc:65535"));
+        for (host, port) in [("", "1"), ("a b", "1"), ("a", "0"), ("a", "65536"), ("a", ""), ("a", "-1"), ("a@b", "1")]
+        {
+            assert_eq!(address(host, port), None, "{host}:{port}");
+        }
+        assert_eq!(address(&"a".repeat(256), "1"), None);
+        for other in [Value::Nil, Value::Okay, Value::Array(Vec::new()), Value::Array(vec![Value::Nil; 2])] {
+            assert_eq!(master_at(&other), None);
+        }
+    }
+
+    #[test]
+    fn what_more_than_half_say_counts() {
+        let named = |ports: &[u16]| -> Vec<(usize, Endpoint)> {
+            let endpoint = |port: &u16| Endpoint::Tcp { host: "a".to_owned(), port: *port };
+            ports.iter().map(endpoint).enumerate().collect()
+        };
+        let port = |ports: &[u16]| most(&named(ports)).map(|(_, endpoint)| endpoint.to_string());
+        assert_eq!(port(&[]), None);
+        assert_eq!(port(&[1]).as_deref(), Some("a:1"));
+        assert_eq!(port(&[1, 2]), None);
+        assert_eq!(port(&[1, 2, 2]).as_deref(), Some("a:2"));
+        assert_eq!(port(&[1, 2, 1, 2]), None);
+        assert_eq!(port(&[1, 2, 3]), None);
+    }
+}

@@ -3,9 +3,10 @@
 use prefork_cache::ErrorKind;
 
 use super::{Client, WAYS, url, url_of};
+use support::certificates::{Authority, Validity};
 use support::fake_sentinel::{FakeSentinel, Says};
 use support::sentinels::{Group, Sentinel};
-use support::servers::{Kind, Server, free_port};
+use support::servers::{Encryption, Kind, Server, free_port};
 
 /// No test here waits for a breaker.
 const EAGER: &str = "retry_after=1ms&timeout=20s&connect_timeout=4s";
@@ -204,6 +205,26 @@ fn a_user_of_the_master_and_one_of_the_sentinels() {
         let client = Client::new(way, &url);
         client.set("k", "v").unwrap();
         assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
+    }
+}
+
+/// What the sentinels announce is what the certificate must be for.
+#[test]
+fn a_master_whose_certificate_is_for_another_name() {
+    let authority = Authority::new();
+    let good = Encryption::by(&authority);
+    let identity = authority.issue("other", &["cache.example"], Validity::Now);
+    let master = Server::encrypted(Kind::Redis, &Encryption { identity, ..good.clone() }, &[]);
+    let sentinel =
+        Sentinel::start(Some(&good), None, &format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port()));
+    for way in WAYS {
+        let url =
+            format!("rediss+sentinel://127.0.0.1:{}/mymaster?tls_ca={}", sentinel.port(), authority.ca().display());
+        let error = Client::new(way, &url).get("k").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Tls, "{error:#}");
+        let place = format!("127.0.0.1:{}", master.port());
+        let text = error.to_string();
+        assert!(text.contains(&place) && text.contains("not for the name \"127.0.0.1\""), "{text}");
     }
 }
 
