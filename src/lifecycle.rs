@@ -41,6 +41,7 @@ mod atfork;
 mod bound;
 pub(crate) mod gate;
 mod generation;
+mod history;
 #[cfg(feature = "__injection")]
 pub mod injection;
 mod leaked;
@@ -61,6 +62,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use bound::ProcessBound;
 pub use generation::generation;
+pub(crate) use history::History;
 pub(crate) use leaked::Leaked;
 pub use process_local::ProcessLocal;
 pub(crate) use process_slot::ProcessSlot;

@@ -9,6 +9,7 @@
 //! several links run at the same time.
 
 mod breaker;
+mod clock;
 mod company;
 mod connection;
 mod dial;
@@ -16,6 +17,7 @@ mod drive;
 mod endpoint;
 mod frame;
 mod link;
+mod lookup;
 mod outgoing;
 #[cfg(feature = "tokio")]
 mod pipeline;
@@ -31,6 +33,7 @@ mod turn;
 
 pub(crate) use company::{Company, together};
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
+pub(crate) use dial::{ask_once, share_of};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{
@@ -39,6 +42,7 @@ pub(crate) use drive::{
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};
+pub(crate) use lookup::{Address, Directory, Lookup};
 pub(crate) use outgoing::Outgoing;
 pub use server::ServerStats;
 pub(crate) use server::{Settings, Timeouts};

@@ -30,7 +30,8 @@ use off as told;
 use on as told;
 
 pub(crate) use told::{
-    Span, breaker_closed, breaker_opened, connected, failed, instrumented, refreshed, unproven, unverified,
+    Span, breaker_closed, breaker_opened, connected, failed, instrumented, moved, refreshed, unchecked_role, unproven,
+    unverified,
 };
 
 /// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;

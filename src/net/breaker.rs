@@ -12,8 +12,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
+use super::clock::{later, milliseconds};
 use crate::error::Error;
 use crate::lifecycle::ProcessLocal;
 use crate::sync::Lock;
@@ -124,14 +123,8 @@ impl Breaker {
     }
 
     fn deadline(&self, now: u64) -> u64 {
-        let delay = u64::try_from(self.delay.as_millis()).unwrap_or(u64::MAX);
-        now.saturating_add(delay).max(1)
+        later(now, self.delay)
     }
-}
-
-fn milliseconds() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::company::Company;
 use super::endpoint::{Endpoint, io_error};
 use super::frame::{Frame, FrameReader, Framing};
+use super::lookup::Lookup;
 use super::outgoing::Outgoing;
 use super::stream::ByteStream;
 use super::tls::Tls;
@@ -31,6 +32,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     type Reply: Send;
 
     fn endpoint(&self) -> &Endpoint;
+
+    /// How its endpoint is found, if it changes.
+    fn lookup(&self) -> Option<&Lookup> {
+        None
+    }
 
     /// How its connections are encrypted, if they are.
     fn tls(&self) -> Option<&Tls> {
@@ -95,6 +101,11 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
 
     /// Whether the server has said that it is the wrong one, or lets this connection do nothing any more.
     fn is_last(reply: &Self::Reply) -> bool;
+
+    /// Whether the server has said that another one has taken its place.
+    fn is_replaced(_: &Self::Reply) -> bool {
+        false
+    }
 }
 
 /// What has become of a reply with one more frame.
@@ -162,6 +173,7 @@ pub(super) fn is_proof(frame: &Frame<'_>, token: &Token) -> bool {
 
 #[derive(Debug)]
 pub(crate) struct Connection<P: Protocol> {
+    pub(super) endpoint: Endpoint,
     pub(super) stream: Box<dyn ByteStream>,
     pub(super) frames: FrameReader<P::Framing>,
     pub(super) outgoing: Outgoing,
@@ -188,9 +200,10 @@ pub(super) struct Exchange<P: Protocol> {
 
 impl<P: Protocol> Connection<P> {
     /// Makes a connection of a connected stream.
-    pub(super) fn new(protocol: &P, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
+    pub(super) fn new(protocol: &P, endpoint: &Endpoint, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
         let now = Instant::now();
         Ok(Connection {
+            endpoint: endpoint.clone(),
             stream,
             frames: FrameReader::new(protocol.framing()),
             outgoing: Outgoing::default(),
@@ -201,6 +214,11 @@ impl<P: Protocol> Connection<P> {
             opened: now,
             begun: now,
         })
+    }
+
+    /// Where it leads to.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Handshake and login.
@@ -217,21 +235,21 @@ impl<P: Protocol> Connection<P> {
     }
 
     /// Whether this marker is answered with its token; if not, what was answered.
-    pub(crate) async fn try_marker(&mut self, protocol: &P, command: &[u8]) -> Result<Result<(), Vec<u8>>> {
+    pub(crate) async fn try_marker(&mut self, command: &[u8]) -> Result<Result<(), Vec<u8>>> {
         let token = self.tokens.write_marker(command, &mut self.outgoing);
-        self.flush(protocol).await?;
-        let frame = self.frame(protocol).await?;
+        self.flush().await?;
+        let frame = self.frame().await?;
         let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(frame.bytes.to_vec()) };
-        self.expect_no_more(protocol)?;
+        self.expect_no_more()?;
         Ok(answer)
     }
 
     /// Sends these bytes, and returns the frame that answers them.
-    pub(crate) async fn ask_raw(&mut self, protocol: &P, bytes: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) async fn ask_raw(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
         self.outgoing.buffer().extend_from_slice(bytes);
-        self.flush(protocol).await?;
-        let answer = self.frame(protocol).await?.bytes.to_vec();
-        self.expect_no_more(protocol)?;
+        self.flush().await?;
+        let answer = self.frame().await?.bytes.to_vec();
+        self.expect_no_more()?;
         Ok(answer)
     }
 
@@ -258,7 +276,7 @@ impl<P: Protocol> Connection<P> {
             Marking::WhereUnproven(_) | Marking::Impossible => None,
         };
         let mut exchange = Exchange { partial, marker };
-        match self.flush(protocol).await {
+        match self.flush().await {
             Ok(()) => Ok(exchange),
             Err(error) => {
                 // It may have said why it does not read on: a value that is larger than it takes, say.
@@ -282,51 +300,51 @@ impl<P: Protocol> Connection<P> {
         let proven = self.receive_reply(protocol, &mut exchange.partial).await?;
         if let (Marking::WhereUnproven(command), false) = (self.marking, proven) {
             exchange.marker = Some(self.tokens.write_marker(command, &mut self.outgoing));
-            self.flush(protocol).await?;
+            self.flush().await?;
         }
         if let Some(token) = exchange.marker {
-            let marker = self.frame(protocol).await;
+            let marker = self.frame().await;
             let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
             if !is_proof(&marker, &token) {
                 let (error, is_for_the_moment) = unproven(protocol, &marker);
-                self.expect_no_more(protocol)?;
+                self.expect_no_more()?;
                 self.is_in_step = is_for_the_moment;
                 return Err(protocol.refusal(&exchange.partial).unwrap_or(error));
             }
         }
-        self.expect_no_more(protocol)?;
+        self.expect_no_more()?;
         Ok(P::finish(exchange.partial))
     }
 
     /// Nothing but what the server says unasked may have come behind a reply.
-    fn expect_no_more(&mut self, protocol: &P) -> Result<()> {
-        let more = self.frames.next().map_err(|what| malformed(protocol, &what))?;
-        if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(protocol)) }
+    fn expect_no_more(&mut self) -> Result<()> {
+        let more = self.frames.next().map_err(|what| malformed(&self.endpoint, &what))?;
+        if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(&self.endpoint)) }
     }
 
     /// Returns whether the reply was proven.
     async fn receive_reply(&mut self, protocol: &P, partial: &mut P::Partial) -> Result<bool> {
         loop {
-            if let Accepted::Complete { proven } = protocol.accept(partial, self.frame(protocol).await?)? {
+            if let Accepted::Complete { proven } = protocol.accept(partial, self.frame().await?)? {
                 return Ok(proven);
             }
         }
     }
 
-    async fn flush(&mut self, protocol: &P) -> Result<()> {
-        let Connection { stream, outgoing, .. } = self;
+    async fn flush(&mut self) -> Result<()> {
+        let Connection { endpoint, stream, outgoing, .. } = self;
         let sent = poll_fn(|cx| outgoing.poll_send(&mut **stream, cx)).await;
-        sent.map_err(|error| io_error("send to", protocol.endpoint(), error))
+        sent.map_err(|error| io_error("send to", endpoint, error))
     }
 
-    async fn frame(&mut self, protocol: &P) -> Result<Frame<'_>> {
-        let Connection { stream, frames, answered, .. } = self;
+    async fn frame(&mut self) -> Result<Frame<'_>> {
+        let Connection { endpoint, stream, frames, answered, .. } = self;
         let cut = loop {
-            if let Some(cut) = frames.next().map_err(|what| malformed(protocol, &what))? {
+            if let Some(cut) = frames.next().map_err(|what| malformed(endpoint, &what))? {
                 break cut;
             }
             let received = poll_fn(|cx| stream.poll_receive(cx, frames.space())).await;
-            let count = at_least_one(received).map_err(|error| io_error("receive from", protocol.endpoint(), error))?;
+            let count = at_least_one(received).map_err(|error| io_error("receive from", endpoint, error))?;
             frames.received(count);
             *answered = true;
         };
@@ -342,21 +360,21 @@ pub(super) fn at_least_one(received: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-pub(super) fn malformed<P: Protocol>(protocol: &P, what: &str) -> Error {
-    Error::new(ErrorKind::Protocol, format!("{} sent {what}", protocol.endpoint()))
+pub(super) fn malformed(endpoint: &Endpoint, what: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{endpoint} sent {what}"))
 }
 
-pub(crate) fn foreign<P: Protocol>(protocol: &P) -> Error {
-    malformed(protocol, "a reply to another request")
+pub(crate) fn foreign(endpoint: &Endpoint) -> Error {
+    malformed(endpoint, "a reply to another request")
 }
 
 /// Of what came in the place of a marker's answer, and whether the connection is of use all the same.
 pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> (Error, bool) {
-    protocol.refused_marker(frame).unwrap_or_else(|| (foreign(protocol), false))
+    protocol.refused_marker(frame).unwrap_or_else(|| (foreign(protocol.endpoint()), false))
 }
 
-pub(super) fn surplus<P: Protocol>(protocol: &P) -> Error {
-    malformed(protocol, "more than it was asked for")
+pub(super) fn surplus(endpoint: &Endpoint) -> Error {
+    malformed(endpoint, "more than it was asked for")
 }
 
 /// The beginning of what cannot be understood, for an error.

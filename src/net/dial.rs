@@ -10,17 +10,68 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::connection::{Connection, Protocol};
 use super::drive::{Drive, blocking, sleep};
-use super::endpoint::{Endpoint, dial_error, is_shortage};
+use super::endpoint::{Endpoint, dial_error, is_shortage, timed_out};
 use super::server::Settings;
 use super::socket::{Connecting, Socket};
 use super::stream::{BlockingStream, ByteStream};
+use super::tls;
 use crate::error::Result;
+use crate::telemetry;
 
 /// How long to wait before a full queue is tried again.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Connects to `endpoint`.
+/// Connects to `endpoint`, over TLS if the protocol has it. Nothing is said yet.
+pub(super) async fn connection<P: Protocol>(
+    drive: Drive,
+    protocol: &P,
+    endpoint: &Endpoint,
+    deadline: Instant,
+    settings: &Settings,
+) -> Result<Connection<P>> {
+    let mut stream = dial(drive, endpoint, deadline, settings).await?;
+    if let Some(tls) = protocol.tls() {
+        stream = tls::secure(tls, drive, endpoint, stream, deadline, settings.timeouts.exchange).await?;
+    }
+    let connection = Connection::new(protocol, endpoint, stream)?;
+    telemetry::connected(endpoint);
+    Ok(connection)
+}
+
+/// Asks one thing over a connection of its own, without a greeting: nothing else can be answered there.
+pub(crate) async fn ask_once<P: Protocol>(
+    drive: Drive,
+    protocol: &P,
+    request: &P::Request,
+    deadline: Instant,
+    settings: &Settings,
+) -> Result<P::Reply> {
+    let mut connection = connection(drive, protocol, protocol.endpoint(), deadline, settings).await?;
+    connection.stream.set_deadline(deadline);
+    within(drive, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
+}
+
+/// What has a deadline that a blocking stream keeps itself.
+#[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
+pub(super) async fn within<T>(
+    drive: Drive,
+    deadline: Instant,
+    endpoint: &Endpoint,
+    do_what: &str,
+    step: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match drive {
+        Drive::Inline => step.await,
+        #[cfg(feature = "tokio")]
+        Drive::Tokio(_) => {
+            let done = tokio::time::timeout_at(deadline.into(), step).await;
+            done.unwrap_or_else(|_| Err(timed_out(do_what, endpoint)))
+        }
+    }
+}
+
 pub(super) async fn dial(
     drive: Drive,
     endpoint: &Endpoint,
@@ -45,6 +96,7 @@ pub(super) async fn dial(
 async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Duration>) -> io::Result<Socket> {
     match endpoint {
         Endpoint::Unix(path) => connect_unix(path, deadline).await,
+        Endpoint::Named(_) => Err(unknown()),
         Endpoint::Tcp { host, port } => {
             let addresses = match numeric(host, *port) {
                 Some(address) => vec![address],
@@ -106,14 +158,18 @@ async fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
     Ok(socket)
 }
 
+fn unknown() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "its address is not known")
+}
+
 fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
     host.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port))
 }
 
-/// The time for the first of so many addresses.
-fn share_of(deadline: Instant, addresses: usize) -> Instant {
+/// The time for the first of so many steps.
+pub(crate) fn share_of(deadline: Instant, steps: usize) -> Instant {
     let now = Instant::now();
-    now + deadline.saturating_duration_since(now) / u32::try_from(addresses).unwrap_or(u32::MAX).max(1)
+    now + deadline.saturating_duration_since(now) / u32::try_from(steps).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(feature = "tokio")]
@@ -123,7 +179,7 @@ mod on_tokio {
 
     use super::{
         Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
-        or_shortage,
+        or_shortage, unknown,
     };
     use crate::net::tokio_stream::TokioStream;
 
@@ -134,6 +190,7 @@ mod on_tokio {
     ) -> io::Result<TokioStream> {
         match endpoint {
             Endpoint::Unix(path) => connect_unix(path).await,
+            Endpoint::Named(_) => Err(unknown()),
             Endpoint::Tcp { host, port } => {
                 let addresses = match numeric(host, *port) {
                     Some(address) => vec![address],

@@ -14,8 +14,13 @@ use crate::error::{Error, ErrorKind};
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Endpoint {
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+    },
     Unix(PathBuf),
+    /// Of this name, and nobody has said yet where that is.
+    Named(String),
 }
 
 impl fmt::Display for Endpoint {
@@ -24,6 +29,7 @@ impl fmt::Display for Endpoint {
             Endpoint::Tcp { host, port } if matches!(host.parse(), Ok(IpAddr::V6(_))) => write!(f, "[{host}]:{port}"),
             Endpoint::Tcp { host, port } => write!(f, "{host}:{port}"),
             Endpoint::Unix(path) => write!(f, "{}", path.display()),
+            Endpoint::Named(name) => f.write_str(name),
         }
     }
 }

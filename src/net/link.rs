@@ -107,6 +107,9 @@ async fn call_inline<P: Protocol>(
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
+    if server.is_address_due() {
+        Box::pin(server.refresh_address(Drive::Inline)).await;
+    }
     let mut lease = lease(server, company).await?;
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested();
@@ -139,9 +142,11 @@ fn concluded<P: Protocol>(
         (Ok(reply), connection) => {
             server.succeeded();
             let connection = connection.expect("it has answered");
-            if P::is_last(reply) && server.is_settled(connection) {
+            if server.is_replaced(reply) {
+                server.replaced();
+            } else if P::is_last(reply) && server.is_settled(connection) {
                 server.leave();
-            } else {
+            } else if server.is_there(connection) {
                 lease.finish();
             }
         }

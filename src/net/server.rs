@@ -1,24 +1,23 @@
 //! A server: what all connections to it have in common, and what is known of its health.
 
 use std::fmt::{self, Debug};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
-use super::dial::dial;
-use super::drive::Drive;
-use super::endpoint::{Endpoint, timed_out};
+use super::drive::{Drive, exchange_timeout};
+use super::endpoint::Endpoint;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
-use super::pool::{NoLease, Pool};
-use super::tls;
+use super::pool::Pool;
 use super::trial::Trial;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
 use crate::telemetry;
+
+mod opening;
 
 /// The bounds of every wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +58,9 @@ impl Default for Settings {
     }
 }
 
+/// The part of the time for a dial that it may take to ask again where a server is.
+const REFRESH_PART: u32 = 4;
+
 pub(super) struct Server<P: Protocol> {
     pub(super) protocol: P,
     pub(super) settings: Settings,
@@ -95,7 +97,8 @@ struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
-    /// Host and port, or the path of the socket.
+    /// Host and port, or the path of the socket. Behind sentinels it is where the master was found last, and its name
+    /// before that.
     pub address: String,
     /// Connections, idle or not, and those that are being made.
     pub connections: usize,
@@ -155,7 +158,9 @@ impl<P: Protocol> Server<P> {
 
     #[cold]
     fn refuses_logins(&self) -> Error {
-        self.left_alone("has let nobody in", &self.login_breaker)
+        let is_looked_up = self.protocol.lookup().is_some();
+        let why = if is_looked_up { "was not found, or has let nobody in" } else { "has let nobody in" };
+        self.left_alone(why, &self.login_breaker)
     }
 
     /// In fixed words, so that those who collect errors see one and not many.
@@ -167,110 +172,24 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// Dials, greets and logs in. A failure is counted before the next caller may dial. So is a refusal, whatever the
-    /// server has against the login: one that refuses each is tried no more often than one that is not there.
-    pub(super) async fn open(&self, drive: Drive, admissions: Admissions) -> Result<Connection<P>> {
-        let patience = self.timeouts().connect + self.timeouts().exchange;
-        let _permit = self.trial.permit(drive, patience).await.map_err(|why| match why {
-            NoLease::Exhausted => timed_out("connect to", self.protocol.endpoint()),
-            NoLease::Forked => Error::begun_by_parent(),
-        })?;
-        // Those before may have found out that it is down.
-        if !self.breaker.still_admits(admissions.call) {
-            return Err(self.is_down());
+    /// Asks where the server is by now, and gives up the connections that lead elsewhere.
+    pub(super) async fn refresh_address(&self, drive: Drive) {
+        let Some(lookup) = self.protocol.lookup() else { return };
+        if lookup.refresh(drive, self.patience_to_refresh(), &self.settings).await {
+            self.abandon(Some(lookup.endpoint()));
         }
-        if !self.login_breaker.still_admits(admissions.login) {
-            return Err(self.refuses_logins());
-        }
-        let opened = self.greeted_at_a_level(drive).await;
-        match &opened {
-            Ok(_) => _ = self.login_breaker.succeeded(),
-            Err(error) if is_refusal(error.kind()) => {
-                self.trial.doubt();
-                if self.login_breaker.failed(error) {
-                    telemetry::breaker_opened(self.protocol.endpoint());
-                }
-            }
-            Err(error) => self.failed(error, false),
-        }
-        opened
     }
 
-    /// Greets at the best level that the server is known to take part in. One that was never greeted yet and hangs up is
-    /// greeted at the next level: at once while nothing else has failed, else when it is tried again.
-    async fn greeted_at_a_level(&self, drive: Drive) -> Result<Connection<P>> {
-        let best = self.protocol.level();
-        if self.has_greeted.load(Ordering::Relaxed) {
-            return self.greeted(drive, best).await.map_err(Ungreeted::error);
-        }
-        let first = self.protocol.next_level().max(best);
-        let levels = if self.breaker.has_failed() { first..first + 1 } else { first..P::LEVELS };
-        let mut why = None;
-        for level in levels {
-            match self.greeted(drive, level).await {
-                Ok(connection) => {
-                    return Ok(self.greeted_better(drive, best..level).await.unwrap_or(connection));
-                }
-                Err(Ungreeted::HungUp(error)) => {
-                    self.protocol.hung_up(level);
-                    why.get_or_insert(error);
-                }
-                Err(Ungreeted::Failed(error)) => return Err(error),
-            }
-        }
-        Err(why.expect("it has hung up at every level"))
+    /// Whether to do so now.
+    #[inline]
+    pub(super) fn is_address_due(&self) -> bool {
+        self.protocol.lookup().is_some_and(|lookup| lookup.is_due(self.patience_to_refresh()))
     }
 
-    /// At a better level than one at which a server was greeted: it may have hung up there for another reason. Only one
-    /// that hangs up once more is known not to take part in it.
-    async fn greeted_better(&self, drive: Drive, levels: Range<usize>) -> Option<Connection<P>> {
-        let kept = levels.end;
-        for level in levels {
-            match self.greeted(drive, level).await {
-                Ok(connection) => {
-                    self.settle_at(level);
-                    return Some(connection);
-                }
-                Err(Ungreeted::HungUp(_)) => {}
-                Err(Ungreeted::Failed(_)) => return None,
-            }
-        }
-        self.settle_at(kept);
-        None
-    }
-
-    fn settle_at(&self, level: usize) {
-        self.protocol.keep_level(level);
-        self.has_greeted.store(true, Ordering::Relaxed);
-    }
-
-    async fn greeted(&self, drive: Drive, level: usize) -> Result<Connection<P>, Ungreeted> {
-        let endpoint = self.protocol.endpoint();
+    /// Not longer than the exchange may take for which a caller waits.
+    fn patience_to_refresh(&self) -> Duration {
         let Timeouts { connect, exchange } = self.timeouts();
-        self.counts.get_or_init(Counts::default).dials.fetch_add(1, Ordering::Relaxed);
-        let deadline = Instant::now() + connect;
-        let mut stream = dial(drive, endpoint, deadline, &self.settings).await?;
-        if let Some(tls) = self.protocol.tls() {
-            stream = tls::secure(tls, drive, endpoint, stream, deadline, exchange).await?;
-        }
-        let mut connection = Connection::new(&self.protocol, stream)?;
-        telemetry::connected(endpoint);
-        let greeting = connection.greet(&self.protocol, level);
-        let greeted = match drive {
-            Drive::Inline => greeting.await,
-            #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => {
-                tokio::time::timeout(exchange, greeting).await.unwrap_or_else(|_| Err(timed_out("log in to", endpoint)))
-            }
-        };
-        match greeted {
-            Ok(()) => Ok(connection),
-            // Without a byte of an answer.
-            Err(error) if error.kind() == ErrorKind::Io && connection.frames.is_empty() => {
-                Err(Ungreeted::HungUp(error))
-            }
-            Err(error) => Err(Ungreeted::Failed(error)),
-        }
+        (connect / REFRESH_PART).min(exchange_timeout(exchange))
     }
 
     /// Counts a failure, if it says something about the server. That a reused connection gives no answer says something
@@ -282,7 +201,7 @@ impl<P: Protocol> Server<P> {
         if !is_outage(error.kind()) {
             return;
         }
-        self.trial.doubt();
+        self.doubt();
         if was_reused && error.kind() == ErrorKind::Timeout {
             self.breaker.suspect();
             self.close_idle(None);
@@ -299,7 +218,15 @@ impl<P: Protocol> Server<P> {
 
     /// A connection that has served was closed.
     pub(super) fn lost(&self) {
+        self.doubt();
+    }
+
+    /// Nothing good is known of the server any more.
+    fn doubt(&self) {
         self.trial.doubt();
+        if let Some(lookup) = self.protocol.lookup() {
+            lookup.doubt();
+        }
     }
 
     /// Records that an exchange came to its end.
@@ -322,6 +249,34 @@ impl<P: Protocol> Server<P> {
         connection.opened.elapsed() > self.settings.retry_after
     }
 
+    /// Whether another server has taken the place of the one that has answered this. Where that is has to be asked.
+    #[inline]
+    pub(super) fn is_replaced(&self, reply: &P::Reply) -> bool {
+        self.protocol.lookup().is_some() && P::is_replaced(reply)
+    }
+
+    /// Another server has taken the place of the one that there are connections to: no request goes there any more, and
+    /// the next dial asks where it is.
+    #[cold]
+    pub(super) fn replaced(&self) {
+        self.doubt();
+        self.pool.reset();
+        self.abandon(None);
+    }
+
+    /// Gives up the connections; of those to this server, none.
+    fn abandon(&self, unless: Option<&Endpoint>) {
+        self.pool.close_idle(|connection| unless.is_none_or(|endpoint| connection.endpoint != *endpoint));
+        #[cfg(feature = "tokio")]
+        self.pipelines.abandon(unless);
+    }
+
+    /// Whether a connection leads to where the server is, as far as is known.
+    #[inline]
+    pub(super) fn is_there(&self, connection: &Connection<P>) -> bool {
+        self.protocol.lookup().is_none_or(|lookup| *lookup.endpoint() == connection.endpoint)
+    }
+
     /// Closes the connections that have nothing to do, or those that were opened before this.
     fn close_idle(&self, opened_before: Option<Instant>) {
         let is_meant = |opened: Instant| opened_before.is_none_or(|before| opened < before);
@@ -341,6 +296,9 @@ impl<P: Protocol> Server<P> {
 
     /// Forgets every connection, and that the server was down.
     pub(super) fn reset(&self) {
+        if let Some(lookup) = self.protocol.lookup() {
+            lookup.doubt();
+        }
         self.pool.reset();
         #[cfg(feature = "tokio")]
         self.pipelines.reset();
@@ -366,27 +324,6 @@ impl<P: Protocol> Server<P> {
     }
 }
 
-/// Why there is no connection.
-enum Ungreeted {
-    /// The server has closed it, and did not say why.
-    HungUp(Error),
-    Failed(Error),
-}
-
-impl Ungreeted {
-    fn error(self) -> Error {
-        match self {
-            Ungreeted::HungUp(error) | Ungreeted::Failed(error) => error,
-        }
-    }
-}
-
-impl From<Error> for Ungreeted {
-    fn from(error: Error) -> Ungreeted {
-        Ungreeted::Failed(error)
-    }
-}
-
 /// Of a request for which there is no room.
 pub(super) fn full(endpoint: &Endpoint) -> Error {
     let context = format!("as many requests to {endpoint} are under way as there may be, and none ended in time");
@@ -396,12 +333,6 @@ pub(super) fn full(endpoint: &Endpoint) -> Error {
 /// Whether a failure says that the server, or the way to it, is out of order.
 fn is_outage(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
-}
-
-/// Whether a failure to open a connection says that the server lets nobody in.
-fn is_refusal(kind: ErrorKind) -> bool {
-    let is_ours = matches!(kind, ErrorKind::Forked | ErrorKind::OutOfResources | ErrorKind::Other);
-    !is_ours && !is_outage(kind)
 }
 
 impl<P: Protocol> Debug for Server<P> {

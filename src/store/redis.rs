@@ -34,6 +34,8 @@ mod protocol;
 mod refusals;
 mod reply;
 mod resp;
+mod role;
+mod sentinel;
 
 /// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
 const PART_ENTRIES: usize = 1_000;
@@ -73,9 +75,36 @@ const MOST_STEPS: usize = 1 << 22;
 /// # URLs
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
-/// `redis+unix://[user:password@]/path/of/the/socket`. User and password are percent-encoded. The port defaults to 6379,
+/// `redis+unix://[user:password@]/path/of/the/socket`; behind sentinels see [below](RedisStore#sentinel). User and password are percent-encoded. The port defaults to 6379,
 /// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
+///
+/// # Sentinel
+///
+/// `redis+sentinel://[user:password@]sentinel[:port][,sentinel[:port]...]/mymaster[/database]` is the server that
+/// [Redis Sentinel](https://redis.io/docs/latest/develop/reference/sentinel-clients/) calls the master of that name;
+/// `rediss+sentinel://` for sentinels and master over TLS, where the master's certificate must be for the host that the
+/// sentinels announce. User and password are the master's. Those for the sentinels, if they want any, are
+/// `sentinel_username` and `sentinel_password` or `sentinel_password_file`.
+///
+/// - **Who is asked.** Before a connection is opened the sentinels are asked for the address (`SENTINEL
+///   GET-MASTER-ADDR-BY-NAME`), one after the other until one knows it; that one is the first to be asked next time. An
+///   answer counts for `topology_refresh` (five seconds) unless something fails meanwhile. Sentinels that do not answer,
+///   and the dial, share one `connect_timeout`. Where none gives an address the error says what each of them did, and
+///   after `failures` of that kind none is asked for `retry_after`; connections that there are serve on.
+/// - **Who is believed.** A server that calls itself anything but a master (`ROLE`, or `INFO replication` where the account
+///   may not ask for the former) is not used: the next sentinel is asked. An account that may ask for neither is served
+///   without that check, of which the feature `tracing` has a warning.
+/// - **After a failover** the first `READONLY` gives up all connections to the old master, and no further request goes
+///   there. A master that was killed is followed once the sentinels have elected another one; a call waits for that no
+///   longer than for a server that is down, and finds the new one at most `retry_after` later than it could.
+/// - **An isolated master** that still takes writes is left within `topology_refresh`: once in that time, while there are
+///   calls, one of them has all sentinels asked, and what more than half of those that answer say counts. Inside tokio that
+///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout` or by `timeout`. What an
+///   isolated master has taken meanwhile is lost with it.
+/// - **Over a fork** a child goes on with the address that its parent knew.
+/// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use
+///   `rediss+sentinel://` where others can get into the network between.
 ///
 /// # Failures
 ///
@@ -84,7 +113,7 @@ const MOST_STEPS: usize = 1 << 22;
 ///
 /// | the server says | [kind](crate::ErrorKind) | transient | connection |
 /// | --- | --- | --- | --- |
-/// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after`: the name may lead to another server now |
+/// | `READONLY`, `MASTERDOWN` | `Server` | yes | given up, with all that are older than `retry_after` (behind sentinels: with all): the name may lead to another server now |
 /// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
 /// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
 /// | "upstream ...", "no upstream host", of a proxy, with or without `ERR` | `Server` | yes | kept |

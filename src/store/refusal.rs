@@ -25,6 +25,8 @@ pub(crate) enum Connection {
     Kept,
     /// Another one may lead to another server, or log in again.
     GivenUp,
+    /// So is every other one to the same server, where it can be asked which one is meant.
+    AllGivenUp,
 }
 
 impl Refusal {
@@ -38,6 +40,11 @@ impl Refusal {
     }
 
     pub(crate) fn gives_up(self) -> bool {
-        self.connection == Connection::GivenUp
+        self.connection != Connection::Kept
+    }
+
+    /// Whether the server is not the one that is meant any more.
+    pub(crate) fn is_left(self) -> bool {
+        self.connection == Connection::AllGivenUp
     }
 }

@@ -17,6 +17,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Endpoint, LONGEST, Settings, Timeouts};
 
+/// Options whose values are not shown.
+const SECRET: &[&str] = &["sentinel_password"];
+
 /// The room that the kernel has for the path of a Unix socket.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -81,7 +84,7 @@ impl StoreUrl {
     }
 }
 
-/// As it was written, but for the password.
+/// As it was written, but for the passwords.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
@@ -89,7 +92,8 @@ impl fmt::Display for StoreUrl {
             write!(f, "{}@", encode(username))?;
         }
         write!(f, "{}{}", self.hosts, self.path)?;
-        for (position, (name, value)) in self.options.left.iter().enumerate() {
+        let shown = self.options.left.iter().filter(|(name, _)| !SECRET.contains(&name.as_str()));
+        for (position, (name, value)) in shown.enumerate() {
             write!(f, "{}{}={}", if position == 0 { '?' } else { '&' }, encode(name), encode(value))?;
         }
         Ok(())
@@ -260,10 +264,15 @@ fn check_host(host: &str) -> Result<&str> {
     if host.is_empty() {
         return Err(invalid("a host of the URL is empty"));
     }
-    if !host.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char)) {
+    if !is_host(host) {
         return Err(invalid(format!("{host:?} is not the name or address of a host")));
     }
     Ok(host)
+}
+
+/// Whether it is written as the name or the IPv4 address of a host is.
+pub(crate) fn is_host(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char))
 }
 
 /// Does not show what is no number: it may be the password of a login without its `@`.

@@ -45,6 +45,12 @@ pub(crate) fn breaker_closed(_: &Endpoint) {}
 pub(crate) fn unproven(_: &Endpoint) {}
 
 #[inline]
+pub(crate) fn unchecked_role(_: &Endpoint) {}
+
+#[inline]
+pub(crate) fn moved(_: &Endpoint) {}
+
+#[inline]
 pub(crate) fn unverified(_: &Endpoint) {}
 
 #[inline]

@@ -104,6 +104,21 @@ pub(crate) fn unproven(endpoint: &Endpoint) {
     );
 }
 
+/// This may be a replica, for all that is known.
+pub(crate) fn unchecked_role(endpoint: &Endpoint) {
+    about_server!(
+        warn,
+        endpoint,
+        "the account may ask for neither ROLE nor INFO: a replica that sentinels call the master is noticed at its first \
+         READONLY"
+    );
+}
+
+/// The server is elsewhere by now.
+pub(crate) fn moved(endpoint: &Endpoint) {
+    about_server!(info, endpoint, "the server is elsewhere by now: the connections to where it was are given up");
+}
+
 /// Anybody may be in the place of this server.
 pub(crate) fn unverified(endpoint: &Endpoint) {
     about_server!(warn, endpoint, "tls_accept_any_certificate: it is not verified who the server is");
@@ -137,13 +152,14 @@ fn address(endpoint: &Endpoint) -> Cow<'_, str> {
     match endpoint {
         Endpoint::Tcp { host, .. } => host.into(),
         Endpoint::Unix(path) => path.to_string_lossy(),
+        Endpoint::Named(name) => name.into(),
     }
 }
 
 fn port(endpoint: &Endpoint) -> Option<u16> {
     match endpoint {
         Endpoint::Tcp { port, .. } => Some(*port),
-        Endpoint::Unix(_) => None,
+        Endpoint::Unix(_) | Endpoint::Named(_) => None,
     }
 }
 

@@ -13,6 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::unistd::alarm;
 
 use support::forks::exit_now;
+use support::sentinels::put_all_behind_sentinels;
 use support::servers::{Kind, encrypt_all};
 pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
@@ -53,13 +54,25 @@ impl Mode {
 
 pub(crate) struct Scenario {
     name: String,
-    /// Whether it has a server, and so is run over TLS as well.
-    has_server: bool,
+    /// The server that it has, and so is run in other settings as well.
+    server: Option<Kind>,
     run: Box<dyn Fn() + Send>,
 }
 
 /// Behind the name of a scenario whose servers encrypt.
 const OVER_TLS: &str = "::over_tls";
+
+/// Behind the name of one whose Redis servers are named by a sentinel.
+const BEHIND_SENTINELS: &str = "::behind_sentinels";
+
+/// What is added to the name of a scenario with this server, and how it is set up then.
+fn settings(server: Kind) -> Vec<(&'static str, fn())> {
+    let over_tls = (OVER_TLS, encrypt_all as fn());
+    match server {
+        Kind::Redis => vec![over_tls, (BEHIND_SENTINELS, put_all_behind_sentinels)],
+        Kind::Memcached => vec![over_tls],
+    }
+}
 
 /// The scenarios of one promise, under its name.
 pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Item = Scenario> {
@@ -67,13 +80,13 @@ pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Ite
 }
 
 pub(crate) fn scenario(name: &str, run: fn()) -> Scenario {
-    Scenario { name: name.to_owned(), has_server: false, run: Box::new(run) }
+    Scenario { name: name.to_owned(), server: None, run: Box::new(run) }
 }
 
 pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
     let one = |kind: Kind| {
         let name = format!("{name}::{}", kind.name());
-        Scenario { name, has_server: true, run: Box::new(move || run(kind)) }
+        Scenario { name, server: Some(kind), run: Box::new(move || run(kind)) }
     };
     Kind::BOTH.map(one).into()
 }
@@ -81,7 +94,7 @@ pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
 pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<Scenario> {
     let one = |kind: Kind, mode: Mode| {
         let name = format!("{name}::{}::{}", kind.name(), mode.name());
-        Scenario { name, has_server: true, run: Box::new(move || run(kind, mode)) }
+        Scenario { name, server: Some(kind), run: Box::new(move || run(kind, mode)) }
     };
     Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
 }
@@ -96,20 +109,24 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(FLAG) {
         let name = arguments.next().expect("the name of a scenario");
-        let plain = name.strip_suffix(OVER_TLS);
-        if plain.is_some() {
-            encrypt_all();
-        }
-        let is_wanted = |scenario: &Scenario| scenario.name == plain.unwrap_or(&name);
-        let scenario = scenarios.into_iter().find(is_wanted).expect("a known scenario");
+        let wanted = scenarios.into_iter().find_map(|scenario| {
+            let added = name.strip_prefix(&scenario.name)?;
+            let mut settings = scenario.server.map_or_else(Vec::new, settings).into_iter();
+            let set_up = if added.is_empty() { None } else { Some(settings.find(|(suffix, _)| *suffix == added)?.1) };
+            Some((scenario, set_up))
+        });
+        let (scenario, set_up) = wanted.expect("a known scenario");
         alarm::set(u32::try_from(time(&name).as_secs()).expect("a short time"));
+        set_up.into_iter().for_each(|set_up| set_up());
         (scenario.run)();
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let over_tls = |scenario: &Scenario| scenario.has_server.then(|| format!("{}{OVER_TLS}", scenario.name));
-    let names = scenarios.iter().flat_map(|scenario| [Some(scenario.name.clone()), over_tls(scenario)]).flatten();
+    let names = scenarios.iter().flat_map(|Scenario { name, server, .. }| {
+        let settings = server.map_or_else(Vec::new, settings).into_iter().map(|(suffix, _)| suffix);
+        std::iter::once("").chain(settings).map(move |suffix| format!("{name}{suffix}"))
+    });
     let trial = |name: String| Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name));
     libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
 }

@@ -44,6 +44,7 @@ promises! {
     nobody_has_to_remember,
     an_outage_is_not_an_outage,
     a_shortage_is_not_the_servers,
+    a_failover_harms_nobody,
     large_values_hold_up_nobody,
     one_loads_for_all,
     claims_belong_to_a_process,

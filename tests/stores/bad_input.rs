@@ -21,7 +21,7 @@ fn urls() {
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
-            "unknown scheme \"gopher\": this build knows memory, redis, rediss, redis+unix, redis+socket, unix, memcached, memcacheds, memcached+unix, null",
+            "unknown scheme \"gopher\": this build knows memory, redis, rediss, redis+sentinel, rediss+sentinel, redis+unix, redis+socket, unix, memcached, memcacheds, memcached+unix, null",
         ),
         ("redis://", "a host of the URL is empty"),
         ("redis://ho st", "\"ho st\" is not the name or address of a host"),
@@ -40,8 +40,9 @@ fn urls() {
         (
             "redis://localhost?timeuot=1s",
             "unknown option \"timeuot\": known are client_name, connect_timeout, database, db, failures, keepalive, max_age, \
-             max_idle, max_value, password_file, pool_size, protocol, retry_after, timeout, tls_accept_any_certificate, \
-             tls_ca, tls_cert, tls_key, tls_server_name",
+             max_idle, max_value, password_file, pool_size, protocol, retry_after, sentinel_password, \
+             sentinel_password_file, sentinel_username, timeout, tls_accept_any_certificate, tls_ca, tls_cert, tls_key, \
+             tls_server_name, topology_refresh",
         ),
         (
             "redis://localhost?timeout=soon",
@@ -66,6 +67,13 @@ fn urls() {
             "rediss://localhost?tls_accept_any_certificate=true&tls_server_name=a%20b",
             "\"a b\" is no name that a certificate can be for",
         ),
+        (
+            "redis+sentinel://a,b",
+            "\"\" is not the name of a master, which a redis+sentinel URL has behind its hosts: /mymaster, or /mymaster/2 \
+             with the database",
+        ),
+        ("redis+sentinel://a/mymaster/two", "the database \"two\" of a redis URL is not a number"),
+        ("redis://a?sentinel_password=b", "the option sentinel_password is given, and redis has no sentinels"),
         ("redis://localhost/1?db=2", "a redis URL gives the database twice: in its path, or as database or db"),
         ("memory://somewhere", "a memory URL names no host and no path: write memory://"),
         ("memory://?max_bytes=much", "the option max_bytes=\"much\" is not a number in the allowed range"),

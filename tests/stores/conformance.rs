@@ -9,6 +9,7 @@ use prefork_cache::{Cache, CacheStore};
 use tokio::runtime::{Builder, Runtime};
 
 use support::certificates::Authority;
+use support::sentinels::Group;
 use support::servers::{Encryption, Kind, Server};
 
 /// Inline, in a current-thread runtime, and in a multi-thread one.
@@ -70,6 +71,19 @@ fn redis_over_tls() {
     let authority = Authority::new();
     let server = Server::encrypted(Kind::Redis, &Encryption::by(&authority), &[]);
     conforms(&RedisStore::new(&server.url("")).unwrap());
+}
+
+#[test]
+fn redis_behind_sentinels() {
+    let group = Group::with(1, None, Some("s3cret"));
+    conforms(&RedisStore::new(&group.url("")).unwrap());
+}
+
+#[test]
+fn redis_behind_sentinels_over_tls() {
+    let authority = Authority::new();
+    let group = Group::with(1, Some(&Encryption::by(&authority)), None);
+    conforms(&RedisStore::new(&group.url("")).unwrap());
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod redis;
 mod removal;
 mod restricted_account;
 mod runtimes;
+mod sentinel;
 mod shapes;
 mod shared;
 mod slices;

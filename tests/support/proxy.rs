@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::encryptor;
 use super::frames::Frames;
+use super::sentinels::SOURCE;
 use super::servers::{Kind, Server, encryption_of_all, plain_port};
 use super::wait::until;
 
@@ -118,8 +119,13 @@ impl Proxy {
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
+                let client = client.expect("a client");
+                if is_sentinel(&client) {
+                    accepting.pass_on(client);
+                    continue;
+                }
                 let number = accepting.connects.fetch_add(1, Ordering::SeqCst);
-                accepting.serve(number, client.expect("a client"));
+                accepting.serve(number, client);
             }
         });
         Proxy { port: own_port, shared }
@@ -202,6 +208,14 @@ impl Proxy {
 }
 
 impl Shared {
+    /// Leaves what is said as it is, in both directions.
+    fn pass_on(&self, client: TcpStream) {
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.server.load(Ordering::SeqCst))) else { return };
+        let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
+        thread::spawn(move || forward(&client, &server, |piece, to| to.write_all(piece).is_ok()));
+        thread::spawn(move || forward(&server_too, &client_too, |piece, to| to.write_all(piece).is_ok()));
+    }
+
     fn serve(self: &Arc<Shared>, number: usize, client: TcpStream) {
         let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.server.load(Ordering::SeqCst))) else {
             // Without a server there is nothing behind this door.
@@ -305,6 +319,11 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether it is a sentinel that looks after the server: nothing is done to what it is answered.
+fn is_sentinel(client: &TcpStream) -> bool {
+    client.peer_addr().is_ok_and(|address| address.ip() == SOURCE)
 }
 
 /// Passes pieces on until one side ends or `pass` says so; then ends both, also for a child that has copies of the

@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::certificates::{Authority, Identity, LOCAL, Validity};
+use super::sentinels::place_behind_sentinels;
 use super::wait::{PATIENCE, until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ enum Place {
 }
 
 /// How often another port is tried, if somebody was quicker to take the one that was free.
-const PORTS_TRIED: usize = 20;
+pub(crate) const PORTS_TRIED: usize = 20;
 
 impl Server {
     /// On a free port.
@@ -256,7 +257,8 @@ impl Server {
         digits.parse().expect("a number")
     }
 
-    fn try_ask(&self, command: &str) -> std::io::Result<String> {
+    /// The same, of a server that may hang up.
+    pub fn try_ask(&self, command: &str) -> std::io::Result<String> {
         match &self.place {
             Place::Port(port) | Place::Ports(_, port) => {
                 let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
@@ -387,7 +389,10 @@ pub fn url_of_hosts(kind: Kind, hosts: &str, options: &str) -> String {
 }
 
 fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
-    format!("{}://{hosts}?{options}", kind.name())
+    match place_behind_sentinels(kind, hosts) {
+        Some(place) => format!("redis+sentinel://{place}?{options}"),
+        None => format!("{}://{hosts}?{options}", kind.name()),
+    }
 }
 
 fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {
@@ -400,7 +405,7 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-fn pid(child: &Child) -> Pid {
+pub(crate) fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().expect("a process id"))
 }
 

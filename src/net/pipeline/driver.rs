@@ -20,6 +20,7 @@ use super::inbox::{Awaited, Pipeline};
 use super::{Failure, LARGE_VALUE, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
+use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
 use crate::net::drive::Drive;
 use crate::net::endpoint::{io_error, timed_out};
@@ -50,6 +51,15 @@ pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipelin
             }
         }
     })));
+}
+
+/// Asks where the server is by now, if it is time to, beside the requests that go on meanwhile.
+fn refresh_address<P: Protocol>(server: &Arc<Server<P>>, runtime: RuntimeId) {
+    if server.is_address_due() {
+        let server = Arc::clone(server);
+        let refresh = async move { server.refresh_address(Drive::Tokio(runtime)).await };
+        tokio::spawn(ProcessBound::new(Box::pin(refresh)));
+    }
 }
 
 /// What a driver answers for. Its drop leaves no caller waiting.
@@ -104,7 +114,7 @@ struct Driver<P: Protocol> {
 impl<P: Protocol> Driver<P> {
     fn new(tenure: Tenure<P>, connection: Connection<P>) -> Driver<P> {
         let now = Instant::now();
-        tenure.pipeline.note_opened(connection.opened);
+        tenure.pipeline.note_opened(connection.opened, connection.endpoint.clone());
         {
             let mut inbox = tenure.pipeline.inbox.lock();
             inbox.marking = Some(connection.marking);
@@ -151,6 +161,11 @@ impl<P: Protocol> Driver<P> {
     /// Takes what callers have appended.
     fn take(&mut self, cx: &Context<'_>) -> Result<(), Failure> {
         let Driver { tenure, connection, .. } = self;
+        if tenure.pipeline.is_abandoned.load(Ordering::Relaxed) {
+            let error = ended(&tenure.server);
+            tenure.end(&error, Progress::Unsent);
+            return Ok(());
+        }
         let mut inbox = tenure.pipeline.inbox.lock();
         if inbox.driver.is_none() {
             inbox.driver = Some(cx.waker().clone());
@@ -176,11 +191,13 @@ impl<P: Protocol> Driver<P> {
         }
         inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
         inbox.outgoing.move_to(&mut connection.outgoing);
+        drop(inbox);
+        refresh_address(&tenure.server, tenure.pipeline.runtime);
         Ok(())
     }
 
     fn send(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        let Connection { stream, outgoing, .. } = &mut self.connection;
+        let Connection { endpoint, stream, outgoing, .. } = &mut self.connection;
         match outgoing.poll_send(&mut **stream, cx) {
             Poll::Ready(Err(error)) if has_ended(&error) => {
                 // The end will be received, and before it perhaps why the server does not read on.
@@ -188,7 +205,7 @@ impl<P: Protocol> Driver<P> {
                 Ok(())
             }
             // Whatever followed would be taken for the rest of what was cut short.
-            Poll::Ready(Err(error)) => Err(io_error("send to", self.tenure.server.protocol.endpoint(), error)),
+            Poll::Ready(Err(error)) => Err(io_error("send to", endpoint, error)),
             _ => Ok(()),
         }
     }
@@ -200,11 +217,13 @@ impl<P: Protocol> Driver<P> {
         let mut received = 0;
         let mut has_proven = false;
         while let Poll::Ready(count) = connection.stream.poll_receive(cx, connection.frames.space()) {
-            let count = at_least_one(count).map_err(|error| io_error("receive from", protocol.endpoint(), error))?;
+            let count = at_least_one(count).map_err(|error| io_error("receive from", &connection.endpoint, error))?;
             connection.frames.received(count);
             received += count;
-            while let Some(cut) =
-                connection.frames.next_if(in_flight.is_next_wanted()).map_err(|what| malformed(protocol, &what))?
+            while let Some(cut) = connection
+                .frames
+                .next_if(in_flight.is_next_wanted())
+                .map_err(|what| malformed(&connection.endpoint, &what))?
             {
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
             }
@@ -217,6 +236,9 @@ impl<P: Protocol> Driver<P> {
         if has_proven {
             self.has_served = true;
             server.succeeded();
+            if mem::take(&mut in_flight.is_replaced) && server.protocol.lookup().is_some() {
+                server.replaced();
+            }
         }
         if received > 0 {
             self.note_arrival(received);
@@ -309,7 +331,7 @@ impl<P: Protocol> Driver<P> {
             server.pipelines.retire(pipeline);
         }
         if in_flight.deadline(timeout).is_some_and(|deadline| deadline <= now) {
-            let late = timed_out("receive from", server.protocol.endpoint());
+            let late = timed_out("receive from", &self.connection.endpoint);
             in_flight.expire(now, timeout, &late);
             if !mem::replace(&mut self.has_timed_out, true) {
                 server.failed(&late, self.has_served);

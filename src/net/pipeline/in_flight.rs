@@ -65,6 +65,8 @@ pub(super) struct InFlight<P: Protocol> {
     ended: usize,
     /// Whether one has ever been waited for longer than usual, so that deadlines are not in order.
     has_extra: bool,
+    /// Whether a reply says that another server has taken the place of this one.
+    pub(super) is_replaced: bool,
 }
 
 impl<P: Protocol> InFlight<P> {
@@ -76,6 +78,7 @@ impl<P: Protocol> InFlight<P> {
             arriving: Duration::ZERO,
             ended: 0,
             has_extra: false,
+            is_replaced: false,
         }
     }
 
@@ -129,8 +132,8 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(false);
             }
-            Some(Awaited::Reply(_)) => return Err(foreign(protocol)),
-            None => return Err(surplus(protocol)),
+            Some(Awaited::Reply(_)) => return Err(foreign(protocol.endpoint())),
+            None => return Err(surplus(protocol.endpoint())),
         };
         request.is_begun = true;
         let Accepted::Complete { proven } = protocol.accept(&mut request.partial, frame)? else { return Ok(false) };
@@ -147,7 +150,9 @@ impl<P: Protocol> InFlight<P> {
         self.ended += held;
         for awaited in self.awaited.drain(..held) {
             if let Awaited::Reply(Request { slot: Some(slot), partial, .. }) = awaited {
-                slot.complete(Ok(P::finish(partial)));
+                let reply = P::finish(partial);
+                self.is_replaced |= P::is_replaced(&reply);
+                slot.complete(Ok(reply));
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Marking, Protocol, Token, Tokens};
 use crate::net::drive::exchange_timeout;
+use crate::net::endpoint::Endpoint;
 use crate::net::link::Retry;
 use crate::net::outgoing::Outgoing;
 use crate::net::server::{Server, full};
@@ -40,8 +41,10 @@ pub(in crate::net) struct Pipeline<P: Protocol> {
     pub(super) is_extra: bool,
     pub(super) is_behind_large_value: AtomicBool,
     pub(super) is_retired: AtomicBool,
-    /// When it was connected, once it is.
-    opened: OnceLock<std::time::Instant>,
+    /// Whether nothing is sent any more.
+    pub(super) is_abandoned: AtomicBool,
+    /// When it was connected, and to where, once it is.
+    opened: OnceLock<(std::time::Instant, Endpoint)>,
     pub(super) inbox: Lock<Inbox<P>>,
 }
 
@@ -88,17 +91,29 @@ impl<P: Protocol> Pipeline<P> {
             is_extra,
             is_behind_large_value: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
             opened: OnceLock::new(),
             inbox: Lock::new("pipeline", inbox),
         })
     }
 
-    pub(super) fn note_opened(&self, opened: std::time::Instant) {
-        let _ = self.opened.set(opened);
+    pub(super) fn note_opened(&self, opened: std::time::Instant, endpoint: Endpoint) {
+        let _ = self.opened.set((opened, endpoint));
     }
 
     pub(in crate::net) fn opened(&self) -> Option<std::time::Instant> {
-        self.opened.get().copied()
+        self.opened.get().map(|(opened, _)| *opened)
+    }
+
+    fn is_connected_elsewhere(&self, endpoint: &Endpoint) -> bool {
+        self.opened.get().is_some_and(|(_, connected)| connected != endpoint)
+    }
+
+    /// Takes no more requests, and none is sent; unless it leads there.
+    pub(super) fn abandon(&self, unless: Option<&Endpoint>) -> bool {
+        let is_abandoned = unless.is_none_or(|endpoint| self.is_connected_elsewhere(endpoint));
+        self.is_abandoned.fetch_or(is_abandoned, Ordering::Relaxed);
+        is_abandoned
     }
 
     pub(in crate::net) fn in_flight(&self) -> usize {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::lifecycle::ProcessLocal;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::Protocol;
+use crate::net::endpoint::Endpoint;
 use crate::net::server::Server;
 use crate::sync::Lock;
 
@@ -95,6 +96,12 @@ impl<P: Protocol> Pipelines<P> {
     /// Has the next request of each runtime dial. Requests in flight end as they would have.
     pub(in crate::net) fn reset(&self) {
         self.retire_if(|_| true);
+    }
+
+    /// Has the next request of each runtime dial, and those too that were appended and not sent; unless there is a
+    /// connection to this server.
+    pub(in crate::net) fn abandon(&self, unless: Option<&Endpoint>) {
+        self.retire_if(|pipeline| pipeline.abandon(unless));
     }
 
     /// Has those pipelines take no more requests for which that is so.

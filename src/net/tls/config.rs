@@ -87,6 +87,7 @@ impl Tls {
             (Some(name), _) => Ok(name.clone()),
             (None, Endpoint::Tcp { host, .. }) => name(host),
             (None, Endpoint::Unix(path)) => name(&path.display().to_string()),
+            (None, Endpoint::Named(server)) => name(server),
         }
     }
 

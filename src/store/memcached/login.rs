@@ -16,7 +16,7 @@ async fn log_in_as<P: Protocol>(protocol: &P, connection: &mut Connection<P>, cr
     let login = format!("{} {}", credentials.username().unwrap_or_default(), credentials.secret());
     // To a server that wants no login it is a value, which must not stay: it ends where it begins.
     let command = format!("set prefork-cache 0 -1 {}\r\n{login}\r\n", login.len());
-    match connection.ask_raw(protocol, command.as_bytes()).await?.as_slice() {
+    match connection.ask_raw(command.as_bytes()).await?.as_slice() {
         b"STORED\r\n" => Ok(()),
         b"CLIENT_ERROR authentication failure\r\n" => {
             Err(Error::new(ErrorKind::Auth, format!("{endpoint} refused the user name or password")))

@@ -403,7 +403,7 @@ impl Protocol for Meta {
     /// To a server that does not know the meta protocol, the value after a command would be a command.
     async fn greet(&self, connection: &mut Connection<Meta>, _: usize) -> Result<Marking> {
         log_in(self, connection, &self.access.login).await?;
-        let Err(answer) = connection.try_marker(self, MARKER).await? else {
+        let Err(answer) = connection.try_marker(MARKER).await? else {
             return Ok(Marking::WhereUnproven(MARKER));
         };
         let refused = self.refused_or_malformed(without_end(&answer));

@@ -266,6 +266,7 @@ fn ring_name(endpoint: &Endpoint) -> String {
     match endpoint {
         Endpoint::Tcp { host, port } => format!("{host}:{port}"),
         Endpoint::Unix(path) => path.display().to_string(),
+        Endpoint::Named(name) => name.clone(),
     }
 }
 

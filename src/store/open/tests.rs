@@ -58,10 +58,14 @@ fn the_defaults() {
     let memcached = |url: &str| crate::store::memcached::understood(url);
     for (store, understood) in [("redis", &redis as &dyn Fn(&str) -> String), ("memcached", &memcached)] {
         for (name, default) in documented(store).into_iter().filter(|(_, default)| !default.is_empty()) {
-            // `false` is to be said over TLS only.
-            let scheme = if name.starts_with("tls_") { format!("{store}s") } else { store.to_owned() };
-            let given = understood(&format!("{scheme}://localhost?{name}={default}"));
-            assert_eq!(given, understood(&format!("{scheme}://localhost")), "{name} of {store}");
+            // Some are to be given only where they mean something.
+            let place = match name {
+                "topology_refresh" => format!("{store}+sentinel://localhost/mymaster"),
+                name if name.starts_with("tls_") => format!("{store}s://localhost"),
+                _ => format!("{store}://localhost"),
+            };
+            let given = understood(&format!("{place}?{name}={default}"));
+            assert_eq!(given, understood(&place), "{name} of {store}");
         }
     }
     let memory = |options: &str| format!("{:?}", from_url(&format!("memory://{options}")).unwrap());

@@ -5,7 +5,7 @@ use std::fmt;
 use super::RedisStore;
 use super::config::Config;
 use crate::error::Result;
-use crate::store::builder::{Given, common_setters, setters, text};
+use crate::store::builder::{Given, common_setters, duration, path, setters, text};
 
 /// What a [`RedisStore`] is made of; from [`RedisStore::builder`].
 ///
@@ -35,6 +35,20 @@ setters! {
     client_name: impl Into<String> = Into::into, "\"widgets\"";
 }
 
+setters! {
+    RedisBuilder, "RedisStore", "redis+sentinel://localhost/mymaster", SENTINEL:
+    /// Who logs in to the sentinels, where they want to know. Defaults to their default user.
+    sentinel_username: impl Into<String> = Into::into, "\"worker\"";
+    /// The password for the sentinels, where they want one; as it is, without percent-encoding. That of the URL is the
+    /// master's.
+    sentinel_password: impl Into<String> = Into::into, "\"s3cret\"";
+    /// A file with the password for the sentinels, read each time that they are asked.
+    sentinel_password_file: impl AsRef<std::path::Path> = path, "\"/run/secrets/sentinels\"";
+    /// How often the sentinels are asked, while there are calls, whether another server is the master by now. Defaults
+    /// to five seconds.
+    topology_refresh: std::time::Duration = duration, "Duration::from_secs(2)";
+}
+
 impl RedisBuilder {
     pub(super) fn new(url: &str) -> RedisBuilder {
         RedisBuilder { given: Given::new(url) }
@@ -43,7 +57,7 @@ impl RedisBuilder {
     /// The names of the methods that are options.
     #[cfg(test)]
     pub(in crate::store) fn options() -> Vec<&'static str> {
-        [RedisBuilder::COMMON, RedisBuilder::TLS, RedisBuilder::OWN].concat()
+        [RedisBuilder::COMMON, RedisBuilder::TLS, RedisBuilder::OWN, RedisBuilder::SENTINEL].concat()
     }
 
     /// Builds the store, and reads its certificates. No I/O with the server.
@@ -65,9 +79,7 @@ impl RedisBuilder {
         let (mut url, callback) = self.given.finish()?;
         if replaces_database {
             url.options.remove("db");
-            if !Config::is_on_unix_socket(&url) {
-                url.path.clear();
-            }
+            Config::clear_database(&mut url);
         }
         RedisStore::open(url, callback)
     }

@@ -1,11 +1,13 @@
 //! A Redis URL, understood.
 
+use super::sentinel;
 use crate::error::Result;
-use crate::net::{Endpoint, Settings, Tls};
+use crate::net::{Address, Endpoint, Settings, Tls};
 use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
 
-pub(in crate::store) const SCHEMES: &[&str] = &["redis", "rediss", "redis+unix", "redis+socket", "unix"];
+pub(in crate::store) const SCHEMES: &[&str] =
+    &["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+unix", "redis+socket", "unix"];
 
 /// The first is this crate's, the others are those of other clients.
 const UNIX_SCHEMES: &[&str] = &["redis+unix", "redis+socket", "unix"];
@@ -17,7 +19,7 @@ const DEFAULT_MAX_VALUE: usize = 512 << 20;
 
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) endpoint: Endpoint,
+    pub(super) address: Address,
     pub(super) tls: Option<Tls>,
     pub(super) login: Login,
     pub(super) database: u32,
@@ -40,26 +42,46 @@ pub(super) enum Version {
 impl Config {
     pub(super) fn new(mut url: StoreUrl, callback: Option<Callback>) -> Result<Config> {
         let on_unix_socket = Config::is_on_unix_socket(&url);
-        let is_encrypted = url.scheme == "rediss";
+        let is_encrypted = url.scheme.starts_with("rediss");
         if !SCHEMES.contains(&url.scheme.as_str()) {
             let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
         }
-        let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(DEFAULT_PORT)? };
-        let [endpoint] = <[Endpoint; 1]>::try_from(endpoints)
-            .map_err(|_| invalid("a redis URL names one server, without a comma"))?;
+        let is_behind_sentinels = sentinel::are_named_by(&url);
+        let master = if is_behind_sentinels { Some(sentinel::take_master(&mut url)?) } else { None };
+        let default_port = if is_behind_sentinels { sentinel::DEFAULT_PORT } else { DEFAULT_PORT };
+        let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(default_port)? };
         let login = Login::take(&mut url, callback)?;
         let database = take_database(&mut url, on_unix_socket)?;
         let protocol = url.options.take_text("protocol").map_or(Ok(Version::default()), |text| parse_version(&text))?;
         let client_name = url.options.take_text("client_name").map(check_name).transpose()?;
         let settings = url.options.take_settings()?;
         let max_value = url.options.take_number("max_value")?.unwrap_or(DEFAULT_MAX_VALUE);
-        let tls = url.take_tls(is_encrypted, std::slice::from_ref(&endpoint))?;
+        let tls = url.take_tls(is_encrypted, &endpoints)?;
+        let options = sentinel::Options::take(&mut url)?;
         url.options.finish()?;
-        Ok(Config { endpoint, tls, login, database, protocol, client_name, settings, max_value })
+        let address = match master {
+            Some(master) => Address::LookedUp(options.lookup(master, endpoints, tls.as_ref())),
+            None => {
+                options.expect_none(&url.scheme)?;
+                let [endpoint] = <[Endpoint; 1]>::try_from(endpoints)
+                    .map_err(|_| invalid("a redis URL names one server, without a comma"))?;
+                Address::Fixed(endpoint)
+            }
+        };
+        Ok(Config { address, tls, login, database, protocol, client_name, settings, max_value })
     }
 
-    pub(super) fn is_on_unix_socket(url: &StoreUrl) -> bool {
+    /// Takes the database out of the path, where it may be.
+    pub(super) fn clear_database(url: &mut StoreUrl) {
+        if sentinel::are_named_by(url) {
+            sentinel::clear_database(url);
+        } else if !Config::is_on_unix_socket(url) {
+            url.path.clear();
+        }
+    }
+
+    fn is_on_unix_socket(url: &StoreUrl) -> bool {
         UNIX_SCHEMES.contains(&url.scheme.as_str())
     }
 }
@@ -115,7 +137,7 @@ mod tests {
     #[test]
     fn everything_in_its_place() {
         let config = parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
-        assert_eq!(config.endpoint.to_string(), "[::1]:7000");
+        assert_eq!(config.address.endpoint().to_string(), "[::1]:7000");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "pass/word"));
         assert_eq!(config.database, 3);
         assert_eq!(config.settings.timeouts.exchange.as_millis(), 5);
@@ -130,7 +152,7 @@ mod tests {
             "redis+socket:///run/redis.sock?db=2",
         ] {
             let config = parse(url).unwrap();
-            assert_eq!(config.endpoint.to_string(), "/run/redis.sock");
+            assert_eq!(config.address.endpoint().to_string(), "/run/redis.sock");
             assert_eq!(config.database, 2, "{url}");
         }
     }
@@ -143,6 +165,50 @@ mod tests {
             assert!(parse(url).unwrap_err().to_string().contains("twice"), "{url}");
         }
         assert!(parse("redis://localhost?db=two").unwrap_err().to_string().contains("\"two\""));
+    }
+
+    fn refusal(url: &str) -> String {
+        let error = parse(url).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::InvalidUrl);
+        format!("{error} {error:?}")
+    }
+
+    #[test]
+    fn sentinels_name_a_master() {
+        let url = "redis+sentinel://me:secret@a,b:7/my-master.1/3?sentinel_password=0ther&topology_refresh=2s";
+        let config = parse(url).unwrap();
+        assert_eq!(config.address.endpoint().to_string(), "my-master.1", "until it is known");
+        assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "secret"));
+        assert_eq!(config.database, 3);
+        let shown = format!("{config:?} {}", StoreUrl::parse(url).unwrap());
+        assert!(!shown.contains("secret") && !shown.contains("0ther"), "{shown}");
+        assert!(shown.contains("a:26379") || shown.contains("port: 26379"), "{shown}");
+        assert_eq!(parse("redis+sentinel://a/m?db=2").unwrap().database, 2);
+        assert_eq!(parse("redis+sentinel://a/m/").unwrap().database, 0);
+    }
+
+    #[test]
+    fn what_is_wrong_with_sentinels_is_named() {
+        for url in ["redis+sentinel://a", "redis+sentinel://a/", "redis+sentinel://a//2", "redis+sentinel://a/my%20m"] {
+            assert!(refusal(url).contains("name of a master"), "{url}");
+        }
+        assert!(refusal("redis+sentinel://a/m/two").contains("\"two\""));
+        assert!(refusal("redis+sentinel://a/m/1/2").contains("\"1/2\""));
+        assert!(refusal("redis+sentinel://a,,b/m").contains("empty"));
+        assert!(refusal("redis+sentinel://a/m?sentinel_username=me").contains("sentinel_username"));
+        assert!(refusal("redis+sentinel://a/m?topology_refresh=0").contains("topology_refresh"));
+        let both = "sentinel_password=hunter2&sentinel_password_file=/f";
+        assert!(refusal(&format!("redis+sentinel://a/m?{both}")).contains("sentinel_password_file"));
+        for url in [format!("redis+sentinel://a/m?{both}"), "redis://a?sentinel_password=hunter2".to_owned()] {
+            assert!(!refusal(&url).contains("hunter2"), "{url}");
+        }
+        for option in ["sentinel_username", "sentinel_password", "sentinel_password_file"] {
+            assert!(
+                refusal(&format!("redis://a?{option}=x")).contains(&format!("option {option} is given")),
+                "{option}"
+            );
+        }
+        assert!(refusal("redis://a?topology_refresh=1s").contains("redis has no sentinels"));
     }
 
     #[test]

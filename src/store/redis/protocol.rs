@@ -10,8 +10,9 @@ use super::config::{Config, Version};
 use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
+use super::role::expect_master;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, foreign};
+use crate::net::{Accepted, Address, Connection, Endpoint, Frame, Lookup, Marking, Outgoing, Protocol, Tls, foreign};
 use crate::store::credentials::{Credentials, Login};
 use crate::store::refusal::Lasts;
 use crate::telemetry;
@@ -23,7 +24,7 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 /// Redis's serialization protocol.
 #[derive(Debug)]
 pub(super) struct Resp {
-    endpoint: Endpoint,
+    address: Address,
     tls: Option<Tls>,
     login: Login,
     database: u32,
@@ -34,6 +35,8 @@ pub(super) struct Resp {
     next_level: AtomicUsize,
     /// Whether it was said that replies cannot be proven.
     has_warned: AtomicBool,
+    /// Whether it was said that nobody knows whether the server is a master.
+    has_warned_of_role: AtomicBool,
 }
 
 /// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command that
@@ -62,10 +65,10 @@ pub(super) struct Partial {
 
 impl Resp {
     pub(super) fn new(config: Config) -> Resp {
-        let Config { endpoint, tls, login, database, protocol, client_name, max_value, .. } = config;
+        let Config { address, tls, login, database, protocol, client_name, max_value, .. } = config;
         let level = usize::from(protocol == Version::Resp2);
         Resp {
-            endpoint,
+            address,
             tls,
             login,
             database,
@@ -74,11 +77,32 @@ impl Resp {
             level: AtomicUsize::new(level),
             next_level: AtomicUsize::new(level),
             has_warned: AtomicBool::new(false),
+            has_warned_of_role: AtomicBool::new(false),
+        }
+    }
+
+    /// For single questions, which are asked without a greeting.
+    pub(super) fn without_greeting(endpoint: Endpoint, tls: Option<Tls>) -> Resp {
+        Resp {
+            address: Address::Fixed(endpoint),
+            tls,
+            login: Login::None,
+            database: 0,
+            client_name: None,
+            max_value: 0,
+            level: AtomicUsize::new(0),
+            next_level: AtomicUsize::new(0),
+            has_warned: AtomicBool::new(false),
+            has_warned_of_role: AtomicBool::new(false),
         }
     }
 
     /// An answer without which the connection is of no use.
-    async fn ask(&self, connection: &mut Connection<Resp>, command: Command) -> Result<Result<Value, ServerError>> {
+    pub(super) async fn ask(
+        &self,
+        connection: &mut Connection<Resp>,
+        command: Command,
+    ) -> Result<Result<Value, ServerError>> {
         let mut replies = connection.ask(self, &Request::one(command)).await?;
         Ok(match replies.pop() {
             Some(Value::ServerError(error)) => Err(error),
@@ -104,7 +128,7 @@ impl Resp {
             }
             match self.ask(connection, hello).await? {
                 Ok(_) => return Ok(()),
-                Err(error) if is_final(&error) => return Err(greeting_error(&self.endpoint, login, &error)),
+                Err(error) if is_final(&error) => return Err(greeting_error(connection.endpoint(), login, &error)),
                 Err(_) => {}
             }
         }
@@ -112,7 +136,7 @@ impl Resp {
             let auth = Command::new("AUTH", Expected::Anything);
             let auth = login.username().into_iter().fold(auth, Command::with).with(login.secret());
             let answer = self.ask(connection, auth).await?;
-            answer.map_err(|error| login_error(&self.endpoint, login, &error))?;
+            answer.map_err(|error| login_error(connection.endpoint(), login, &error))?;
         }
         if let Some(name) = &name {
             // One that does not know it serves as well without.
@@ -134,8 +158,13 @@ impl Protocol for Resp {
     type Partial = Partial;
     type Reply = Replies;
 
+    #[inline]
     fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        self.address.endpoint()
+    }
+
+    fn lookup(&self) -> Option<&Lookup> {
+        self.address.lookup()
     }
 
     fn tls(&self) -> Option<&Tls> {
@@ -175,13 +204,13 @@ impl Protocol for Resp {
         let login = self.login.credentials()?;
         let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
         match &login {
-            Some(login) => let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?,
+            Some(login) => let_in.map_err(|error| login.hidden_in(connection.endpoint(), error))?,
             None => let_in?,
         }
         if self.database != 0 {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
             let answer = self.ask(connection, select).await?;
-            answer.map_err(|error| server_error(&self.endpoint, &error))?;
+            answer.map_err(|error| server_error(connection.endpoint(), &error))?;
         }
         if level.markers.is_empty() {
             // Whatever the answer, if it does not end the connection: there is one.
@@ -189,17 +218,23 @@ impl Protocol for Resp {
             if let Err(error) = answer
                 && refusal(&error).gives_up()
             {
-                return Err(server_error(&self.endpoint, &error));
+                return Err(server_error(connection.endpoint(), &error));
             }
         }
+        if self.lookup().is_some()
+            && !expect_master(self, connection).await?
+            && !self.has_warned_of_role.swap(true, Ordering::Relaxed)
+        {
+            telemetry::unchecked_role(connection.endpoint());
+        }
         for &command in level.markers {
-            let Err(bytes) = connection.try_marker(self, command).await? else {
+            let Err(bytes) = connection.try_marker(command).await? else {
                 return Ok(Marking::EveryWrite(command));
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
                 // It lets nobody in.
                 Ok(Value::ServerError(error)) if refusal(&error).gives_up() => {
-                    return Err(server_error(&self.endpoint, &error));
+                    return Err(server_error(connection.endpoint(), &error));
                 }
                 // For the moment: it is busy, or loading.
                 Ok(Value::ServerError(error)) if refusal(&error).is_for_the_moment() => {
@@ -209,11 +244,11 @@ impl Protocol for Resp {
                 Ok(Value::ServerError(_)) => {}
                 // A proxy that answers for itself.
                 Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
-                _ => return Err(foreign(self)),
+                _ => return Err(foreign(connection.endpoint())),
             }
         }
         if !self.has_warned.swap(true, Ordering::Relaxed) {
-            telemetry::unproven(&self.endpoint);
+            telemetry::unproven(connection.endpoint());
         }
         Ok(Marking::Impossible)
     }
@@ -245,14 +280,14 @@ impl Protocol for Resp {
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {
         let value = resp::value(frame).map_err(|error| {
-            let context = format!("{} sent a reply that cannot be parsed", self.endpoint);
+            let context = format!("{} sent a reply that cannot be parsed", self.endpoint());
             Error::with_source(ErrorKind::Protocol, context, error)
         })?;
         let expected = partial.expected[partial.replies.len()];
         // Without its MULTI, the commands of a transaction are carried out one by one.
         let is_alone = expected == Expected::Status && matches!(partial.replies.first(), Some(Value::ServerError(_)));
         if !expected.admits(&value) && !is_alone {
-            return Err(reply::unexpected(&self.endpoint, expected.name()));
+            return Err(reply::unexpected(self.endpoint(), expected.name()));
         }
         partial.replies.push(value);
         let is_complete = partial.replies.len() == partial.expected.len();
@@ -261,7 +296,7 @@ impl Protocol for Resp {
 
     fn refusal(&self, partial: &Partial) -> Option<Error> {
         partial.replies.iter().rev().find_map(|reply| match reply {
-            Value::ServerError(error) => Some(server_error(&self.endpoint, error)),
+            Value::ServerError(error) => Some(server_error(self.endpoint(), error)),
             _ => None,
         })
     }
@@ -269,7 +304,7 @@ impl Protocol for Resp {
     fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         match redis::parse_redis_value(frame.bytes) {
             Ok(Value::ServerError(error)) => {
-                Some((server_error(&self.endpoint, &error), refusal(&error).is_for_the_moment()))
+                Some((server_error(self.endpoint(), &error), refusal(&error).is_for_the_moment()))
             }
             _ => None,
         }
@@ -281,5 +316,9 @@ impl Protocol for Resp {
 
     fn is_last(replies: &Replies) -> bool {
         reply::errors(replies).any(|error| refusal(error).gives_up())
+    }
+
+    fn is_replaced(replies: &Replies) -> bool {
+        reply::errors(replies).any(|error| refusal(error).is_left())
     }
 }

@@ -8,14 +8,14 @@ use std::borrow::Cow;
 use redis::ServerError;
 
 use crate::error::ErrorKind::{self, Auth, Protocol, Server, Unsupported, ValueTooLarge};
-use crate::store::refusal::Connection::{self, GivenUp, Kept};
+use crate::store::refusal::Connection::{self, AllGivenUp, GivenUp, Kept};
 use crate::store::refusal::Lasts::{self, Briefly, OnAndOn};
 use crate::store::refusal::Refusal;
 
 /// The code that an error reply begins with, and a part of what follows. The first line that fits counts.
 const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
-    ("READONLY", "", Server, Briefly, GivenUp),
-    ("MASTERDOWN", "", Server, Briefly, GivenUp),
+    ("READONLY", "", Server, Briefly, AllGivenUp),
+    ("MASTERDOWN", "", Server, Briefly, AllGivenUp),
     ("LOADING", "", Server, Briefly, Kept),
     ("BUSY", "", Server, Briefly, Kept),
     ("OOM", "", Server, Briefly, Kept),
@@ -33,7 +33,7 @@ const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
     ("TOOLARGE", "", ValueTooLarge, OnAndOn, Kept),
     ("NOPROTO", "", Unsupported, OnAndOn, Kept),
     ("SHUTDOWN", "", Server, Briefly, GivenUp),
-    ("ERR", "-READONLY", Server, Briefly, GivenUp),
+    ("ERR", "-READONLY", Server, Briefly, AllGivenUp),
     ("ERR", "user executing the script", Unsupported, OnAndOn, Kept),
     ("ERR", "max number of clients", Server, Briefly, GivenUp),
     ("ERR", "server is closing", Server, Briefly, GivenUp),

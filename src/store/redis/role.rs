@@ -1,0 +1,59 @@
+//! Whether a server that sentinels have named is a master.
+
+use redis::Value;
+
+use super::commands::{Command, Expected};
+use super::protocol::Resp;
+use super::refusals::refusal;
+use super::reply::{server_error, unexpected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Connection, Endpoint};
+use crate::store::refusal::Lasts;
+
+/// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor
+/// `INFO`.
+pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<Resp>) -> Result<bool> {
+    let questions = [
+        (Command::new("ROLE", Expected::Anything), in_role as fn(&Value) -> Option<&str>),
+        (Command::new("INFO", Expected::Anything).with("replication"), in_info),
+    ];
+    for (question, role_in) in questions {
+        match protocol.ask(connection, question).await? {
+            Ok(answer) => {
+                return match role_in(&answer) {
+                    Some("master") => Ok(true),
+                    Some(role) => Err(not_the_master(connection.endpoint(), role)),
+                    None => Err(unexpected(connection.endpoint(), "its role")),
+                };
+            }
+            Err(error) if refusal(&error).gives_up() || refusal(&error).lasts == Lasts::Briefly => {
+                return Err(server_error(connection.endpoint(), &error));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(false)
+}
+
+fn not_the_master(endpoint: &Endpoint, role: &str) -> Error {
+    let role: String = role.chars().filter(char::is_ascii_graphic).take(20).collect();
+    let context = format!("{endpoint} is no master, although sentinels say so: its role is {role:?}");
+    Error::answered(ErrorKind::Server, true, context)
+}
+
+fn in_role(answer: &Value) -> Option<&str> {
+    let Value::Array(parts) = answer else { return None };
+    text(parts.first()?)
+}
+
+fn in_info(answer: &Value) -> Option<&str> {
+    text(answer)?.lines().find_map(|line| line.strip_prefix("role:"))
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
+        _ => None,
+    }
+}

@@ -1,0 +1,252 @@
+//! What sentinels say, and do not say.
+
+use prefork_cache::ErrorKind;
+
+use super::{Client, WAYS, url, url_of};
+use support::certificates::{Authority, Validity};
+use support::fake_sentinel::{FakeSentinel, Says};
+use support::sentinels::{Group, Sentinel};
+use support::servers::{Encryption, Kind, Server, free_port};
+
+/// No test here waits for a breaker.
+const EAGER: &str = "retry_after=1ms&timeout=20s&connect_timeout=4s";
+
+/// What does not lead to the master.
+fn useless() -> Vec<Says> {
+    let mut useless = vec![
+        Says::Nothing,
+        Says::HangsUp,
+        Says::unknown(),
+        Says::address("", 6379),
+        Says::address("127.0.0.1", 0),
+        Says::address("127.0.0.1", 70_000),
+        Says::address("127.0.0.1", "six"),
+        Says::address("-no.such.host.invalid", 6379),
+        Says::address("two words", 6379),
+        Says::address(&"long".repeat(100), 6379),
+        Says::port(free_port()),
+        Says::Bytes(vec![b'$'; 10]),
+        Says::Bytes(b"*2\r\n$9\r\n127.0.0.1\r\n".to_vec()),
+        Says::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Says::Bytes(b"-LOADING not yet\r\n".to_vec()),
+        Says::Bytes(b"-NOAUTH Authentication required.\r\n".to_vec()),
+        Says::Bytes(b":7\r\n".to_vec()),
+        Says::Bytes([&b"$300000000\r\n"[..], &vec![b'x'; 1 << 20]].concat()),
+    ];
+    let mut two = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n6379\r\n".to_vec();
+    two.extend_from_slice(b"+surplus\r\n");
+    useless.push(Says::Bytes(two));
+    useless
+}
+
+#[test]
+fn the_next_one_is_asked() {
+    let server = Server::start(Kind::Redis);
+    let good = FakeSentinel::start(Says::port(server.port()));
+    for says in useless() {
+        for way in WAYS {
+            let useless = FakeSentinel::start(says.clone());
+            let client = Client::new(way, &url(&[&useless, &good], EAGER));
+            client.set("k", "v").unwrap_or_else(|error| panic!("{says:?} {way:?}: {error:#}"));
+            assert_eq!(client.address(), format!("127.0.0.1:{}", server.port()));
+            assert_eq!(useless.asked(), 1);
+            let asked = good.asked();
+            client.cache.reset();
+            assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
+            assert_eq!(
+                (useless.asked(), good.asked()),
+                (1, asked + 1),
+                "the one that was right is asked first: {says:?}"
+            );
+        }
+    }
+}
+
+/// Bounded in time and in words, and the words name the sentinel and the master.
+#[test]
+fn where_none_knows_better_there_is_an_error() {
+    for says in useless() {
+        for way in WAYS {
+            let sentinels = [says.clone(), says.clone()].map(FakeSentinel::start);
+            let [one, other] = &sentinels;
+            let client = Client::new(way, &url(&[one, other], "connect_timeout=200ms&failures=1000"));
+            let error = client.get("k").unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.len() < 2_000, "{text}");
+            assert!(error.is_transient() || says == Says::unknown() || text.contains("NOAUTH"), "{says:?}: {text}");
+            let names_a_server = matches!(&says, Says::Bytes(bytes) if bytes.starts_with(b"*2\r\n$9\r\n127.0.0.1\r\n$5"))
+                || text.contains("no.such.host");
+            if !names_a_server && one.asked() > 0 {
+                for sentinel in &sentinels {
+                    assert!(text.contains(&format!("127.0.0.1:{}", sentinel.port())), "{says:?}: {text}");
+                }
+                assert!(text.contains("\"mymaster\""), "{says:?}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sentinels_that_are_dead() {
+    let mut group = Group::with(1, None, None);
+    group.sentinels[0].kill();
+    for way in WAYS {
+        let client = Client::new(way, &group.url(EAGER));
+        client.set("k", "v").unwrap();
+        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
+    }
+    let before = WAYS.map(|way| Client::new(way, &group.url("topology_refresh=1ms")));
+    for client in &before {
+        client.set("k", "v").unwrap();
+    }
+    group.sentinels.iter_mut().for_each(Sentinel::kill);
+    for client in &before {
+        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"), "what is connected serves on");
+    }
+    for way in WAYS {
+        let client = Client::new(way, &group.url(""));
+        let failure = client.get("k").unwrap_err();
+        assert_eq!((failure.kind(), failure.is_transient()), (ErrorKind::Connect, true), "{failure:#}");
+        let failure = failure.to_string();
+        assert!(failure.starts_with("no sentinel has named the master \"mymaster\": could not connect"), "{failure}");
+        for sentinel in &group.sentinels {
+            assert!(failure.contains(&sentinel.port().to_string()), "{failure}");
+        }
+        let _ = client.get("k").unwrap_err();
+        let left_alone = client.get("k").unwrap_err();
+        assert_eq!(left_alone.kind(), ErrorKind::Unavailable);
+        let words = "mymaster was not found, or has let nobody in, and is not tried again before retry_after is over";
+        assert_eq!(left_alone.to_string(), words);
+    }
+}
+
+#[test]
+fn a_sentinel_that_hangs() {
+    let group = Group::with(1, None, None);
+    group.sentinels[0].pause();
+    for way in WAYS {
+        let client = Client::new(way, &group.url("connect_timeout=2s"));
+        client.set("k", "v").unwrap();
+        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
+    }
+}
+
+#[test]
+fn a_name_that_no_sentinel_knows() {
+    let group = Group::with(0, None, None);
+    let url = group.url("").replace("/mymaster", "/yourmaster");
+    for way in WAYS {
+        let error = Client::new(way, &url).get("k").unwrap_err();
+        assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Unsupported, false));
+        let each: Vec<String> =
+            group.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
+        let [one, two, three] = each.try_into().unwrap();
+        let unknown = |sentinel| format!("the sentinel {sentinel} knows no master \"yourmaster\"");
+        let expected = [one, two, three].map(unknown).join("; ");
+        assert_eq!(error.to_string(), format!("no sentinel has named the master \"yourmaster\": {expected}"));
+    }
+}
+
+#[test]
+fn a_wrong_password_for_the_sentinels_is_not_shown() {
+    let group = Group::with(0, None, Some("s3cret-of-sentinels"));
+    let wrong = group.url("").replace("s3cret-of-sentinels", "wr0ng-of-sentinels");
+    for way in WAYS {
+        for url in [wrong.clone(), wrong.replace("?", "?sentinel_username=somebody&")] {
+            let client = Client::new(way, &url);
+            let error = client.get("k").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Auth, "{error:#}");
+            let shown = format!("{error:#} {error:?} {:?} {}", client.cache, stores_display(&url));
+            assert!(!shown.contains("wr0ng"), "{shown}");
+        }
+        let without = group.url("").replace("&sentinel_password=s3cret-of-sentinels", "");
+        assert_eq!(Client::new(way, &without).get("k").unwrap_err().kind(), ErrorKind::Auth);
+        assert_eq!(Client::new(way, &group.url("")).get("k").unwrap(), None);
+    }
+}
+
+fn stores_display(url: &str) -> String {
+    let store = prefork_cache::stores::RedisStore::new(url).unwrap();
+    format!("{store} {store:?}")
+}
+
+#[test]
+fn a_password_for_the_sentinels_in_a_file_is_read_each_time() {
+    let group = Group::with(0, None, Some("s3cret"));
+    let file = std::env::temp_dir().join(format!("prefork-cache-sentinel-password-{}", std::process::id()));
+    std::fs::write(&file, "wrong\n").unwrap();
+    let given = format!("sentinel_password_file={}&retry_after=1ms", file.display());
+    let url = group.url("").replace("sentinel_password=s3cret", &given);
+    let clients = WAYS.map(|way| Client::new(way, &url));
+    for client in &clients {
+        assert_eq!(client.get("k").unwrap_err().kind(), ErrorKind::Auth);
+    }
+    std::fs::write(&file, "s3cret\n").unwrap();
+    for client in &clients {
+        support::wait::until("the new password serves", || client.get("k").is_ok());
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn a_user_of_the_master_and_one_of_the_sentinels() {
+    let server = Server::start(Kind::Redis);
+    server.ask("ACL SETUSER worker on >s3cret ~* +@all");
+    server.ask("ACL SETUSER default off");
+    let lines = format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", server.port());
+    let sentinel = Sentinel::start(None, None, &lines);
+    sentinel.ask("ACL SETUSER asker on >0ther +sentinel|get-master-addr-by-name");
+    sentinel.ask("ACL SETUSER default off");
+    for way in WAYS {
+        let url = format!(
+            "redis+sentinel://worker:s3cret@127.0.0.1:{}/mymaster/3?sentinel_username=asker&sentinel_password=0ther",
+            sentinel.port()
+        );
+        let client = Client::new(way, &url);
+        client.set("k", "v").unwrap();
+        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"));
+    }
+}
+
+/// What the sentinels announce is what the certificate must be for.
+#[test]
+fn a_master_whose_certificate_is_for_another_name() {
+    let authority = Authority::new();
+    let good = Encryption::by(&authority);
+    let identity = authority.issue("other", &["cache.example"], Validity::Now);
+    let master = Server::encrypted(Kind::Redis, &Encryption { identity, ..good.clone() }, &[]);
+    let sentinel =
+        Sentinel::start(Some(&good), None, &format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port()));
+    for way in WAYS {
+        let url =
+            format!("rediss+sentinel://127.0.0.1:{}/mymaster?tls_ca={}", sentinel.port(), authority.ca().display());
+        let error = Client::new(way, &url).get("k").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Tls, "{error:#}");
+        let place = format!("127.0.0.1:{}", master.port());
+        let text = error.to_string();
+        assert!(text.contains(&place) && text.contains("not for the name \"127.0.0.1\""), "{text}");
+    }
+}
+
+/// An account may ask for neither: it is served, and a replica is noticed by what it refuses.
+#[test]
+fn an_account_that_may_not_ask_for_the_role() {
+    for (denied, is_checked) in [("-role", true), ("-role -info", false)] {
+        let master = Server::start(Kind::Redis);
+        let replica = Server::with(Kind::Redis, &["--replicaof", "127.0.0.1", &master.port().to_string()]);
+        for server in [&master, &replica] {
+            server.ask(&format!("ACL SETUSER worker on >s3cret ~* +@all {denied}"));
+        }
+        for way in WAYS {
+            let sentinel = FakeSentinel::start(Says::port(replica.port()));
+            let url = url_of(&[sentinel.port()], EAGER).replace("://", "://worker:s3cret@");
+            let client = Client::new(way, &url);
+            let refused = client.set("k", "v").unwrap_err();
+            assert_eq!((refused.kind(), refused.is_transient()), (ErrorKind::Server, true), "{refused:#}");
+            let is_read_only = refused.to_string().contains("READONLY");
+            assert_eq!(is_read_only, !is_checked, "{denied}: {refused}");
+            sentinel.say(Says::port(master.port()));
+            support::wait::until("the master is found", || client.set("k", "v").is_ok());
+        }
+    }
+}

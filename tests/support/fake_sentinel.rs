@@ -1,0 +1,115 @@
+//! A sentinel that says what a test wants.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// What it does when it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Says {
+    /// These bytes, whatever they are.
+    Bytes(Vec<u8>),
+    /// Nothing, and stays connected.
+    Nothing,
+    /// Nothing, and hangs up.
+    HangsUp,
+}
+
+impl Says {
+    /// That the master is there.
+    pub fn address(host: &str, port: impl ToString) -> Says {
+        let port = port.to_string();
+        Says::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
+    }
+
+    /// That the master is at this port here.
+    pub fn port(port: u16) -> Says {
+        Says::address("127.0.0.1", port)
+    }
+
+    /// That it knows no such master.
+    pub fn unknown() -> Says {
+        Says::Bytes(b"*-1\r\n".to_vec())
+    }
+}
+
+/// Listens on a port of its own until the process ends.
+pub struct FakeSentinel {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    says: Mutex<Says>,
+    asked: AtomicUsize,
+    /// Who waits for nothing.
+    waiting: Mutex<Vec<TcpStream>>,
+}
+
+impl FakeSentinel {
+    pub fn start(says: Says) -> FakeSentinel {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let shared = Arc::new(Shared { says: Mutex::new(says), asked: AtomicUsize::new(0), waiting: Mutex::default() });
+        let serving = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (serving, client) = (Arc::clone(&serving), client.expect("a client"));
+                thread::spawn(move || serving.serve(client));
+            }
+        });
+        FakeSentinel { port, shared }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on.
+    pub fn say(&self, says: Says) {
+        *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
+    }
+
+    /// On those that wait for nothing.
+    pub fn hang_up(&self) {
+        for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may have hung up itself.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// How often it was asked.
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    fn serve(&self, mut client: TcpStream) {
+        let mut request = Vec::new();
+        let mut piece = [0; 4096];
+        // All of it is one word of three, in capitals, and the name behind it.
+        while !String::from_utf8_lossy(&request).contains("GET-MASTER-ADDR-BY-NAME") || !request.ends_with(b"\r\n") {
+            match client.read(&mut piece) {
+                Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
+                _ => return,
+            }
+        }
+        let says = self.says.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        match says {
+            Says::Bytes(bytes) => {
+                // Whoever asks may have hung up on it.
+                let _ = client.write_all(&bytes);
+            }
+            Says::Nothing => {
+                let waiting = client.try_clone().expect("a free descriptor");
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+            }
+            Says::HangsUp => _ = client.shutdown(Shutdown::Both),
+        }
+        while client.read(&mut piece).is_ok_and(|length| length > 0) {}
+    }
+}
