@@ -16,6 +16,7 @@ mod builder;
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod credentials;
 mod forward;
+mod hash_slot;
 pub(crate) mod holder;
 mod kept;
 mod lease_key;
@@ -37,8 +38,8 @@ mod url;
 
 pub use kept::Kept;
 #[cfg(feature = "memcached")]
-use lease_key::settling_key;
-pub(crate) use lease_key::{LEASE, LOCK, key_of_lease, lease_key, lock_key};
+use lease_key::{key_of_lease, settling_key};
+pub(crate) use lease_key::{lease_key, lock_key, reserved_for};
 pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
