@@ -34,6 +34,8 @@ pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, sh
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{Drive, LONGEST, drive, inline, is_inline, lifted, pause, within};
+#[cfg(feature = "redis")]
+pub(crate) use drive::{exchange_timeout, until};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};

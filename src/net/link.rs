@@ -48,6 +48,11 @@ impl<P: Protocol> Link<P> {
         self.0.protocol.endpoint()
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn protocol(&self) -> &P {
+        &self.0.protocol
+    }
+
     pub(crate) fn stats(&self) -> ServerStats {
         self.0.stats()
     }
@@ -105,6 +110,7 @@ async fn call_inline<P: Protocol>(
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
+    let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested();
@@ -120,18 +126,18 @@ async fn call_inline<P: Protocol>(
             lease.discard();
             server.lost();
             let again = Box::pin(attempt(server, &mut lease, admission, request, company)).await;
-            concluded(server, lease, again)
+            concluded(server, lease, is_hurried, again)
         }
-        outcome => concluded(server, lease, outcome),
+        outcome => concluded(server, lease, is_hurried, outcome),
     }
 }
 
 fn concluded<P: Protocol>(
     server: &Server<P>,
     mut lease: Lease<'_, Box<Connection<P>>>,
+    is_hurried: bool,
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
-    let default = server.timeouts().exchange;
     let is_reused = lease.is_reused();
     match (&outcome, lease.connection()) {
         (Ok(reply), connection) => {
@@ -146,7 +152,7 @@ fn concluded<P: Protocol>(
         // There is no connection, which has been counted.
         (Err(_), None) => {}
         (Err(_), Some(connection)) if connection.is_in_step => lease.finish(),
-        (Err(error), Some(connection)) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {
+        (Err(error), Some(connection)) if is_hurried && error.kind() == ErrorKind::Timeout => {
             if is_reused {
                 server.distrust_idle(connection.begun);
             }

@@ -25,8 +25,9 @@ const TABLE: [u16; 256] = {
 /// The slot of a key.
 #[cfg(any(feature = "redis", test))]
 #[inline]
-pub(crate) fn slot(key: &str) -> u16 {
-    slot_of_sum(crc16(0, tag(key).unwrap_or(key.as_bytes())))
+pub(crate) fn slot(key: impl AsRef<[u8]>) -> u16 {
+    let key = key.as_ref();
+    slot_of_sum(crc16(0, tag(key).unwrap_or(key)))
 }
 
 /// The slot of what has this sum.
@@ -38,8 +39,7 @@ pub(crate) fn slot_of_sum(sum: u16) -> u16 {
 /// What is hashed instead of the whole key: what stands between the first `{` and the first `}` behind it, if it is not
 /// empty.
 #[inline]
-pub(crate) fn tag(key: &str) -> Option<&[u8]> {
-    let key = key.as_bytes();
+pub(crate) fn tag(key: &[u8]) -> Option<&[u8]> {
     let behind = &key[key.iter().position(|byte| *byte == b'{')? + 1..];
     let length = behind.iter().position(|byte| *byte == b'}')?;
     (length > 0).then(|| &behind[..length])
@@ -78,7 +78,7 @@ mod tests {
     fn a_tag_is_what_stands_in_the_first_braces() {
         let tags = [("{a}", Some("a")), ("x{a}{b}", Some("a")), ("{{a}}", Some("{a")), ("}{a}", Some("a"))];
         for (key, expected) in tags.into_iter().chain([("a", None), ("{}a}", None), ("a{b", None), ("a}b{", None)]) {
-            assert_eq!(tag(key), expected.map(str::as_bytes), "{key:?}");
+            assert_eq!(tag(key.as_bytes()), expected.map(str::as_bytes), "{key:?}");
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn lock_key(key: &str) -> String {
 pub(crate) fn lease_key(key: &str) -> String {
     let mut lease = String::with_capacity(key.len() + LEASE.len() + LETTERS + 2);
     lease.extend([key, ":", LEASE]);
-    if tag(key).is_none() {
+    if tag(key.as_bytes()).is_none() {
         lease.push(':');
         let of_key = crc16(0, key.as_bytes());
         let of_plain = crc16(crc16(of_key, &lease.as_bytes()[key.len()..]), &PLAIN);
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(slot(&lease), slot(key), "{key:?} and {lease:?}");
             assert!(lease.starts_with(key.as_str()));
         }
-        let with_tag = keys.iter().filter(|key| tag(key).is_some()).count();
+        let with_tag = keys.iter().filter(|key| tag(key.as_bytes()).is_some()).count();
         assert!((5_000..15_000).contains(&with_tag), "{with_tag} have a tag");
         assert_eq!(lease_key("{user}:7"), "{user}:7:prefork-lease");
     }

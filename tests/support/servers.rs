@@ -116,28 +116,41 @@ impl Server {
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
         match encryption_of_all() {
             Some(encryption) => Server::encrypted(kind, encryption, extra),
-            None => Server::on_a_free_port(kind, None, None, extra),
+            None => Server::on_a_free_port(kind, None, None, || owned(extra)),
         }
     }
 
     /// On a free port, over TLS.
     pub fn encrypted(kind: Kind, encryption: &Encryption, extra: &[&str]) -> Server {
-        Server::on_a_free_port(kind, Some(encryption), None, extra)
+        Server::on_a_free_port(kind, Some(encryption), None, || owned(extra))
     }
 
     /// A Memcached server that lets in whoever is in this file, such as the one with this login.
     pub fn with_logins(encryption: Option<&Encryption>, file: &Path, login: &str) -> Server {
         let file = file.to_str().expect("a path of letters");
-        Server::on_a_free_port(Kind::Memcached, encryption, Some(login), &["-Y", file])
+        Server::on_a_free_port(Kind::Memcached, encryption, Some(login), || owned(&["-Y", file]))
     }
 
-    fn on_a_free_port(kind: Kind, encryption: Option<&Encryption>, login: Option<&str>, extra: &[&str]) -> Server {
+    /// A Redis server that is to be a node of a cluster, with these arguments and a free port for the bus.
+    pub(crate) fn cluster_node(encryption: Option<&Encryption>, extra: &[&str]) -> Server {
+        Server::on_a_free_port(Kind::Redis, encryption, None, || {
+            let bus = free_port().to_string();
+            [owned(extra), owned(&["--cluster-enabled", "yes", "--cluster-port", &bus])].concat()
+        })
+    }
+
+    fn on_a_free_port(
+        kind: Kind,
+        encryption: Option<&Encryption>,
+        login: Option<&str>,
+        extra: impl Fn() -> Vec<String>,
+    ) -> Server {
         for _ in 0..PORTS_TRIED {
             let place = match encryption {
                 Some(_) => Place::Ports(free_port(), free_port()),
                 None => Place::Port(free_port()),
             };
-            let mut server = Server::new(kind, place, extra, Directory::make());
+            let mut server = Server::new(kind, place, extra(), Directory::make());
             server.encryption = encryption.cloned();
             server.login = login.map(str::to_owned);
             if server.run() {
@@ -154,19 +167,23 @@ impl Server {
     pub fn on_socket(kind: Kind) -> Server {
         let directory = Directory::make();
         let socket = directory.path().join("server.sock");
-        let mut server = Server::new(kind, Place::Socket(socket), &[], directory);
+        let mut server = Server::new(kind, Place::Socket(socket), Vec::new(), directory);
         assert!(server.run(), "{} did not start on a socket", kind.name());
         server
     }
 
-    fn new(kind: Kind, place: Place, extra: &[&str], directory: Directory) -> Server {
-        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+    fn new(kind: Kind, place: Place, extra: Vec<String>, directory: Directory) -> Server {
         let (encryption, login) = (None, None);
         Server { kind, place, encryption, login, extra, directory, running: None, owner: std::process::id() }
     }
 
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether its process was not ended.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     pub fn port(&self) -> u16 {
@@ -392,6 +409,10 @@ fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
 
 fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {
     format!("{}s://{hosts}?tls_ca={}&{options}", kind.name(), ca.display())
+}
+
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|&argument| argument.to_owned()).collect()
 }
 
 /// A port that nobody listens on at the moment.

@@ -6,13 +6,13 @@ use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{self, Command, Expected, Request};
-use super::config::{Config, Version};
+use super::config::{Access, Version};
 use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, foreign};
-use crate::store::credentials::{Credentials, Login};
+use crate::store::credentials::Credentials;
 use crate::store::refusal::Lasts;
 use crate::telemetry;
 
@@ -24,11 +24,9 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 #[derive(Debug)]
 pub(super) struct Resp {
     endpoint: Endpoint,
-    tls: Option<Tls>,
-    login: Login,
-    database: u32,
-    client_name: Option<String>,
-    max_value: usize,
+    access: Access,
+    /// Whether a replica is to answer for its master.
+    reads_replica: bool,
     /// The best level that the server takes part in, and the one to try next.
     level: AtomicUsize,
     next_level: AtomicUsize,
@@ -61,20 +59,25 @@ pub(super) struct Partial {
 }
 
 impl Resp {
-    pub(super) fn new(config: Config) -> Resp {
-        let Config { endpoint, tls, login, database, protocol, client_name, max_value, .. } = config;
-        let level = usize::from(protocol == Version::Resp2);
+    pub(super) fn new(endpoint: Endpoint, access: Access) -> Resp {
+        let level = usize::from(access.protocol == Version::Resp2);
         Resp {
             endpoint,
-            tls,
-            login,
-            database,
-            client_name,
-            max_value,
+            access,
+            reads_replica: false,
             level: AtomicUsize::new(level),
             next_level: AtomicUsize::new(level),
             has_warned: AtomicBool::new(false),
         }
+    }
+
+    /// Of a node of a cluster that answers reads also where it is a replica.
+    pub(super) fn reading_replica(self) -> Resp {
+        Resp { reads_replica: true, ..self }
+    }
+
+    pub(super) fn database(&self) -> u32 {
+        self.access.database
     }
 
     /// An answer without which the connection is of no use.
@@ -93,7 +96,7 @@ impl Resp {
         login: Option<&Credentials>,
         has_hello: bool,
     ) -> Result<()> {
-        let name = self.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
+        let name = self.access.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
         if has_hello {
             let mut hello = Command::new("HELLO", Expected::Anything).with("3");
             if let Some(login) = login {
@@ -139,7 +142,7 @@ impl Protocol for Resp {
     }
 
     fn tls(&self) -> Option<&Tls> {
-        self.tls.as_ref()
+        self.access.tls.as_ref()
     }
 
     fn framing(&self) -> RespFraming {
@@ -147,7 +150,7 @@ impl Protocol for Resp {
     }
 
     fn max_value(&self) -> usize {
-        self.max_value
+        self.access.max_value
     }
 
     const LEVELS: usize = LEVELS.len();
@@ -172,15 +175,19 @@ impl Protocol for Resp {
 
     async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
         let level = LEVELS[level];
-        let login = self.login.credentials()?;
+        let login = self.access.login.credentials()?;
         let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
         match &login {
             Some(login) => let_in.map_err(|error| login.hidden_in(&self.endpoint, error))?,
             None => let_in?,
         }
-        if self.database != 0 {
-            let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
+        if self.access.database != 0 {
+            let select = Command::new("SELECT", Expected::Anything).with_number(self.access.database);
             let answer = self.ask(connection, select).await?;
+            answer.map_err(|error| server_error(&self.endpoint, &error))?;
+        }
+        if self.reads_replica {
+            let answer = self.ask(connection, Command::new("READONLY", Expected::Anything)).await?;
             answer.map_err(|error| server_error(&self.endpoint, &error))?;
         }
         if level.markers.is_empty() {
