@@ -4,7 +4,6 @@
 //! A batch is split by who has what, all of them are asked at once, and the answers are put in order. What a server
 //! turns away is sent on in the next round, to whom the fleet says.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 
 use crate::error::Result;
@@ -69,32 +68,21 @@ pub(super) async fn carry_out<F: Fleet>(
 }
 
 /// Asks all members at once. The answers are by member, and in the order of its items.
-async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
-    let mut shares: BTreeMap<F::Member, (Vec<usize>, Vec<&'i F::Item>)> = BTreeMap::new();
-    for Route { place, item, member } in routes {
-        let (places, items) = shares.entry(member).or_default();
-        places.push(place);
-        items.push(item);
-    }
-    let answers = if shares.len() > 1 {
-        let company = Company::default();
-        let mut asked = Vec::with_capacity(shares.len());
-        for (member, (_, items)) in &shares {
-            asked.push(fleet.ask(*member, items, course, Some(&company)));
+async fn round<'i, F: Fleet>(fleet: &F, mut routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
+    routes.sort_by_key(|route| route.member);
+    let shares = routes.chunk_by(|one, other| one.member == other.member);
+    let shares: Vec<(F::Member, Vec<&F::Item>)> =
+        shares.map(|share| (share[0].member, share.iter().map(|route| route.item).collect())).collect();
+    let answers = match &shares[..] {
+        [(member, items)] => vec![fleet.ask(*member, items, course, None).await],
+        shares => {
+            let company = Company::default();
+            let mut asked = Vec::with_capacity(shares.len());
+            for (member, items) in shares {
+                asked.push(fleet.ask(*member, items, course, Some(&company)));
+            }
+            together(asked).await
         }
-        together(asked).await
-    } else {
-        let mut answers = Vec::new();
-        for (member, (_, items)) in &shares {
-            answers.push(fleet.ask(*member, items, course, None).await);
-        }
-        answers
     };
-    let mut answered = Vec::new();
-    for ((member, (places, items)), answers) in shares.into_iter().zip(answers) {
-        for ((place, item), answer) in places.into_iter().zip(items).zip(answers) {
-            answered.push(Answered { route: Route { place, item, member }, answer });
-        }
-    }
-    answered
+    routes.into_iter().zip(answers.into_iter().flatten()).map(|(route, answer)| Answered { route, answer }).collect()
 }

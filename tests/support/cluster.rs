@@ -128,45 +128,93 @@ impl Cluster {
         cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection(node)).expect("the slot of a key")
     }
 
+    fn agrees(&self, slot: u16, owner: usize) -> bool {
+        let owner = plain_port(self.nodes[owner].port());
+        let views = self.nodes.iter().filter(|node| node.is_running()).map(|node| {
+            let range = slots(node).into_iter().find(|range| (range.first..=range.last).contains(&slot));
+            let info = node.ask("CLUSTER INFO");
+            let epoch = info.lines().find(|line| line.starts_with("cluster_current_epoch:")).map(str::to_owned);
+            (range.map(|range| range.nodes[0]), epoch)
+        });
+        let views: std::collections::BTreeSet<_> = views.collect();
+        views.len() == 1 && views.first().is_some_and(|(port, _)| *port == Some(owner))
+    }
+
     /// Ends a node at once, as a crash would.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
     }
 
-    /// Moves a slot with its keys from its owner to another node, as `redis-cli --cluster reshard` does. `halfway` runs
-    /// between some of the steps.
-    pub fn move_slot(&self, slot: u16, to: usize, mut halfway: impl FnMut()) {
+    /// Moves a slot with its keys to another node, as `redis-cli --cluster reshard` does.
+    pub fn move_slot(&self, slot: u16, to: usize) {
+        self.begin_to_move(slot, to).finish();
+    }
+
+    /// Has the owner of a slot and another node know that it is moved.
+    pub fn begin_to_move(&self, slot: u16, to: usize) -> Move<'_> {
         let from = self.owner_of_slot(slot);
-        let (mut source, mut target) = (connection(&self.nodes[from]), connection(&self.nodes[to]));
-        let id = |node: &mut Connection| cmd("CLUSTER").arg("MYID").query::<String>(node).expect("the id of a node");
-        let (source_id, target_id) = (id(&mut source), id(&mut target));
-        let set_slot = |node: &mut Connection, state: &str, id: &str| {
-            done(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
+        let mut moved = Move {
+            cluster: self,
+            slot,
+            to,
+            from,
+            source: connection(&self.nodes[from]),
+            target: connection(&self.nodes[to]),
         };
-        set_slot(&mut target, "IMPORTING", &source_id);
-        set_slot(&mut source, "MIGRATING", &target_id);
-        halfway();
+        let id = |node: &mut Connection| cmd("CLUSTER").arg("MYID").query::<String>(node).expect("the id of a node");
+        let (source, target) = (id(&mut moved.source), id(&mut moved.target));
+        set_slot(&mut moved.target, slot, "IMPORTING", &source);
+        set_slot(&mut moved.source, slot, "MIGRATING", &target);
+        moved
+    }
+}
+
+/// A slot that is being moved.
+pub struct Move<'c> {
+    cluster: &'c Cluster,
+    slot: u16,
+    from: usize,
+    to: usize,
+    source: Connection,
+    target: Connection,
+}
+
+impl Move<'_> {
+    /// Moves these keys.
+    pub fn migrate<K: redis::ToRedisArgs>(&mut self, keys: &[K]) {
+        let port = self.cluster.nodes[self.to].port();
+        let mut migrate = cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(5_000).arg("KEYS").arg(keys);
+        // Another one may have removed them meanwhile: NOKEY.
+        let _: String = migrate.query(&mut self.source).expect("keys are moved");
+    }
+
+    /// Moves what is left, and has every node know where the slot is.
+    pub fn finish(mut self) {
         loop {
-            let few = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(2).query(&mut source);
+            let few = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
             let keys: Vec<Vec<u8>> = few.expect("the keys of a slot");
             if keys.is_empty() {
                 break;
             }
-            let mut migrate = cmd("MIGRATE");
-            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(5_000).arg("KEYS").arg(&keys);
-            // Another one may have removed them meanwhile: NOKEY.
-            let _: String = migrate.query(&mut source).expect("keys are moved");
-            halfway();
+            self.migrate(&keys);
         }
-        set_slot(&mut target, "NODE", &target_id);
-        set_slot(&mut source, "NODE", &target_id);
-        for (place, node) in self.nodes.iter().enumerate() {
-            if place != from && place != to && node.is_running() {
+        let id: String = cmd("CLUSTER").arg("MYID").query(&mut self.target).expect("the id of a node");
+        set_slot(&mut self.target, self.slot, "NODE", &id);
+        set_slot(&mut self.source, self.slot, "NODE", &id);
+        for (place, node) in self.cluster.nodes.iter().enumerate() {
+            if place != self.from && place != self.to && node.is_running() {
                 // A replica is told by its master.
-                let _ = cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&target_id).exec(&mut connection(node));
+                let _ = cmd("CLUSTER").arg("SETSLOT").arg(self.slot).arg("NODE").arg(&id).exec(&mut connection(node));
             }
         }
+        // The next move would begin with what some of them have heard only.
+        until("the nodes agree on whose a slot is", || self.cluster.agrees(self.slot, self.to));
     }
+}
+
+fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
+    done(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
 }
 
 /// Slots that follow each other, and the ports of who has them, the master's first.

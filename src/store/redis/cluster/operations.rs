@@ -89,9 +89,9 @@ impl Cluster {
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
             let answer = answer.map(|(_, answer)| answer);
             outcomes.push(match (answer, item.operation) {
-                (None, Op::Settle(settle)) | (Some(Ok(Answer::Turned(Turned::Again, _))), Op::Settle(settle))
-                    if !unrouted.contains_key(&place) =>
-                {
+                (None, Op::Settle(settle)) if item.is_on_two_slots() => carry_out_settle(store, settle).await,
+                // Its slot is being moved, and one of its keys is there already.
+                (Some(Ok(Answer::Turned(Turned::Ask(_) | Turned::Apart, _))), Op::Settle(settle)) => {
                     carry_out_settle(store, settle).await
                 }
                 (None, _) => Err(unrouted.remove(&place).unwrap_or_else(crate::store::wrong_count)),
@@ -226,7 +226,7 @@ impl Nodes<'_> {
 
     fn answer(&self, target: Target, node: &Node, item: &Item<'_>, value: Value) -> Result<Answer> {
         let turned = match &value {
-            Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Turned::Again, error)),
+            Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Turned::UnknownScript, error)),
             Value::ServerError(error) => self.cluster.turned_by(&value, node).map(|turned| (turned, error)),
             _ => None,
         };

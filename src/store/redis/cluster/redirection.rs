@@ -14,12 +14,15 @@ use super::topology::endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::pause;
 
-/// How often a call is sent on. With the pauses between them, for about half a second.
+/// How often a call is sent on before the nodes are taken not to agree: with the pauses, for about half a second.
 const MOST_ROUNDS: u32 = 16;
 
 /// How often a node is asked again that says that the cluster is down: longer than a slot is without a master while it
 /// is moved, shorter than it takes to replace one that has failed.
 const MOST_WHILE_DOWN: u32 = 4;
+
+/// How often a request is tried again whose keys are on two nodes: most slots are moved in no time.
+const MOST_WHILE_APART: u32 = 4;
 
 /// After so many rounds it is time to let the nodes agree.
 const ROUNDS_AT_ONCE: u32 = 2;
@@ -50,8 +53,10 @@ pub(super) enum Turned {
     Moved(Index),
     /// Another one takes the slot over, and may have the key already.
     Ask(Index),
-    /// Keys of one request are on both sides, or a script is not known yet.
-    Again,
+    /// The slot is being moved, and the keys of the request are on two nodes.
+    Apart,
+    /// It does not know the script by its hash.
+    UnknownScript,
     /// The cluster is down, for the moment.
     Down,
     /// It could not be asked, or has failed in the middle of a read.
@@ -64,12 +69,13 @@ pub(super) struct Course {
     pub(super) deadline: Instant,
     rounds: u32,
     while_down: u32,
+    while_apart: u32,
     pause: Duration,
 }
 
 impl Course {
     pub(super) fn new(deadline: Instant) -> Course {
-        Course { deadline, rounds: 0, while_down: 0, pause: SHORTEST_PAUSE }
+        Course { deadline, rounds: 0, while_down: 0, while_apart: 0, pause: SHORTEST_PAUSE }
     }
 }
 
@@ -88,7 +94,7 @@ impl Cluster {
         match error.code() {
             "MOVED" => self.named_in(error, node).map(Turned::Moved),
             "ASK" => self.named_in(error, node).map(Turned::Ask),
-            "TRYAGAIN" => Some(Turned::Again),
+            "TRYAGAIN" => Some(Turned::Apart),
             "CLUSTERDOWN" => Some(Turned::Down),
             _ => None,
         }
@@ -118,7 +124,9 @@ impl Cluster {
     pub(super) async fn prepare(&self, course: &mut Course, turned: &[(u16, Turned)]) -> Result<Vec<Option<Target>>> {
         course.rounds += 1;
         let is_down = turned.iter().any(|(_, turned)| matches!(turned, Turned::Down));
+        let is_apart = turned.iter().any(|(_, turned)| matches!(turned, Turned::Apart));
         course.while_down += u32::from(is_down);
+        course.while_apart += u32::from(is_apart);
         let over =
             course.rounds > MOST_ROUNDS || course.while_down > MOST_WHILE_DOWN || Instant::now() >= course.deadline;
         if is_down || over {
@@ -138,20 +146,23 @@ impl Cluster {
             // If nobody says anything, the failure that led here is what the caller hears of.
             let _ = self.learn(course.deadline, Wait::ForOthers).await;
         }
-        let wants_time = turned.iter().any(|(_, turned)| matches!(turned, Turned::Again | Turned::Down));
-        if wants_time || course.rounds > ROUNDS_AT_ONCE {
+        if is_apart || is_down || course.rounds > ROUNDS_AT_ONCE {
             let left = course.deadline.saturating_duration_since(Instant::now());
             pause(course.pause.min(left)).await?;
             course.pause = (2 * course.pause).min(LONGEST_PAUSE);
         }
-        Ok(turned.iter().map(|(slot, turned)| self.next_target(*slot, turned)).collect())
+        let is_tried_enough =
+            |turned: &Turned| matches!(turned, Turned::Apart) && course.while_apart > MOST_WHILE_APART;
+        let next =
+            |(slot, turned): &(u16, Turned)| self.next_target(*slot, turned).filter(|_| !is_tried_enough(turned));
+        Ok(turned.iter().map(next).collect())
     }
 
     fn next_target(&self, slot: u16, turned: &Turned) -> Option<Target> {
         match turned {
             Turned::Moved(index) => Some(Target { index: *index, how: How::AsOwner }),
             Turned::Ask(index) => Some(Target { index: *index, how: How::Asking }),
-            Turned::Again | Turned::Down => self.owner(slot),
+            Turned::Apart | Turned::Down | Turned::UnknownScript => self.owner(slot),
             Turned::Failed(failed) => self.owner(slot).filter(|owner| owner.index != *failed),
         }
     }
@@ -188,6 +199,6 @@ pub(super) fn without_end(slot: u16, turned: &Turned, answered: Error) -> Error 
             let context = format!("the nodes pass slot {slot} on to each other, and none answers for it: {answered}");
             Error::answered(ErrorKind::Server, true, context)
         }
-        Turned::Again | Turned::Down | Turned::Failed(_) => answered,
+        Turned::Apart | Turned::UnknownScript | Turned::Down | Turned::Failed(_) => answered,
     }
 }
