@@ -14,9 +14,7 @@ use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
 use super::drive::{Drive, drive, exchange_timeout};
-use super::endpoint::Endpoint;
-#[cfg(feature = "tokio")]
-use super::endpoint::timed_out;
+use super::endpoint::{Endpoint, timed_out};
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
@@ -212,6 +210,9 @@ async fn open<P: Protocol>(
 ) -> Result<Connection<P>> {
     if let Some(company) = company {
         company.let_finish().await;
+        if company.is_over() {
+            return Err(timed_out("connect to", server.protocol.endpoint()));
+        }
     }
     server.open(Drive::Inline, server.admit_dial(admission)?).await
 }

@@ -5,6 +5,7 @@
 //! turns away is sent on in the next round, to whom the fleet says.
 
 use std::future::Future;
+use std::time::Instant;
 
 use crate::error::Result;
 use crate::net::{Company, together};
@@ -18,6 +19,9 @@ pub(super) trait Fleet: Sync {
     type Member: Copy + Ord + Send + Sync;
     /// What a batch has met with on its way.
     type Course: Send + Sync;
+
+    /// When a round has to be over.
+    fn deadline(&self, course: &Self::Course) -> Instant;
 
     /// An answer for each item, from one server.
     fn ask(
@@ -76,7 +80,7 @@ async fn round<'i, F: Fleet>(fleet: &F, mut routes: Vec<Route<'i, F>>, course: &
     let answers = match &shares[..] {
         [(member, items)] => vec![fleet.ask(*member, items, course, None).await],
         shares => {
-            let company = Company::default();
+            let company = Company::until(fleet.deadline(course));
             let mut asked = Vec::with_capacity(shares.len());
             for (member, items) in shares {
                 asked.push(fleet.ask(*member, items, course, Some(&company)));

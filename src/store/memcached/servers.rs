@@ -9,6 +9,7 @@ use std::future::Future;
 use std::hash::BuildHasher;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::config::Config;
 use super::crawler::{Crawler, crawl_settings};
@@ -18,7 +19,7 @@ use super::refusals::refusal;
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
-use crate::net::{Company, Endpoint, Link, Retry};
+use crate::net::{Company, Endpoint, Link, Retry, Timeouts};
 use crate::store::fleet::{self, Answered, Fleet, Route};
 use crate::store::wrong_count;
 use crate::telemetry;
@@ -32,6 +33,7 @@ pub(super) struct Servers {
     servers: Vec<Server>,
     ring: Ring,
     failover: bool,
+    timeouts: Timeouts,
     /// Of this process: siblings would go on from the same number.
     next_token: ProcessLocal<AtomicU64>,
 }
@@ -68,6 +70,7 @@ impl Servers {
             servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
             ring: Ring::new(&names),
             failover: config.failover,
+            timeouts: config.settings.timeouts,
             next_token: ProcessLocal::new(),
         }
     }
@@ -199,6 +202,11 @@ impl<'e> Fleet for Batch<'e> {
     type Member = usize;
     /// The servers that are down.
     type Course = Vec<usize>;
+
+    fn deadline(&self, _: &Vec<usize>) -> Instant {
+        let Timeouts { connect, exchange } = self.servers.timeouts;
+        Instant::now() + connect + exchange
+    }
 
     async fn ask(
         &self,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use self::learning::{Learning, Wait};
 pub(super) use self::operations::Gets;
-use self::redirection::{Course, How, Target, without_end};
+use self::redirection::{Course, How, Target, said, without_end};
 pub(super) use self::table::Node;
 use self::table::Table;
 use super::clear::clear;
@@ -200,9 +200,7 @@ impl Cluster {
 /// What the node has answered, or why it has not.
 fn error_in(outcome: Result<Replies>, node: &Node) -> Error {
     match outcome {
-        Ok(replies) => reply::errors(&replies)
-            .next()
-            .map_or_else(crate::store::wrong_count, |error| reply::server_error(node.endpoint(), error)),
+        Ok(replies) => reply::errors(&replies).next().map_or_else(crate::store::wrong_count, |error| said(node, error)),
         Err(error) => error,
     }
 }

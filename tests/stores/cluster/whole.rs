@@ -6,21 +6,14 @@ use std::time::Duration;
 use prefork_cache::stores::{RedisStore, Replicas, from_url};
 use prefork_cache::{CacheStore, ErrorKind, Ttl, When};
 
-use crate::conformance::current_thread;
-use crate::failures::{WAYS, Way, outside_of_a_runtime};
+use super::run;
+use crate::failures::{WAYS, outside_of_a_runtime};
 use support::cluster::Cluster;
 use support::servers::{Kind, Server, free_port};
 use support::wait::until;
 
 const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
 const PATIENT: &str = "timeout=20s&connect_timeout=20s";
-
-fn run<T>(way: Way, work: impl Future<Output = T>) -> T {
-    match way {
-        Way::Blocking => outside_of_a_runtime(work),
-        Way::Tokio => current_thread().block_on(work),
-    }
-}
 
 #[test]
 fn a_batch_goes_to_all_nodes_and_comes_back_in_order() {

@@ -6,12 +6,13 @@
 //! first.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use redis::Value;
 use smallvec::SmallVec;
 
 use super::Cluster;
-use super::redirection::{Course, How, Target, Turned, without_end};
+use super::redirection::{Course, How, Target, Turned, said, without_end};
 use super::table::Node;
 use crate::error::{Error, Result};
 use crate::net::{Company, Link};
@@ -22,7 +23,7 @@ use crate::store::redis::batch::{self, Commands, Scripts};
 use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::protocol::Resp;
-use crate::store::redis::reply::{self, server_error};
+use crate::store::redis::reply;
 use crate::store::{CacheStore, Op, Outcome};
 
 /// How much goes in one write to a node, of commands and of bytes.
@@ -133,6 +134,10 @@ impl<'o> Fleet for Nodes<'o> {
     type Member = Target;
     type Course = Batch;
 
+    fn deadline(&self, batch: &Batch) -> Instant {
+        batch.course.deadline
+    }
+
     /// Once a node fails it is not asked for the rest.
     async fn ask(
         &self,
@@ -231,7 +236,7 @@ impl Nodes<'_> {
             _ => None,
         };
         if let Some((turned, error)) = turned {
-            return Ok(Answer::Turned(turned, server_error(node.endpoint(), error)));
+            return Ok(Answer::Turned(turned, said(node, error)));
         }
         match batch::outcome(item.operation, value, node.endpoint()) {
             Ok(outcome) => Ok(Answer::Outcome(outcome)),

@@ -13,6 +13,7 @@ use super::table::{Index, Node, uncovered};
 use super::topology::endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::pause;
+use crate::store::redis::reply::server_error;
 
 /// How often a call is sent on before the nodes are taken not to agree: with the pauses, for about half a second.
 const MOST_ROUNDS: u32 = 16;
@@ -190,6 +191,17 @@ impl Cluster {
 
 fn failed(turned: &Turned) -> Option<Index> {
     if let Turned::Failed(index) = turned { Some(*index) } else { None }
+}
+
+/// What a node has said that turned a request away.
+pub(super) fn said(node: &Node, error: &ServerError) -> Error {
+    match error.code() {
+        "MOVED" | "ASK" => {
+            let details = error.details().unwrap_or_default();
+            Error::answered(ErrorKind::Server, true, format!("{} says {} {details}", node.endpoint(), error.code()))
+        }
+        _ => server_error(node.endpoint(), error),
+    }
 }
 
 /// Of a request that was sent on until it was enough, by the last answer to it.
