@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::unistd::alarm;
 
 use support::forks::exit_now;
-use support::servers::{Kind, encrypt_all};
+use support::servers::{Kind, cluster_all, encrypt_all};
 pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
 
@@ -53,13 +53,16 @@ impl Mode {
 
 pub(crate) struct Scenario {
     name: String,
-    /// Whether it has a server, and so is run over TLS as well.
-    has_server: bool,
+    /// What server it has, if any: it is run over TLS as well, and on Redis on a cluster.
+    server: Option<Kind>,
     run: Box<dyn Fn() + Send>,
 }
 
 /// Behind the name of a scenario whose servers encrypt.
 const OVER_TLS: &str = "::over_tls";
+
+/// Behind the name of a scenario whose server is a cluster.
+const ON_A_CLUSTER: &str = "::on_a_cluster";
 
 /// The scenarios of one promise, under its name.
 pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Item = Scenario> {
@@ -67,13 +70,13 @@ pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Ite
 }
 
 pub(crate) fn scenario(name: &str, run: fn()) -> Scenario {
-    Scenario { name: name.to_owned(), has_server: false, run: Box::new(run) }
+    Scenario { name: name.to_owned(), server: None, run: Box::new(run) }
 }
 
 pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
     let one = |kind: Kind| {
         let name = format!("{name}::{}", kind.name());
-        Scenario { name, has_server: true, run: Box::new(move || run(kind)) }
+        Scenario { name, server: Some(kind), run: Box::new(move || run(kind)) }
     };
     Kind::BOTH.map(one).into()
 }
@@ -81,7 +84,7 @@ pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
 pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<Scenario> {
     let one = |kind: Kind, mode: Mode| {
         let name = format!("{name}::{}::{}", kind.name(), mode.name());
-        Scenario { name, has_server: true, run: Box::new(move || run(kind, mode)) }
+        Scenario { name, server: Some(kind), run: Box::new(move || run(kind, mode)) }
     };
     Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
 }
@@ -96,11 +99,15 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(FLAG) {
         let name = arguments.next().expect("the name of a scenario");
-        let plain = name.strip_suffix(OVER_TLS);
-        if plain.is_some() {
+        let (over_tls, on_a_cluster) = (name.strip_suffix(OVER_TLS), name.strip_suffix(ON_A_CLUSTER));
+        if over_tls.is_some() {
             encrypt_all();
         }
-        let is_wanted = |scenario: &Scenario| scenario.name == plain.unwrap_or(&name);
+        if on_a_cluster.is_some() {
+            cluster_all();
+        }
+        let plain = over_tls.or(on_a_cluster).unwrap_or(&name);
+        let is_wanted = |scenario: &Scenario| scenario.name == plain;
         let scenario = scenarios.into_iter().find(is_wanted).expect("a known scenario");
         alarm::set(u32::try_from(time(&name).as_secs()).expect("a short time"));
         (scenario.run)();
@@ -108,8 +115,12 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let over_tls = |scenario: &Scenario| scenario.has_server.then(|| format!("{}{OVER_TLS}", scenario.name));
-    let names = scenarios.iter().flat_map(|scenario| [Some(scenario.name.clone()), over_tls(scenario)]).flatten();
+    let over_tls = |scenario: &Scenario| scenario.server.map(|_| format!("{}{OVER_TLS}", scenario.name));
+    let on_a_cluster = |scenario: &Scenario| {
+        (scenario.server == Some(Kind::Redis)).then(|| format!("{}{ON_A_CLUSTER}", scenario.name))
+    };
+    let all = |scenario: &Scenario| [Some(scenario.name.clone()), over_tls(scenario), on_a_cluster(scenario)];
+    let names = scenarios.iter().flat_map(all).flatten();
     let trial = |name: String| Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name));
     libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
 }

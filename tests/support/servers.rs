@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,19 @@ static ALL_ENCRYPTED: OnceLock<Everywhere> = OnceLock::new();
 /// The ports of servers that encrypt, each with the one where it does not.
 static PLAIN_PORTS: Mutex<Vec<(u16, u16)>> = Mutex::new(Vec::new());
 
+/// Has every Redis server that is started on a port in this process from now on be a cluster of its own, and every URL of
+/// one be that of a cluster.
+pub fn cluster_all() {
+    ALL_CLUSTERED.store(true, Ordering::SeqCst);
+}
+
+static ALL_CLUSTERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether they are.
+pub(crate) fn are_all_clustered() -> bool {
+    ALL_CLUSTERED.load(Ordering::SeqCst)
+}
+
 /// Where the server on a port is asked in plain.
 pub fn plain_port(port: u16) -> u16 {
     let ports = PLAIN_PORTS.lock().expect("whoever locks it does not panic");
@@ -91,6 +104,8 @@ pub struct Server {
     extra: Vec<String>,
     directory: Directory,
     running: Option<Child>,
+    /// Whether it is a cluster of its own.
+    has_all_slots: bool,
     /// A forked child that unwinds must not stop its parent's server.
     owner: u32,
 }
@@ -114,6 +129,13 @@ impl Server {
 
     /// On a free port, with extra arguments.
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
+        if kind == Kind::Redis && are_all_clustered() {
+            let mut server = Server::cluster_node(None, extra);
+            server.has_all_slots = true;
+            assert!(server.ask("CLUSTER ADDSLOTSRANGE 0 16383").starts_with("+OK"), "it is a cluster of its own");
+            server.until_well();
+            return server;
+        }
         match encryption_of_all() {
             Some(encryption) => Server::encrypted(kind, encryption, extra),
             None => Server::on_a_free_port(kind, None, None, || owned(extra)),
@@ -174,7 +196,17 @@ impl Server {
 
     fn new(kind: Kind, place: Place, extra: Vec<String>, directory: Directory) -> Server {
         let (encryption, login) = (None, None);
-        Server { kind, place, encryption, login, extra, directory, running: None, owner: std::process::id() }
+        Server {
+            kind,
+            place,
+            encryption,
+            login,
+            extra,
+            directory,
+            running: None,
+            has_all_slots: false,
+            owner: std::process::id(),
+        }
     }
 
     pub fn kind(&self) -> Kind {
@@ -217,6 +249,14 @@ impl Server {
     pub fn restart(&mut self) {
         self.kill();
         assert!(self.run(), "{} did not start again at {:?}", self.kind.name(), self.place);
+        if self.has_all_slots {
+            self.until_well();
+        }
+    }
+
+    /// Waits until a cluster of one is in order. It takes a node two seconds to trust itself.
+    fn until_well(&self) {
+        until("a cluster of one node is in order", || self.ask("CLUSTER INFO").contains("cluster_state:ok"));
     }
 
     /// Stops its process: connections are accepted by the kernel, and nothing answers.
@@ -404,7 +444,8 @@ pub fn url_of_hosts(kind: Kind, hosts: &str, options: &str) -> String {
 }
 
 fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
-    format!("{}://{hosts}?{options}", kind.name())
+    let is_cluster = kind == Kind::Redis && are_all_clustered();
+    format!("{}{}://{hosts}?{options}", kind.name(), if is_cluster { "+cluster" } else { "" })
 }
 
 fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {

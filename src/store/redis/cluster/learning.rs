@@ -61,7 +61,12 @@ impl Drop for Asking<'_> {
         if state.under_way[self.line] == Some(self.since) {
             state.under_way[self.line] = None;
         }
-        if let Some(outcome) = self.outcome.take() {
+        // What this process has run out of says nothing of the cluster.
+        let says_something = |outcome: &Result<()>| {
+            let kind = outcome.as_ref().err().map(Error::kind);
+            !matches!(kind, Some(ErrorKind::OutOfResources | ErrorKind::Forked | ErrorKind::Full))
+        };
+        if let Some(outcome) = self.outcome.take().filter(says_something) {
             state.last = Some((Instant::now(), outcome));
         }
     }
