@@ -45,6 +45,7 @@ promises! {
     an_outage_is_not_an_outage,
     a_shortage_is_not_the_servers,
     large_values_hold_up_nobody,
+    a_cluster_is_one_server,
     one_loads_for_all,
     claims_belong_to_a_process,
     a_delete_is_final,
