@@ -1,6 +1,7 @@
-//! A store on a Redis server: the redis crate's commands and replies, over sockets of ours.
+//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of ours.
 //!
-//! A verb is a [`Request`] and what its replies mean; a [`Link`] takes it there and back.
+//! A [verb](verbs) is a request and what its replies mean; a [`Link`] takes it there and back. Which link that is, on a
+//! cluster, is the business of the [`Cluster`].
 
 use std::fmt;
 
@@ -30,7 +31,8 @@ mod reply;
 mod resp;
 mod verbs;
 
-/// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
+/// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol), or on a
+/// [cluster](#cluster) of them.
 ///
 /// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole
 /// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it
@@ -61,9 +63,41 @@ mod verbs;
 /// # URLs
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
-/// `redis+unix://[user:password@]/path/of/the/socket`. User and password are percent-encoded. The port defaults to 6379,
+/// `redis+unix://[user:password@]/path/of/the/socket`. A cluster is `redis+cluster://[user:password@]host[:port][,host[:port]...]`,
+/// with any of its nodes, or `rediss+cluster://`. User and password are percent-encoded. The port defaults to 6379,
 /// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
+///
+/// # Cluster
+///
+/// A key goes to the node that has its slot, over connections as above, one set for each node. Slots are those of
+/// [Redis Cluster](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/): CRC-16 of the key, or
+/// of the part in its first `{braces}`. A lease is in the slot of its key.
+///
+/// - **Who has what** is asked by `CLUSTER SLOTS`: at first use, and at most ten times a second after a sign of change
+///   (`MOVED`, `CLUSTERDOWN`, a node that fails). Any node will do; one that does not answer leaves half of the time for
+///   the others. A forked child goes on with what its parent knew. Nodes are reached under the names that the cluster
+///   gives them; over TLS a node's certificate has to be for that name. A store remembers up to 4,096 addresses.
+/// - **Redirections.** `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` say that nothing was carried out, so changes are
+///   sent on as reads are, up to 16 times. A node that cannot be connected to is asked about, and what it should have
+///   had is sent to whom its slots belong by then. Where a connection breaks in the middle of an exchange, a read or an
+///   unconditional `set` is sent again in the same way; any other change is the error of its call.
+/// - **Time.** A call takes at most `connect_timeout` and `timeout` together, whatever the number of nodes and
+///   redirections, and a blocking one that has to dial twice as long. The rest of a batch is answered for while a node
+///   is silent. `CLUSTERDOWN` is waited out for some 30 ms and then returned.
+/// - **Batches** are split by node, up to 4,096 commands or 1 MiB in one write, and all nodes are asked at once. Those on
+///   one key, and on a key and its lease, keep their order; while a slot is being moved, a delete that came before what
+///   should precede it is carried out again behind it. A settle whose two keys are on two nodes, for as long as a slot
+///   is being moved, is done step by step.
+/// - **[`clear`](CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of them does.
+///   It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
+///   [`reconnect`](CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
+/// - **Replicas** are read with `replicas=prefer`: by [`get`](CacheStore::get) and
+///   [`get_many`](CacheStore::get_many) alone, a key always from the same one, and from the master where it does not
+///   answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
+///   exempt from the [contract](CacheStore#contract). [`get_latest`](CacheStore::get_latest), batches and leases go to
+///   masters, so a fetch loads no more often than without.
+/// - What a master has acknowledged and not replicated is lost when it is replaced: that is how Redis Cluster works.
 ///
 /// # Failures
 ///
@@ -77,7 +111,8 @@ mod verbs;
 /// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
 /// | "upstream ...", "no upstream host", of a proxy, with or without `ERR` | `Server` | yes | kept |
 /// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
-/// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
+/// | `NOPERM`, `NOPROTO`, an unknown command, "cluster support disabled" | `Unsupported` | no | kept |
+/// | `MOVED`, `ASK`, `CROSSSLOT`, under a URL of one server | `Unsupported` | no | kept |
 /// | a database that there is not | `Unsupported` | no | given up |
 /// | "invalid bulk length", "exceeds maximum allowed size" | `ValueTooLarge` | no | given up, kept |
 /// | "Protocol error" | `Protocol` | yes | given up |

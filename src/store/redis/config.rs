@@ -240,8 +240,8 @@ mod tests {
 
     #[test]
     fn a_database_is_given_once() {
-        assert_eq!(parse("redis://localhost?db=2").unwrap().database, 2);
-        assert_eq!(parse("redis://localhost/?database=3").unwrap().database, 3);
+        assert_eq!(parse("redis://localhost?db=2").unwrap().access.database, 2);
+        assert_eq!(parse("redis://localhost/?database=3").unwrap().access.database, 3);
         for url in ["redis://localhost/2?db=2", "redis://localhost?db=1&database=1"] {
             assert!(parse(url).unwrap_err().to_string().contains("twice"), "{url}");
         }

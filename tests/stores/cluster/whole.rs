@@ -44,14 +44,12 @@ fn a_clear_reaches_every_master() {
     let store = from_url(&cluster.url(PATIENT)).unwrap();
     for way in WAYS {
         run(way, async {
-            for number in 0..3_000 {
-                let key = format!("{}{number}", if number % 2 == 0 { "cleared*:" } else { "kept:" });
-                store.set(&key, "value".into(), HOUR, When::Always).await.unwrap();
-            }
-            store.clear("cleared*:").await.unwrap();
-            let left = |number: usize| format!("{}{number}", if number % 2 == 0 { "cleared*:" } else { "kept:" });
-            let keys: Vec<String> = (0..3_000).map(left).collect();
+            let keys = (0..1_500).flat_map(|number| ["cleared*:", "kept:"].map(|prefix| format!("{prefix}{number}")));
+            let keys: Vec<String> = keys.collect();
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let entries: Vec<_> = keys.iter().map(|key| (*key, "value".into())).collect();
+            store.set_many(&entries, HOUR).await.into_iter().for_each(|stored| stored.unwrap());
+            store.clear("cleared*:").await.unwrap();
             for (key, found) in keys.iter().zip(store.get_many(&keys).await) {
                 assert_eq!(found.unwrap().is_some(), key.starts_with("kept:"), "{key}");
             }

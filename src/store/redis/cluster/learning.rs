@@ -168,6 +168,9 @@ impl Learning {
         for (place, node) in candidates.iter().enumerate() {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
+            if left.is_zero() && failed.is_some() {
+                break;
+            }
             let is_last = place + 1 == candidates.len();
             let until_then = if is_last { deadline } else { now + left / 2 };
             match until(until_then, timeout, ask_one(table, node)).await {
