@@ -80,8 +80,9 @@ mod verbs;
 ///   gives them; over TLS a node's certificate has to be for that name. A store remembers up to 4,096 addresses.
 /// - **Redirections.** `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` say that nothing was carried out, so changes are
 ///   sent on as reads are, up to 16 times. A node that cannot be connected to is asked about, and what it should have
-///   had is sent to whom its slots belong by then. Where a connection breaks in the middle of an exchange, a read or an
-///   unconditional `set` is sent again in the same way; any other change is the error of its call.
+///   had is sent to the node that has its slots by then. Where a connection breaks in the middle of an exchange, what
+///   may be carried out twice (a read, an unconditional `set`, a `touch`; in a batch only a read) is sent again in the
+///   same way; any other change is the error of its call.
 /// - **Time.** A call takes at most `connect_timeout` and `timeout` together, whatever the number of nodes and
 ///   redirections, and a blocking one that has to dial twice as long. The rest of a batch is answered for while a node
 ///   is silent. `CLUSTERDOWN` is waited out for some 30 ms and then returned.

@@ -13,8 +13,8 @@ use nix::sys::signal::Signal;
 
 use run::run;
 use shop::Shop;
-use support::servers::{Kind, Server, free_port, url_of};
 use support::cluster::Cluster;
+use support::servers::{Kind, Server, free_port, url_of};
 use support::wait::until;
 
 #[test]

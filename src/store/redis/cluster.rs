@@ -141,7 +141,6 @@ impl Cluster {
 
     /// The nodes that have slots, as the cluster says now.
     async fn masters(&self) -> Result<Vec<&Node>> {
-        self.learning.doubt(None);
         self.learn(self.deadline(), Wait::ForOthers).await?;
         self.table.masters()
     }

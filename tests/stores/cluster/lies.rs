@@ -169,7 +169,7 @@ fn a_cluster_that_stays_down() {
 }
 
 #[test]
-fn slots_that_are_nobodys() {
+fn slots_without_an_owner() {
     let partial = |own| ranges(&[(0, 100, "127.0.0.1", own), (101, 16_383, "?", own)]);
     let failures = failures(node(partial, moved), PATIENT);
     all_say(&failures, ErrorKind::Server, "no node of the cluster has slot 12539");

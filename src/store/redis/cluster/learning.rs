@@ -18,7 +18,7 @@ use crate::store::redis::exchange::exchange;
 use crate::store::redis::reply;
 use crate::sync::Lock;
 
-/// How long what was learnt, or that nobody answered, is taken for the present state.
+/// How long an outcome, good or bad, is taken for the present state.
 const FRESH: Duration = Duration::from_millis(100);
 
 /// The pauses between two looks at whether another caller is done.
@@ -48,6 +48,7 @@ struct State {
 
 /// Ends with a note that it has ended, also where the caller has given up.
 struct Asking<'l> {
+    learning: &'l Learning,
     state: &'l Lock<State>,
     line: usize,
     since: Instant,
@@ -66,8 +67,10 @@ impl Drop for Asking<'_> {
             let kind = outcome.as_ref().err().map(Error::kind);
             !matches!(kind, Some(ErrorKind::OutOfResources | ErrorKind::Forked | ErrorKind::Full))
         };
-        if let Some(outcome) = self.outcome.take().filter(says_something) {
-            state.last = Some((Instant::now(), outcome));
+        match self.outcome.take() {
+            Some(outcome) if says_something(&outcome) => state.last = Some((Instant::now(), outcome)),
+            Some(_) => {}
+            None => self.learning.doubt(None),
         }
     }
 }
@@ -82,7 +85,7 @@ pub(super) enum Wait {
 enum Turn<'l> {
     Own(Asking<'l>),
     Anothers,
-    /// It was tried a moment ago.
+    /// Another caller has just tried.
     Over(Result<()>),
 }
 
@@ -101,7 +104,7 @@ impl Learning {
         self.is_in_doubt.load(Ordering::Relaxed)
     }
 
-    /// Has the next caller learn anew. A node that has failed is asked last.
+    /// Makes the next caller learn the slots again. A node that has failed is asked last.
     #[cold]
     pub(super) fn doubt(&self, failed: Option<Index>) {
         if let Some(failed) = failed {
@@ -157,7 +160,7 @@ impl Learning {
             return Ok(Turn::Anothers);
         }
         held.under_way[line] = Some(now);
-        Ok(Turn::Own(Asking { state, line, since: now, outcome: None }))
+        Ok(Turn::Own(Asking { learning: self, state, line, since: now, outcome: None }))
     }
 
     /// Asks one node after the other. One that does not answer leaves half of the time for the others.
@@ -212,5 +215,5 @@ async fn ask_one(table: &Table, node: &Node) -> Result<()> {
 }
 
 fn unknown(kind: ErrorKind, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::with_source(kind, "no node of the cluster says who has which slots", why)
+    Error::with_source(kind, "no node of the cluster lists its slots", why)
 }

@@ -5,6 +5,7 @@
 //! lock that a vanished thread may hold, nothing to leak, and nothing that a reader keeps from being freed. A node that
 //! the cluster has left is closed, and is found here when it comes back.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use super::topology::Range;
@@ -21,12 +22,11 @@ const MOST_NODES: usize = 4_096;
 /// How many replicas of a master are read.
 const MOST_REPLICAS: usize = 8;
 
-const NOBODY: u16 = u16::MAX;
+const NO_NODE: u16 = u16::MAX;
 
 /// The place of a node in the table.
 pub(super) type Index = u16;
 
-#[derive(Debug)]
 pub(super) struct Table {
     nodes: AppendOnly<Node>,
     owners: Box<[AtomicU16]>,
@@ -48,7 +48,7 @@ pub(in crate::store::redis) struct Node {
 impl Table {
     /// Of a cluster of which these nodes are known, and not which slots they have. No I/O.
     pub(super) fn new(seeds: Vec<Endpoint>, access: Access, settings: Settings, replicas: Replicas) -> Table {
-        let owners = (0..SLOTS).map(|_| AtomicU16::new(NOBODY)).collect();
+        let owners = (0..SLOTS).map(|_| AtomicU16::new(NO_NODE)).collect();
         let table = Table { nodes: AppendOnly::with_room_for(MOST_NODES), owners, access, settings, replicas };
         for seed in seeds {
             table.index_of(seed);
@@ -70,7 +70,7 @@ impl Table {
         }
         let (_, owner) = self.owner(slot)?;
         let replicas = owner.replicas.iter().map(|replica| replica.load(Ordering::Relaxed));
-        let count = replicas.clone().take_while(|replica| *replica != NOBODY).count();
+        let count = replicas.clone().take_while(|replica| *replica != NO_NODE).count();
         let index = replicas.clone().nth(usize::from(slot).checked_rem(count)?)?;
         Some((index, self.node(index)?.reader()))
     }
@@ -89,7 +89,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// Where a slot is nobody's.
+    /// Where a slot has no owner.
     pub(super) fn masters(&self) -> Result<Vec<&Node>> {
         let mut owners: Vec<(Index, u16)> =
             (0..).zip(&self.owners).map(|(slot, owner)| (owner.load(Ordering::Relaxed), slot)).collect();
@@ -112,7 +112,7 @@ impl Table {
             link: Link::new(resp(), self.settings),
             reader,
             is_listed: AtomicBool::new(false),
-            replicas: [const { AtomicU16::new(NOBODY) }; MOST_REPLICAS],
+            replicas: [const { AtomicU16::new(NO_NODE) }; MOST_REPLICAS],
         }
     }
 
@@ -124,14 +124,14 @@ impl Table {
         self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
     }
 
-    /// Notes all that a node has said of the cluster. Slots that it left out are nobody's, and nodes that it left out
+    /// Notes all that a node has said of the cluster. Slots that it left out have no owner, and nodes that it left out
     /// are closed.
     ///
     /// # Errors
     ///
     /// Where there are too many nodes.
     pub(super) fn adopt(&self, ranges: &[Range]) -> Result<()> {
-        let mut owners = vec![NOBODY; SLOTS];
+        let mut owners = vec![NO_NODE; SLOTS];
         let mut listed = Vec::new();
         for range in ranges {
             let Some(master) = &range.master else { continue };
@@ -139,7 +139,7 @@ impl Table {
             let owner = index(master)?;
             let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
             let node = self.node(owner).ok_or_else(too_many)?;
-            let padded = replicas.iter().copied().chain([NOBODY; MOST_REPLICAS]);
+            let padded = replicas.iter().copied().chain([NO_NODE; MOST_REPLICAS]);
             for (place, replica) in node.replicas.iter().zip(padded) {
                 place.store(replica, Ordering::Relaxed);
             }
@@ -158,6 +158,13 @@ impl Table {
             }
         }
         Ok(())
+    }
+}
+
+/// Without the slots, which are many.
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("nodes", &self.nodes).field("replicas", &self.replicas).finish_non_exhaustive()
     }
 }
 
@@ -190,7 +197,7 @@ impl Node {
     }
 }
 
-/// Of a slot that is nobody's.
+/// Of a slot without an owner.
 pub(super) fn uncovered(slot: u16) -> Error {
     Error::answered(ErrorKind::Server, true, format!("no node of the cluster has slot {slot}"))
 }

@@ -44,7 +44,7 @@ fn read_range(range: &Value, asked: &Endpoint) -> Result<Range, &'static str> {
         return Err("has a range that ends before it begins");
     }
     let mut nodes = nodes.iter().map(|node| read_node(node, asked));
-    let master = nodes.next().ok_or("has a range that is nobody's")??;
+    let master = nodes.next().ok_or("has a range without an owner")??;
     let replicas = nodes.filter_map(Result::transpose).collect::<Result<_, _>>()?;
     Ok(Range { first, last, master, replicas })
 }
@@ -132,7 +132,7 @@ mod tests {
             (range(0, 16_384, vec![good()]), "slot that there is not"),
             (range(-1, 5, vec![good()]), "slot that there is not"),
             (range(5, 4, vec![good()]), "ends before it begins"),
-            (range(0, 5, vec![]), "nobody's"),
+            (range(0, 5, vec![]), "without an owner"),
             (range(0, 5, vec![node(text("a"), 0)]), "port"),
             (range(0, 5, vec![node(text("a"), 65_536)]), "port"),
             (range(0, 5, vec![node(text("a b"), 1)]), "whose name is none"),
