@@ -4,6 +4,7 @@
 //! - [URLs, TLS and credentials](urls): all URLs and options, how servers are recognized, and passwords that change.
 //! - [Invalidation](invalidation): how a change reaches the cache.
 //! - [Tiers](tiers): memory in front of a server.
+//! - [Scale](scale): from memory to a cluster in one line, and what changes on the way.
 //! - [Outages](outages): what a program sees when the server is slow or gone, and how to end a process.
 //! - [Testing](testing): stores, time and failures in tests.
 //! - [Sizing and server settings](sizing): memory, connections, Redis and Memcached.
@@ -18,6 +19,10 @@ pub mod invalidation {}
 
 #[doc = include_str!("guide/tiers.md")]
 pub mod tiers {}
+
+#[cfg(all(feature = "redis", feature = "memcached"))]
+#[doc = include_str!("guide/scale.md")]
+pub mod scale {}
 
 #[doc = include_str!("guide/outages.md")]
 pub mod outages {}

@@ -37,6 +37,8 @@
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
+#[cfg(any(feature = "redis", test))]
+mod append_only;
 mod atfork;
 mod bound;
 pub(crate) mod gate;
@@ -60,6 +62,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(feature = "redis")]
+pub(crate) use append_only::AppendOnly;
 pub(crate) use bound::ProcessBound;
 pub use generation::generation;
 pub(crate) use history::History;

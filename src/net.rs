@@ -39,6 +39,8 @@ pub(crate) use drive::suspends;
 pub(crate) use drive::{
     Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, is_slice_over, lifted, pause, slice_end, within,
 };
+#[cfg(feature = "redis")]
+pub(crate) use drive::{exchange_timeout, until};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};

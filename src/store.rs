@@ -15,7 +15,10 @@ use crate::net::ServerStats;
 mod builder;
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod credentials;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod fleet;
 mod forward;
+mod hash_slot;
 pub(crate) mod holder;
 mod kept;
 mod lease_key;
@@ -37,8 +40,8 @@ mod url;
 
 pub use kept::Kept;
 #[cfg(feature = "memcached")]
-use lease_key::settling_key;
-pub(crate) use lease_key::{LEASE, LOCK, key_of_lease, lease_key, lock_key};
+use lease_key::{key_of_lease, settling_key};
+pub(crate) use lease_key::{lease_key, lock_key, reserved_for};
 pub use operation::{Op, Outcome, Replacement, Settle};
 
 /// The stores of this crate.
@@ -52,7 +55,7 @@ pub mod stores {
     pub use super::null::NullStore;
     pub use super::open::from_url;
     #[cfg(feature = "redis")]
-    pub use super::redis::{RedisBuilder, RedisStore};
+    pub use super::redis::{RedisBuilder, RedisStore, Replicas};
     pub use super::tiered::TieredStore;
 }
 
@@ -313,16 +316,12 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
 
     /// [`get`](CacheStore::get) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Get { key }).collect();
-        let outcomes = self.batch(&operations).await;
-        outcomes.into_iter().map(|outcome| outcome.map(Outcome::into_value)).collect()
+        operation::get_many(self, keys).await
     }
 
     /// [`set`](CacheStore::set) for many entries, in their order. Provided: a [`batch`](CacheStore::batch).
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let operations: Vec<Op<'_>> =
-            entries.iter().map(|(key, value)| Op::Set { key, value: value.clone(), ttl, when: When::Always }).collect();
-        self.batch(&operations).await.into_iter().map(|outcome| outcome.map(|_| ())).collect()
+        operation::set_many(self, entries, ttl).await
     }
 
     /// [`delete`](CacheStore::delete) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).

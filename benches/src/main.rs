@@ -13,15 +13,17 @@ mod forks;
 mod measure;
 mod memcached;
 mod memory;
+mod redis_cluster;
 mod redis_server;
 mod redis_tls;
 mod tasks;
 
-const SECTIONS: [(&str, fn()); 5] = [
+const SECTIONS: [(&str, fn()); 6] = [
     ("fork", forks::run),
     ("memory", memory::run),
     ("redis", redis_server::run),
     ("redis-tls", redis_tls::run),
+    ("redis-cluster", redis_cluster::run),
     ("memcached", memcached::run),
 ];
 

@@ -15,6 +15,7 @@ Usage: widgets [--store URL] [--workers N] [--port N] [--customer NAME]
   --store URL      where words and widgets are kept (default memory://):
                    memory://, redis://[user:password@]host[:port][/db],
                    redis+unix:///path, redis+sentinel://sentinel[:port]/master,
+                   redis+cluster://host[:port][,host[:port]...],
                    memcached://host[:port][,host[:port]...]
   --workers N      processes that answer, 1 to 64 (default 4)
   --port N         on 127.0.0.1 (default 8080; 0 takes any that is free)

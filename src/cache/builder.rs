@@ -202,8 +202,9 @@ impl Builder {
     /// [`load_timeout`](Builder::load_timeout). Elsewhere nothing can, and the load is left alone for `load_timeout`,
     /// if that is longer. A process on the same host that has ended is noticed at once.
     ///
-    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it; a key that ends
-    /// like that is refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it
+    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it, or
+    /// `:prefork-lease:` and five letters, which lead a cluster to the slot of the key; a key that ends like that is
+    /// refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it
     /// gets no leases, which is reported to [`on_error`](Builder::on_error) once.
     ///
     /// ```

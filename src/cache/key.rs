@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayString;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{LEASE, LOCK};
+use crate::store::reserved_for;
 
 /// Keys up to this length are put together on the stack.
 const SHORT: usize = 120;
@@ -99,12 +99,7 @@ impl Prefix {
 pub(super) fn check_key(key: &str) -> Result<()> {
     crate::store::check_key(key)?;
     // Behind a namespace, the part alone is enough.
-    for (suffix, what) in [(LEASE, "lease"), (LOCK, "lock")] {
-        if key.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with(':')) {
-            return Err(reserved(key, what));
-        }
-    }
-    Ok(())
+    reserved_for(key).map_or(Ok(()), |what| Err(reserved(key, what)))
 }
 
 #[cold]
@@ -175,6 +170,9 @@ mod tests {
         assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is that of a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
         assert!(Prefix::none().join("user").join("bob").key_among_others("prefork-lease").is_err());
+        for refused in ["user:bob:prefork-lease:ACEGI", "prefork-lease:ACEGI"] {
+            assert!(Prefix::none().key_among_others(refused).is_err(), "{refused}");
+        }
         assert!(Prefix::none().key_among_others("no-prefork-lease").is_ok());
         let error = Prefix::none().key_among_others("report:prefork-lock").unwrap_err();
         assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is that of a lock");

@@ -14,6 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use super::drive::{Drive, drive, is_slice_over};
 
@@ -21,9 +22,20 @@ use super::drive::{Drive, drive, is_slice_over};
 #[derive(Debug, Default)]
 pub(crate) struct Company {
     set_aside: AtomicUsize,
+    deadline: Option<Instant>,
 }
 
 impl Company {
+    /// After the deadline no server is dialled any more: those that accept and do not answer cost one wait together,
+    /// and not one each.
+    pub(crate) fn until(deadline: Instant) -> Company {
+        Company { deadline: Some(deadline), ..Company::default() }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
     /// Lets the others send before the reply is read.
     pub(super) async fn set_aside(&self) {
         self.set_aside.fetch_add(1, Ordering::Relaxed);

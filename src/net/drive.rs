@@ -5,7 +5,11 @@
 //! that [`in_slice`] has marked they block until the slice is over, and go on where they were at the next poll.
 
 use std::cell::Cell;
+#[cfg(feature = "redis")]
+use std::future::Future;
 use std::future::poll_fn;
+#[cfg(feature = "redis")]
+use std::pin::pin;
 use std::task::Poll;
 use std::thread::{self, LocalKey};
 use std::time::{Duration, Instant};
@@ -155,9 +159,17 @@ pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
     with(&TIMEOUT, Some(timeout.min(LONGEST)), work)
 }
 
+/// Has the exchanges that a future begins take at most so long, and at most what is left until a moment.
+#[cfg(feature = "redis")]
+pub(crate) async fn until<F: Future>(moment: Instant, timeout: Duration, future: F) -> F::Output {
+    let mut future = pin!(future);
+    let left = || moment.saturating_duration_since(Instant::now()).min(timeout);
+    poll_fn(|cx| within(left(), || future.as_mut().poll(cx))).await
+}
+
 /// How long an exchange that begins here and now may take.
 #[inline]
-pub(super) fn exchange_timeout(default: Duration) -> Duration {
+pub(crate) fn exchange_timeout(default: Duration) -> Duration {
     TIMEOUT.get().unwrap_or(default)
 }
 

@@ -14,9 +14,7 @@ use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
 use super::drive::{Drive, drive, exchange_timeout, slice_end};
-use super::endpoint::Endpoint;
-#[cfg(feature = "tokio")]
-use super::endpoint::timed_out;
+use super::endpoint::{Endpoint, timed_out};
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
@@ -46,6 +44,11 @@ impl<P: Protocol> Link<P> {
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         self.0.protocol.endpoint()
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn protocol(&self) -> &P {
+        &self.0.protocol
     }
 
     pub(crate) fn stats(&self) -> ServerStats {
@@ -110,6 +113,7 @@ async fn call_inline<P: Protocol>(
     if server.is_address_due() {
         Box::pin(server.refresh_address(Drive::Inline)).await;
     }
+    let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested();
@@ -125,18 +129,18 @@ async fn call_inline<P: Protocol>(
             lease.discard();
             server.lost();
             let again = Box::pin(attempt(server, &mut lease, admission, request, company)).await;
-            concluded(server, lease, again)
+            concluded(server, lease, is_hurried, again)
         }
-        outcome => concluded(server, lease, outcome),
+        outcome => concluded(server, lease, is_hurried, outcome),
     }
 }
 
 fn concluded<P: Protocol>(
     server: &Server<P>,
     mut lease: Lease<'_, Box<Connection<P>>>,
+    is_hurried: bool,
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
-    let default = server.timeouts().exchange;
     let is_reused = lease.is_reused();
     match (&outcome, lease.connection()) {
         (Ok(reply), connection) => {
@@ -153,7 +157,7 @@ fn concluded<P: Protocol>(
         // There is no connection, which has been counted.
         (Err(_), None) => {}
         (Err(_), Some(connection)) if connection.is_in_step => lease.finish(),
-        (Err(error), Some(connection)) if error.kind() == ErrorKind::Timeout && exchange_timeout(default) < default => {
+        (Err(error), Some(connection)) if is_hurried && error.kind() == ErrorKind::Timeout => {
             if is_reused {
                 server.distrust_idle(connection.begun);
             }
@@ -214,6 +218,9 @@ async fn open<P: Protocol>(
 ) -> Result<Connection<P>> {
     if let Some(company) = company {
         company.let_finish().await;
+        if company.is_over() {
+            return Err(timed_out("connect to", server.protocol.endpoint()));
+        }
     }
     server.open(Drive::Inline, server.admit_dial(admission)?).await
 }

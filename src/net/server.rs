@@ -112,6 +112,21 @@ pub struct ServerStats {
     pub is_down: bool,
 }
 
+#[cfg(feature = "redis")]
+impl ServerStats {
+    /// The same with what goes over another link to the same server.
+    pub(crate) fn and(self, other: &ServerStats) -> ServerStats {
+        ServerStats {
+            connections: self.connections + other.connections,
+            in_flight: self.in_flight + other.in_flight,
+            dials: self.dials + other.dials,
+            timeouts: self.timeouts + other.timeouts,
+            is_down: self.is_down || other.is_down,
+            ..self
+        }
+    }
+}
+
 /// What the breakers said when they let a dial through.
 #[derive(Clone, Copy)]
 pub(super) struct Admissions {

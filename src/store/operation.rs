@@ -145,6 +145,37 @@ impl Outcome {
     }
 }
 
+/// The gets of a batch that is nothing else.
+pub(super) fn gets<'k>(keys: &[&'k str]) -> Vec<Op<'k>> {
+    keys.iter().map(|key| Op::Get { key }).collect()
+}
+
+/// [`CacheStore::get_many`] as a batch.
+pub(super) async fn get_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
+    values(store.batch(&gets(keys)).await)
+}
+
+pub(super) fn values(outcomes: Vec<Result<Outcome>>) -> Vec<Result<Option<Bytes>>> {
+    outcomes.into_iter().map(|outcome| outcome.map(Outcome::into_value)).collect()
+}
+
+/// [`CacheStore::set_many`] as a batch.
+pub(super) async fn set_many<S: CacheStore + ?Sized>(
+    store: &S,
+    entries: &[(&str, Bytes)],
+    ttl: Ttl,
+) -> Vec<Result<()>> {
+    let operations: Vec<Op<'_>> =
+        entries.iter().map(|(key, value)| Op::Set { key, value: value.clone(), ttl, when: When::Always }).collect();
+    store.batch(&operations).await.into_iter().map(|outcome| outcome.map(|_| ())).collect()
+}
+
+/// [`CacheStore::delete_many`] as a batch.
+pub(super) async fn delete_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<bool>> {
+    let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
+    store.batch(&operations).await.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
+}
+
 /// Carries out one operation by the verbs of a store.
 pub(super) async fn carry_out<S: CacheStore + ?Sized>(store: &S, operation: &Op<'_>) -> Result<Outcome> {
     match operation {
@@ -159,7 +190,7 @@ pub(super) async fn carry_out<S: CacheStore + ?Sized>(store: &S, operation: &Op<
 }
 
 /// Looks first, so that hardly anything is stored that has to be removed.
-async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<Outcome> {
+pub(super) async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<Outcome> {
     const REVOKED: Outcome = Outcome::Settled { was_held: false, is_stored: false };
     if !is_held(store.get_latest(settle.lease).await?.as_deref(), settle.token) {
         return Ok(REVOKED);

@@ -1,50 +1,40 @@
-//! A store on a Redis server: the redis crate's commands and replies, over sockets of ours.
+//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of ours.
 //!
-//! A verb is a [`Request`] and what its replies mean; a [`Link`] takes it there and back.
+//! A [verb](verbs) is a request and what its replies mean; a [`Link`] takes it there and back. Which link that is, on a
+//! cluster, is the business of the [`Cluster`].
 
-use std::collections::HashSet;
 use std::fmt;
-use std::future::Future;
-use std::pin::{Pin, pin};
-use std::time::Duration;
-
-use ::redis::Value;
-use async_trait::async_trait;
-use bytes::Bytes;
 
 use super::credentials::Callback;
 use super::url::StoreUrl;
-use super::{CacheStore, Op, Outcome, Ttl, When, check_key};
-use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Link, Retry, ServerStats};
-use crate::telemetry;
-use batch::SettleScript;
+use crate::error::Result;
+use crate::net::Link;
+use batch::Scripts;
 pub use builder::RedisBuilder;
-use commands::{Command, CompareAndSet, Request};
-use config::Config;
+use cluster::Cluster;
+pub use config::Replicas;
 pub(super) use config::SCHEMES;
-use protocol::{Replies, Resp};
-use reply::Reply;
+use config::{Config, Place};
+use protocol::Resp;
 
 mod batch;
 mod builder;
+mod clear;
+mod cluster;
 mod commands;
 mod config;
+mod exchange;
+mod parts;
 mod protocol;
 mod refusals;
 mod reply;
 mod resp;
 mod role;
 mod sentinel;
+mod verbs;
 
-/// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
-const PART_ENTRIES: usize = 1_000;
-const PART_BYTES: usize = 1 << 20;
-
-/// The most steps of a listing, each of which looks at a thousand keys.
-const MOST_STEPS: usize = 1 << 22;
-
-/// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol).
+/// Keeps its entries on a Redis server (4.0 or later; also Valkey and others that speak its protocol), or on a
+/// [cluster](#cluster) of them.
 ///
 /// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole
 /// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it
@@ -75,8 +65,10 @@ const MOST_STEPS: usize = 1 << 22;
 /// # URLs
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
-/// `redis+unix://[user:password@]/path/of/the/socket`; behind sentinels see [below](RedisStore#sentinel). User and password are percent-encoded. The port defaults to 6379,
-/// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
+/// `redis+unix://[user:password@]/path/of/the/socket`; a [cluster](RedisStore#cluster) is `redis+cluster://`, with any of
+/// its nodes, and what is behind [sentinels](RedisStore#sentinel) `redis+sentinel://`. User and password are
+/// percent-encoded. The port defaults to 6379, the database to 0. The guide has
+/// [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
 ///
 /// # Sentinel
@@ -106,6 +98,38 @@ const MOST_STEPS: usize = 1 << 22;
 /// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use
 ///   `rediss+sentinel://` where others can get into the network between.
 ///
+/// # Cluster
+///
+/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, or `rediss+cluster://` for the same over TLS. A key goes to the node that has its slot, over connections as above, one set for each node. Slots are those of
+/// [Redis Cluster](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/): CRC-16 of the key, or
+/// of the part in its first `{braces}`. A lease is in the slot of its key.
+///
+/// - **Who has what** is asked by `CLUSTER SLOTS`: at first use, and at most ten times a second after a sign of change
+///   (`MOVED`, `CLUSTERDOWN`, a node that fails). Any node will do; one that does not answer leaves half of the time for
+///   the others. A forked child goes on with what its parent knew. Nodes are reached under the names that the cluster
+///   gives them; over TLS a node's certificate has to be for that name. A store remembers up to 4,096 addresses.
+/// - **Redirections.** `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` say that nothing was carried out, so changes are
+///   sent on as reads are, up to 16 times. A node that cannot be connected to is asked about, and what it should have
+///   had is sent to the node that has its slots by then. Where a connection breaks in the middle of an exchange, what
+///   may be carried out twice (a read, an unconditional `set`, a `touch`; in a batch only a read) is sent again in the
+///   same way; any other change is the error of its call.
+/// - **Time.** A call takes at most `connect_timeout` and `timeout` together, whatever the number of nodes and
+///   redirections, and a blocking one that has to dial twice as long. The rest of a batch is answered for while a node
+///   is silent. `CLUSTERDOWN` is waited out for some 30 ms and then returned.
+/// - **Batches** are split by node, up to 4,096 commands or 1 MiB in one write, and all nodes are asked at once. Those on
+///   one key, and on a key and its lease, keep their order; while a slot is being moved, a delete that came before what
+///   should precede it is carried out again behind it. A settle whose two keys are on two nodes, for as long as a slot
+///   is being moved, is done step by step.
+/// - **[`clear`](CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of them does.
+///   It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
+///   [`reconnect`](CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
+/// - **Replicas** are read with `replicas=prefer`: by [`get`](CacheStore::get) and
+///   [`get_many`](CacheStore::get_many) alone, a key always from the same one, and from the master where it does not
+///   answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
+///   exempt from the [contract](CacheStore#contract). [`get_latest`](CacheStore::get_latest), batches and leases go to
+///   masters, so a fetch loads no more often than without.
+/// - What a master has acknowledged and not replicated is lost when it is replaced: that is how Redis Cluster works.
+///
 /// # Failures
 ///
 /// What the server says when it refuses, and what that means. None of it counts as a failure of the server, except where
@@ -118,7 +142,8 @@ const MOST_STEPS: usize = 1 << 22;
 /// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | given up |
 /// | "upstream ...", "no upstream host", of a proxy, with or without `ERR` | `Server` | yes | kept |
 /// | `NOAUTH`, `WRONGPASS`, `DENIED`, and whatever else a login is answered | `Auth` | no | given up |
-/// | `NOPERM`, `NOPROTO`, `MOVED`, `ASK`, `CROSSSLOT`, an unknown command | `Unsupported` | no | kept |
+/// | `NOPERM`, `NOPROTO`, an unknown command, "cluster support disabled" | `Unsupported` | no | kept |
+/// | `MOVED`, `ASK`, `CROSSSLOT`, under a URL of one server | `Unsupported` | no | kept |
 /// | a database that there is not | `Unsupported` | no | given up |
 /// | "invalid bulk length", "exceeds maximum allowed size" | `ValueTooLarge` | no | given up, kept |
 /// | "Protocol error" | `Protocol` | yes | given up |
@@ -142,11 +167,15 @@ const MOST_STEPS: usize = 1 << 22;
 /// ```
 pub struct RedisStore {
     url: String,
-    link: Link<Resp>,
-    compare_and_set: CompareAndSet,
-    settle: SettleScript,
-    database: u32,
+    servers: Servers,
+    scripts: Scripts,
     max_value: usize,
+}
+
+#[derive(Debug)]
+enum Servers {
+    One(Link<Resp>),
+    Cluster(Box<Cluster>),
 }
 
 impl RedisStore {
@@ -178,219 +207,15 @@ impl RedisStore {
 
     fn open(url: StoreUrl, callback: Option<Callback>) -> Result<RedisStore> {
         let shown = url.to_string();
-        let config = Config::new(url, callback)?;
-        let (settings, database, max_value) = (config.settings, config.database, config.max_value);
-        Ok(RedisStore {
-            url: shown,
-            link: Link::new(Resp::new(config), settings),
-            compare_and_set: CompareAndSet::new(),
-            settle: SettleScript::new(),
-            database,
-            max_value,
-        })
-    }
-
-    async fn call(&self, request: &Request, retry: Retry) -> Result<Replies> {
-        self.traced(request, pin!(self.link.call(request, retry, None))).await
-    }
-
-    async fn traced<F: Future<Output = Result<Replies>>>(
-        &self,
-        request: &Request,
-        exchange: Pin<&mut F>,
-    ) -> Result<Replies> {
-        let failure = |replies: &Replies| reply::failure(replies);
-        let (endpoint, database) = (self.link.endpoint(), Some(self.database));
-        telemetry::exchange("redis", endpoint, database, || request.operation(), exchange, failure).await
-    }
-
-    /// One command, one reply. No `async fn`, whose future would hold the command twice.
-    fn command(&self, command: Command, retry: Retry) -> impl Future<Output = Result<Reply<'_>>> + Send {
-        let request = Request::one(command);
-        async move { self.reply(only(self.call(&request, retry).await?)) }
-    }
-
-    /// Several commands in one round trip.
-    async fn several(&self, request: Request, retry: Retry) -> Result<Vec<Result<Reply<'_>>>> {
-        let replies = self.call(&request, retry).await?;
-        Ok(replies.into_iter().map(|reply| self.reply(reply)).collect())
-    }
-
-    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded:
-    /// the first error says why, and that of EXEC only that.
-    async fn transaction(&self, commands: impl IntoIterator<Item = Command>, retry: Retry) -> Result<Reply<'_>> {
-        let replies = self.several(Request::transaction(commands), retry).await?;
-        let accepted: Vec<Reply<'_>> = replies.into_iter().collect::<Result<_>>()?;
-        let executed = accepted.into_iter().next_back().expect("as many replies as requests");
-        let last = executed.array()?.into_iter().next_back().unwrap_or(Value::Nil);
-        self.reply(last)
-    }
-
-    async fn get_part(&self, keys: Vec<&str>) -> Result<Vec<Result<Option<Bytes>>>> {
-        let replies = self.command(commands::get_many(&keys), Retry::Idempotent).await?.array()?;
-        Ok(replies.into_iter().map(|reply| Reply::read(reply, self.link.endpoint())).collect())
-    }
-
-    async fn set_part(&self, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
-        let sets = entries.iter().map(|(key, value)| commands::set(key, value, ttl, When::Always));
-        let sets: Vec<Command> = sets.collect::<Result<_>>()?;
-        let replies = self.several(Request::several(sets), Retry::Idempotent).await?;
-        Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
-    }
-
-    async fn delete_part(&self, keys: Vec<&str>) -> Result<Vec<Result<bool>>> {
-        let replies =
-            self.several(Request::several(keys.iter().map(|key| commands::unlink(&[*key]))), Retry::Never).await?;
-        Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
-    }
-
-    async fn batch_part<'o>(&self, operations: Vec<&'o Op<'o>>) -> Result<Vec<Result<Outcome>>> {
-        let mut commands = batch::Commands::new(&self.compare_and_set, &self.settle);
-        operations.iter().try_for_each(|operation| commands.push(operation))?;
-        let replies = self.call(&Request::several(commands.commands), batch::retry(&operations)).await?;
-        let endpoint = self.link.endpoint();
-        let outcomes =
-            operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, endpoint));
-        Ok(outcomes.collect())
-    }
-
-    fn reply(&self, value: Value) -> Result<Reply<'_>> {
-        Reply::new(value, self.link.endpoint())
-    }
-
-    fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
-        super::check_value(key, value, self.max_value, self.link.endpoint())
-    }
-}
-
-#[async_trait]
-impl CacheStore for RedisStore {
-    fn name(&self) -> &str {
-        "redis"
-    }
-
-    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        check_key(key)?;
-        let request = Request::one(commands::get(key));
-        Reply::read(only(self.call(&request, Retry::Idempotent).await?), self.link.endpoint())
-    }
-
-    async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
-        check_key(key)?;
-        self.check_value(key, &value)?;
-        let retry = if when == When::Always { Retry::Idempotent } else { Retry::Never };
-        self.command(commands::set(key, &value, ttl, when)?, retry).await?.stored()
-    }
-
-    async fn delete(&self, key: &str) -> Result<bool> {
-        check_key(key)?;
-        self.command(commands::unlink(&[key]), Retry::Never).await?.flag()
-    }
-
-    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool> {
-        check_key(key)?;
-        if let Some(value) = &new {
-            self.check_value(key, value)?;
-        }
-        let script = &self.compare_and_set;
-        let by_hash = Request::one(script.by_hash(key, expected, new.as_ref(), ttl)?);
-        let mut answer = only(self.call(&by_hash, Retry::Never).await?);
-        if reply::is_unknown_script(&answer) {
-            let by_text = Request::one(script.by_text(key, expected, new.as_ref(), ttl)?);
-            answer = only(self.call(&by_text, Retry::Never).await?);
-        }
-        self.reply(answer).map_err(|error| batch::scripted(self.link.endpoint(), error))?.flag()
-    }
-
-    async fn clear(&self, prefix: &str) -> Result<()> {
-        let pattern = commands::keys_that_start_with(prefix);
-        let mut cursor = 0;
-        let mut passed = HashSet::new();
-        while passed.insert(cursor) {
-            let (next, keys) = self.command(commands::scan(cursor, &pattern), Retry::Idempotent).await?.scanned()?;
-            if !keys.is_empty() {
-                self.command(commands::unlink(&keys), Retry::Idempotent).await?.number()?;
+        let Config { place, access, settings } = Config::new(url, callback)?;
+        let max_value = access.max_value;
+        let servers = match place {
+            Place::Server(address) => Servers::One(Link::new(Resp::new(address, access), settings)),
+            Place::Cluster { seeds, replicas } => {
+                Servers::Cluster(Box::new(Cluster::new(seeds, access, settings, replicas)))
             }
-            if next == 0 {
-                return Ok(());
-            }
-            if passed.len() >= MOST_STEPS {
-                break;
-            }
-            cursor = next;
-        }
-        let context =
-            format!("{} lists its keys without an end: its cursor does not return to 0", self.link.endpoint());
-        Err(Error::new(ErrorKind::Protocol, context))
-    }
-
-    fn reset(&self) {
-        self.link.reset();
-    }
-
-    fn servers(&self) -> Vec<ServerStats> {
-        vec![self.link.stats()]
-    }
-
-    async fn reconnect(&self) -> Result<()> {
-        let ping = Request::one(commands::ping());
-        let replies = self.traced(&ping, pin!(self.link.reconnect(&ping))).await?;
-        replies.into_iter().try_for_each(|reply| self.reply(reply).map(|_| ()))
-    }
-
-    async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
-        check_key(key)?;
-        match ttl.duration()? {
-            Some(duration) => self.command(commands::expire(key, duration), Retry::Idempotent).await?.flag(),
-            None => self.transaction(commands::persist(key), Retry::Idempotent).await?.flag(),
-        }
-    }
-
-    async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
-        check_key(key)?;
-        let counted = self.transaction(commands::increment(key, by, ttl)?, Retry::Never).await;
-        counted.map_err(|error| reply::counting(key, by, error))?.number()
-    }
-
-    async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
-        check_key(key)?;
-        let milliseconds = self.command(commands::ttl(key), Retry::Idempotent).await?.number()?;
-        Ok(match milliseconds {
-            -2 => None,
-            -1 => Some(Ttl::Never),
-            left => Some(Ttl::After(Duration::from_millis(left.max(1).unsigned_abs()))),
-        })
-    }
-
-    async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
-        check_key(key)?;
-        self.check_value(key, &value)?;
-        self.transaction(commands::append(key, &value, ttl)?, Retry::Never).await.map(|_| ())
-    }
-
-    async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
-        let check = |operation| batch::check(operation, |key, value| self.check_value(key, value));
-        let checked = operations.iter().map(|operation| check(operation).map(|()| operation)).collect();
-        let size = |operation: &&Op<'_>| batch::size(operation);
-        super::batch(checked, |operations| in_parts(operations, size, |part| self.batch_part(part))).await
-    }
-
-    async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        super::batch(checked(keys), |keys| in_parts(keys, |key| key.len(), |keys| self.get_part(keys))).await
-    }
-
-    async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let checked = entries.iter().map(|(key, value)| {
-            check_key(key)?;
-            self.check_value(key, value)?;
-            Ok((*key, value.clone()))
-        });
-        let size = |(key, value): &(&str, Bytes)| key.len() + value.len();
-        super::batch(checked.collect(), |entries| in_parts(entries, size, |entries| self.set_part(entries, ttl))).await
-    }
-
-    async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        super::batch(checked(keys), |keys| in_parts(keys, |key| key.len(), |keys| self.delete_part(keys))).await
+        };
+        Ok(RedisStore { url: shown, servers, scripts: Scripts::new(), max_value })
     }
 }
 
@@ -400,46 +225,6 @@ pub(super) fn understood(url: &str) -> String {
     format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
 }
 
-fn only(replies: Replies) -> Value {
-    replies.into_iter().next().expect("as many replies as requests")
-}
-
-/// Has `send` deal with a batch part by part. Once one fails, the rest is not sent.
-async fn in_parts<I, T, F>(
-    items: Vec<I>,
-    size: impl Fn(&I) -> usize,
-    send: impl Fn(Vec<I>) -> F,
-) -> Result<Vec<Result<T>>>
-where
-    F: Future<Output = Result<Vec<Result<T>>>>,
-{
-    let mut results = Vec::with_capacity(items.len());
-    let mut left = items.into_iter().peekable();
-    while left.peek().is_some() {
-        let (mut part, mut bytes) = (Vec::new(), 0);
-        while let Some(item) = left.next_if(|item| {
-            bytes += size(item);
-            part.is_empty() || (part.len() < PART_ENTRIES && bytes <= PART_BYTES)
-        }) {
-            part.push(item);
-        }
-        let asked = part.len();
-        match send(part).await {
-            Ok(answered) if answered.len() == asked => results.extend(answered),
-            Ok(_) => return Err(super::wrong_count()),
-            Err(error) => {
-                let unanswered = asked + left.by_ref().count();
-                results.extend((0..unanswered).map(|_| Err(error.clone())));
-            }
-        }
-    }
-    Ok(results)
-}
-
-fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
-    keys.iter().map(|key| check_key(key).map(|()| *key)).collect()
-}
-
 /// Its URL, without the password.
 impl fmt::Display for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -447,8 +232,18 @@ impl fmt::Display for RedisStore {
     }
 }
 
+/// As errors speak of them.
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Servers::One(link) => link.endpoint().fmt(f),
+            Servers::Cluster(cluster) => cluster.fmt(f),
+        }
+    }
+}
+
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("RedisStore").field("servers", &self.servers).finish_non_exhaustive()
     }
 }

@@ -13,13 +13,15 @@ use nix::sys::signal::Signal;
 
 use run::run;
 use shop::Shop;
+use support::cluster::Cluster;
 use support::servers::{Kind, Server, free_port, url_of};
 use support::wait::until;
 
 #[test]
 fn quickstart_shares_what_the_master_has_loaded() {
     let servers = Kind::BOTH.map(Server::start);
-    let urls = servers.iter().map(|server| server.url("")).chain(["memory://".to_owned()]);
+    let cluster = Cluster::without_replicas();
+    let urls = servers.iter().map(|server| server.url("")).chain(["memory://".to_owned(), cluster.url("")]);
     for url in urls {
         let ended = run("quickstart", &[&url], &[]);
         assert_eq!(ended.code, 0, "{url}: {ended:?}");
@@ -80,8 +82,9 @@ fn every_worker_has_what_the_master_loaded_into_memory() {
 
 #[test]
 fn an_edit_is_seen_by_every_worker_of_a_shared_store() {
-    for server in Kind::BOTH.map(Server::start) {
-        let shop = Shop::start(&["--store", &server.url(""), "--workers", "4"]);
+    let (servers, cluster) = (Kind::BOTH.map(Server::start), Cluster::without_replicas());
+    for url in servers.iter().map(|server| server.url("")).chain([cluster.url("")]) {
+        let shop = Shop::start(&["--store", &url, "--workers", "4"]);
         assert_eq!(shop.get("/").count("Loads"), 0, "the master has loaded the widgets");
         shop.save("en", "widget.gear", "Pinion");
         let mut met = HashSet::new();

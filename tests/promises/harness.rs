@@ -14,7 +14,7 @@ use nix::unistd::alarm;
 
 use support::forks::exit_now;
 use support::sentinels::put_all_behind_sentinels;
-use support::servers::{Kind, encrypt_all};
+use support::servers::{Kind, cluster_all, encrypt_all};
 pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
 
@@ -65,11 +65,16 @@ const OVER_TLS: &str = "::over_tls";
 /// Behind the name of one whose Redis servers are named by a sentinel.
 const BEHIND_SENTINELS: &str = "::behind_sentinels";
 
+/// Behind the name of one whose Redis server is a cluster.
+const ON_A_CLUSTER: &str = "::on_a_cluster";
+
 /// What is added to the name of a scenario with this server, and how it is set up then.
 fn settings(server: Kind) -> Vec<(&'static str, fn())> {
     let over_tls = (OVER_TLS, encrypt_all as fn());
     match server {
-        Kind::Redis => vec![over_tls, (BEHIND_SENTINELS, put_all_behind_sentinels)],
+        Kind::Redis => {
+            vec![over_tls, (BEHIND_SENTINELS, put_all_behind_sentinels), (ON_A_CLUSTER, cluster_all)]
+        }
         Kind::Memcached => vec![over_tls],
     }
 }

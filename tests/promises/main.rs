@@ -46,6 +46,7 @@ promises! {
     a_shortage_is_not_the_servers,
     a_failover_harms_nobody,
     large_values_hold_up_nobody,
+    a_cluster_is_one_server,
     one_loads_for_all,
     claims_belong_to_a_process,
     a_delete_is_final,

@@ -454,7 +454,8 @@ fn a_fork_in_a_loader(kind: Kind) {
     let server = Server::start(kind);
     let cache = patient_cache(&server, HOUR);
     for way in Way::COMMON {
-        let key = format!("loaded-across-{way:?}");
+        // With a tag, so that its lease has no letters that are to be guessed.
+        let key = format!("{{loaded-across-{way:?}}}");
         let is_leased = || is_held(&server, &format!("{key}:prefork-lease"));
         let mut reporter = None;
         let fetched = cache.blocking().fetch(&key, MINUTE, || {

@@ -9,6 +9,7 @@ use prefork_cache::{Cache, CacheStore};
 use tokio::runtime::{Builder, Runtime};
 
 use support::certificates::Authority;
+use support::cluster::Cluster;
 use support::sentinels::Group;
 use support::servers::{Encryption, Kind, Server};
 
@@ -64,6 +65,19 @@ fn redis_that_speaks_only_resp2() {
 fn redis_with_a_single_connection() {
     let server = Server::start(Kind::Redis);
     conforms(&RedisStore::new(&server.url("pool_size=1")).unwrap());
+}
+
+#[test]
+fn redis_cluster() {
+    let cluster = Cluster::start();
+    conforms(&RedisStore::new(&cluster.url("")).unwrap());
+}
+
+#[test]
+fn redis_cluster_over_tls() {
+    let authority = Authority::new();
+    let cluster = Cluster::encrypted(&authority);
+    conforms(&RedisStore::new(&cluster.url("")).unwrap());
 }
 
 #[test]

@@ -17,6 +17,10 @@ use support::proxy::Proxy;
 use support::servers::{Kind, Server, url_of};
 use support::wait::until;
 
+/// With a tag, so that its lease has no letters that are to be guessed.
+const KEY: &str = "{k}";
+const LEASE: &str = "{k}:prefork-lease";
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn shared(server: &Server) -> (Arc<dyn CacheStore>, impl Fn() -> Cache) {
@@ -26,9 +30,8 @@ fn shared(server: &Server) -> (Arc<dyn CacheStore>, impl Fn() -> Cache) {
 }
 
 /// Outside of a runtime a store's future is ready at once.
-fn is_leased(store: &dyn CacheStore, key: &str) -> bool {
-    let lease = format!("{key}:prefork-lease");
-    let mut looked = pin!(store.get(&lease));
+fn is_leased(store: &dyn CacheStore) -> bool {
+    let mut looked = pin!(store.get(LEASE));
     match looked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         // A mark says that it has ended, and that nothing was stored.
         Poll::Ready(found) => found.unwrap().is_some_and(|lease| lease != "nothing stored"),
@@ -44,20 +47,20 @@ fn a_lease_lasts_as_long_as_the_load() {
         let cache = process();
         let cache = cache.blocking();
         let loads = |value: u32| {
-            assert!(is_leased(&store, "k"));
+            assert!(is_leased(&store));
             Ok::<_, &str>(value)
         };
-        assert_eq!(cache.fetch("k", HOUR, || loads(1)), Ok(1));
-        assert!(!is_leased(&store, "k"));
-        assert!(cache.expire("k").unwrap());
-        assert_eq!(cache.fetch("k", HOUR, || loads(2)), Ok(2));
-        assert!(!is_leased(&store, "k"));
-        assert!(cache.delete("k").unwrap());
-        assert_eq!(cache.fetch("k", HOUR, || Err::<u32, _>("no")), Err("no"));
-        assert!(!is_leased(&store, "k"));
+        assert_eq!(cache.fetch(KEY, HOUR, || loads(1)), Ok(1));
+        assert!(!is_leased(&store));
+        assert!(cache.expire(KEY).unwrap());
+        assert_eq!(cache.fetch(KEY, HOUR, || loads(2)), Ok(2));
+        assert!(!is_leased(&store));
+        assert!(cache.delete(KEY).unwrap());
+        assert_eq!(cache.fetch(KEY, HOUR, || Err::<u32, _>("no")), Err("no"));
+        assert!(!is_leased(&store));
         let panics = || -> Result<u32, Infallible> { panic!("as planned") };
-        catch_unwind(AssertUnwindSafe(|| cache.fetch("k", HOUR, panics))).unwrap_err();
-        assert!(!is_leased(&store, "k"));
+        catch_unwind(AssertUnwindSafe(|| cache.fetch(KEY, HOUR, panics))).unwrap_err();
+        assert!(!is_leased(&store));
     }
 }
 
@@ -93,18 +96,18 @@ fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
                     released.recv().unwrap();
                     Ok::<_, Infallible>(Loaded::uncached(1))
                 };
-                assert_eq!(first.blocking().fetch_loaded("k", load), Ok(1));
+                assert_eq!(first.blocking().fetch_loaded(KEY, load), Ok(1));
             });
             begun_here.recv().unwrap();
             let before = server.gets();
             let waiting = scope.spawn(|| {
                 let load = || {
                     // It would wait for an hour, if the second had a lease.
-                    let inner = third.blocking().fetch_loaded("k", || Ok::<_, Infallible>(Loaded::uncached(3)));
+                    let inner = third.blocking().fetch_loaded(KEY, || Ok::<_, Infallible>(Loaded::uncached(3)));
                     assert_eq!(inner, Ok(3));
                     Ok::<_, Infallible>(Loaded::uncached(2))
                 };
-                second.blocking().fetch_loaded("k", load)
+                second.blocking().fetch_loaded(KEY, load)
             });
             // The first look, one at the lease and one at the value, and the same again.
             until("the second waits", || server.gets() >= before + 5);
@@ -122,13 +125,13 @@ fn a_lease_whose_answer_was_lost_is_released() {
     let url = url_of(Kind::Redis, proxy.port(), "timeout=300ms&failures=1000");
     let cache = Cache::builder(from_url(&url).unwrap()).lease(HOUR).build();
     let (store, _) = shared(&server);
-    assert_eq!(cache.blocking().get::<u32>("k").unwrap(), None, "there is a connection");
+    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "there is a connection");
     let fetched = std::thread::scope(|scope| {
         // The reply to the script that takes the lease.
         proxy.hold_replies_with(":1\r\n");
         let fetching = scope.spawn(|| {
-            cache.blocking().fetch("k", HOUR, || {
-                assert!(is_leased(&store, "k"), "it was granted");
+            cache.blocking().fetch(KEY, HOUR, || {
+                assert!(is_leased(&store), "it was granted");
                 proxy.release();
                 Ok::<u32, Infallible>(1)
             })
@@ -136,8 +139,8 @@ fn a_lease_whose_answer_was_lost_is_released() {
         fetching.join().unwrap()
     });
     assert_eq!(fetched, Ok(1));
-    assert!(!is_leased(&store, "k"));
-    assert_eq!(cache.blocking().get::<u32>("k").unwrap(), None, "a store that did not answer is not asked to keep it");
+    assert!(!is_leased(&store));
+    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "a store that did not answer is not asked to keep it");
 }
 
 /// The value's own server is up: it is stored, although nobody could be kept from loading it as well.
@@ -163,13 +166,13 @@ fn a_lease_that_cannot_be_had_keeps_nothing_from_being_stored() {
 fn a_blocking_loader_does_not_wait_for_itself_asynchronously() {
     let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).lease(HOUR).build();
     let inner = || {
-        let mut fetch = pin!(cache.fetch("k", HOUR, async || Ok::<u32, Infallible>(1)));
+        let mut fetch = pin!(cache.fetch(KEY, HOUR, async || Ok::<u32, Infallible>(1)));
         match fetch.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(fetched) => fetched,
             Poll::Pending => panic!("it waits for itself"),
         }
     };
-    assert_eq!(cache.blocking().fetch("k", HOUR, || inner().map(|value| value + 1)), Ok(2));
+    assert_eq!(cache.blocking().fetch(KEY, HOUR, || inner().map(|value| value + 1)), Ok(2));
 }
 
 /// As other processes do once its lease has ended.
@@ -182,12 +185,12 @@ fn a_load_that_hangs_is_begun_once_more() {
         let stale = Expiry::after(HOUR).stale_for(HOUR);
         current_thread().block_on(async {
             let hanging = async || std::future::pending::<Result<u32, Infallible>>().await;
-            cache.set("k", &1, stale).await.unwrap();
-            cache.expire("k").await.unwrap();
-            assert_eq!(cache.fetch_detached("k", stale, hanging).await, Ok(1));
+            cache.set(KEY, &1, stale).await.unwrap();
+            cache.expire(KEY).await.unwrap();
+            assert_eq!(cache.fetch_detached(KEY, stale, hanging).await, Ok(1));
             until_it_has_begun(&cache, 1).await;
             until("the value is loaded anew", || {
-                cache.blocking().fetch("k", stale, || Ok::<u32, Infallible>(2)) == Ok(2)
+                cache.blocking().fetch(KEY, stale, || Ok::<u32, Infallible>(2)) == Ok(2)
             });
             let hangs = tokio::spawn({
                 let cache = cache.clone();
@@ -216,9 +219,9 @@ fn a_detached_refresh_that_panics_is_a_failure() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let stale = Expiry::after(HOUR).stale_for(HOUR);
     current_thread().block_on(async {
-        cache.set("k", &1, stale).await.unwrap();
-        cache.expire("k").await.unwrap();
-        let fetch = || cache.fetch_detached("k", stale, async || -> Result<u32, Infallible> { panic!("as planned") });
+        cache.set(KEY, &1, stale).await.unwrap();
+        cache.expire(KEY).await.unwrap();
+        let fetch = || cache.fetch_detached(KEY, stale, async || -> Result<u32, Infallible> { panic!("as planned") });
         assert_eq!(fetch().await, Ok(1));
         until_it_holds("the load has failed", || cache.stats().failed_loads > 0).await;
         for _ in 0..10 {

@@ -5,6 +5,7 @@ mod bad_input;
 mod cache;
 mod cancellation;
 mod closing;
+mod cluster;
 mod conformance;
 mod credentials;
 mod detached;

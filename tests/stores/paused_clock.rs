@@ -142,13 +142,13 @@ async fn a_lease_without_a_beat_is_taken_over_by_the_clock_of_the_runtime() {
     let process = || Cache::builder(Shared { memory: Arc::clone(&memory), reads: Arc::clone(&reads) }).build();
     let [first, second] = [process(), process()];
     // What a process that has vanished on another host leaves behind.
-    let Begun::Claim(claim) = first.fetch_begin::<u32>("k").await else { panic!("nothing is there") };
-    let lease = memory.get("k:prefork-lease").await.unwrap().expect("a lease");
+    let Begun::Claim(claim) = first.fetch_begin::<u32>("{k}").await else { panic!("nothing is there") };
+    let lease = memory.get("{k}:prefork-lease").await.unwrap().expect("a lease");
     drop(claim);
     first.close(HOUR).await.unwrap();
-    memory.set("k:prefork-lease", lease, Ttl::Never, When::Always).await.unwrap();
+    memory.set("{k}:prefork-lease", lease, Ttl::Never, When::Always).await.unwrap();
     let begun = tokio::time::Instant::now();
-    assert_eq!(second.fetch("k", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2));
+    assert_eq!(second.fetch("{k}", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2));
     let took = begun.elapsed();
     assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&took), "{took:?} by that clock");
     assert!(reads.load(Ordering::SeqCst) < 150, "{reads:?} reads: with pauses of 0.1 s");

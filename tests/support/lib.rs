@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod certificates;
+pub mod cluster;
 pub mod descriptors;
 pub mod encryptor;
 pub mod fake_sentinel;

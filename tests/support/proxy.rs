@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::encryptor;
 use super::frames::Frames;
 use super::sentinels::SOURCE;
-use super::servers::{Kind, Server, encryption_of_all, plain_port};
+use super::servers::{Kind, Server, are_all_clustered, encryption_of_all, plain_port};
 use super::wait::until;
 
 /// What becomes of a piece of a reply.
@@ -60,6 +60,8 @@ pub struct Proxy {
 struct Shared {
     /// The server's port.
     server: AtomicU16,
+    /// The port that a cluster is to say instead, as often as it says the server's.
+    said: Option<u16>,
     connects: AtomicUsize,
     /// Connections with a lower number are silent.
     silenced: AtomicUsize,
@@ -102,6 +104,7 @@ impl Proxy {
         };
         let shared = Arc::new(Shared {
             server: AtomicU16::new(port),
+            said: are_all_clustered().then_some(own_port),
             connects: AtomicUsize::new(0),
             silenced: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
@@ -283,6 +286,9 @@ impl Shared {
         if *is_swallowing {
             return true;
         }
+        if let Some(said) = self.said {
+            say_instead(piece, self.server.load(Ordering::SeqCst), said);
+        }
         let number = self.pieces.fetch_add(1, Ordering::SeqCst);
         let plan = Arc::clone(&self.state().plan);
         match plan(number, piece) {
@@ -324,6 +330,15 @@ impl Shared {
 /// Whether it is a sentinel that looks after the server: nothing is done to what it is answered.
 fn is_sentinel(client: &TcpStream) -> bool {
     client.peer_addr().is_ok_and(|address| address.ip() == SOURCE)
+}
+
+/// Puts one port in the place of another one at the end of lines.
+fn say_instead(piece: &mut [u8], port: u16, said: u16) {
+    let (port, said) = (format!(":{port}\r\n"), format!(":{said}\r\n"));
+    assert_eq!(port.len(), said.len(), "ports that the system gives out have five digits");
+    while let Some(found) = piece.windows(port.len()).position(|window| window == port.as_bytes()) {
+        piece[found..found + said.len()].copy_from_slice(said.as_bytes());
+    }
 }
 
 /// Passes pieces on until one side ends or `pass` says so; then ends both, also for a child that has copies of the

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,19 @@ static ALL_ENCRYPTED: OnceLock<Everywhere> = OnceLock::new();
 /// The ports of servers that encrypt, each with the one where it does not.
 static PLAIN_PORTS: Mutex<Vec<(u16, u16)>> = Mutex::new(Vec::new());
 
+/// Has every Redis server that is started on a port in this process from now on be a cluster of its own, and every URL of
+/// one be that of a cluster.
+pub fn cluster_all() {
+    ALL_CLUSTERED.store(true, Ordering::SeqCst);
+}
+
+static ALL_CLUSTERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether they are.
+pub(crate) fn are_all_clustered() -> bool {
+    ALL_CLUSTERED.load(Ordering::SeqCst)
+}
+
 /// Where the server on a port is asked in plain.
 pub fn plain_port(port: u16) -> u16 {
     let ports = PLAIN_PORTS.lock().expect("whoever locks it does not panic");
@@ -92,6 +105,8 @@ pub struct Server {
     extra: Vec<String>,
     directory: Directory,
     running: Option<Child>,
+    /// Whether it is a cluster of its own.
+    has_all_slots: bool,
     /// A forked child that unwinds must not stop its parent's server.
     owner: u32,
 }
@@ -115,30 +130,50 @@ impl Server {
 
     /// On a free port, with extra arguments.
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
+        if kind == Kind::Redis && are_all_clustered() {
+            let mut server = Server::cluster_node(None, extra);
+            server.has_all_slots = true;
+            assert!(server.ask("CLUSTER ADDSLOTSRANGE 0 16383").starts_with("+OK"), "it is a cluster of its own");
+            server.until_well();
+            return server;
+        }
         match encryption_of_all() {
             Some(encryption) => Server::encrypted(kind, encryption, extra),
-            None => Server::on_a_free_port(kind, None, None, extra),
+            None => Server::on_a_free_port(kind, None, None, || owned(extra)),
         }
     }
 
     /// On a free port, over TLS.
     pub fn encrypted(kind: Kind, encryption: &Encryption, extra: &[&str]) -> Server {
-        Server::on_a_free_port(kind, Some(encryption), None, extra)
+        Server::on_a_free_port(kind, Some(encryption), None, || owned(extra))
     }
 
     /// A Memcached server that lets in whoever is in this file, such as the one with this login.
     pub fn with_logins(encryption: Option<&Encryption>, file: &Path, login: &str) -> Server {
         let file = file.to_str().expect("a path of letters");
-        Server::on_a_free_port(Kind::Memcached, encryption, Some(login), &["-Y", file])
+        Server::on_a_free_port(Kind::Memcached, encryption, Some(login), || owned(&["-Y", file]))
     }
 
-    fn on_a_free_port(kind: Kind, encryption: Option<&Encryption>, login: Option<&str>, extra: &[&str]) -> Server {
+    /// A Redis server that is to be a node of a cluster, with these arguments and a free port for the bus.
+    pub(crate) fn cluster_node(encryption: Option<&Encryption>, extra: &[&str]) -> Server {
+        Server::on_a_free_port(Kind::Redis, encryption, None, || {
+            let bus = free_port().to_string();
+            [owned(extra), owned(&["--cluster-enabled", "yes", "--cluster-port", &bus])].concat()
+        })
+    }
+
+    fn on_a_free_port(
+        kind: Kind,
+        encryption: Option<&Encryption>,
+        login: Option<&str>,
+        extra: impl Fn() -> Vec<String>,
+    ) -> Server {
         for _ in 0..PORTS_TRIED {
             let place = match encryption {
                 Some(_) => Place::Ports(free_port(), free_port()),
                 None => Place::Port(free_port()),
             };
-            let mut server = Server::new(kind, place, extra, Directory::make());
+            let mut server = Server::new(kind, place, extra(), Directory::make());
             server.encryption = encryption.cloned();
             server.login = login.map(str::to_owned);
             if server.run() {
@@ -155,19 +190,33 @@ impl Server {
     pub fn on_socket(kind: Kind) -> Server {
         let directory = Directory::make();
         let socket = directory.path().join("server.sock");
-        let mut server = Server::new(kind, Place::Socket(socket), &[], directory);
+        let mut server = Server::new(kind, Place::Socket(socket), Vec::new(), directory);
         assert!(server.run(), "{} did not start on a socket", kind.name());
         server
     }
 
-    fn new(kind: Kind, place: Place, extra: &[&str], directory: Directory) -> Server {
-        let extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+    fn new(kind: Kind, place: Place, extra: Vec<String>, directory: Directory) -> Server {
         let (encryption, login) = (None, None);
-        Server { kind, place, encryption, login, extra, directory, running: None, owner: std::process::id() }
+        Server {
+            kind,
+            place,
+            encryption,
+            login,
+            extra,
+            directory,
+            running: None,
+            has_all_slots: false,
+            owner: std::process::id(),
+        }
     }
 
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether its process was not ended.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     pub fn port(&self) -> u16 {
@@ -201,6 +250,14 @@ impl Server {
     pub fn restart(&mut self) {
         self.kill();
         assert!(self.run(), "{} did not start again at {:?}", self.kind.name(), self.place);
+        if self.has_all_slots {
+            self.until_well();
+        }
+    }
+
+    /// Waits until a cluster of one is in order. It takes a node two seconds to trust itself.
+    fn until_well(&self) {
+        until("a cluster of one node is in order", || self.ask("CLUSTER INFO").contains("cluster_state:ok"));
     }
 
     /// Stops its process: connections are accepted by the kernel, and nothing answers.
@@ -389,14 +446,19 @@ pub fn url_of_hosts(kind: Kind, hosts: &str, options: &str) -> String {
 }
 
 fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
+    let is_cluster = kind == Kind::Redis && are_all_clustered();
     match place_behind_sentinels(kind, hosts) {
         Some(place) => format!("redis+sentinel://{place}?{options}"),
-        None => format!("{}://{hosts}?{options}", kind.name()),
+        None => format!("{}{}://{hosts}?{options}", kind.name(), if is_cluster { "+cluster" } else { "" }),
     }
 }
 
 fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {
     format!("{}s://{hosts}?tls_ca={}&{options}", kind.name(), ca.display())
+}
+
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|&argument| argument.to_owned()).collect()
 }
 
 /// A port that nobody listens on at the moment.

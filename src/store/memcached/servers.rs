@@ -4,12 +4,12 @@
 //! ring's next server is asked, in the same call; where it fails in the middle of an exchange, the call fails, since
 //! nobody knows whether it took effect.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::config::Config;
 use super::crawler::{Crawler, crawl_settings};
@@ -19,7 +19,9 @@ use super::refusals::refusal;
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
-use crate::net::{Company, Endpoint, Link, Retry, together};
+use crate::net::{Company, Endpoint, Link, Retry, Timeouts};
+use crate::store::fleet::{self, Answered, Fleet, Route};
+use crate::store::wrong_count;
 use crate::telemetry;
 
 /// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
@@ -31,6 +33,7 @@ pub(super) struct Servers {
     servers: Vec<Server>,
     ring: Ring,
     failover: bool,
+    timeouts: Timeouts,
     /// Of this process: siblings would go on from the same number.
     next_token: ProcessLocal<AtomicU64>,
 }
@@ -41,23 +44,12 @@ pub(super) struct Server {
     pub(super) crawler: Link<Crawler>,
 }
 
-/// What one server is asked of a batch.
-struct Share<'e> {
-    server: usize,
-    /// Where each entry stands in the batch.
-    places: Vec<usize>,
-    entries: Vec<&'e Entry<'e>>,
-}
-
-impl<'e> Share<'e> {
-    fn of<'s>(shares: &'s mut BTreeMap<usize, Share<'e>>, server: usize) -> &'s mut Share<'e> {
-        shares.entry(server).or_insert_with(|| Share { server, places: Vec::new(), entries: Vec::new() })
-    }
-
-    fn push(&mut self, place: usize, entry: &'e Entry<'e>) {
-        self.places.push(place);
-        self.entries.push(entry);
-    }
+/// A batch of commands, each of which goes to one server.
+struct Batch<'e> {
+    servers: &'e Servers,
+    retry: Retry,
+    /// Whether what one server cannot be asked is asked of another one.
+    leads_on: bool,
 }
 
 /// A command on a key.
@@ -78,6 +70,7 @@ impl Servers {
             servers: config.servers.iter().map(|(endpoint, _)| open(endpoint)).collect(),
             ring: Ring::new(&names),
             failover: config.failover,
+            timeouts: config.settings.timeouts,
             next_token: ProcessLocal::new(),
         }
     }
@@ -125,63 +118,33 @@ impl Servers {
         entries: &[Result<Entry<'_>>],
         retry: Retry,
     ) -> Vec<(usize, Result<Answer>)> {
-        let placeholder = |entry: &Result<Entry<'_>>| (0, entry.as_ref().map(|_| Answer::Absent).map_err(Error::clone));
-        let mut answers: Vec<_> = entries.iter().map(placeholder).collect();
-        let mut down = Vec::new();
-        let mut pending: Vec<_> =
-            entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?))).collect();
-        while !pending.is_empty() {
-            let mut turned_away = Vec::new();
-            let shares = self.shares(&pending, &down);
-            for (share, answered) in shares.iter().zip(self.ask_all(&shares, retry).await) {
-                let before = turned_away.len();
-                for ((&place, &entry), answer) in share.places.iter().zip(&share.entries).zip(answered) {
-                    if answer.as_ref().is_err_and(|error| self.leads_on(error)) {
-                        turned_away.push((place, entry));
-                    }
-                    answers[place] = (share.server, answer);
-                }
-                if turned_away.len() > before {
-                    down.push(share.server);
-                }
-            }
-            pending = turned_away;
-        }
-        answers
+        let owner = |entry: &Entry<'_>| self.ring.owner(entry.key.routed_by());
+        let located =
+            entries.iter().map(|entry| entry.as_ref().map(|entry| (owner(entry), entry)).map_err(Error::clone));
+        self.carry_out(located.collect(), retry, self.failover).await
     }
 
     /// An answer for each entry, from the server that it names and from no other.
     pub(super) async fn batch_on(&self, entries: &[(usize, Result<Entry<'_>>)], retry: Retry) -> Vec<Result<Answer>> {
-        let placeholder = |(_, entry): &(usize, Result<Entry<'_>>)| match entry {
-            Ok(_) => Ok(Answer::Absent),
+        let located = entries.iter().map(|(server, entry)| match entry {
+            Ok(entry) => Ok((*server, entry)),
             Err(error) => Err(error.clone()),
-        };
-        let mut answers: Vec<Result<Answer>> = entries.iter().map(placeholder).collect();
-        let mut shares = BTreeMap::new();
-        for (place, (server, entry)) in entries.iter().enumerate() {
-            if let Ok(entry) = entry {
-                Share::of(&mut shares, *server).push(place, entry);
-            }
-        }
-        let shares: Vec<Share<'_>> = shares.into_values().collect();
-        for (share, answered) in shares.iter().zip(self.ask_all(&shares, retry).await) {
-            for (&place, answer) in share.places.iter().zip(answered) {
-                answers[place] = answer;
-            }
-        }
-        answers
+        });
+        self.carry_out(located.collect(), retry, false).await.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    async fn ask_all(&self, shares: &[Share<'_>], retry: Retry) -> Vec<Vec<Result<Answer>>> {
-        if let [share] = shares {
-            return vec![self.ask(&self.servers[share.server], &share.entries, retry, None).await];
-        }
-        let company = Company::default();
-        let mut asked = Vec::with_capacity(shares.len());
-        for share in shares {
-            asked.push(self.ask(&self.servers[share.server], &share.entries, retry, Some(&company)));
-        }
-        together(asked).await
+    async fn carry_out(
+        &self,
+        entries: Vec<Result<(usize, &Entry<'_>)>>,
+        retry: Retry,
+        leads_on: bool,
+    ) -> Vec<(usize, Result<Answer>)> {
+        let batch = Batch { servers: self, retry, leads_on };
+        let in_order = entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?)));
+        let routes = in_order.map(|(place, &(member, item))| Route { place, item, member }).collect();
+        let answers = fleet::carry_out(&batch, entries.len(), routes, &mut Vec::new()).await;
+        let refused = |entry: Result<_>| (0, Err(entry.err().unwrap_or_else(wrong_count)));
+        entries.into_iter().zip(answers).map(|(entry, answer)| answer.unwrap_or_else(|| refused(entry))).collect()
     }
 
     /// An answer for each entry from one server. Once it fails it is not asked for the rest.
@@ -223,17 +186,6 @@ impl Servers {
         told(server, || operation(entries), exchange, failure).await
     }
 
-    /// The entries by the server that has them now; without those for which nobody is left to ask.
-    fn shares<'e>(&self, entries: &[(usize, &'e Entry<'e>)], down: &[usize]) -> Vec<Share<'e>> {
-        let mut shares = BTreeMap::new();
-        for (place, entry) in entries {
-            if let Some(server) = self.route(&entry.key, down) {
-                Share::of(&mut shares, server).push(*place, entry);
-            }
-        }
-        shares.into_values().collect()
-    }
-
     fn route(&self, key: &Key<'_>, down: &[usize]) -> Option<usize> {
         self.ring.candidates(key.routed_by()).find(|server| !down.contains(server))
     }
@@ -241,6 +193,42 @@ impl Servers {
     /// Whether the ring's next server is to be asked after this.
     fn leads_on(&self, error: &Error) -> bool {
         self.failover && matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable)
+    }
+}
+
+impl<'e> Fleet for Batch<'e> {
+    type Item = Entry<'e>;
+    type Answer = Answer;
+    type Member = usize;
+    /// The servers that are down.
+    type Course = Vec<usize>;
+
+    fn deadline(&self, _: &Vec<usize>) -> Instant {
+        let Timeouts { connect, exchange } = self.servers.timeouts;
+        Instant::now() + connect + exchange
+    }
+
+    async fn ask(
+        &self,
+        server: usize,
+        entries: &[&Entry<'e>],
+        _: &Vec<usize>,
+        company: Option<&Company>,
+    ) -> Vec<Result<Answer>> {
+        self.servers.ask(&self.servers.servers[server], entries, self.retry, company).await
+    }
+
+    async fn send_on<'i>(&self, down: &mut Vec<usize>, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
+        let leads_on = |answered: &&Answered<'i, Self>| {
+            self.leads_on && answered.answer.as_ref().is_err_and(|error| self.servers.leads_on(error))
+        };
+        let turned_away: Vec<_> = answered.iter().filter(leads_on).map(|answered| &answered.route).collect();
+        down.extend(turned_away.iter().map(|route| route.member));
+        let next = |route: &&Route<'i, Self>| {
+            let member = self.servers.route(&route.item.key, down)?;
+            Some(Route { place: route.place, item: route.item, member })
+        };
+        turned_away.iter().filter_map(next).collect()
     }
 }
 

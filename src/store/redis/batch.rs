@@ -12,14 +12,26 @@ use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, millisecond
 /// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash
 /// after that: no reply needs another round trip, and the operations on a key stay in order.
 pub(super) struct Commands<'a> {
-    scripts: (&'a CompareAndSet, &'a SettleScript),
+    scripts: &'a Scripts,
     has_sent: (bool, bool),
     pub(super) commands: Vec<Command>,
 }
 
+/// The scripts of the operations that are no command of the server's.
+pub(super) struct Scripts {
+    pub(super) compare_and_set: CompareAndSet,
+    settle: SettleScript,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Scripts {
+        Scripts { compare_and_set: CompareAndSet::new(), settle: SettleScript::new() }
+    }
+}
+
 impl<'a> Commands<'a> {
-    pub(super) fn new(compare_and_set: &'a CompareAndSet, settle: &'a SettleScript) -> Commands<'a> {
-        Commands { scripts: (compare_and_set, settle), has_sent: (false, false), commands: Vec::new() }
+    pub(super) fn new(scripts: &'a Scripts) -> Commands<'a> {
+        Commands { scripts, has_sent: (false, false), commands: Vec::new() }
     }
 
     pub(super) fn push(&mut self, operation: &Op<'_>) -> Result<()> {
@@ -29,13 +41,13 @@ impl<'a> Commands<'a> {
             Op::Delete { key } => commands::unlink(&[*key]),
             Op::CompareAndSet { key, expected, new, ttl } => {
                 let is_known = std::mem::replace(&mut self.has_sent.0, true);
-                let script = self.scripts.0;
+                let script = &self.scripts.compare_and_set;
                 let build = if is_known { CompareAndSet::by_hash } else { CompareAndSet::by_text };
                 build(script, key, *expected, new.as_ref(), *ttl)?
             }
             Op::Settle(settle) => {
                 let is_known = std::mem::replace(&mut self.has_sent.1, true);
-                self.scripts.1.command(settle, is_known)?
+                self.scripts.settle.command(settle, is_known)?
             }
         };
         self.commands.push(command);
@@ -44,7 +56,7 @@ impl<'a> Commands<'a> {
 }
 
 /// The script that stores what was loaded and ends the lease, if that is its holder's.
-pub(super) struct SettleScript {
+struct SettleScript {
     script: Script,
 }
 
@@ -76,7 +88,7 @@ impl SettleScript {
         end
         return 2";
 
-    pub(super) fn new() -> SettleScript {
+    fn new() -> SettleScript {
         SettleScript { script: Script::new(SettleScript::TEXT) }
     }
 

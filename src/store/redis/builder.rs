@@ -31,6 +31,8 @@ setters! {
     database: u32 = text, "2";
     /// 2 for RESP2, or 3 for RESP3 where the server knows it. Defaults to 3.
     protocol: u8 = text, "2";
+    /// Whether the replicas of a cluster are read. Defaults to `Replicas::Never`.
+    replicas: super::Replicas = text, "prefork_cache::stores::Replicas::Never";
     /// What `CLIENT LIST` shows, with the process id behind it: `widgets` becomes `widgets-4711`. Defaults to none.
     client_name: impl Into<String> = Into::into, "\"widgets\"";
 }

@@ -18,6 +18,7 @@ const SCAN_STEP: u32 = 1_000;
 ///
 /// Packed here and not by the redis crate: a fifth of what a GET costs among many was spent on the crate's `Cmd`, which
 /// keeps its arguments and packs them later.
+#[derive(Clone)]
 pub(super) struct Command {
     name: &'static str,
     arguments: usize,
@@ -182,6 +183,11 @@ impl Request {
         Request(iter::once(multi).chain(queued).chain([Command::new("EXEC", Expected::Executed)]).collect())
     }
 
+    /// The same, for a node of a cluster that takes the slot over.
+    pub(super) fn asking(&self) -> Request {
+        Request(iter::once(asking()).chain(self.0.iter().cloned()).collect())
+    }
+
     /// The first command, packed.
     pub(super) fn first(&self) -> &[u8] {
         self.0.first().map_or(&[], |command| &command.packed)
@@ -214,6 +220,16 @@ impl Request {
 
 pub(super) fn ping() -> Command {
     Command::new("PING", Expected::Status)
+}
+
+/// Has a node of a cluster carry out the next command, or transaction, on a slot that it takes over.
+pub(super) fn asking() -> Command {
+    Command::new("ASKING", Expected::Status)
+}
+
+/// Who has which slots.
+pub(super) fn cluster_slots() -> Command {
+    Command::new("CLUSTER", Expected::Anything).with("SLOTS")
 }
 
 pub(super) fn get(key: &str) -> Command {

@@ -1,13 +1,24 @@
 //! A Redis URL, understood.
 
+use std::fmt;
+
 use super::sentinel;
 use crate::error::Result;
 use crate::net::{Address, Endpoint, Settings, Tls};
 use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
 
-pub(in crate::store) const SCHEMES: &[&str] =
-    &["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+unix", "redis+socket", "unix"];
+pub(in crate::store) const SCHEMES: &[&str] = &[
+    "redis",
+    "rediss",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+    "redis+unix",
+    "redis+socket",
+    "unix",
+];
 
 /// The first is this crate's, the others are those of other clients.
 const UNIX_SCHEMES: &[&str] = &["redis+unix", "redis+socket", "unix"];
@@ -19,15 +30,59 @@ const DEFAULT_MAX_VALUE: usize = 512 << 20;
 
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) address: Address,
+    pub(super) place: Place,
+    pub(super) access: Access,
+    pub(super) settings: Settings,
+}
+
+/// Where the entries are.
+#[derive(Debug)]
+pub(super) enum Place {
+    Server(Address),
+    /// A cluster, of which these nodes are known.
+    Cluster {
+        seeds: Vec<Endpoint>,
+        replicas: Replicas,
+    },
+}
+
+/// What a server needs to know to let a connection in, and how it is spoken with.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
     pub(super) tls: Option<Tls>,
     pub(super) login: Login,
     pub(super) database: u32,
     pub(super) protocol: Version,
     /// What the server is told, with the process id behind it.
     pub(super) client_name: Option<String>,
-    pub(super) settings: Settings,
     pub(super) max_value: usize,
+}
+
+/// Whether the replicas of a cluster are read.
+///
+/// ```
+/// use prefork_cache::stores::{RedisStore, Replicas};
+///
+/// let store = RedisStore::builder("redis+cluster://cache.internal").replicas(Replicas::Prefer).build()?;
+/// assert_eq!(store.to_string(), "redis+cluster://cache.internal?replicas=prefer");
+/// # Ok::<(), prefork_cache::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replicas {
+    /// Every read asks the master, which has what was stored last.
+    #[default]
+    Never,
+    /// `get` and `get_many` ask a replica, which may be behind; where it does not answer, the master.
+    Prefer,
+}
+
+impl fmt::Display for Replicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Replicas::Never => "never",
+            Replicas::Prefer => "prefer",
+        })
+    }
 }
 
 /// The version of the protocol that a connection begins with.
@@ -43,6 +98,7 @@ impl Config {
     pub(super) fn new(mut url: StoreUrl, callback: Option<Callback>) -> Result<Config> {
         let on_unix_socket = Config::is_on_unix_socket(&url);
         let is_encrypted = url.scheme.starts_with("rediss");
+        let is_cluster = url.scheme.ends_with("+cluster");
         if !SCHEMES.contains(&url.scheme.as_str()) {
             let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
@@ -53,6 +109,11 @@ impl Config {
         let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(default_port)? };
         let login = Login::take(&mut url, callback)?;
         let database = take_database(&mut url, on_unix_socket)?;
+        if is_cluster && database != 0 {
+            return Err(invalid(format!("a cluster has no database {database}: it has number 0 alone")));
+        }
+        let replicas =
+            url.options.take_text("replicas").map_or(Ok(Replicas::default()), |text| parse_replicas(&text))?;
         let protocol = url.options.take_text("protocol").map_or(Ok(Version::default()), |text| parse_version(&text))?;
         let client_name = url.options.take_text("client_name").map(check_name).transpose()?;
         let settings = url.options.take_settings()?;
@@ -60,16 +121,18 @@ impl Config {
         let tls = url.take_tls(is_encrypted, &endpoints)?;
         let options = sentinel::Options::take(&mut url)?;
         url.options.finish()?;
-        let address = match master {
-            Some(master) => Address::LookedUp(options.lookup(master, endpoints, tls.as_ref())),
+        if !is_cluster && replicas != Replicas::Never {
+            return Err(invalid(format!("replicas={replicas} is for a cluster: redis+cluster://")));
+        }
+        let place = match master {
+            Some(master) => Place::Server(Address::LookedUp(options.lookup(master, endpoints, tls.as_ref()))),
             None => {
                 options.expect_none(&url.scheme)?;
-                let [endpoint] = <[Endpoint; 1]>::try_from(endpoints)
-                    .map_err(|_| invalid("a redis URL names one server, without a comma"))?;
-                Address::Fixed(endpoint)
+                if is_cluster { Place::Cluster { seeds: endpoints, replicas } } else { Place::Server(one(endpoints)?) }
             }
         };
-        Ok(Config { address, tls, login, database, protocol, client_name, settings, max_value })
+        let access = Access { tls, login, database, protocol, client_name, max_value };
+        Ok(Config { place, access, settings })
     }
 
     /// Takes the database out of the path, where it may be.
@@ -84,6 +147,21 @@ impl Config {
     fn is_on_unix_socket(url: &StoreUrl) -> bool {
         UNIX_SCHEMES.contains(&url.scheme.as_str())
     }
+}
+
+fn one(endpoints: Vec<Endpoint>) -> Result<Address> {
+    let [endpoint] = <[Endpoint; 1]>::try_from(endpoints).map_err(|_| {
+        invalid(
+            "a redis URL names one server, without a comma; the nodes of a cluster are those of a redis+cluster URL",
+        )
+    })?;
+    Ok(Address::Fixed(endpoint))
+}
+
+fn parse_replicas(text: &str) -> Result<Replicas> {
+    let known = [Replicas::Never, Replicas::Prefer];
+    let found = known.into_iter().find(|replicas| replicas.to_string() == text);
+    found.ok_or_else(|| invalid(format!("replicas={text:?} is neither never nor prefer")))
 }
 
 /// In the path, or as an option, under the name that it has here, or under that of other clients.
@@ -122,7 +200,7 @@ fn check_name(name: String) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, StoreUrl};
+    use super::{Config, Place, Replicas, StoreUrl};
     use crate::error::Result;
     use crate::store::credentials::Credentials;
 
@@ -130,16 +208,25 @@ mod tests {
         Config::new(StoreUrl::parse(url)?, None)
     }
 
+    /// The servers, separated by commas.
+    fn shown(config: &Config) -> String {
+        let endpoints = match &config.place {
+            Place::Server(address) => std::slice::from_ref(address.endpoint()),
+            Place::Cluster { seeds, .. } => seeds,
+        };
+        endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
     fn credentials(config: &Config) -> Credentials {
-        config.login.credentials().unwrap().unwrap()
+        config.access.login.credentials().unwrap().unwrap()
     }
 
     #[test]
     fn everything_in_its_place() {
         let config = parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
-        assert_eq!(config.address.endpoint().to_string(), "[::1]:7000");
+        assert_eq!(shown(&config), "[::1]:7000");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "pass/word"));
-        assert_eq!(config.database, 3);
+        assert_eq!(config.access.database, 3);
         assert_eq!(config.settings.timeouts.exchange.as_millis(), 5);
         assert_eq!(config.settings.pool_size, 2);
     }
@@ -152,15 +239,34 @@ mod tests {
             "redis+socket:///run/redis.sock?db=2",
         ] {
             let config = parse(url).unwrap();
-            assert_eq!(config.address.endpoint().to_string(), "/run/redis.sock");
-            assert_eq!(config.database, 2, "{url}");
+            assert_eq!(shown(&config), "/run/redis.sock");
+            assert_eq!(config.access.database, 2, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_known_by_some_of_its_nodes() {
+        let config = parse("redis+cluster://me:secret@a,b:7000,[::1]/0?replicas=prefer").unwrap();
+        assert_eq!(shown(&config), "a:6379,b:7000,[::1]:6379");
+        assert!(matches!(config.place, Place::Cluster { replicas: Replicas::Prefer, .. }));
+        for (url, part) in [
+            ("redis+cluster://a/1", "no database 1"),
+            ("redis+cluster://a?db=2", "no database 2"),
+            ("redis+cluster://a?replicas=always", "\"always\""),
+            ("redis://a?replicas=prefer", "redis+cluster://"),
+            ("redis://a,b", "redis+cluster"),
+            ("redis+cluster://", "empty"),
+            ("redis+cluster://a?tls_ca=/ca.pem", "tls_ca"),
+        ] {
+            let error = parse(url).unwrap_err().to_string();
+            assert!(error.contains(part), "{url}: {error}");
         }
     }
 
     #[test]
     fn a_database_is_given_once() {
-        assert_eq!(parse("redis://localhost?db=2").unwrap().database, 2);
-        assert_eq!(parse("redis://localhost/?database=3").unwrap().database, 3);
+        assert_eq!(parse("redis://localhost?db=2").unwrap().access.database, 2);
+        assert_eq!(parse("redis://localhost/?database=3").unwrap().access.database, 3);
         for url in ["redis://localhost/2?db=2", "redis://localhost?db=1&database=1"] {
             assert!(parse(url).unwrap_err().to_string().contains("twice"), "{url}");
         }

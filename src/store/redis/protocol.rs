@@ -6,7 +6,7 @@ use redis::{ServerError, Value};
 use smallvec::SmallVec;
 
 use super::commands::{self, Command, Expected, Request};
-use super::config::{Config, Version};
+use super::config::{Access, Version};
 use super::refusals::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
@@ -25,11 +25,9 @@ const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 #[derive(Debug)]
 pub(super) struct Resp {
     address: Address,
-    tls: Option<Tls>,
-    login: Login,
-    database: u32,
-    client_name: Option<String>,
-    max_value: usize,
+    access: Access,
+    /// Whether a replica is to answer for its master.
+    reads_replica: bool,
     /// The best level that the server takes part in, and the one to try next.
     level: AtomicUsize,
     next_level: AtomicUsize,
@@ -64,16 +62,12 @@ pub(super) struct Partial {
 }
 
 impl Resp {
-    pub(super) fn new(config: Config) -> Resp {
-        let Config { address, tls, login, database, protocol, client_name, max_value, .. } = config;
-        let level = usize::from(protocol == Version::Resp2);
+    pub(super) fn new(address: Address, access: Access) -> Resp {
+        let level = usize::from(access.protocol == Version::Resp2);
         Resp {
             address,
-            tls,
-            login,
-            database,
-            client_name,
-            max_value,
+            access,
+            reads_replica: false,
             level: AtomicUsize::new(level),
             next_level: AtomicUsize::new(level),
             has_warned: AtomicBool::new(false),
@@ -83,18 +77,24 @@ impl Resp {
 
     /// For single questions, which are asked without a greeting.
     pub(super) fn without_greeting(endpoint: Endpoint, tls: Option<Tls>) -> Resp {
-        Resp {
-            address: Address::Fixed(endpoint),
+        let access = Access {
             tls,
             login: Login::None,
             database: 0,
+            protocol: Version::default(),
             client_name: None,
             max_value: 0,
-            level: AtomicUsize::new(0),
-            next_level: AtomicUsize::new(0),
-            has_warned: AtomicBool::new(false),
-            has_warned_of_role: AtomicBool::new(false),
-        }
+        };
+        Resp::new(Address::Fixed(endpoint), access)
+    }
+
+    /// Of a node of a cluster that answers reads also where it is a replica.
+    pub(super) fn reading_replica(self) -> Resp {
+        Resp { reads_replica: true, ..self }
+    }
+
+    pub(super) fn database(&self) -> u32 {
+        self.access.database
     }
 
     /// An answer without which the connection is of no use.
@@ -117,7 +117,7 @@ impl Resp {
         login: Option<&Credentials>,
         has_hello: bool,
     ) -> Result<()> {
-        let name = self.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
+        let name = self.access.client_name.as_ref().map(|name| format!("{name}-{}", std::process::id()));
         if has_hello {
             let mut hello = Command::new("HELLO", Expected::Anything).with("3");
             if let Some(login) = login {
@@ -168,7 +168,7 @@ impl Protocol for Resp {
     }
 
     fn tls(&self) -> Option<&Tls> {
-        self.tls.as_ref()
+        self.access.tls.as_ref()
     }
 
     fn framing(&self) -> RespFraming {
@@ -176,7 +176,7 @@ impl Protocol for Resp {
     }
 
     fn max_value(&self) -> usize {
-        self.max_value
+        self.access.max_value
     }
 
     const LEVELS: usize = LEVELS.len();
@@ -201,15 +201,19 @@ impl Protocol for Resp {
 
     async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
         let level = LEVELS[level];
-        let login = self.login.credentials()?;
+        let login = self.access.login.credentials()?;
         let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
         match &login {
             Some(login) => let_in.map_err(|error| login.hidden_in(connection.endpoint(), error))?,
             None => let_in?,
         }
-        if self.database != 0 {
-            let select = Command::new("SELECT", Expected::Anything).with_number(self.database);
+        if self.access.database != 0 {
+            let select = Command::new("SELECT", Expected::Anything).with_number(self.access.database);
             let answer = self.ask(connection, select).await?;
+            answer.map_err(|error| server_error(connection.endpoint(), &error))?;
+        }
+        if self.reads_replica {
+            let answer = self.ask(connection, Command::new("READONLY", Expected::Anything)).await?;
             answer.map_err(|error| server_error(connection.endpoint(), &error))?;
         }
         if level.markers.is_empty() {

@@ -48,6 +48,7 @@ const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
     ("ERR", "invalid bulk length", ValueTooLarge, OnAndOn, GivenUp),
     ("ERR", "exceeds maximum allowed size", ValueTooLarge, OnAndOn, Kept),
     ("ERR", "Protocol error", Protocol, Briefly, GivenUp),
+    ("ERR", "cluster support disabled", Unsupported, OnAndOn, Kept),
     ("ERR", "unknown command", Unsupported, OnAndOn, Kept),
     ("ERR", "unsupported command", Unsupported, OnAndOn, Kept),
 ];

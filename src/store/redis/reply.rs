@@ -138,7 +138,13 @@ fn answered(endpoint: &Endpoint, refusal: Refusal, error: &ServerError, details:
     if error.code() == "TOOLARGE" {
         return refusal.error(format!("{endpoint} sent a value that is larger than max_value"));
     }
-    refusal.error(format!("{endpoint} answered {} {details}", error.code()).trim_end())
+    let answered = format!("{endpoint} answered {} {details}", error.code());
+    match error.code() {
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            refusal.error(format!("{answered}: it is a node of a cluster, whose URL is redis+cluster://"))
+        }
+        _ => refusal.error(answered.trim_end()),
+    }
 }
 
 pub(super) fn is_unknown_script(reply: &Value) -> bool {

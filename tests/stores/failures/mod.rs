@@ -19,12 +19,12 @@ use support::servers::{Kind, url_of};
 
 /// How a call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     Blocking,
     Tokio,
 }
 
-const WAYS: [Way; 2] = [Way::Blocking, Way::Tokio];
+pub(crate) const WAYS: [Way; 2] = [Way::Blocking, Way::Tokio];
 
 impl Way {
     /// Many calls at once: threads, or tasks of one runtime.
@@ -60,7 +60,7 @@ impl Way {
 }
 
 /// Has the operations of a future block.
-fn outside_of_a_runtime<F: Future>(future: F) -> F::Output {
+pub(crate) fn outside_of_a_runtime<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match future.as_mut().poll(&mut context) {
@@ -74,7 +74,7 @@ fn cache_at(kind: Kind, port: u16, options: &str) -> Cache {
 }
 
 /// A server that deals with each connection in this way. Returns its port, and how many there were.
-fn serve(deal: impl Fn(TcpStream) + Clone + Send + 'static) -> (u16, impl Fn() -> usize) {
+pub(crate) fn serve(deal: impl Fn(TcpStream) + Clone + Send + 'static) -> (u16, impl Fn() -> usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -90,7 +90,7 @@ fn serve(deal: impl Fn(TcpStream) + Clone + Send + 'static) -> (u16, impl Fn() -
 }
 
 /// Reads until the other side hangs up.
-fn read_on(mut stream: TcpStream) {
+pub(crate) fn read_on(mut stream: TcpStream) {
     let mut buffer = [0; 4096];
     while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
 }

@@ -1,0 +1,89 @@
+//! A cluster of three masters, beside one server and beside the redis crate's cluster client.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prefork_cache::Cache;
+use prefork_cache::stores::RedisStore;
+use redis::cluster::{ClusterClient, ClusterConnection, cluster_pipe};
+
+use crate::measure::{compare, way};
+use crate::redis_server::ours;
+use crate::tasks::{FLAVOURS, OPERATIONS, TASKS};
+use support::cluster::Cluster;
+use support::servers::{Kind, Server};
+
+const TTL: Duration = Duration::from_secs(3600);
+const KEYS: usize = 10_000;
+
+/// How many commands the peer is given at a time, where it is not given all at once.
+const PIPELINE: usize = 1_000;
+
+pub(crate) fn run() {
+    let (server, cluster) = (Server::start(Kind::Redis), Cluster::without_replicas());
+    let open = |url: &str| RedisStore::new(url).expect("a valid URL");
+    let (on_server, on_cluster) =
+        (Cache::builder(open(&server.url(""))).build(), Cache::builder(open(&cluster.url(""))).build());
+    for cache in [&on_server, &on_cluster] {
+        cache.blocking().set_raw("widget:7", Bytes::from(vec![b'x'; 100]), TTL).expect("redis stores");
+    }
+    compare(
+        "redis GET, blocking",
+        3_000,
+        vec![
+            way("a cluster", || {
+                black_box(on_cluster.blocking().get_raw("widget:7").expect("a hit"));
+            }),
+            way("one server", || {
+                black_box(on_server.blocking().get_raw("widget:7").expect("a hit"));
+            }),
+        ],
+    );
+    for (flavour, tasks) in FLAVOURS.into_iter().flat_map(|flavour| TASKS.map(|tasks| (flavour, tasks))) {
+        let runtime = flavour.runtime();
+        compare(
+            &format!("redis GET, tokio, {}, {tasks} tasks", flavour.name()),
+            OPERATIONS,
+            vec![ours("a cluster", &runtime, tasks, &on_cluster), ours("one server", &runtime, tasks, &on_server)],
+        );
+    }
+    many_keys(&cluster, &open(&cluster.url("timeout=20s")));
+}
+
+fn many_keys(cluster: &Cluster, store: &RedisStore) {
+    let keys: Vec<String> = (0..KEYS).map(|number| format!("widget:{number}")).collect();
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let cache = Cache::builder(RedisStore::new(&cluster.url("timeout=20s")).expect("a valid URL")).build();
+    for key in &names {
+        cache.blocking().set_raw(key, Bytes::from(vec![b'x'; 100]), TTL).expect("redis stores");
+    }
+    let seed = format!("redis://127.0.0.1:{}", cluster.nodes()[0].port());
+    let client = ClusterClient::new(vec![seed]).expect("a valid URL");
+    let [mut at_once, mut in_parts] = [(); 2].map(|()| client.get_connection().expect("redis answers"));
+    compare(
+        "redis, 10,000 keys, blocking",
+        5,
+        vec![
+            way("prefork-cache, get_many", || {
+                black_box(crate::batch::blocking(store, &names));
+            }),
+            way("ClusterClient, one pipeline", || {
+                black_box(read(&mut at_once, &names));
+            }),
+            way("ClusterClient, pipelines of 1,000", || {
+                for part in names.chunks(PIPELINE) {
+                    black_box(read(&mut in_parts, part));
+                }
+            }),
+        ],
+    );
+}
+
+fn read(connection: &mut ClusterConnection, keys: &[&str]) -> Vec<Option<Vec<u8>>> {
+    let mut pipe = cluster_pipe();
+    for key in keys {
+        pipe.cmd("GET").arg(key);
+    }
+    pipe.query(connection).expect("hits")
+}

@@ -1,0 +1,92 @@
+//! A batch over several servers, each of which has some of the keys: what a ring of Memcached servers and the slots of a
+//! Redis cluster have in common.
+//!
+//! A batch is split by who has what, all of them are asked at once, and the answers are put in order. What a server
+//! turns away is sent on in the next round, to whom the fleet says.
+
+use std::future::Future;
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::net::{Company, together};
+
+/// Several servers, and what is asked of them.
+pub(super) trait Fleet: Sync {
+    /// One thing that is asked.
+    type Item: Sync;
+    type Answer: Send;
+    /// A server, and how it is asked.
+    type Member: Copy + Ord + Send + Sync;
+    /// What a batch has met with on its way.
+    type Course: Send + Sync;
+
+    /// When a round has to be over.
+    fn deadline(&self, course: &Self::Course) -> Instant;
+
+    /// An answer for each item, from one server.
+    fn ask(
+        &self,
+        member: Self::Member,
+        items: &[&Self::Item],
+        course: &Self::Course,
+        company: Option<&Company>,
+    ) -> impl Future<Output = Vec<Result<Self::Answer>>> + Send;
+
+    /// What is to be asked in another round, after these answers.
+    fn send_on<'i>(
+        &self,
+        course: &mut Self::Course,
+        answered: &[Answered<'i, Self>],
+    ) -> impl Future<Output = Vec<Route<'i, Self>>> + Send;
+}
+
+/// Whom an item goes to.
+pub(super) struct Route<'i, F: Fleet + ?Sized> {
+    /// Where its answer stands among those of the batch.
+    pub(super) place: usize,
+    pub(super) item: &'i F::Item,
+    pub(super) member: F::Member,
+}
+
+pub(super) struct Answered<'i, F: Fleet + ?Sized> {
+    pub(super) route: Route<'i, F>,
+    pub(super) answer: Result<F::Answer>,
+}
+
+/// The last answer to each item, and who has given it; `None` at the places of a batch that were never asked.
+pub(super) async fn carry_out<F: Fleet>(
+    fleet: &F,
+    places: usize,
+    mut routes: Vec<Route<'_, F>>,
+    course: &mut F::Course,
+) -> Vec<Option<(F::Member, Result<F::Answer>)>> {
+    let mut answers: Vec<_> = (0..places).map(|_| None).collect();
+    while !routes.is_empty() {
+        let answered = round(fleet, routes, course).await;
+        routes = fleet.send_on(course, &answered).await;
+        for Answered { route, answer } in answered {
+            answers[route.place] = Some((route.member, answer));
+        }
+    }
+    answers
+}
+
+/// Asks all members at once. The answers are by member, and in the order of its items.
+async fn round<'i, F: Fleet>(fleet: &F, mut routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
+    routes.sort_by_key(|route| route.member);
+    let shares = routes.chunk_by(|one, other| one.member == other.member);
+    let shares: Vec<(F::Member, Vec<&F::Item>)> =
+        shares.map(|share| (share[0].member, share.iter().map(|route| route.item).collect())).collect();
+    let answers = match &shares[..] {
+        [(member, items)] => vec![fleet.ask(*member, items, course, None).await],
+        shares => {
+            let company = Company::until(fleet.deadline(course));
+            let mut asked = Vec::with_capacity(shares.len());
+            for (member, items) in shares {
+                asked.push(fleet.ask(*member, items, course, Some(&company)));
+            }
+            together(asked).await
+        }
+    };
+    routes.into_iter().zip(answers.into_iter().flatten()).map(|(route, answer)| Answered { route, answer }).collect()
+}

@@ -1,0 +1,51 @@
+//! Removing every entry under a prefix: list, and remove what was listed.
+
+use std::collections::HashSet;
+
+use super::cluster::{Cluster, Node};
+use super::commands::{self, Request};
+use super::exchange::exchange;
+use super::protocol::Resp;
+use super::reply::Reply;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Company, Link, Retry};
+use crate::store::wrong_count;
+
+/// The most steps of a listing, each of which looks at a thousand keys.
+const MOST_STEPS: usize = 1 << 22;
+
+/// Of one server; or of a node of a cluster, which takes a request for keys of one slot only.
+pub(super) async fn clear(
+    link: &Link<Resp>,
+    of: Option<(&Cluster, &Node)>,
+    prefix: &str,
+    company: Option<&Company>,
+) -> Result<()> {
+    let pattern = commands::keys_that_start_with(prefix);
+    let mut cursor = 0;
+    let mut passed = HashSet::new();
+    while passed.insert(cursor) {
+        let step = Request::one(commands::scan(cursor, &pattern));
+        let listed = exchange(link, &step, Retry::Idempotent, company).await?.pop().ok_or_else(wrong_count)?;
+        let (next, keys) = Reply::new(listed, link.endpoint())?.scanned()?;
+        if !keys.is_empty() {
+            match of {
+                Some((cluster, node)) => cluster.unlink(node, &keys, company).await?,
+                None => {
+                    let unlink = Request::one(commands::unlink(&keys));
+                    let removed = exchange(link, &unlink, Retry::Idempotent, company).await?.pop();
+                    Reply::new(removed.ok_or_else(wrong_count)?, link.endpoint())?.number()?;
+                }
+            }
+        }
+        if next == 0 {
+            return Ok(());
+        }
+        if passed.len() >= MOST_STEPS {
+            break;
+        }
+        cursor = next;
+    }
+    let context = format!("{} lists its keys without an end: its cursor does not return to 0", link.endpoint());
+    Err(Error::new(ErrorKind::Protocol, context))
+}

@@ -1,0 +1,262 @@
+//! A batch of operations over the nodes of a cluster: one write to each at a time, all of them at once.
+//!
+//! A slot that is being moved has some of its keys here and some there. Where an operation is sent on and a later one on
+//! the same slot was not, they have changed places; so what came too early and changes nothing but what it is meant to, a
+//! get or a delete, is carried out again behind the other one. A delete is final because it takes the lease away
+//! first.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use redis::Value;
+use smallvec::SmallVec;
+
+use super::Cluster;
+use super::redirection::{Course, How, Target, Turned, said, without_end};
+use super::table::Node;
+use crate::error::{Error, Result};
+use crate::net::{Company, Link};
+use crate::store::fleet::{Answered, Fleet, Route, carry_out};
+use crate::store::hash_slot::slot;
+use crate::store::operation::carry_out_settle;
+use crate::store::redis::batch::{self, Commands, Scripts};
+use crate::store::redis::commands::{self, Request};
+use crate::store::redis::exchange::exchange;
+use crate::store::redis::protocol::Resp;
+use crate::store::redis::reply;
+use crate::store::{CacheStore, Op, Outcome};
+
+/// How much goes in one write to a node, of commands and of bytes.
+const PART_COMMANDS: usize = 4_096;
+const PART_BYTES: usize = 1 << 20;
+
+/// Whether gets may be answered by replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store::redis) enum Gets {
+    Latest,
+    MayBeBehind,
+}
+
+/// The nodes, as a batch meets them.
+struct Nodes<'o> {
+    cluster: &'o Cluster,
+    scripts: &'o Scripts,
+}
+
+struct Item<'o> {
+    operation: &'o Op<'o>,
+    slot: u16,
+}
+
+enum Answer {
+    Outcome(Outcome),
+    /// With what the node has said.
+    Turned(Turned, Error),
+}
+
+/// A batch on its way.
+struct Batch {
+    course: Course,
+    /// Deletes that have removed something and are carried out again.
+    removed: HashSet<usize>,
+}
+
+impl Cluster {
+    /// An outcome for each operation, in their order. `store` carries out a settle whose keys are on two nodes.
+    pub(in crate::store::redis) async fn batch<S: CacheStore>(
+        &self,
+        store: &S,
+        scripts: &Scripts,
+        operations: &[&Op<'_>],
+        gets: Gets,
+    ) -> Result<Vec<Result<Outcome>>> {
+        let items: Vec<Item<'_>> = operations.iter().map(|operation| Item::new(operation)).collect();
+        let deadline = self.deadline();
+        self.located(items.iter().map(|item| item.slot), deadline).await?;
+        let parts = items.len() / PART_COMMANDS
+            + items.iter().map(|item| batch::size(item.operation)).sum::<usize>() / PART_BYTES;
+        let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
+        let mut batch = Batch { course: Course::new(deadline + more), removed: HashSet::new() };
+        let mut unrouted = HashMap::new();
+        let mut routes = Vec::with_capacity(items.len());
+        for (place, item) in items.iter().enumerate().filter(|(_, item)| !item.is_on_two_slots()) {
+            match self.target_of(item, gets) {
+                Ok(member) => routes.push(Route { place, item, member }),
+                Err(error) => _ = unrouted.insert(place, error),
+            }
+        }
+        let answers = carry_out(&Nodes { cluster: self, scripts }, items.len(), routes, &mut batch).await;
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for ((place, item), answer) in items.iter().enumerate().zip(answers) {
+            let answer = answer.map(|(_, answer)| answer);
+            outcomes.push(match (answer, item.operation) {
+                (None, Op::Settle(settle)) if item.is_on_two_slots() => carry_out_settle(store, settle).await,
+                // Its slot is being moved, and one of its keys is there already.
+                (Some(Ok(Answer::Turned(Turned::Ask(_) | Turned::Apart, _))), Op::Settle(settle)) => {
+                    carry_out_settle(store, settle).await
+                }
+                (None, _) => Err(unrouted.remove(&place).unwrap_or_else(crate::store::wrong_count)),
+                (Some(Ok(Answer::Turned(turned, error))), _) => Err(without_end(item.slot, &turned, error)),
+                (Some(Ok(Answer::Outcome(Outcome::Done(false)))), _) if batch.removed.contains(&place) => {
+                    Ok(Outcome::Done(true))
+                }
+                (Some(Ok(Answer::Outcome(outcome))), _) => Ok(outcome),
+                (Some(Err(error)), _) => Err(error),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    fn target_of(&self, item: &Item<'_>, gets: Gets) -> Result<Target> {
+        if gets == Gets::MayBeBehind
+            && let Some((index, _)) = self.table.reader(item.slot)
+        {
+            return Ok(Target { index, how: How::AsReplica });
+        }
+        self.first_target(item.slot)
+    }
+}
+
+impl<'o> Item<'o> {
+    fn new(operation: &'o Op<'o>) -> Item<'o> {
+        Item { operation, slot: slot(operation.key()) }
+    }
+
+    /// A settle under a lease that is somebody else's choice.
+    fn is_on_two_slots(&self) -> bool {
+        matches!(self.operation, Op::Settle(settle) if slot(settle.lease) != self.slot)
+    }
+}
+
+impl<'o> Fleet for Nodes<'o> {
+    type Item = Item<'o>;
+    type Answer = Answer;
+    type Member = Target;
+    type Course = Batch;
+
+    fn deadline(&self, batch: &Batch) -> Instant {
+        batch.course.deadline
+    }
+
+    /// Once a node fails it is not asked for the rest.
+    async fn ask(
+        &self,
+        target: Target,
+        items: &[&Item<'o>],
+        batch: &Batch,
+        company: Option<&Company>,
+    ) -> Vec<Result<Answer>> {
+        let mut answers = Vec::with_capacity(items.len());
+        while answers.len() < items.len() {
+            let rest = &items[answers.len()..];
+            let part = &rest[..fitting(rest)];
+            match self.exchange(target, part, &batch.course, company).await {
+                Ok(answered) => answers.extend(answered),
+                Err(error) => answers.extend(rest.iter().map(|item| self.failed(target, item, &error))),
+            }
+        }
+        answers
+    }
+
+    async fn send_on<'i>(&self, batch: &mut Batch, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
+        let turned_away = |answered: &Answered<'i, Self>| match &answered.answer {
+            Ok(Answer::Turned(turned, _)) => Some((answered.route.item.slot, turned.clone())),
+            _ => None,
+        };
+        let turned: Vec<(u16, Turned)> = answered.iter().filter_map(turned_away).collect();
+        if turned.is_empty() {
+            return Vec::new();
+        }
+        let Ok(targets) = self.cluster.prepare(&mut batch.course, &turned).await else { return Vec::new() };
+        let mut targets = targets.into_iter();
+        let mut sent_on: HashMap<(Target, u16), Target> = HashMap::new();
+        let mut routes = Vec::with_capacity(turned.len());
+        for Answered { route: Route { place, item, member }, answer } in answered {
+            let overtaken = (*member, item.slot);
+            let next = match answer {
+                Ok(Answer::Turned(..)) => {
+                    let next = targets.next().flatten();
+                    sent_on.extend(next.map(|target| (overtaken, target)));
+                    next
+                }
+                Ok(Answer::Outcome(outcome)) if matches!(item.operation, Op::Get { .. } | Op::Delete { .. }) => {
+                    let next = sent_on.get(&overtaken).copied();
+                    if next.is_some() && outcome.is_done() {
+                        batch.removed.insert(*place);
+                    }
+                    next
+                }
+                _ => None,
+            };
+            routes.extend(next.map(|member| Route { place: *place, item: *item, member }));
+        }
+        routes
+    }
+}
+
+impl Nodes<'_> {
+    async fn exchange(
+        &self,
+        target: Target,
+        items: &[&Item<'_>],
+        course: &Course,
+        company: Option<&Company>,
+    ) -> Result<Vec<Result<Answer>>> {
+        let node = self.cluster.node(target)?;
+        let link = self.link(target, node);
+        let mut commands = Commands::new(self.scripts);
+        for item in items {
+            if target.how == How::Asking {
+                commands.commands.push(commands::asking());
+            }
+            commands.push(item.operation)?;
+        }
+        let operations: SmallVec<[&Op<'_>; 1]> = items.iter().map(|item| item.operation).collect();
+        let request = Request::several(commands.commands);
+        let exchange = exchange(link, &request, batch::retry(&operations), company);
+        let mut replies = self.cluster.in_time(course.deadline, exchange).await?;
+        if target.how == How::Asking {
+            // Every other one answers ASKING.
+            replies = replies.into_iter().skip(1).step_by(2).collect();
+        }
+        Ok(items.iter().zip(replies).map(|(item, value)| self.answer(target, node, item, value)).collect())
+    }
+
+    fn link<'n>(&self, target: Target, node: &'n Node) -> &'n Link<Resp> {
+        match target.how {
+            How::AsReplica => node.reader(),
+            How::AsOwner | How::Asking => &node.link,
+        }
+    }
+
+    fn answer(&self, target: Target, node: &Node, item: &Item<'_>, value: Value) -> Result<Answer> {
+        let turned = match &value {
+            Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Turned::UnknownScript, error)),
+            Value::ServerError(error) => self.cluster.turned_by(&value, node).map(|turned| (turned, error)),
+            _ => None,
+        };
+        if let Some((turned, error)) = turned {
+            return Ok(Answer::Turned(turned, said(node, error)));
+        }
+        match batch::outcome(item.operation, value, node.endpoint()) {
+            Ok(outcome) => Ok(Answer::Outcome(outcome)),
+            Err(error) if target.how == How::AsReplica => Ok(Answer::Turned(Turned::Failed(target.index), error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn failed(&self, target: Target, item: &Item<'_>, error: &Error) -> Result<Answer> {
+        let turned = self.cluster.turned_by_failure(error, target.index, item.operation.is_read());
+        turned.map_or_else(|| Err(error.clone()), |turned| Ok(Answer::Turned(turned, error.clone())))
+    }
+}
+
+/// How many of these go in one write: at least one.
+fn fitting(items: &[&Item<'_>]) -> usize {
+    let mut bytes = 0;
+    let fits = |item: &&&Item<'_>| {
+        bytes += batch::size(item.operation);
+        bytes <= PART_BYTES
+    };
+    items.iter().take(PART_COMMANDS).take_while(fits).count().max(1)
+}

@@ -1,0 +1,207 @@
+//! The nodes of a cluster, and which of them has a slot.
+//!
+//! A table of small numbers that are changed one by one, in place: whatever another thread or a fork finds half changed
+//! names for each slot a node that has it or had it, and a node that has it no more says where it is. So there is no
+//! lock that a vanished thread may hold, nothing to leak, and nothing that a reader keeps from being freed. A node that
+//! the cluster has left is closed, and is found here when it comes back.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+use super::topology::Range;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::AppendOnly;
+use crate::net::{Address, Endpoint, Link, ServerStats, Settings};
+use crate::store::hash_slot::SLOTS;
+use crate::store::redis::config::{Access, Replicas};
+use crate::store::redis::protocol::Resp;
+
+/// The most addresses that are known in the life of a store.
+const MOST_NODES: usize = 4_096;
+
+/// How many replicas of a master are read.
+const MOST_REPLICAS: usize = 8;
+
+const NO_NODE: u16 = u16::MAX;
+
+/// The place of a node in the table.
+pub(super) type Index = u16;
+
+pub(super) struct Table {
+    nodes: AppendOnly<Node>,
+    owners: Box<[AtomicU16]>,
+    access: Access,
+    settings: Settings,
+    replicas: Replicas,
+}
+
+#[derive(Debug)]
+pub(in crate::store::redis) struct Node {
+    pub(super) link: Link<Resp>,
+    /// For what may be answered by a replica: another link would have a replica that was a master answer for itself.
+    reader: Option<Link<Resp>>,
+    /// Whether the cluster named it when it was asked last.
+    is_listed: AtomicBool,
+    replicas: [AtomicU16; MOST_REPLICAS],
+}
+
+impl Table {
+    /// Of a cluster of which these nodes are known, and not which slots they have. No I/O.
+    pub(super) fn new(seeds: Vec<Endpoint>, access: Access, settings: Settings, replicas: Replicas) -> Table {
+        let owners = (0..SLOTS).map(|_| AtomicU16::new(NO_NODE)).collect();
+        let table = Table { nodes: AppendOnly::with_room_for(MOST_NODES), owners, access, settings, replicas };
+        for seed in seeds {
+            table.index_of(seed);
+        }
+        table
+    }
+
+    #[inline]
+    pub(super) fn owner(&self, slot: u16) -> Option<(Index, &Node)> {
+        let index = self.owners[usize::from(slot)].load(Ordering::Relaxed);
+        self.node(index).map(|node| (index, node))
+    }
+
+    /// A replica that may be read in the place of the owner. For a key always the same one, as long as the replicas are:
+    /// what was read once is not read in an older form by the next call.
+    pub(super) fn reader(&self, slot: u16) -> Option<(Index, &Link<Resp>)> {
+        if self.replicas == Replicas::Never {
+            return None;
+        }
+        let (_, owner) = self.owner(slot)?;
+        let replicas = owner.replicas.iter().map(|replica| replica.load(Ordering::Relaxed));
+        let count = replicas.clone().take_while(|replica| *replica != NO_NODE).count();
+        let index = replicas.clone().nth(usize::from(slot).checked_rem(count)?)?;
+        Some((index, self.node(index)?.reader()))
+    }
+
+    #[inline]
+    pub(super) fn node(&self, index: Index) -> Option<&Node> {
+        self.nodes.get(usize::from(index))
+    }
+
+    /// All nodes that were ever heard of.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter()
+    }
+
+    /// The nodes that have slots.
+    ///
+    /// # Errors
+    ///
+    /// Where a slot has no owner.
+    pub(super) fn masters(&self) -> Result<Vec<&Node>> {
+        let mut owners: Vec<(Index, u16)> =
+            (0..).zip(&self.owners).map(|(slot, owner)| (owner.load(Ordering::Relaxed), slot)).collect();
+        owners.sort_unstable();
+        owners.dedup_by_key(|(owner, _)| *owner);
+        owners.into_iter().map(|(owner, slot)| self.node(owner).ok_or_else(|| uncovered(slot))).collect()
+    }
+
+    /// The node at an address; a new one where it was not heard of before.
+    pub(super) fn index_of(&self, endpoint: Endpoint) -> Option<Index> {
+        let is_meant = |node: &Node| *node.endpoint() == endpoint;
+        let index = self.nodes.find_or_add(is_meant, || self.open(endpoint.clone()));
+        index.and_then(|index| Index::try_from(index).ok())
+    }
+
+    fn open(&self, endpoint: Endpoint) -> Node {
+        let resp = || Resp::new(Address::Fixed(endpoint.clone()), self.access.clone());
+        let reader = (self.replicas == Replicas::Prefer).then(|| Link::new(resp().reading_replica(), self.settings));
+        Node {
+            link: Link::new(resp(), self.settings),
+            reader,
+            is_listed: AtomicBool::new(false),
+            replicas: [const { AtomicU16::new(NO_NODE) }; MOST_REPLICAS],
+        }
+    }
+
+    /// Notes that a node has a slot.
+    pub(super) fn set_owner(&self, slot: u16, owner: Index) {
+        if let Some(node) = self.node(owner) {
+            node.is_listed.store(true, Ordering::Relaxed);
+        }
+        self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
+    }
+
+    /// Notes all that a node has said of the cluster. Slots that it left out have no owner, and nodes that it left out
+    /// are closed.
+    ///
+    /// # Errors
+    ///
+    /// Where there are too many nodes.
+    pub(super) fn adopt(&self, ranges: &[Range]) -> Result<()> {
+        let mut owners = vec![NO_NODE; SLOTS];
+        let mut listed = Vec::new();
+        for range in ranges {
+            let Some(master) = &range.master else { continue };
+            let index = |endpoint: &Endpoint| self.index_of(endpoint.clone()).ok_or_else(too_many);
+            let owner = index(master)?;
+            let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
+            let node = self.node(owner).ok_or_else(too_many)?;
+            let padded = replicas.iter().copied().chain([NO_NODE; MOST_REPLICAS]);
+            for (place, replica) in node.replicas.iter().zip(padded) {
+                place.store(replica, Ordering::Relaxed);
+            }
+            owners[usize::from(range.first)..=usize::from(range.last)].fill(owner);
+            listed.push(owner);
+            listed.extend(replicas);
+        }
+        for (place, owner) in self.owners.iter().zip(owners) {
+            place.store(owner, Ordering::Relaxed);
+        }
+        listed.sort_unstable();
+        for (index, node) in self.nodes().enumerate() {
+            let is_listed = Index::try_from(index).is_ok_and(|index| listed.binary_search(&index).is_ok());
+            if node.is_listed.swap(is_listed, Ordering::Relaxed) && !is_listed {
+                node.reset();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Without the slots, which are many.
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("nodes", &self.nodes).field("replicas", &self.replicas).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        self.link.endpoint()
+    }
+
+    /// The link for what may be answered by a replica.
+    pub(super) fn reader(&self) -> &Link<Resp> {
+        self.reader.as_ref().unwrap_or(&self.link)
+    }
+
+    pub(super) fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn reset(&self) {
+        self.links().for_each(Link::reset);
+    }
+
+    /// What this process has to do with it, over both links.
+    pub(super) fn stats(&self) -> ServerStats {
+        let own = self.link.stats();
+        self.reader.iter().fold(own, |sum, reader| sum.and(&reader.stats()))
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link<Resp>> {
+        [&self.link].into_iter().chain(&self.reader)
+    }
+}
+
+/// Of a slot without an owner.
+pub(super) fn uncovered(slot: u16) -> Error {
+    Error::answered(ErrorKind::Server, true, format!("no node of the cluster has slot {slot}"))
+}
+
+fn too_many() -> Error {
+    Error::new(ErrorKind::Protocol, format!("the cluster has named more than {MOST_NODES} addresses"))
+}

@@ -1,0 +1,150 @@
+//! What a node says of the cluster: the reply to `CLUSTER SLOTS`, which every version of Redis Cluster knows.
+
+use redis::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Endpoint;
+use crate::store::hash_slot::SLOTS;
+
+/// The longest name of a host that is taken for one.
+const LONGEST_HOST: usize = 255;
+
+/// Slots that follow each other, and who has them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) first: u16,
+    pub(super) last: u16,
+    /// `None`: the cluster does not know by what name it is reached.
+    pub(super) master: Option<Endpoint>,
+    pub(super) replicas: Vec<Endpoint>,
+}
+
+/// Reads a reply of the node at `asked`.
+///
+/// # Errors
+///
+/// [`ErrorKind::Protocol`], with what is wrong with it.
+pub(super) fn read(reply: &Value, asked: &Endpoint) -> Result<Vec<Range>> {
+    let ranges = array(reply)
+        .ok_or("is no list")
+        .and_then(|ranges| ranges.iter().map(|range| read_range(range, asked)).collect());
+    ranges.map_err(|what| Error::new(ErrorKind::Protocol, format!("{asked} describes a cluster that {what}")))
+}
+
+fn read_range(range: &Value, asked: &Endpoint) -> Result<Range, &'static str> {
+    let [first, last, nodes @ ..] = array(range).ok_or("has a range that is no list")? else {
+        return Err("has a range without slots");
+    };
+    let slot = |number: &Value| match number {
+        Value::Int(number) => u16::try_from(*number).ok().filter(|slot| usize::from(*slot) < SLOTS),
+        _ => None,
+    };
+    let (Some(first), Some(last)) = (slot(first), slot(last)) else { return Err("has a slot that there is not") };
+    if first > last {
+        return Err("has a range that ends before it begins");
+    }
+    let mut nodes = nodes.iter().map(|node| read_node(node, asked));
+    let master = nodes.next().ok_or("has a range without an owner")??;
+    let replicas = nodes.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    Ok(Range { first, last, master, replicas })
+}
+
+fn read_node(node: &Value, asked: &Endpoint) -> Result<Option<Endpoint>, &'static str> {
+    let Some([host, port, ..]) = array(node) else { return Err("has a node without an address") };
+    let host = match host {
+        Value::Nil => "",
+        Value::BulkString(host) => std::str::from_utf8(host).map_err(|_| "has a host whose name is no text")?,
+        Value::SimpleString(host) => host,
+        _ => return Err("has a host without a name"),
+    };
+    let Value::Int(port) = port else { return Err("has a node without a port") };
+    let port = u16::try_from(*port).ok().filter(|port| *port != 0).ok_or("has a port that there is not")?;
+    // What a node says that has no name to tell.
+    if host == "?" {
+        return Ok(None);
+    }
+    endpoint(host, port, asked).map(Some).ok_or("has a host whose name is none")
+}
+
+/// The address that a node gives for itself or another one. Without a host it is that of the node that was asked.
+pub(super) fn endpoint(host: &str, port: u16, asked: &Endpoint) -> Option<Endpoint> {
+    let host = match (host, asked) {
+        ("", Endpoint::Tcp { host, .. }) => host,
+        (host, _) => host,
+    };
+    let is_name = !host.is_empty()
+        && host.len() <= LONGEST_HOST
+        && host.chars().all(|char| char.is_ascii_alphanumeric() || "-._:%".contains(char));
+    is_name.then(|| Endpoint::Tcp { host: host.to_owned(), port })
+}
+
+fn array(value: &Value) -> Option<&[Value]> {
+    match value {
+        Value::Array(values) => Some(values),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::{Endpoint, Range, read};
+
+    fn tcp(host: &str, port: u16) -> Endpoint {
+        Endpoint::Tcp { host: host.to_owned(), port }
+    }
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn node(host: Value, port: i64) -> Value {
+        Value::Array(vec![host, Value::Int(port), text("an id")])
+    }
+
+    fn range(first: i64, last: i64, nodes: Vec<Value>) -> Value {
+        Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
+    }
+
+    #[test]
+    fn nodes_and_their_slots() {
+        let replicas = [node(text("::1"), 7003), node(text("?"), 7004)];
+        let masters = [node(text(""), 7000), node(Value::Nil, 7001), node(text("cache.internal"), 7002)];
+        let [first, second, third] = masters;
+        let reply = Value::Array(vec![
+            range(0, 99, [vec![first], replicas.to_vec()].concat()),
+            range(100, 100, vec![second]),
+            range(101, 16_383, vec![third]),
+        ]);
+        let expected = [
+            Range { first: 0, last: 99, master: Some(tcp("asked", 7000)), replicas: vec![tcp("::1", 7003)] },
+            Range { first: 100, last: 100, master: Some(tcp("asked", 7001)), replicas: vec![] },
+            Range { first: 101, last: 16_383, master: Some(tcp("cache.internal", 7002)), replicas: vec![] },
+        ];
+        assert_eq!(read(&reply, &tcp("asked", 1)).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let good = || node(text("a"), 1);
+        for (range, what) in [
+            (range(0, 16_384, vec![good()]), "slot that there is not"),
+            (range(-1, 5, vec![good()]), "slot that there is not"),
+            (range(5, 4, vec![good()]), "ends before it begins"),
+            (range(0, 5, vec![]), "without an owner"),
+            (range(0, 5, vec![node(text("a"), 0)]), "port"),
+            (range(0, 5, vec![node(text("a"), 65_536)]), "port"),
+            (range(0, 5, vec![node(text("a b"), 1)]), "whose name is none"),
+            (range(0, 5, vec![node(text(&"a".repeat(256)), 1)]), "whose name is none"),
+            (range(0, 5, vec![node(Value::Int(1), 1)]), "without a name"),
+            (range(0, 5, vec![good(), Value::Nil]), "without an address"),
+            (Value::Array(vec![Value::Int(0)]), "without slots"),
+            (Value::Int(0), "no list"),
+        ] {
+            let error = read(&Value::Array(vec![range]), &tcp("asked", 1)).unwrap_err().to_string();
+            assert!(error.starts_with("asked:1 describes") && error.contains(what), "{what}: {error}");
+        }
+        assert!(read(&Value::Okay, &tcp("asked", 1)).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! The batches of one server, part by part.
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use super::batch::{self, Commands, Scripts};
+use super::commands::{self, Command, Request};
+use super::exchange::exchange;
+use super::protocol::Resp;
+use super::reply::Reply;
+use crate::error::Result;
+use crate::net::{Link, Retry};
+use crate::store::{Op, Outcome, Ttl, When, wrong_count};
+
+/// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
+const PART_ENTRIES: usize = 1_000;
+const PART_BYTES: usize = 1 << 20;
+
+/// Has `send` deal with a batch part by part. Once one fails, the rest is not sent.
+pub(super) async fn in_parts<I, T, F>(
+    items: Vec<I>,
+    size: impl Fn(&I) -> usize,
+    send: impl Fn(Vec<I>) -> F,
+) -> Result<Vec<Result<T>>>
+where
+    F: Future<Output = Result<Vec<Result<T>>>>,
+{
+    let mut results = Vec::with_capacity(items.len());
+    let mut left = items.into_iter().peekable();
+    while left.peek().is_some() {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while let Some(item) = left.next_if(|item| {
+            bytes += size(item);
+            part.is_empty() || (part.len() < PART_ENTRIES && bytes <= PART_BYTES)
+        }) {
+            part.push(item);
+        }
+        let asked = part.len();
+        match send(part).await {
+            Ok(answered) if answered.len() == asked => results.extend(answered),
+            Ok(_) => return Err(wrong_count()),
+            Err(error) => {
+                let unanswered = asked + left.by_ref().count();
+                results.extend((0..unanswered).map(|_| Err(error.clone())));
+            }
+        }
+    }
+    Ok(results)
+}
+
+pub(super) async fn get(link: &Link<Resp>, keys: Vec<&str>) -> Result<Vec<Result<Option<Bytes>>>> {
+    let request = Request::one(commands::get_many(&keys));
+    let mut replies = exchange(link, &request, Retry::Idempotent, None).await?;
+    let values = Reply::new(replies.pop().ok_or_else(wrong_count)?, link.endpoint())?.array()?;
+    Ok(values.into_iter().map(|value| Reply::read(value, link.endpoint())).collect())
+}
+
+pub(super) async fn set(link: &Link<Resp>, entries: Vec<(&str, Bytes)>, ttl: Ttl) -> Result<Vec<Result<()>>> {
+    let sets = entries.iter().map(|(key, value)| commands::set(key, value, ttl, When::Always));
+    let sets: Vec<Command> = sets.collect::<Result<_>>()?;
+    let replies = several(link, sets, Retry::Idempotent).await?;
+    Ok(replies.into_iter().map(|reply| reply?.stored().map(|_| ())).collect())
+}
+
+pub(super) async fn delete(link: &Link<Resp>, keys: Vec<&str>) -> Result<Vec<Result<bool>>> {
+    let replies = several(link, keys.iter().map(|key| commands::unlink(&[*key])), Retry::Never).await?;
+    Ok(replies.into_iter().map(|reply| reply?.flag()).collect())
+}
+
+pub(super) async fn carry_out(
+    link: &Link<Resp>,
+    scripts: &Scripts,
+    operations: Vec<&Op<'_>>,
+) -> Result<Vec<Result<Outcome>>> {
+    let mut commands = Commands::new(scripts);
+    operations.iter().try_for_each(|operation| commands.push(operation))?;
+    let replies = exchange(link, &Request::several(commands.commands), batch::retry(&operations), None).await?;
+    let outcomes =
+        operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, link.endpoint()));
+    Ok(outcomes.collect())
+}
+
+/// Several commands in one round trip.
+async fn several(
+    link: &Link<Resp>,
+    commands: impl IntoIterator<Item = Command>,
+    retry: Retry,
+) -> Result<Vec<Result<Reply<'_>>>> {
+    let replies = exchange(link, &Request::several(commands), retry, None).await?;
+    Ok(replies.into_iter().map(|reply| Reply::new(reply, link.endpoint())).collect())
+}

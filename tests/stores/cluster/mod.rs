@@ -1,0 +1,15 @@
+//! Entries on a cluster of real servers, and on what only says that it is one.
+
+mod lies;
+mod moves;
+mod whole;
+
+use crate::conformance::current_thread;
+use crate::failures::{Way, outside_of_a_runtime};
+
+fn run<T>(way: Way, work: impl Future<Output = T>) -> T {
+    match way {
+        Way::Blocking => outside_of_a_runtime(work),
+        Way::Tokio => current_thread().block_on(work),
+    }
+}

@@ -1,0 +1,164 @@
+//! What concerns all nodes of a cluster: batches, clearing, health, and the nodes that a URL names.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use prefork_cache::stores::{RedisStore, Replicas, from_url};
+use prefork_cache::{CacheStore, ErrorKind, Ttl, When};
+
+use super::run;
+use crate::failures::{WAYS, outside_of_a_runtime};
+use support::cluster::Cluster;
+use support::servers::{Kind, Server, free_port};
+use support::wait::until;
+
+const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
+const PATIENT: &str = "timeout=20s&connect_timeout=20s";
+
+#[test]
+fn a_batch_goes_to_all_nodes_and_comes_back_in_order() {
+    let cluster = Cluster::without_replicas();
+    let store = from_url(&cluster.url(PATIENT)).unwrap();
+    for way in WAYS {
+        let keys: Vec<String> = (0..5_000).map(|number| format!("{way:?}:{number}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        run(way, async {
+            let entries: Vec<_> = keys.iter().map(|key| (*key, key.to_string().into())).collect();
+            store.set_many(&entries, HOUR).await.into_iter().for_each(|stored| stored.unwrap());
+            let with_gap: Vec<&str> = keys.iter().copied().chain(["", "absent"]).collect();
+            let found = store.get_many(&with_gap).await;
+            for (key, found) in keys.iter().zip(&found) {
+                assert_eq!(found.as_ref().unwrap().as_deref(), Some(key.as_bytes()));
+            }
+            assert_eq!(found[keys.len()].as_ref().unwrap_err().kind(), ErrorKind::InvalidKey);
+            assert_eq!(found[keys.len() + 1].as_ref().unwrap(), &None);
+            assert!(store.delete_many(&keys).await.into_iter().all(|deleted| deleted.unwrap()));
+        });
+    }
+}
+
+/// Also those of nodes of which the URL names none, and no other.
+#[test]
+fn a_clear_reaches_every_master() {
+    let cluster = Cluster::without_replicas();
+    let store = from_url(&cluster.url(PATIENT)).unwrap();
+    for way in WAYS {
+        run(way, async {
+            let keys = (0..1_500).flat_map(|number| ["cleared*:", "kept:"].map(|prefix| format!("{prefix}{number}")));
+            let keys: Vec<String> = keys.collect();
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let entries: Vec<_> = keys.iter().map(|key| (*key, "value".into())).collect();
+            store.set_many(&entries, HOUR).await.into_iter().for_each(|stored| stored.unwrap());
+            store.clear("cleared*:").await.unwrap();
+            for (key, found) in keys.iter().zip(store.get_many(&keys).await) {
+                assert_eq!(found.unwrap().is_some(), key.starts_with("kept:"), "{key}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_clear_names_the_node_that_fails() {
+    let mut cluster = Cluster::without_replicas();
+    let store = from_url(&cluster.url("timeout=5s&connect_timeout=5s")).unwrap();
+    outside_of_a_runtime(store.set("key", "value".into(), HOUR, When::Always)).unwrap();
+    cluster.kill(1);
+    let failed = cluster.nodes()[1].port();
+    let error = outside_of_a_runtime(store.clear("")).unwrap_err();
+    assert!(error.to_string().contains(&failed.to_string()), "{error:#}");
+}
+
+/// One that is not there, one that is silent, one that is none: each is passed over.
+#[test]
+fn any_node_of_a_url_will_do() {
+    let cluster = Cluster::without_replicas();
+    let (stopped, single) = (Server::start(Kind::Redis), Server::start(Kind::Redis));
+    stopped.pause();
+    let [first, second, _] = cluster.nodes() else { panic!("three nodes") };
+    for seeds in [[free_port(), second.port()], [stopped.port(), first.port()], [single.port(), first.port()]] {
+        for way in WAYS {
+            let store = RedisStore::new(&cluster.url_with_seeds(&seeds, "timeout=4s&connect_timeout=4s")).unwrap();
+            run(way, store.set("key", "value".into(), HOUR, When::Always)).unwrap();
+        }
+    }
+    stopped.resume();
+}
+
+#[test]
+fn health_is_that_of_every_node() {
+    let cluster = Cluster::start();
+    let ports =
+        |store: &RedisStore| -> BTreeSet<String> { store.servers().into_iter().map(|server| server.address).collect() };
+    let all: BTreeSet<String> = cluster.nodes().iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+    let store = RedisStore::new(&cluster.url(PATIENT)).unwrap();
+    assert_eq!(ports(&store).len(), 1, "one is known");
+    outside_of_a_runtime(store.reconnect()).unwrap();
+    assert_eq!(ports(&store), all);
+    let connected = store.servers().iter().filter(|server| server.connections > 0).count();
+    assert_eq!(connected, 3, "to the masters");
+    store.reset();
+    assert!(store.servers().iter().all(|server| server.connections == 0));
+}
+
+/// What is read may be behind, and is never somebody else's. A replica that is gone costs nothing but the way.
+#[test]
+fn replicas_are_read_where_that_is_wanted() {
+    let mut cluster = Cluster::start();
+    let url = cluster.url("timeout=5s&connect_timeout=5s");
+    let store = RedisStore::builder(&url).replicas(Replicas::Prefer).build().unwrap();
+    let keys: Vec<String> = (0..300).map(|number| format!("key:{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    outside_of_a_runtime(async {
+        let entries: Vec<_> = keys.iter().map(|key| (*key, key.to_string().into())).collect();
+        store.set_many(&entries, HOUR).await.into_iter().for_each(|stored| stored.unwrap());
+    });
+    let read = |key: &&str| outside_of_a_runtime(store.get(key)).unwrap().as_deref() == Some(key.as_bytes());
+    until("the replicas have what was stored", || keys.iter().all(read));
+    let gets = |nodes: &[Server]| nodes.iter().map(Server::gets).sum::<usize>();
+    let (masters, replicas) = cluster.nodes().split_at(3);
+    let before = (gets(masters), gets(replicas));
+    for way in WAYS {
+        run(way, async {
+            for (key, found) in keys.iter().zip(store.get_many(&keys).await) {
+                assert_eq!(found.unwrap().as_deref(), Some(key.as_bytes()));
+            }
+            for key in &keys {
+                assert!(store.get(key).await.unwrap().is_some());
+                assert!(store.get_latest(key).await.unwrap().is_some());
+            }
+        });
+    }
+    let asked = (gets(masters) - before.0, gets(replicas) - before.1);
+    assert_eq!(asked, (2 * keys.len(), 4 * keys.len()), "the latest by the masters");
+    cluster.kill(3);
+    assert!(keys.iter().all(read));
+    let found = outside_of_a_runtime(store.get_many(&keys));
+    assert!(found.into_iter().all(|found| found.unwrap().is_some()));
+}
+
+/// A URL for one server leads to a node of a cluster: nothing works for long, and the error says why.
+#[test]
+fn a_node_of_a_cluster_says_that_it_is_one() {
+    let cluster = Cluster::without_replicas();
+    let url = cluster.url(PATIENT).replace("redis+cluster", "redis");
+    let store = from_url(&url).unwrap();
+    for number in 0..10 {
+        if let Err(error) = outside_of_a_runtime(store.get(&format!("key:{number}"))) {
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("redis+cluster://"), "{error}");
+        }
+    }
+    let error = outside_of_a_runtime(store.get_many(&["a", "b"])).pop().unwrap().unwrap_err();
+    assert!(error.to_string().contains("redis+cluster://"), "{error}");
+}
+
+#[test]
+fn a_single_server_says_that_it_is_no_cluster() {
+    let server = Server::start(Kind::Redis);
+    for way in WAYS {
+        let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", server.port())).unwrap();
+        let error = run(way, store.get("key")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:#}");
+        assert!(format!("{error:#}").contains("cluster support disabled"), "{error:#}");
+    }
+}

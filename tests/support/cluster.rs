@@ -1,0 +1,255 @@
+//! A Redis Cluster of real servers, made without any tool of Redis's own.
+
+use std::time::Duration;
+
+use redis::{Connection, Value, cmd};
+
+use super::certificates::Authority;
+use super::servers::{Encryption, Server, plain_port};
+use super::wait::until;
+
+/// How many slots there are.
+pub const SLOTS: u16 = 16_384;
+
+/// How long a node may be silent before the others take it for failed.
+const NODE_TIMEOUT: &str = "1000";
+
+/// Masters, each with the same number of replicas. Its drop stops them all.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Masters first.
+    nodes: Vec<Server>,
+    encryption: Option<Encryption>,
+}
+
+impl Cluster {
+    /// Three masters, each with a replica.
+    pub fn start() -> Cluster {
+        Cluster::of(3, 1, None)
+    }
+
+    /// Three masters.
+    pub fn without_replicas() -> Cluster {
+        Cluster::of(3, 0, None)
+    }
+
+    /// Three masters, each with a replica, that speak TLS with clients and with each other.
+    pub fn encrypted(authority: &Authority) -> Cluster {
+        Cluster::of(3, 1, Some(Encryption::by(authority)))
+    }
+
+    fn of(masters: u16, replicas: u16, encryption: Option<Encryption>) -> Cluster {
+        let tls: &[&str] =
+            if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
+        let arguments = [tls, &["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"]].concat();
+        let node = |_| Server::cluster_node(encryption.as_ref(), &arguments);
+        let nodes: Vec<Server> = (0..masters * (1 + replicas)).map(node).collect();
+        let cluster = Cluster { nodes, encryption };
+        cluster.join(masters);
+        cluster
+    }
+
+    /// Has the nodes know each other, and agree on who has what.
+    fn join(&self, masters: u16) {
+        for (number, node) in (0..masters).zip(&self.nodes) {
+            let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
+            let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
+            let mut node = connection(node);
+            done(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
+            done(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
+        }
+        let [first, others @ ..] = &self.nodes[..] else { panic!("a cluster has nodes") };
+        for other in others {
+            let mut first = connection(first);
+            let meet = ["MEET", "127.0.0.1", &other.port().to_string(), &bus_port(other)];
+            done(cmd("CLUSTER").arg(&meet).query(&mut first));
+        }
+        let count = self.nodes.len();
+        let knows_all = |node: &Server| node.ask("CLUSTER INFO").contains(&format!("cluster_known_nodes:{count}\r\n"));
+        until("the nodes of a cluster know each other", || self.nodes.iter().all(knows_all));
+        let (masters, replicas) = self.nodes.split_at(usize::from(masters));
+        for (replica, master) in replicas.iter().zip(masters.iter().cycle()) {
+            let id: String = cmd("CLUSTER").arg("MYID").query(&mut connection(master)).expect("the id of a node");
+            // It has to have heard that the other one is a master.
+            let replicate = || cmd("CLUSTER").arg("REPLICATE").arg(&id).query::<()>(&mut connection(replica)).is_ok();
+            until("a node is a replica", replicate);
+        }
+        self.until_well();
+    }
+
+    /// Waits until every node that runs sees a cluster in order, with as many replicas as there are.
+    pub fn until_well(&self) {
+        let running = || self.nodes.iter().filter(|node| node.is_running());
+        let count = running().count();
+        let is_well = |node: &Server| {
+            let listed = slots(node).into_iter().map(|range| range.nodes).collect::<Vec<_>>().concat();
+            let others: std::collections::BTreeSet<u16> = listed.into_iter().collect();
+            node.ask("CLUSTER INFO").contains("cluster_state:ok\r\n")
+                && others.len() == count
+                && !node.ask("INFO replication").contains("master_link_status:down")
+        };
+        until("a cluster is in order", || running().all(is_well));
+    }
+
+    /// The URL of a store, with one node as its seed. `options` as in a query.
+    pub fn url(&self, options: &str) -> String {
+        let seed = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
+        self.url_with_seeds(&[seed.port()], options)
+    }
+
+    /// The URL of a store that knows the nodes at these ports.
+    pub fn url_with_seeds(&self, ports: &[u16], options: &str) -> String {
+        let seeds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let seeds = seeds.join(",");
+        match &self.encryption {
+            Some(encryption) => format!("rediss+cluster://{seeds}?tls_ca={}&{options}", encryption.ca.display()),
+            None => format!("redis+cluster://{seeds}?{options}"),
+        }
+    }
+
+    pub fn nodes(&self) -> &[Server] {
+        &self.nodes
+    }
+
+    /// The node that has a key.
+    pub fn owner(&self, key: &str) -> usize {
+        self.owner_of_slot(self.slot(key))
+    }
+
+    pub fn owner_of_slot(&self, slot: u16) -> usize {
+        let node = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
+        let range = slots(node).into_iter().find(|range| (range.first..=range.last).contains(&slot));
+        let port = range.expect("a slot that is somebody's").nodes[0];
+        self.nodes.iter().position(|node| plain_port(node.port()) == port).expect("a node of this cluster")
+    }
+
+    pub fn slot(&self, key: &str) -> u16 {
+        let node = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
+        cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection(node)).expect("the slot of a key")
+    }
+
+    fn agrees(&self, slot: u16, owner: usize) -> bool {
+        let owner = plain_port(self.nodes[owner].port());
+        let views = self.nodes.iter().filter(|node| node.is_running()).map(|node| {
+            let range = slots(node).into_iter().find(|range| (range.first..=range.last).contains(&slot));
+            let info = node.ask("CLUSTER INFO");
+            let epoch = info.lines().find(|line| line.starts_with("cluster_current_epoch:")).map(str::to_owned);
+            (range.map(|range| range.nodes[0]), epoch)
+        });
+        let views: std::collections::BTreeSet<_> = views.collect();
+        views.len() == 1 && views.first().is_some_and(|(port, _)| *port == Some(owner))
+    }
+
+    /// Ends a node at once, as a crash would.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+    }
+
+    /// Moves a slot with its keys to another node, as `redis-cli --cluster reshard` does.
+    pub fn move_slot(&self, slot: u16, to: usize) {
+        self.begin_to_move(slot, to).finish();
+    }
+
+    /// Has the owner of a slot and another node know that it is moved.
+    pub fn begin_to_move(&self, slot: u16, to: usize) -> Move<'_> {
+        let from = self.owner_of_slot(slot);
+        let mut moved = Move {
+            cluster: self,
+            slot,
+            to,
+            from,
+            source: connection(&self.nodes[from]),
+            target: connection(&self.nodes[to]),
+        };
+        let id = |node: &mut Connection| cmd("CLUSTER").arg("MYID").query::<String>(node).expect("the id of a node");
+        let (source, target) = (id(&mut moved.source), id(&mut moved.target));
+        set_slot(&mut moved.target, slot, "IMPORTING", &source);
+        set_slot(&mut moved.source, slot, "MIGRATING", &target);
+        moved
+    }
+}
+
+/// A slot that is being moved.
+pub struct Move<'c> {
+    cluster: &'c Cluster,
+    slot: u16,
+    from: usize,
+    to: usize,
+    source: Connection,
+    target: Connection,
+}
+
+impl Move<'_> {
+    /// Moves these keys.
+    pub fn migrate<K: redis::ToRedisArgs>(&mut self, keys: &[K]) {
+        let port = self.cluster.nodes[self.to].port();
+        let mut migrate = cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(5_000).arg("KEYS").arg(keys);
+        // Another one may have removed them meanwhile: NOKEY.
+        let _: String = migrate.query(&mut self.source).expect("keys are moved");
+    }
+
+    /// Moves what is left, and has every node know where the slot is.
+    pub fn finish(mut self) {
+        loop {
+            let few = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
+            let keys: Vec<Vec<u8>> = few.expect("the keys of a slot");
+            if keys.is_empty() {
+                break;
+            }
+            self.migrate(&keys);
+        }
+        let id: String = cmd("CLUSTER").arg("MYID").query(&mut self.target).expect("the id of a node");
+        set_slot(&mut self.target, self.slot, "NODE", &id);
+        set_slot(&mut self.source, self.slot, "NODE", &id);
+        for (place, node) in self.cluster.nodes.iter().enumerate() {
+            if place != self.from && place != self.to && node.is_running() {
+                // A replica is told by its master.
+                let _ = cmd("CLUSTER").arg("SETSLOT").arg(self.slot).arg("NODE").arg(&id).exec(&mut connection(node));
+            }
+        }
+        // The next move would begin with what some of them have heard only.
+        until("the nodes agree on whose a slot is", || self.cluster.agrees(self.slot, self.to));
+    }
+}
+
+fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
+    done(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
+}
+
+/// Slots that follow each other, and the ports of who has them, the master's first.
+struct Range {
+    first: u16,
+    last: u16,
+    nodes: Vec<u16>,
+}
+
+fn slots(node: &Server) -> Vec<Range> {
+    type Node = (String, u16, Value, Value);
+    let ranges: Vec<Vec<Value>> = cmd("CLUSTER").arg("SLOTS").query(&mut connection(node)).expect("the slots");
+    let range = |range: Vec<Value>| {
+        let (numbers, nodes) = range.split_at(2);
+        let number = |value: &Value| redis::from_redis_value(value.clone()).expect("a slot");
+        let port = |node: &Value| redis::from_redis_value::<Node>(node.clone()).expect("a node").1;
+        Range { first: number(&numbers[0]), last: number(&numbers[1]), nodes: nodes.iter().map(port).collect() }
+    };
+    ranges.into_iter().map(range).collect()
+}
+
+fn bus_port(node: &Server) -> String {
+    let info: Vec<String> =
+        cmd("CONFIG").arg("GET").arg("cluster-port").query(&mut connection(node)).expect("a setting");
+    info[1].clone()
+}
+
+/// In plain, also where clients speak TLS.
+fn connection(node: &Server) -> Connection {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", plain_port(node.port()))).expect("a URL");
+    let connection = client.get_connection().expect("a node that runs");
+    connection.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    connection
+}
+
+fn done(outcome: redis::RedisResult<()>) {
+    outcome.expect("a node of a cluster does what it is told");
+}
