@@ -35,11 +35,12 @@ static OPENING: ProcessLocal<Mutex<()>> = ProcessLocal::new();
 /// For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's makes
 /// connections of its own.
 ///
-/// @param name       What reports and metrics call it; UTF-8, `name_length` bytes.
-/// @param url        The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
-///                   prefork-cache has all URLs and options.
-/// @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to; null for none.
-/// @param cache      Set to the handle where PFC_OK is returned. It is never freed.
+/// @param name           What reports and metrics call it; UTF-8, `name_length` bytes.
+/// @param url            The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
+///                       prefork-cache has all URLs and options.
+/// @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to: "shop", "shop:v2". Null for
+///                       none.
+/// @param cache          Set to the handle where PFC_OK is returned. It is never freed.
 /// @return PFC_OK; PFC_CONFLICT if it is open with another URL or namespace; PFC_BAD_URL, PFC_BAD_CONFIG or
 ///         PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
@@ -81,8 +82,11 @@ fn open(name: &str, url: &str, namespace: Option<&str>) -> Result<&'static pfc_c
         };
     }
     let mut builder = Cache::builder(stores::from_url(url)?).name(name).on_error(errors::report);
-    if let Some(namespace) = namespace {
-        builder = builder.namespace(namespace);
+    for part in namespace.into_iter().flat_map(|namespace| namespace.split(':')) {
+        if part.is_empty() {
+            return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, "a part of the namespace is empty"));
+        }
+        builder = builder.namespace(part);
     }
     let opened = Box::leak(Box::new(pfc_cache {
         name: name.to_owned(),

@@ -20,7 +20,8 @@ pub extern "C" fn pfc_abi_version() -> u32 {
 /// needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a process that
 /// was not forked, or not at all, everything works alike.
 ///
-/// @param report  Set to one line of text for a log, to be freed with pfc_value_free(). May be null.
+/// @param report  Set to one line of text for a log, also where an error is returned; to be freed with pfc_value_free(). May
+///                be null.
 /// @return PFC_OK, or the error of a store that could not be brought up to date: it is tried again at its first use.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_after_fork(report: *mut pfc_value) -> pfc_status {

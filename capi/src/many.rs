@@ -42,12 +42,13 @@ pub unsafe extern "C" fn pfc_get_many(
         if count > 0 && values.is_null() {
             return Err(null("array of values"));
         }
+        // SAFETY: as above.
+        let texts = unsafe { texts(keys, count) };
         for place in 0..count {
             // SAFETY: as above.
             unsafe { values.add(place).write(pfc_value::NONE) };
         }
-        // SAFETY: as above.
-        let keys = &*unsafe { texts(keys, count) }?;
+        let keys = &*texts?;
         let found = call!(call, "get_many", cache, keys => cache.octets().get_many(keys));
         let Some(found) = found else { return Ok(pfc_status::PFC_AGAIN) };
         let mut outcomes = Outcomes::to(statuses);
@@ -100,6 +101,9 @@ unsafe fn texts(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failu
     }
     if keys.is_null() {
         return Err(null("array of keys"));
+    }
+    if count > isize::MAX as usize / size_of::<pfc_key>() {
+        return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, format!("the number of keys is {count}")));
     }
     // SAFETY: as of the functions above.
     let keys = unsafe { slice::from_raw_parts(keys, count) };

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lifecycle::ProcessBound;
 use crate::net::{in_slice, inline};
+use crate::sync::block_until;
 
 /// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and comes
 /// back before it is done if it takes long: between two calls of [`run_for`](Resumable::run_for) a host can serve its
@@ -65,10 +65,8 @@ impl<'a, T> Resumable<'a, T> {
         let Some(operation) = operation.get() else { return Some(Err(Error::begun_by_parent())) };
         let now = Instant::now();
         let end = now.checked_add(time).unwrap_or(now);
-        match in_slice(end, || operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
-            Poll::Ready(outcome) => Some(Ok(outcome)),
-            Poll::Pending => None,
-        }
+        // What is not of this crate, a loader for example, may suspend before the slice is over.
+        in_slice(end, || block_until(Some(end), |cx| operation.as_mut().poll(cx))).map(Ok)
     }
 }
 

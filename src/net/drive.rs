@@ -118,7 +118,7 @@ pub(crate) fn slice_end() -> Option<Instant> {
 }
 
 /// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
-pub(crate) fn is_slice_over() -> bool {
+pub(super) fn is_slice_over() -> bool {
     slice_end().is_some_and(|end| Instant::now() >= end)
 }
 

@@ -32,6 +32,7 @@ int main(int argc, char **argv) {
   EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("\xFF"), KEY("memory://"), NULL, 0, &other));
   EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("null"), NULL, 9, NULL, 0, &other));
   EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("null"), KEY("memory://"), NULL, 0, NULL));
+  EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("parts"), KEY("memory://"), KEY("shop:"), &other));
 
   /* Keys. */
   EXPECT(PFC_BAD_KEY, pfc_get(cache, KEY("\xFF"), &value, NULL));
@@ -69,6 +70,7 @@ int main(int argc, char **argv) {
   EXPECT(PFC_BAD_ARGUMENT, pfc_expires_in(cache, KEY("k"), NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_get_many(cache, NULL, 1, values, NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_get_many(cache, keys, 1, NULL, NULL, NULL));
+  EXPECT(PFC_BAD_ARGUMENT, pfc_delete_many(cache, keys, SIZE_MAX, NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_fetch_begin(cache, KEY("k"), 0, &value, NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_fetch_complete(NULL, KEY("v"), NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_fetch_fail(NULL, NULL, NULL));
