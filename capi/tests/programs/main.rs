@@ -1,4 +1,4 @@
-//! Programs in C, PHP, Lua and Python against the installed library and real servers. `capi/tests/run` installs what they need.
+//! Programs in C, PHP, Lua, Python and Ruby against the installed library and real servers. `capi/tests/run` installs what they need.
 
 mod c;
 mod exports;

@@ -1,4 +1,4 @@
-//! Programs in PHP, Lua and Python.
+//! Programs in PHP, Lua, Python and Ruby.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -62,6 +62,11 @@ fn from_php_with_what_was_preloaded() {
 #[test]
 fn from_python_in_every_way_to_make_a_process() {
     on_each_store(|url| is_ok(command("python3").arg(script("python", "forks.py")).arg(url).arg(library())));
+}
+
+#[test]
+fn from_ruby_in_every_way_to_make_a_process() {
+    on_each_store(|url| is_ok(command("ruby").arg(script("ruby", "forks.rb")).arg(url).arg(library())));
 }
 
 fn php(settings: &[&str]) -> Command {
