@@ -25,8 +25,8 @@ pub struct pfc_key {
 /// @param values    `count` of them, each set to its key's value, or cleared; to be freed with pfc_value_free() each.
 /// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
 /// @param call      Null to wait, see pfc_call.
-/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be set
-///         all the same.
+/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be
+///         set all the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_get_many(
     cache: *const pfc_cache,

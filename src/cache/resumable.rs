@@ -9,14 +9,14 @@ use crate::lifecycle::ProcessBound;
 use crate::net::{in_slice, inline};
 use crate::sync::block_until;
 
-/// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and comes
-/// back before it is done if it takes long: between two calls of [`run_for`](Resumable::run_for) a host can serve its
-/// signals, and let its other threads have an interpreter's lock.
+/// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and
+/// comes back before it is done if it takes long: between two calls of [`run_for`](Resumable::run_for) a host can serve
+/// its signals, and let its other threads have an interpreter's lock.
 ///
-/// Nothing of it goes on between the calls: no thread and no runtime is behind it. What it waits for is left as it is, with
-/// the exchange with a server, and the wait goes on in the next call. The time in between counts towards the store's
-/// timeouts, but an answer that has come meanwhile is taken. Only the resolver cannot be left: the lookup of a host's name
-/// takes its own time (give the address in numbers where that matters).
+/// Nothing of it goes on between the calls: no thread and no runtime is behind it. What it waits for is left as it is,
+/// with the exchange with a server, and the wait goes on in the next call. The time in between counts towards the
+/// store's timeouts, but an answer that has come meanwhile is taken. Only the resolver cannot be left: the lookup of a
+/// host's name takes its own time (give the address in numbers where that matters).
 ///
 /// Dropped before it is done, it is cancelled, as any future of this crate: it has taken effect or not, and no later
 /// operation is disturbed. In a child of the process that began it, it does nothing.
