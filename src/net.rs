@@ -37,7 +37,7 @@ pub(crate) use dial::{ask_once, share_of};
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{
-    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, is_slice_over, lifted, pause, slice_end, within,
+    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, lifted, pause, slice_end, within,
 };
 #[cfg(feature = "redis")]
 pub(crate) use drive::{exchange_timeout, until};

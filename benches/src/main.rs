@@ -9,6 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 mod batch;
+mod capi;
 mod forks;
 mod measure;
 mod memcached;
@@ -25,6 +26,7 @@ const SECTIONS: [(&str, fn()); 6] = [
     ("redis-tls", redis_tls::run),
     ("redis-cluster", redis_cluster::run),
     ("memcached", memcached::run),
+    ("capi", capi::run),
 ];
 
 fn main() {
