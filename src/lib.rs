@@ -46,6 +46,7 @@
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
 //! | a failure that no caller hears of | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
 //! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
+//! | the master behind sentinels is another one | info | `server.address`, `server.port`: the new one's |
 //!
 //! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
 //! only the host can judge.

@@ -120,11 +120,12 @@ impl Lookup {
         is_over && self.refresh_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Asks again. Returns whether there was an answer.
+    /// Asks again. Returns whether there was an answer; where the server was found elsewhere meanwhile it comes too late.
     pub(super) async fn refresh(&self, drive: Drive, patience: Duration, settings: &Settings) -> bool {
+        let before = self.endpoint();
         let named = self.directory.ask_all(drive, Instant::now() + patience, settings).await;
         self.note_asked();
-        named.is_some_and(|endpoint| self.learn(endpoint).is_ok())
+        named.is_some_and(|endpoint| before == self.endpoint() && self.learn(endpoint).is_ok())
     }
 
     /// The next dial asks.

@@ -1,6 +1,7 @@
 //! The master becomes another one.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use prefork_cache::{Cache, Error, ErrorKind, stores};
@@ -90,7 +91,7 @@ impl Load {
         let mut callers: Vec<_> = callers.map(Box::pin).collect();
         std::future::poll_fn(|cx| {
             callers.retain_mut(|caller| caller.as_mut().poll(cx).is_pending());
-            if callers.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            if callers.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -125,7 +126,9 @@ fn after_one_refusal_no_request_goes_to_the_old_master() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
         let sentinel = FakeSentinel::start(Says::port(old.port()));
-        let client = Client::new(way, &url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h")));
+        // No connection is too old, or not old enough, for this.
+        let options = "timeout=20s&connect_timeout=20s&retry_after=1h&topology_refresh=1h";
+        let client = Client::new(way, &url(&[&sentinel], options));
         let load = Load::run(way, &client.cache, |load| {
             load.until_succeeded(200);
             sentinel.say(Says::port(new.port()));
@@ -169,6 +172,31 @@ fn one_refusal_is_enough_for_all_connections() {
     }
     assert_eq!(writes(&old), before + 1);
     assert_eq!(sentinel.asked(), 2);
+}
+
+/// Nor what was appended to a pipeline before, if it was not sent.
+#[test]
+fn what_was_not_sent_before_a_refusal_goes_to_the_new_master() {
+    let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
+    let sentinel = FakeSentinel::start(Says::port(old.port()));
+    let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h"));
+    let cache = Cache::builder(stores::from_url(&url).unwrap()).build();
+    let runtime = current_thread();
+    runtime.block_on(cache.set("k", &"old", TTL)).unwrap();
+    cache.blocking().set("k", &"old", TTL).unwrap();
+    sentinel.say(Says::port(new.port()));
+    old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
+    let before = writes(&old);
+    let mut appended = Box::pin(cache.set("k", &"new", TTL));
+    {
+        // What would send it is not polled.
+        let _inside = runtime.enter();
+        assert!(appended.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    assert!(cache.blocking().set("k", &"refused", TTL).unwrap_err().to_string().contains("READONLY"));
+    runtime.block_on(appended).unwrap();
+    assert_eq!(writes(&old), before + 1);
+    assert_eq!(cache.blocking().get::<String>("k").unwrap().as_deref(), Some("new"));
 }
 
 #[test]
