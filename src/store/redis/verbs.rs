@@ -179,7 +179,7 @@ impl CacheStore for RedisStore {
         let size = |operation: &&Op<'_>| batch::size(operation);
         let carry_out = async |operations: Vec<&Op<'_>>| match &self.servers {
             Servers::One(link) => in_parts(operations, size, |part| parts::carry_out(link, &self.scripts, part)).await,
-            Servers::Cluster(cluster) => cluster.batch(self, &self.scripts, &operations, Gets::Latest).await,
+            Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations, Gets::Latest).await),
         };
         crate::store::batch(checked, carry_out).await
     }
@@ -190,7 +190,7 @@ impl CacheStore for RedisStore {
             Servers::Cluster(cluster) => {
                 let operations = operation::gets(&keys);
                 let operations: Vec<&Op<'_>> = operations.iter().collect();
-                let outcomes = cluster.batch(self, &self.scripts, &operations, Gets::MayBeBehind).await?;
+                let outcomes = cluster.batch(self, &self.scripts, &operations, Gets::MayBeBehind).await;
                 Ok(operation::values(outcomes))
             }
         };

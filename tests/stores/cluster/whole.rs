@@ -1,10 +1,11 @@
 //! What concerns all nodes of a cluster: batches, clearing, health, and the nodes that a URL names.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use prefork_cache::stores::{RedisStore, Replicas, from_url};
-use prefork_cache::{CacheStore, ErrorKind, Ttl, When};
+use prefork_cache::{Cache, CacheStore, ErrorKind, Op, Outcome, Replacement, Settle, Ttl, When};
 
 use super::run;
 use crate::failures::{WAYS, outside_of_a_runtime};
@@ -160,5 +161,52 @@ fn a_single_server_says_that_it_is_no_cluster() {
         let error = run(way, store.get("key")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:#}");
         assert!(format!("{error:#}").contains("cluster support disabled"), "{error:#}");
+    }
+}
+
+/// Whatever braces a key has, its lease is in its slot: a fetch would be refused otherwise, and reported.
+#[test]
+fn keys_with_any_braces_are_fetched_under_a_lease() {
+    let cluster = Cluster::without_replicas();
+    let store = from_url(&cluster.url(PATIENT)).unwrap();
+    let cache = Cache::builder(store).on_error(|error| panic!("{error:#}")).build();
+    for key in ["user:7", "{t}y", "a{b", "{}x", "{}{t}", "x}y{", "{{t}}", "a{b}c{d", "ä{", "}"] {
+        for (number, expected) in [(1, 1), (2, 1)] {
+            let fetched = cache.blocking().fetch(key, Duration::from_secs(60), || Ok::<_, Infallible>(number));
+            assert_eq!(fetched, Ok(expected), "{key}");
+        }
+        assert!(cache.blocking().delete(key).unwrap(), "{key}");
+        let fetched = cache.blocking().fetch(key, Duration::from_secs(60), || {
+            cache.blocking().delete(key).unwrap();
+            Ok::<_, Infallible>(3)
+        });
+        assert_eq!((fetched, cache.blocking().get::<i32>(key).unwrap()), (Ok(3), None), "revoked by the delete: {key}");
+    }
+}
+
+/// A lease of somebody else's naming need not be in the slot of its key.
+#[test]
+fn a_settle_may_be_on_two_slots() {
+    let cluster = Cluster::without_replicas();
+    let store = from_url(&cluster.url(PATIENT)).unwrap();
+    let value = "value".into();
+    for way in WAYS {
+        run(way, async {
+            let key = "settled";
+            let is_elsewhere = |lease: &String| cluster.owner(lease) != cluster.owner(key);
+            let lease = (0..).map(|number| format!("lease {number}")).find(is_elsewhere).unwrap();
+            let lease = lease.as_str();
+            store.set(lease, "token and more".into(), HOUR, When::Always).await.unwrap();
+            let store_it = Replacement { seen: None, value: &value, ttl: HOUR };
+            let settle = Settle { key, lease, token: b"token", store: Some(store_it), mark: None };
+            for (was_held, is_stored) in [(true, true), (false, false)] {
+                let outcomes = store.batch(&[Op::Settle(settle), Op::Get { key }]).await;
+                let outcomes: Vec<Outcome> = outcomes.into_iter().map(Result::unwrap).collect();
+                let stored = Outcome::Value(Some(value.clone()));
+                assert_eq!(outcomes, [Outcome::Settled { was_held, is_stored }, stored], "{way:?}");
+            }
+            assert_eq!(store.get(lease).await.unwrap(), None);
+            assert!(store.delete(key).await.unwrap());
+        });
     }
 }

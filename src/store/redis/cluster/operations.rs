@@ -69,6 +69,28 @@ impl Cluster {
         scripts: &Scripts,
         operations: &[&Op<'_>],
         gets: Gets,
+    ) -> Vec<Result<Outcome>> {
+        let mut outcomes = Vec::with_capacity(operations.len());
+        for part in operations.chunk_by(|one, other| !is_on_two_slots(one) && !is_on_two_slots(other)) {
+            match part {
+                [Op::Settle(settle)] if is_on_two_slots(part[0]) => {
+                    outcomes.push(carry_out_settle(store, settle).await);
+                }
+                part => match self.carry_out(store, scripts, part, gets).await {
+                    Ok(carried_out) => outcomes.extend(carried_out),
+                    Err(error) => outcomes.extend(part.iter().map(|_| Err(error.clone()))),
+                },
+            }
+        }
+        outcomes
+    }
+
+    async fn carry_out<S: CacheStore>(
+        &self,
+        store: &S,
+        scripts: &Scripts,
+        operations: &[&Op<'_>],
+        gets: Gets,
     ) -> Result<Vec<Result<Outcome>>> {
         let items: Vec<Item<'_>> = operations.iter().map(|operation| Item::new(operation)).collect();
         let deadline = self.deadline();
@@ -79,7 +101,7 @@ impl Cluster {
         let mut batch = Batch { course: Course::new(deadline + more), removed: HashSet::new() };
         let mut unrouted = HashMap::new();
         let mut routes = Vec::with_capacity(items.len());
-        for (place, item) in items.iter().enumerate().filter(|(_, item)| !item.is_on_two_slots()) {
+        for (place, item) in items.iter().enumerate() {
             match self.target_of(item, gets) {
                 Ok(member) => routes.push(Route { place, item, member }),
                 Err(error) => _ = unrouted.insert(place, error),
@@ -90,7 +112,6 @@ impl Cluster {
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
             let answer = answer.map(|(_, answer)| answer);
             outcomes.push(match (answer, item.operation) {
-                (None, Op::Settle(settle)) if item.is_on_two_slots() => carry_out_settle(store, settle).await,
                 // Its slot is being moved, and one of its keys is there already.
                 (Some(Ok(Answer::Turned(Turned::Ask(_) | Turned::Apart, _))), Op::Settle(settle)) => {
                     carry_out_settle(store, settle).await
@@ -121,11 +142,11 @@ impl<'o> Item<'o> {
     fn new(operation: &'o Op<'o>) -> Item<'o> {
         Item { operation, slot: slot(operation.key()) }
     }
+}
 
-    /// A settle under a lease that is somebody else's choice.
-    fn is_on_two_slots(&self) -> bool {
-        matches!(self.operation, Op::Settle(settle) if slot(settle.lease) != self.slot)
-    }
+/// A settle under a lease that was named elsewhere.
+fn is_on_two_slots(operation: &Op<'_>) -> bool {
+    matches!(operation, Op::Settle(settle) if slot(settle.lease) != slot(settle.key))
 }
 
 impl<'o> Fleet for Nodes<'o> {
