@@ -1,0 +1,130 @@
+//! Where a host runs: a copy of its example, with the marked line or without it, and servers of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::unistd::{Uid, User, chown};
+use support::servers::{Directory, Kind, Server, free_port};
+
+use crate::hosts::Host;
+use crate::protocols::Endpoint;
+
+/// What the line is marked with that calls the hook.
+const MARK: &str = "the one line";
+
+#[derive(Debug)]
+pub(crate) struct Site {
+    host: &'static Host,
+    root: Directory,
+    example: PathBuf,
+    pub(crate) port: u16,
+    pub(crate) redis: Server,
+    pub(crate) memcached: Server,
+    /// Who the host runs as, if this process may choose: as root Apache, PHP and PostgreSQL are others than elsewhere.
+    user: Option<User>,
+}
+
+impl Site {
+    /// `prefix` is where the library is installed.
+    pub(crate) fn new(host: &'static Host, has_hook_line: bool, prefix: &Path) -> Site {
+        let user =
+            Uid::current().is_root().then(|| User::from_name("nobody").expect("readable").expect("a user nobody"));
+        let root = Directory::make();
+        let example = root.path().join("hosts").join(host.directory);
+        let [redis, memcached] = Kind::BOTH.map(Server::start);
+        let site = Site { host, root, example, port: free_port(), redis, memcached, user };
+
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../examples/hosts");
+        site.copy(&sources, Path::new("hosts"));
+        site.copy(&sources.join(host.directory), &Path::new("hosts").join(host.directory));
+        for part in ["lib", "lib/pkgconfig", "include"] {
+            site.copy(&prefix.join(part), &Path::new("prefix").join(part));
+        }
+        site.own(site.root.path());
+        site.keep_hook_line(has_hook_line);
+        site
+    }
+
+    /// Copies the files of a directory, not those below it.
+    fn copy(&self, from: &Path, to: &Path) {
+        let to = self.root.path().join(to);
+        fs::create_dir_all(&to).unwrap_or_else(|error| panic!("making {}: {error}", to.display()));
+        self.own(&to);
+        for file in fs::read_dir(from).unwrap_or_else(|error| panic!("reading {}: {error}", from.display())) {
+            let file = file.expect("a readable directory").path();
+            if file.is_file() {
+                let copied = to.join(file.file_name().expect("a file has a name"));
+                fs::copy(&file, &copied).unwrap_or_else(|error| panic!("copying {}: {error}", file.display()));
+                self.own(&copied);
+            }
+        }
+    }
+
+    fn own(&self, path: &Path) {
+        if let Some(user) = &self.user {
+            chown(path, Some(user.uid), Some(user.gid)).expect("root may give files away");
+        }
+    }
+
+    fn keep_hook_line(&self, keeps: bool) {
+        let mut marked = 0;
+        for file in fs::read_dir(&self.example).expect("a readable directory") {
+            let file = file.expect("a readable directory").path();
+            let Ok(text) = fs::read_to_string(&file) else { continue };
+            if file.extension().is_some_and(|extension| extension == "md") {
+                assert!(text.contains(self.host.start), "{} has another command than the driver", file.display());
+                continue;
+            }
+            let is_marked = |line: &&str| line.contains(MARK);
+            marked += text.lines().filter(is_marked).count();
+            if !keeps {
+                let without: Vec<&str> = text.lines().filter(|line| !is_marked(line)).collect();
+                fs::write(&file, without.join("\n") + "\n").expect("a file of our own");
+            }
+        }
+        let expected = usize::from(self.host.has_hook);
+        assert_eq!(marked, expected, "lines marked {MARK:?} in {}", self.example.display());
+    }
+
+    /// Where the host writes its log; its own, since some open `/dev/stderr`.
+    pub(crate) fn make_log(&self) -> File {
+        let log = File::create(self.log()).expect("a directory of our own");
+        self.own(&self.log());
+        log
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root.path().join("log")
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint<'_> {
+        Endpoint { port: self.port, protocol: self.host.protocol, directory: &self.example }
+    }
+
+    /// Runs in the directory of the example.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let prefix = self.root.path().join("prefix");
+        let options = "timeout=20s&connect_timeout=20s";
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).current_dir(&self.example).env_clear();
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").env("LANG", "C.UTF-8");
+        command.env("HOME", self.root.path()).env("TMPDIR", self.root.path());
+        command.env("PREFIX", &prefix).env("LD_LIBRARY_PATH", prefix.join("lib"));
+        command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+        command.env("PORT", self.port.to_string());
+        command.env("REDIS_URL", self.redis.url(options)).env("MEMCACHED_URL", self.memcached.url(options));
+        if let Some(user) = &self.user {
+            use std::os::unix::process::CommandExt;
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        command
+    }
+
+    /// Runs to its end, with a worker's number in the environment.
+    pub(crate) fn run(&self, line: &str, worker: u32) {
+        let done = self.command(line).env("WORKER", worker.to_string()).output().expect("a shell");
+        let printed = [done.stdout, done.stderr].map(|printed| String::from_utf8_lossy(&printed).into_owned());
+        assert!(done.status.success(), "{line}: {}", printed.concat());
+    }
+}
