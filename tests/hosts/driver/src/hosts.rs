@@ -13,8 +13,8 @@ pub(crate) struct Host {
     /// What has to be done once before it is started.
     pub(crate) build: Option<&'static str>,
     pub(crate) start: &'static str,
-    /// Whether it offers a hook: then one line of the example is marked.
-    pub(crate) has_hook: bool,
+    /// If it offers a hook.
+    pub(crate) hook: Option<HookLine>,
     /// Requests that a worker serves at a time.
     pub(crate) threads: usize,
     pub(crate) reload: Way,
@@ -23,6 +23,17 @@ pub(crate) struct Host {
     pub(crate) stop: Signal,
     pub(crate) protocol: Protocol,
 }
+
+/// The one line of an example that calls `after_fork`.
+#[derive(Debug)]
+pub(crate) struct HookLine {
+    /// What is in that line and no other.
+    pub(crate) mark: &'static str,
+    /// What the host logs when a worker calls it.
+    pub(crate) logs: &'static str,
+}
+
+const MARKED: Option<HookLine> = Some(HookLine { mark: "the one line", logs: "forked (generation " });
 
 /// How something is asked of a host, or of a worker: a command finds its number in `$WORKER`.
 #[derive(Debug)]
@@ -40,14 +51,14 @@ pub(crate) enum Protocol {
 /// How many workers each example has.
 pub(crate) const WORKERS: usize = 4;
 
-pub(crate) const ALL: [Host; 5] = [
+pub(crate) const ALL: [Host; 10] = [
     Host {
         name: "passenger",
         directory: "passenger",
         version: "passenger --version",
         build: None,
         start: "passenger start --port $PORT",
-        has_hook: true,
+        hook: MARKED,
         threads: 1,
         reload: Way::Command("passenger-config restart-app --ignore-passenger-not-running $PWD"),
         // A worker that is killed costs a request: Passenger notices when it has sent it one.
@@ -61,7 +72,7 @@ pub(crate) const ALL: [Host; 5] = [
         version: "puma --version",
         build: None,
         start: "puma --config puma.rb",
-        has_hook: true,
+        hook: MARKED,
         threads: 4,
         reload: Way::Signal(Signal::SIGUSR2),
         replace: Way::Signal(Signal::SIGKILL),
@@ -74,7 +85,7 @@ pub(crate) const ALL: [Host; 5] = [
         version: "gunicorn --version",
         build: None,
         start: "PYTHONPATH=.. gunicorn --config gunicorn.conf.py app:application",
-        has_hook: true,
+        hook: MARKED,
         threads: 1,
         reload: Way::Signal(Signal::SIGHUP),
         replace: Way::Signal(Signal::SIGKILL),
@@ -87,7 +98,7 @@ pub(crate) const ALL: [Host; 5] = [
         version: "php-fpm8.2 --version",
         build: None,
         start: "php-fpm8.2 --nodaemonize --fpm-config php-fpm.conf --php-ini php.ini --prefix $PWD",
-        has_hook: false,
+        hook: None,
         threads: 1,
         reload: Way::Signal(Signal::SIGUSR2),
         replace: Way::Signal(Signal::SIGKILL),
@@ -100,9 +111,74 @@ pub(crate) const ALL: [Host; 5] = [
         version: "apache2 -v",
         build: Some("apxs -c $(pkg-config --cflags --libs prefork_cache) mod_widgets.c"),
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
-        has_hook: true,
+        hook: MARKED,
         threads: 1,
         reload: Way::Signal(Signal::SIGUSR1),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "unicorn",
+        directory: "unicorn",
+        version: "unicorn --version",
+        build: None,
+        start: "unicorn --config-file unicorn.rb",
+        hook: MARKED,
+        threads: 1,
+        reload: Way::Signal(Signal::SIGHUP),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGQUIT,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "puma-fork-worker",
+        directory: "puma-fork-worker",
+        version: "puma --version",
+        build: None,
+        start: "puma --config puma.rb",
+        hook: MARKED,
+        threads: 4,
+        reload: Way::Signal(Signal::SIGUSR1),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "uwsgi",
+        directory: "uwsgi",
+        version: "uwsgi --version",
+        build: None,
+        start: "uwsgi --ini uwsgi.ini",
+        hook: MARKED,
+        threads: 1,
+        reload: Way::Signal(Signal::SIGHUP),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "uwsgi-native",
+        directory: "uwsgi-native",
+        version: "uwsgi --version",
+        build: None,
+        start: "LD_PRELOAD=libprefork_cache.so.0 uwsgi --ini uwsgi.ini",
+        hook: Some(HookLine { mark: "hook-post-fork", logs: "running \"call:prefork_cache_after_fork\"" }),
+        threads: 1,
+        reload: Way::Signal(Signal::SIGHUP),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "nginx",
+        directory: "nginx",
+        version: "nginx -v 2>&1",
+        build: None,
+        start: "nginx -p $PWD -c nginx.conf",
+        hook: MARKED,
+        threads: 1,
+        reload: Way::Signal(Signal::SIGHUP),
         replace: Way::Signal(Signal::SIGKILL),
         stop: Signal::SIGTERM,
         protocol: Protocol::Http,

@@ -17,8 +17,11 @@ pub(crate) struct Load<'a> {
     limit: usize,
     begun: AtomicUsize,
     is_over: AtomicBool,
-    workers: Mutex<BTreeSet<u32>>,
+    /// Those that have answered a request, by store.
+    workers: [Mutex<BTreeSet<u32>>; 2],
 }
+
+const STORES: [&str; 2] = ["redis", "memcached"];
 
 /// What became of requests.
 #[derive(Debug, Default)]
@@ -43,7 +46,7 @@ impl<'a> Load<'a> {
     /// Of at most `limit` requests.
     pub(crate) fn new(endpoint: Endpoint<'a>, part: &'a str, limit: usize) -> Load<'a> {
         let (begun, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Load { endpoint, part, limit, begun, is_over, workers: Mutex::default() }
+        Load { endpoint, part, limit, begun, is_over, workers: Default::default() }
     }
 
     /// Sends the requests, until they are all sent, [`end`](Load::end) is called or one has gone wrong.
@@ -66,9 +69,11 @@ impl<'a> Load<'a> {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// The workers that have answered so far.
+    /// The workers that have used both stores so far.
     pub(crate) fn workers(&self) -> BTreeSet<u32> {
-        self.workers.lock().expect("a client does not panic").clone()
+        let [redis, memcached] =
+            self.workers.each_ref().map(|workers| workers.lock().expect("a client does not panic"));
+        redis.intersection(&memcached).copied().collect()
     }
 
     fn client(&self) -> Tally {
@@ -79,14 +84,14 @@ impl<'a> Load<'a> {
             if number >= self.limit {
                 break;
             }
-            let store = ["redis", "memcached"][number % 2];
+            let store = number % STORES.len();
             let value = self.value(number);
-            let path = format!("/{store}/{}-{number}/{value}", self.part);
+            let path = format!("/{}/{}-{number}/{value}", STORES[store], self.part);
             tally.requests += 1;
             match ask(&mut connection, self.endpoint, &path) {
                 Ok(reply) => match worker(&reply.body, value.as_bytes()) {
                     Some(worker) => {
-                        self.workers.lock().expect("a client does not panic").insert(worker);
+                        self.workers[store].lock().expect("a client does not panic").insert(worker);
                         continue;
                     }
                     None => {

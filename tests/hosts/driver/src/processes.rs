@@ -6,36 +6,37 @@ use std::fs;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// Every process, with its parent; the dead that nobody has waited for are left out.
-fn parents() -> BTreeMap<u32, u32> {
+/// Every process, with its parent and whether it is dead and nobody has waited for it.
+fn all() -> BTreeMap<u32, (u32, bool)> {
     let processes = fs::read_dir("/proc").expect("/proc is mounted");
-    processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter_map(with_parent).collect()
+    let processes = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes.filter_map(|process| Some((process, status(process)?))).collect()
 }
 
-fn with_parent(process: u32) -> Option<(u32, u32)> {
+fn status(process: u32) -> Option<(u32, bool)> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // Its name is in parentheses, and may have any letter.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let is_dead = matches!(fields.next()?, "Z" | "X");
-    (!is_dead).then_some((process, fields.next()?.parse().ok()?))
+    Some((fields.next()?.parse().ok()?, is_dead))
 }
 
 pub(crate) fn parent(process: u32) -> Option<u32> {
-    with_parent(process).map(|(_, parent)| parent)
+    status(process).map(|(parent, _)| parent)
 }
 
 pub(crate) fn is_alive(process: u32) -> bool {
-    with_parent(process).is_some()
+    status(process).is_some_and(|(_, is_dead)| !is_dead)
 }
 
-/// The processes that a process has forked, and those that these have.
+/// The living processes that a process has forked, and those that these have.
 pub(crate) fn descendants(of: u32) -> BTreeSet<u32> {
-    let parents = parents();
+    let all = all();
     let mut found = BTreeSet::new();
     let mut looked_at = vec![of];
     while let Some(ancestor) = looked_at.pop() {
-        for (&child, _) in parents.iter().filter(|(_, parent)| **parent == ancestor) {
-            if found.insert(child) {
+        for (&child, (_, is_dead)) in all.iter().filter(|(_, (parent, _))| *parent == ancestor) {
+            if !is_dead && found.insert(child) {
                 looked_at.push(child);
             }
         }
@@ -43,16 +44,15 @@ pub(crate) fn descendants(of: u32) -> BTreeSet<u32> {
     found
 }
 
-pub(crate) fn children(of: u32) -> BTreeSet<u32> {
-    parents().into_iter().filter(|(_, parent)| *parent == of).map(|(child, _)| child).collect()
-}
-
-/// Waits for those that were left to this process by a parent that ended.
-pub(crate) fn reap(orphans: &BTreeSet<u32>) {
-    for &orphan in orphans {
-        let orphan = Pid::from_raw(orphan.try_into().expect("a process id"));
-        // Not a child of ours, or not dead yet.
-        let _ = waitpid(orphan, Some(WaitPidFlag::WNOHANG));
+/// Waits for the dead children of this process but for some: those that were left to it by a parent that ended, as they are to
+/// the first process otherwise.
+pub(crate) fn reap_all_but(kept: &BTreeSet<u32>) {
+    for (child, (parent, is_dead)) in all() {
+        if parent == std::process::id() && is_dead && !kept.contains(&child) {
+            let child = Pid::from_raw(child.try_into().expect("a process id"));
+            // It is dead, and nobody else waits for it.
+            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use support::wait::until;
 use crate::hosts::{Host, WORKERS, Way};
 use crate::inspection::{Inspection, inspect};
 use crate::load::{Load, Tally};
-use crate::processes::{children, descendants, is_alive, parent, reap, sockets};
+use crate::processes::{descendants, is_alive, parent, reap_all_but, sockets};
 use crate::protocols::Connection;
 use crate::site::Site;
 use crate::table::Row;
@@ -31,12 +31,9 @@ pub(crate) enum Hook {
 impl Hook {
     /// How a host is run, one after the other.
     pub(crate) fn of(host: &Host) -> &'static [Hook] {
-        if host.has_hook { &[Hook::With, Hook::Without] } else { &[Hook::Absent] }
+        if host.hook.is_some() { &[Hook::With, Hook::Without] } else { &[Hook::Absent] }
     }
 }
-
-/// What `after_fork` reports in a process that was forked, and the examples log.
-const REPORT: &str = "forked (generation ";
 
 /// Runs a host, with so many requests at first.
 pub(crate) fn run(host: &'static Host, hook: Hook, prefix: &Path, requests: usize) -> Row {
@@ -82,7 +79,7 @@ impl Running {
         }
         let log = site.make_log();
         let errors = log.try_clone().expect("a descriptor");
-        let servers = children(std::process::id());
+        let servers = descendants(std::process::id());
         let start = match host.start.split_once(' ') {
             Some((assignment, rest)) if assignment.contains('=') => format!("{assignment} exec {rest}"),
             _ => format!("exec {}", host.start),
@@ -112,7 +109,7 @@ impl Running {
             row.hold(&inspection);
             row.reloaded(inspection);
         }
-        self.check_reports(row);
+        self.check_hook(row);
         self.stop();
     }
 
@@ -170,7 +167,10 @@ impl Running {
                 let fresh: BTreeSet<u32> = fresh();
                 before.iter().all(|worker| !is_alive(*worker)) && fresh.len() >= WORKERS
             };
-            until("all workers are others", || load.is_over() || is_reloaded());
+            until("all workers are others", || {
+                self.reap();
+                load.is_over() || is_reloaded()
+            });
             drop(ends);
             let tally = driven.join().expect("a load does not panic");
             (fresh(), tally)
@@ -201,13 +201,13 @@ impl Running {
         processes
     }
 
-    /// With the line each worker has reported that it was forked; without, none has.
-    fn check_reports(&self, row: &Row) {
+    /// With the line each worker has called the hook; without, none has.
+    fn check_hook(&self, row: &Row) {
+        let Some(line) = &self.host.hook else { return };
         let log = fs::read_to_string(self.site.log()).expect("a log");
-        let reports = log.matches(REPORT).count();
-        let workers = row.workers.len();
-        let is_as_expected = if self.hook == Hook::With { reports >= workers } else { reports == 0 };
-        assert!(is_as_expected, "{reports} reports of {workers} workers, hook line {:?}", self.hook);
+        let (calls, workers) = (log.matches(line.logs).count(), row.workers.len());
+        let is_as_expected = if self.hook == Hook::With { calls >= workers } else { calls == 0 };
+        assert!(is_as_expected, "{calls} calls of the hook by {workers} workers, hook line {:?}", self.hook);
     }
 
     /// Stops it as its users do, and waits until all of its processes are gone.
@@ -216,10 +216,15 @@ impl Running {
         let root = &mut self.root;
         until("the host has ended", || root.try_wait().expect("a child of ours").is_some());
         until("its processes have ended", || {
-            let left = self.processes();
-            reap(&left);
-            left.is_empty()
+            self.reap();
+            self.processes().is_empty()
         });
+    }
+
+    fn reap(&self) {
+        let mut kept = self.servers.clone();
+        kept.insert(self.root.id());
+        reap_all_but(&kept);
     }
 
     fn end_of_log(&self) -> String {
@@ -231,13 +236,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let left = self.processes();
-        for process in &left {
+        for process in self.processes() {
             // Gone meanwhile, or else it goes now.
-            let _ = kill(pid(*process), Signal::SIGKILL);
+            let _ = kill(pid(process), Signal::SIGKILL);
         }
         let _ = self.root.wait();
-        reap(&left);
+        self.reap();
     }
 }
 

@@ -10,9 +10,6 @@ use support::servers::{Directory, Kind, Server, free_port};
 use crate::hosts::Host;
 use crate::protocols::Endpoint;
 
-/// What the line is marked with that calls the hook.
-const MARK: &str = "the one line";
-
 #[derive(Debug)]
 pub(crate) struct Site {
     host: &'static Host,
@@ -67,24 +64,24 @@ impl Site {
         }
     }
 
+    /// Leaves the line out that calls the hook, or not.
     fn keep_hook_line(&self, keeps: bool) {
-        let mut marked = 0;
+        let mut lines = 0;
         for file in fs::read_dir(&self.example).expect("a readable directory") {
             let file = file.expect("a readable directory").path();
-            let Ok(text) = fs::read_to_string(&file) else { continue };
+            let text = fs::read_to_string(&file).expect("an example is text");
             if file.extension().is_some_and(|extension| extension == "md") {
                 assert!(text.contains(self.host.start), "{} has another command than the driver", file.display());
                 continue;
             }
-            let is_marked = |line: &&str| line.contains(MARK);
-            marked += text.lines().filter(is_marked).count();
+            let is_hook = |line: &&str| self.host.hook.as_ref().is_some_and(|hook| line.contains(hook.mark));
+            lines += text.lines().filter(is_hook).count();
             if !keeps {
-                let without: Vec<&str> = text.lines().filter(|line| !is_marked(line)).collect();
+                let without: Vec<&str> = text.lines().filter(|line| !is_hook(line)).collect();
                 fs::write(&file, without.join("\n") + "\n").expect("a file of our own");
             }
         }
-        let expected = usize::from(self.host.has_hook);
-        assert_eq!(marked, expected, "lines marked {MARK:?} in {}", self.example.display());
+        assert_eq!(lines, usize::from(self.host.hook.is_some()), "lines that call the hook of {}", self.host.name);
     }
 
     /// Where the host writes its log; its own, since some open `/dev/stderr`.
