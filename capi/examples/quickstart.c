@@ -30,7 +30,7 @@ static int work(const pfc_cache *cache) {
   pfc_value page;
   status = pfc_fetch(cache, PFC_LITERAL("page"), &expiry, 0, render, "world", &page);
   if (status < 0) return failed("rendering the page", status);
-  printf("visit %" PRId64 ": %.*s\n", visits, (int)page.length, page.data);
+  printf("visit %" PRId64 ": %.*s\n", visits, (int)page.length, (const char *)page.data);
   pfc_value_free(&page);
   return 0;
 }

@@ -42,7 +42,7 @@ typedef struct pfc_call pfc_call;
 typedef struct pfc_claim pfc_claim;
 typedef struct pfc_load pfc_load;
 typedef struct pfc_value {
-  const char *data;
+  const void *data;
   size_t length;
   void *owner;
 } pfc_value;

@@ -228,7 +228,7 @@ typedef struct pfc_value {
   /**
    * The bytes; no zero follows them. Null where there is no value, not null for one of no bytes.
    */
-  const char *data;
+  const void *data;
   size_t length;
   /**
    * For pfc_value_free().

@@ -162,7 +162,7 @@ pub(crate) fn name(status: i32) -> &'static CStr {
     ];
     const OWN: [&CStr; 3] = [c"PFC_CONFLICT", c"PFC_BAD_ARGUMENT", c"PFC_PANIC"];
     let in_list = |list: &[&'static CStr], at: i32| usize::try_from(at).ok().and_then(|at| list.get(at).copied());
-    let own = in_list(&OWN, -100_i32.saturating_sub(status));
+    let own = in_list(&OWN, (-100_i32).saturating_sub(status));
     let error = in_list(&ERRORS, (-1_i32).saturating_sub(status));
     in_list(&OUTCOMES, status).or(error).or(own).unwrap_or(c"unknown")
 }

@@ -1,6 +1,6 @@
 //! Bytes that are handed out.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::ptr;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub struct pfc_value {
     /// The bytes; no zero follows them. Null where there is no value, not null for one of no bytes.
-    pub data: *const c_char,
+    pub data: *const c_void,
     pub length: usize,
     /// For pfc_value_free().
     pub owner: *mut c_void,

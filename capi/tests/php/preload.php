@@ -1,0 +1,4 @@
+<?php
+
+require_once getenv('PREFORK_CACHE_PHP');
+PreforkCache::load();

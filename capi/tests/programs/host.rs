@@ -1,0 +1,95 @@
+//! The library as it is installed, and programs that use it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Where everything here goes.
+fn scratch() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("programs-{}", std::process::id()))
+}
+
+pub(crate) fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The prefix that `capi/install` has installed what was built for this test under.
+pub(crate) fn prefix() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let prefix = scratch().join("prefix");
+        let built = std::env::current_exe().expect("a program").parent().expect("a directory").to_owned();
+        let mut install = Command::new(package().join("install"));
+        succeed(install.arg("--prefix").arg(&prefix).env("TARGET", built));
+        prefix
+    })
+}
+
+pub(crate) fn library() -> PathBuf {
+    prefix().join("lib/libprefork_cache.so.0")
+}
+
+/// Compiles a C program as the .pc file says.
+pub(crate) fn compile(source: &Path, flags: &[&str]) -> PathBuf {
+    let program = scratch().join(source.file_stem().expect("a name"));
+    let mut compiler = compiler(source, &program);
+    succeed(compiler.args(flags).args(pkg_config(&["--libs"])));
+    program
+}
+
+/// Compiles a C program that needs no shared library of ours.
+pub(crate) fn compile_with_archive(source: &Path) -> PathBuf {
+    let program = scratch().join(source.file_stem().expect("a name")).with_extension("static");
+    let shared = "-lprefork_cache";
+    let libraries = pkg_config(&["--static", "--libs"]).into_iter().filter(|flag| flag != shared);
+    let mut compiler = compiler(source, &program);
+    succeed(compiler.arg("-std=gnu11").arg(prefix().join("lib/libprefork_cache.a")).args(libraries));
+    program
+}
+
+fn compiler(source: &Path, program: &Path) -> Command {
+    let mut compiler = Command::new("gcc");
+    compiler.args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]).args(pkg_config(&["--cflags"]));
+    compiler.arg(source).arg("-o").arg(program);
+    compiler
+}
+
+fn pkg_config(wanted: &[&str]) -> Vec<String> {
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.args(wanted).arg("prefork_cache").env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"));
+    let flags = String::from_utf8(succeed(&mut pkg_config).stdout).expect("flags are text");
+    flags.split_whitespace().map(str::to_owned).collect()
+}
+
+/// A command that finds the installed library.
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", prefix().join("lib"));
+    command
+}
+
+/// Under valgrind: an error or a leak ends it with another status. What only an inner pointer leads to is no leak: so hash
+/// tables are held.
+pub(crate) fn under_valgrind(program: &Path) -> Command {
+    let mut valgrind = command("valgrind");
+    valgrind.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--trace-children=no"]);
+    valgrind.args(["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", "--num-callers=30"]).arg(program);
+    valgrind
+}
+
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: see capi/tests/run"));
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (shown(&output.stdout), shown(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
+    output
+}
+
+/// A copy of a file under another name.
+pub(crate) fn copied(from: &Path, name: &str) -> PathBuf {
+    let copy = scratch().join(name);
+    fs::copy(from, &copy).expect("there is room");
+    copy
+}
