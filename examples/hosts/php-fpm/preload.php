@@ -1,9 +1,9 @@
 <?php
 
 // In the master, before it forks: here it makes its own connections.
-FFI::load(getenv('PREFIX') . '/include/prefork_cache.ffi.h');
-require __DIR__ . '/Cache.php';
+require __DIR__ . '/../../../bindings/php/prefork_cache.php';
+PreforkCache::load();
 
-foreach (['redis', 'memcached'] as $name) {
-    Cache::named($name)->set('motd', 'hello', 60);
+foreach (['redis', 'memcached'] as $store) {
+    (new PreforkCache(getenv(strtoupper($store) . '_URL'), $store))->set('motd', 'hello', 60);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use support::wait::until;
 
-use crate::processes::{Socket, descriptors, parent, sockets};
+use crate::processes::{descriptors, parent, sockets};
 use crate::site::Site;
 
 /// What one process holds open.
@@ -15,13 +15,8 @@ pub(crate) struct Holdings {
     /// Connections to either server among them.
     pub(crate) redis: usize,
     pub(crate) memcached: usize,
-}
-
-impl Holdings {
-    /// Its descriptors but for the connections, of which a process with threads has more or fewer.
-    pub(crate) fn others(&self) -> usize {
-        self.descriptors - self.redis - self.memcached
-    }
+    /// Ends of pipes.
+    pub(crate) pipes: usize,
 }
 
 #[derive(Debug)]
@@ -38,16 +33,18 @@ pub(crate) struct Inspection {
 /// - each worker has its own, as many as it has threads at most, and who has forked them has some too.
 pub(crate) fn inspect(site: &Site, workers: &BTreeSet<u32>, processes: &BTreeSet<u32>, threads: usize) -> Inspection {
     let ports = [site.redis.port(), site.memcached.port()];
-    let sockets: Vec<Socket> = sockets().into_iter().filter(|socket| ports.contains(&socket.remote)).collect();
+    let mut sockets = sockets();
+    sockets.retain(|_, socket| ports.contains(&socket.remote));
     let mut holders: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     let mut holdings: BTreeMap<u32, Holdings> = BTreeMap::new();
     for &process in processes {
         let descriptors = descriptors(process);
         let held = holdings.entry(process).or_default();
         held.descriptors = descriptors.len();
-        for socket in &sockets {
-            if descriptors.contains(&format!("socket:[{}]", socket.inode)) {
-                holders.entry(socket.inode).or_default().push(process);
+        held.pipes = descriptors.iter().filter(|descriptor| descriptor.starts_with("pipe:")).count();
+        for (inode, socket) in &sockets {
+            if descriptors.contains(&format!("socket:[{inode}]")) {
+                holders.entry(*inode).or_default().push(process);
                 *(if socket.remote == ports[0] { &mut held.redis } else { &mut held.memcached }) += 1;
             }
         }
@@ -57,8 +54,8 @@ pub(crate) fn inspect(site: &Site, workers: &BTreeSet<u32>, processes: &BTreeSet
 
     let held: BTreeSet<u16> = sockets
         .iter()
-        .filter(|socket| socket.remote == ports[0] && holders.contains_key(&socket.inode))
-        .map(|socket| socket.local)
+        .filter(|(inode, socket)| socket.remote == ports[0] && holders.contains_key(inode))
+        .map(|(_, socket)| socket.local)
         .collect();
     until("the server has the connections of these processes, and no other", || clients(site) == held);
 

@@ -63,22 +63,22 @@ pub(crate) fn descriptors(of: u32) -> Vec<String> {
     listed.filter_map(|entry| target(entry.ok()?)).collect()
 }
 
-/// A TCP socket of this machine's.
+/// The ports of a TCP socket of this machine's.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    pub(crate) inode: u64,
     pub(crate) local: u16,
     pub(crate) remote: u16,
 }
 
-/// Every TCP socket that some process holds open, listeners not among them.
-pub(crate) fn sockets() -> Vec<Socket> {
+/// Every TCP socket that some process holds open, listeners not among them, by its inode.
+pub(crate) fn sockets() -> BTreeMap<u64, Socket> {
     let table = fs::read_to_string("/proc/net/tcp").expect("/proc is mounted");
     let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
     let socket = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let socket = Socket { inode: fields[9].parse().ok()?, local: port(fields[1])?, remote: port(fields[2])? };
-        (socket.inode != 0 && socket.remote != 0).then_some(socket)
+        let (inode, socket) = (fields[9].parse().ok()?, Socket { local: port(fields[1])?, remote: port(fields[2])? });
+        (inode != 0 && socket.remote != 0).then_some((inode, socket))
     };
+    // One that is listed twice, since others came and went meanwhile, is one.
     table.lines().skip(1).filter_map(socket).collect()
 }

@@ -190,7 +190,7 @@ impl Running {
     /// Waits until the host has nothing to do, and looks at it.
     fn look(&self, workers: &BTreeSet<u32>) -> Inspection {
         until("the host has closed its clients' connections", || {
-            sockets().iter().all(|socket| socket.local != self.site.port)
+            sockets().values().all(|socket| socket.local != self.site.port)
         });
         inspect(&self.site, workers, &self.processes(), self.host.threads)
     }
@@ -213,8 +213,10 @@ impl Running {
     /// Stops it as its users do, and waits until all of its processes are gone.
     fn stop(&mut self) {
         send(self.root.id(), self.host.stop);
-        let root = &mut self.root;
-        until("the host has ended", || root.try_wait().expect("a child of ours").is_some());
+        until("the host has ended", || {
+            self.reap();
+            self.root.try_wait().expect("a child of ours").is_some()
+        });
         until("its processes have ended", || {
             self.reap();
             self.processes().is_empty()

@@ -28,13 +28,17 @@ impl Site {
         let user =
             Uid::current().is_root().then(|| User::from_name("nobody").expect("readable").expect("a user nobody"));
         let root = Directory::make();
-        let example = root.path().join("hosts").join(host.directory);
+        let examples = Path::new("examples/hosts");
+        let example = root.path().join(examples).join(host.directory);
         let [redis, memcached] = Kind::BOTH.map(Server::start);
         let site = Site { host, root, example, port: free_port(), redis, memcached, user };
 
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../examples/hosts");
-        site.copy(&sources, Path::new("hosts"));
-        site.copy(&sources.join(host.directory), &Path::new("hosts").join(host.directory));
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+        let directories =
+            [examples, &examples.join(host.directory), Path::new("bindings/php"), Path::new("bindings/lua")];
+        for directory in directories {
+            site.copy(&sources.join(directory), directory);
+        }
         for part in ["lib", "lib/pkgconfig", "include"] {
             site.copy(&prefix.join(part), &Path::new("prefix").join(part));
         }
@@ -107,7 +111,8 @@ impl Site {
         command.args(["-c", line]).current_dir(&self.example).env_clear();
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").env("LANG", "C.UTF-8");
         command.env("HOME", self.root.path()).env("TMPDIR", self.root.path());
-        command.env("PREFIX", &prefix).env("LD_LIBRARY_PATH", prefix.join("lib"));
+        command.env("LD_LIBRARY_PATH", prefix.join("lib"));
+        command.env("PREFORK_CACHE_FFI_H", prefix.join("include/prefork_cache.ffi.h"));
         command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
         command.env("PORT", self.port.to_string());
         command.env("REDIS_URL", self.redis.url(options)).env("MEMCACHED_URL", self.memcached.url(options));

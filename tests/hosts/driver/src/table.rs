@@ -9,7 +9,7 @@ use crate::run::Hook;
 
 #[derive(Debug)]
 pub(crate) struct Row {
-    name: &'static str,
+    host: &'static Host,
     hook: Hook,
     pub(crate) version: String,
     pub(crate) tally: Tally,
@@ -24,9 +24,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(host: &Host, hook: Hook) -> Row {
+    pub(crate) fn new(host: &'static Host, hook: Hook) -> Row {
         let (version, tally, workers) = (String::new(), Tally::default(), BTreeSet::new());
-        Row { name: host.name, hook, version, tally, workers, connections: None, reloads: Vec::new(), fault: None }
+        Row { host, hook, version, tally, workers, connections: None, reloads: Vec::new(), fault: None }
     }
 
     /// Remembers how many connections workers have.
@@ -39,27 +39,23 @@ impl Row {
 
     /// Remembers what is held after a reload. Panics if it is not what was held after the first.
     pub(crate) fn reloaded(&mut self, inspection: Inspection) {
-        let sorted = |mut held: Vec<Holdings>| {
-            held.sort_unstable();
-            held
-        };
-        let held = [inspection.masters, inspection.workers].map(|held| sorted(held.into_values().collect()));
-        let others = |held: &[Vec<Holdings>; 2]| {
-            held.each_ref().map(|held| {
-                let mut others: Vec<usize> = held.iter().map(Holdings::others).collect();
-                others.sort_unstable();
-                others
-            })
-        };
-        let first = self.reloads.first().unwrap_or(&held).clone();
+        let held = [inspection.masters, inspection.workers].map(|held| held.into_values().collect::<Vec<_>>());
+        let first = self.reloads.first().unwrap_or(&held);
+        let (now, then) = [&held, first].map(|held| self.fixed(held)).into();
+        assert_eq!(now, then, "descriptors that must be as many as before, after reload {}", self.reloads.len() + 1);
         self.reloads.push(held);
-        let last = &self.reloads[self.reloads.len() - 1];
-        assert_eq!(
-            others(last),
-            others(&first),
-            "descriptors, but for connections, after reload {}",
-            self.reloads.len()
-        );
+    }
+
+    /// How many descriptors masters and workers hold whose number must not change, in order: all but connections, of which a
+    /// worker with threads has more or fewer, and pipes where they are closed at any time.
+    fn fixed(&self, held: &[Vec<Holdings>; 2]) -> [Vec<usize>; 2] {
+        held.each_ref().map(|held| {
+            let pipes = |held: &Holdings| if self.host.collects_pipes { held.pipes } else { 0 };
+            let fixed = |held: &Holdings| held.descriptors - held.redis - held.memcached - pipes(held);
+            let mut fixed: Vec<usize> = held.iter().map(fixed).collect();
+            fixed.sort_unstable();
+            fixed
+        })
     }
 
     fn cells(&self) -> [String; 9] {
@@ -79,7 +75,7 @@ impl Row {
         };
         let (requests, wrong, failed) = (self.tally.requests, self.tally.wrong, self.tally.failed);
         [
-            self.name.to_owned(),
+            self.host.name.to_owned(),
             self.version.clone(),
             hook.to_owned(),
             requests.to_string(),
@@ -123,7 +119,7 @@ impl Table {
         }
         for row in &self.0 {
             if let Some(fault) = &row.fault {
-                println!("{}, hook line {:?}: {fault}", row.name, row.hook);
+                println!("{}, hook line {:?}: {fault}", row.host.name, row.hook);
             }
         }
     }
