@@ -13,6 +13,8 @@ pub(crate) struct Host {
     /// What has to be done once before it is started.
     pub(crate) build: Option<&'static str>,
     pub(crate) start: &'static str,
+    /// What runs beside it and serves HTTP for it, if it does not itself. It finds a Redis server of its own in `BROKER_URL`.
+    pub(crate) front: Option<&'static str>,
     /// If it offers a hook.
     pub(crate) hook: Option<HookLine>,
     /// Requests that a worker serves at a time.
@@ -53,13 +55,14 @@ pub(crate) enum Protocol {
 /// How many workers each example has.
 pub(crate) const WORKERS: usize = 4;
 
-pub(crate) const ALL: [Host; 10] = [
+pub(crate) const ALL: [Host; 12] = [
     Host {
         name: "passenger",
         directory: "passenger",
         version: "passenger --version",
         build: None,
         start: "passenger start --port $PORT",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: false,
@@ -75,6 +78,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "puma --version",
         build: None,
         start: "puma --config puma.rb",
+        front: None,
         hook: MARKED,
         threads: 4,
         collects_pipes: false,
@@ -89,6 +93,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "gunicorn --version",
         build: None,
         start: "PYTHONPATH=.. gunicorn --config gunicorn.conf.py app:application",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: false,
@@ -103,6 +108,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "php-fpm8.2 --version",
         build: None,
         start: "php-fpm8.2 --nodaemonize --fpm-config php-fpm.conf --php-ini php.ini --prefix $PWD",
+        front: None,
         hook: None,
         threads: 1,
         collects_pipes: false,
@@ -117,6 +123,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "apache2 -v",
         build: Some("apxs -c $(pkg-config --cflags --libs prefork_cache) mod_widgets.c"),
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: false,
@@ -131,6 +138,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "unicorn --version",
         build: None,
         start: "unicorn --config-file unicorn.rb",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: true,
@@ -145,6 +153,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "puma --version",
         build: None,
         start: "puma --config puma.rb",
+        front: None,
         hook: MARKED,
         threads: 4,
         collects_pipes: false,
@@ -159,6 +168,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "uwsgi --version",
         build: None,
         start: "uwsgi --ini uwsgi.ini",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: false,
@@ -173,6 +183,7 @@ pub(crate) const ALL: [Host; 10] = [
         version: "uwsgi --version",
         build: None,
         start: "LD_PRELOAD=libprefork_cache.so.0 uwsgi --ini uwsgi.ini",
+        front: None,
         hook: Some(HookLine { mark: "hook-post-fork", logs: "running \"call:prefork_cache_after_fork\"" }),
         threads: 1,
         collects_pipes: false,
@@ -188,12 +199,54 @@ pub(crate) const ALL: [Host; 10] = [
         // It has no variables.
         build: Some("sed -i s/:8000/:$PORT/ nginx.conf"),
         start: "nginx -p $PWD -c nginx.conf",
+        front: None,
         hook: MARKED,
         threads: 1,
         collects_pipes: false,
         reload: Way::Signal(Signal::SIGHUP),
         replace: Way::Signal(Signal::SIGKILL),
         stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "celery",
+        directory: "celery",
+        version: "celery --version",
+        build: None,
+        start: "PYTHONPATH=.. celery --app tasks worker --concurrency 4",
+        front: Some("python3 front.py"),
+        hook: MARKED,
+        threads: 1,
+        collects_pipes: false,
+        reload: Way::Signal(Signal::SIGHUP),
+        replace: Way::Signal(Signal::SIGKILL),
+        stop: Signal::SIGTERM,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "postgresql",
+        directory: "postgresql",
+        version: "pg_config --version",
+        build: Some(
+            "cc -shared -fPIC -I$(pg_config --includedir-server) -o widgets.so widgets.c \
+               $(pkg-config --cflags --libs prefork_cache) && \
+             PATH=$(pg_config --bindir):$PATH && initdb -D data --auth trust && \
+             echo \"create function answer(text) returns text as '$PWD/widgets' language c strict\" | \
+               postgres --single -D data postgres",
+        ),
+        start: "$(pg_config --bindir)/postgres -D data -k $PWD -c listen_addresses= -c shared_preload_libraries=$PWD/widgets",
+        front: Some("PGHOST=$PWD python3 front.py"),
+        hook: None,
+        threads: 1,
+        collects_pipes: false,
+        // It never forks its backends again: they end with their connections.
+        reload: Way::Command(
+            "psql -h $PWD -d postgres -c \"select pg_reload_conf(), count(pg_terminate_backend(pid)) from pg_stat_activity \
+             where backend_type = 'client backend' and pid <> pg_backend_pid()\"",
+        ),
+        // One that is killed takes all the others with it.
+        replace: Way::Signal(Signal::SIGTERM),
+        stop: Signal::SIGINT,
         protocol: Protocol::Http,
     },
 ];

@@ -11,7 +11,6 @@ mod run;
 mod site;
 mod table;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::hosts::Host;
@@ -22,7 +21,7 @@ const REQUESTS: usize = 20_000;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let prefix = arguments.next().map(PathBuf::from);
+    let prefix = arguments.next().map(|prefix| std::path::absolute(prefix).expect("a directory"));
     let asked: Vec<String> = arguments.collect();
     let chosen: Vec<Option<&'static Host>> =
         asked.iter().map(|name| hosts::ALL.iter().find(|host| host.name == name)).collect();

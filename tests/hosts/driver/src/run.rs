@@ -65,6 +65,7 @@ struct Running {
     /// This process's children that are not the host's.
     servers: BTreeSet<u32>,
     root: Child,
+    front: Option<Child>,
     site: Site,
 }
 
@@ -78,14 +79,17 @@ impl Running {
             site.run(build, 0);
         }
         let log = site.make_log();
-        let errors = log.try_clone().expect("a descriptor");
         let servers = descendants(std::process::id());
-        let start = match host.start.split_once(' ') {
-            Some((assignment, rest)) if assignment.contains('=') => format!("{assignment} exec {rest}"),
-            _ => format!("exec {}", host.start),
+        let start = |line: &str| {
+            let (log, errors) = (log.try_clone().expect("a descriptor"), log.try_clone().expect("a descriptor"));
+            let line = match line.split_once(' ') {
+                Some((assignment, rest)) if assignment.contains('=') => format!("{assignment} exec {rest}"),
+                _ => format!("exec {line}"),
+            };
+            site.command(&line).stdin(Stdio::null()).stdout(log).stderr(errors).spawn().expect("a shell")
         };
-        let root = site.command(&start).stdin(Stdio::null()).stdout(log).stderr(errors).spawn().expect("a shell");
-        Running { host, hook, version, servers, root, site }
+        let (root, front) = (start(host.start), host.front.map(start));
+        Running { host, hook, version, servers, root, front, site }
     }
 
     fn live(&mut self, requests: usize, row: &mut Row) {
@@ -144,7 +148,11 @@ impl Running {
         let masters: BTreeSet<u32> = workers.iter().filter_map(|worker| parent(*worker)).collect();
         let victim = *workers.difference(&masters).next().expect("a worker that has forked no other");
         self.ask(&self.host.replace, victim);
-        until("the worker is gone", || !is_alive(victim));
+        // Celery sends tasks to a dead worker, and loses them, until it has waited for it.
+        until("the worker has been waited for", || {
+            self.reap();
+            parent(victim).is_none()
+        });
         workers.remove(&victim);
         let before = workers.clone();
         until("a late worker has answered", || {
@@ -212,6 +220,7 @@ impl Running {
 
     /// Stops it as its users do, and waits until all of its processes are gone.
     fn stop(&mut self) {
+        self.stop_front();
         send(self.root.id(), self.host.stop);
         until("the host has ended", || {
             self.reap();
@@ -223,9 +232,16 @@ impl Running {
         });
     }
 
+    fn stop_front(&mut self) {
+        if let Some(mut front) = self.front.take() {
+            front.kill().expect("a child of ours can be killed");
+            front.wait().expect("a child of ours can be waited for");
+        }
+    }
+
     fn reap(&self) {
         let mut kept = self.servers.clone();
-        kept.insert(self.root.id());
+        kept.extend([&self.root].into_iter().chain(&self.front).map(Child::id));
         reap_all_but(&kept);
     }
 
@@ -243,6 +259,7 @@ impl Drop for Running {
             let _ = kill(pid(process), Signal::SIGKILL);
         }
         let _ = self.root.wait();
+        self.stop_front();
         self.reap();
     }
 }

@@ -18,8 +18,12 @@ pub(crate) struct Site {
     pub(crate) port: u16,
     pub(crate) redis: Server,
     pub(crate) memcached: Server,
+    /// For what runs beside the host.
+    broker: Option<Server>,
     /// Who the host runs as, if this process may choose: as root Apache, PHP and PostgreSQL are others than elsewhere.
     user: Option<User>,
+    /// Where the programs are that are not Debian's.
+    virtualenv: PathBuf,
 }
 
 impl Site {
@@ -31,7 +35,18 @@ impl Site {
         let examples = Path::new("examples/hosts");
         let example = root.path().join(examples).join(host.directory);
         let [redis, memcached] = Kind::BOTH.map(Server::start);
-        let site = Site { host, root, example, port: free_port(), redis, memcached, user };
+        let broker = host.front.map(|_| Server::start(Kind::Redis));
+        let site = Site {
+            host,
+            root,
+            example,
+            port: free_port(),
+            redis,
+            memcached,
+            broker,
+            user,
+            virtualenv: prefix.with_file_name("celery").join("bin"),
+        };
 
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
         let directories =
@@ -109,13 +124,17 @@ impl Site {
         let options = "timeout=20s&connect_timeout=20s";
         let mut command = Command::new("sh");
         command.args(["-c", line]).current_dir(&self.example).env_clear();
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").env("LANG", "C.UTF-8");
+        let path = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+        command.env("PATH", format!("{}:{path}", self.virtualenv.display())).env("LANG", "C.UTF-8");
         command.env("HOME", self.root.path()).env("TMPDIR", self.root.path());
         command.env("LD_LIBRARY_PATH", prefix.join("lib"));
         command.env("PREFORK_CACHE_FFI_H", prefix.join("include/prefork_cache.ffi.h"));
         command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
         command.env("PORT", self.port.to_string());
         command.env("REDIS_URL", self.redis.url(options)).env("MEMCACHED_URL", self.memcached.url(options));
+        if let Some(broker) = &self.broker {
+            command.env("BROKER_URL", broker.url(""));
+        }
         if let Some(user) = &self.user {
             use std::os::unix::process::CommandExt;
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
