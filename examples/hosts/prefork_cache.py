@@ -51,7 +51,7 @@ class Cache:
 
 
 def after_fork():
-    """Brings a forked process up to date now rather than at its first use, and returns a line for a log. Never needed."""
+    """Brings a forked process up to date now, not at its first use, and returns a line for a log. Never needed."""
     report = _Value()
     _check(_library.pfc_after_fork(ctypes.byref(report)))
     return report.take().decode()

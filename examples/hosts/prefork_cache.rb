@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
-# prefork-cache in Ruby by its C interface, as much of it as the hosts here need. Fiddle releases Ruby's lock around each
-# call.
+# prefork-cache in Ruby by its C interface, as much of it as the hosts here need. Fiddle releases Ruby's lock around
+# each call.
 
 require "fiddle"
 

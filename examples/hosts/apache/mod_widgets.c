@@ -14,8 +14,8 @@
 
 static pfc_cache *redis, *memcached;
 
-/* In the master, before it forks: here it makes its own connections. Apache does this twice at its start and again at each
- * reload; pfc_open() hands out the same handle. */
+/* In the master, before it forks: here it makes its own connections. Apache does this twice at its start and again at
+ * each reload; pfc_open() hands out the same handle. */
 static int open_cache(pfc_cache **cache, const char *name, const char *url, server_rec *server) {
   if (url != NULL && pfc_open(name, strlen(name), url, strlen(url), NULL, 0, cache) == PFC_OK &&
       pfc_set(*cache, PFC_LITERAL("motd"), PFC_LITERAL("hello"), 60000, NULL) == PFC_OK) {

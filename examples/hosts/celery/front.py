@@ -9,7 +9,7 @@ import redis
 
 broker = os.environ["BROKER_URL"]
 tasks = celery.Celery("tasks", broker=broker)
-replies = redis.Redis.from_url(broker, socket_timeout=60)
+replies = redis.Redis.from_url(broker, socket_timeout=130)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -18,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         reply_to = str(uuid.uuid4())
         tasks.send_task("tasks.answer", [self.path, reply_to])
-        reply = replies.blpop([reply_to], timeout=40)
+        reply = replies.blpop([reply_to], timeout=120)
         self.send_response(200 if reply else 504)
         body = reply[1] if reply else b""
         self.send_header("Content-Length", str(len(body)))

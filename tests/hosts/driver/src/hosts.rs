@@ -1,11 +1,15 @@
 //! The hosts: how each one of `examples/hosts` is started, reloaded and stopped.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 /// The commands are run by `sh` in the directory of the example. Its README has the one that starts it.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) name: &'static str,
+    /// What the README calls it.
+    pub(crate) title: &'static str,
     /// The directory in `examples/hosts`.
     pub(crate) directory: &'static str,
     /// Prints its version, among other things.
@@ -13,7 +17,7 @@ pub(crate) struct Host {
     /// What has to be done once before it is started.
     pub(crate) build: Option<&'static str>,
     pub(crate) start: &'static str,
-    /// What runs beside it and serves HTTP for it, if it does not itself. It finds a Redis server of its own in `BROKER_URL`.
+    /// What runs beside it and serves HTTP for it, if it does not itself. `BROKER_URL` is a Redis server for the two.
     pub(crate) front: Option<&'static str>,
     /// If it offers a hook.
     pub(crate) hook: Option<HookLine>,
@@ -52,12 +56,16 @@ pub(crate) enum Protocol {
     FastCgi,
 }
 
+/// How long a reload may take, and a request meanwhile. Celery's workers wait for up to 30 s before they end.
+pub(crate) const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
+
 /// How many workers each example has.
 pub(crate) const WORKERS: usize = 4;
 
 pub(crate) const ALL: [Host; 12] = [
     Host {
         name: "passenger",
+        title: "Phusion Passenger",
         directory: "passenger",
         version: "passenger --version",
         build: None,
@@ -74,6 +82,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "puma",
+        title: "Puma",
         directory: "puma",
         version: "puma --version",
         build: None,
@@ -89,6 +98,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "gunicorn",
+        title: "gunicorn",
         directory: "gunicorn",
         version: "gunicorn --version",
         build: None,
@@ -104,6 +114,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "php-fpm",
+        title: "PHP-FPM",
         directory: "php-fpm",
         version: "php-fpm8.2 --version",
         build: None,
@@ -119,6 +130,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "apache",
+        title: "Apache",
         directory: "apache",
         version: "apache2 -v",
         build: Some("apxs -c $(pkg-config --cflags --libs prefork_cache) mod_widgets.c"),
@@ -134,6 +146,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "unicorn",
+        title: "Unicorn",
         directory: "unicorn",
         version: "unicorn --version",
         build: None,
@@ -149,6 +162,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "puma-fork-worker",
+        title: "Puma",
         directory: "puma-fork-worker",
         version: "puma --version",
         build: None,
@@ -164,6 +178,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "uwsgi",
+        title: "uWSGI",
         directory: "uwsgi",
         version: "uwsgi --version",
         build: None,
@@ -179,6 +194,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "uwsgi-native",
+        title: "uWSGI",
         directory: "uwsgi-native",
         version: "uwsgi --version",
         build: None,
@@ -194,6 +210,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "nginx",
+        title: "nginx",
         directory: "nginx",
         version: "nginx -v 2>&1",
         // It has no variables.
@@ -210,6 +227,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "celery",
+        title: "Celery",
         directory: "celery",
         version: "celery --version",
         build: None,
@@ -225,6 +243,7 @@ pub(crate) const ALL: [Host; 12] = [
     },
     Host {
         name: "postgresql",
+        title: "PostgreSQL",
         directory: "postgresql",
         version: "pg_config --version",
         build: Some(
@@ -234,15 +253,16 @@ pub(crate) const ALL: [Host; 12] = [
              echo \"create function answer(text) returns text as '$PWD/widgets' language c strict\" | \
                postgres --single -D data postgres",
         ),
-        start: "$(pg_config --bindir)/postgres -D data -k $PWD -c listen_addresses= -c shared_preload_libraries=$PWD/widgets",
+        start: "$(pg_config --bindir)/postgres -D data -k $PWD -c listen_addresses= \
+                -c shared_preload_libraries=$PWD/widgets",
         front: Some("PGHOST=$PWD python3 front.py"),
         hook: None,
         threads: 1,
         collects_pipes: false,
         // It never forks its backends again: they end with their connections.
         reload: Way::Command(
-            "psql -h $PWD -d postgres -c \"select pg_reload_conf(), count(pg_terminate_backend(pid)) from pg_stat_activity \
-             where backend_type = 'client backend' and pid <> pg_backend_pid()\"",
+            "psql -h $PWD -d postgres -c \"select pg_reload_conf(), count(pg_terminate_backend(pid)) \
+             from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()\"",
         ),
         // One that is killed takes all the others with it.
         replace: Way::Signal(Signal::SIGTERM),

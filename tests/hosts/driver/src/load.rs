@@ -122,8 +122,8 @@ fn worker(body: &[u8], value: &[u8]) -> Option<u32> {
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-/// Asks on the connection that there is, or on a new one. A host may close one that is idle at any time: where it has not begun
-/// to reply, the request is sent again, on a new one and once (RFC 9112, section 9.3.1).
+/// Asks on the connection that there is, or on a new one. A host may close one that is idle at any time: where it has
+/// not begun to reply, the request is sent again, on a new one and once (RFC 9112, section 9.3.1).
 fn ask<'a>(connection: &mut Option<Connection<'a>>, endpoint: Endpoint<'a>, path: &str) -> Result<Reply, String> {
     loop {
         let mut open = match connection.take() {

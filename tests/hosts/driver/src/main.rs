@@ -1,12 +1,13 @@
-//! Runs hosts of `examples/hosts` with real servers: `prefork-cache-hosts PREFIX HOST...`, where PREFIX is where `capi/install`
-//! has put the library. Prints a table, and fails if anything is not as it must be. `REQUESTS` is how many each run is
-//! driven with at first.
+//! Runs hosts of `examples/hosts` with real servers: `prefork-cache-hosts PREFIX HOST...`, where PREFIX is where
+//! `capi/install` has put the library. Prints a table, and fails if anything is not as it must be. `REQUESTS` is how
+//! many each run is driven with at first.
 
 mod hosts;
 mod inspection;
 mod load;
 mod processes;
 mod protocols;
+mod readme;
 mod run;
 mod site;
 mod table;

@@ -44,8 +44,8 @@ pub(crate) fn descendants(of: u32) -> BTreeSet<u32> {
     found
 }
 
-/// Waits for the dead children of this process but for some: those that were left to it by a parent that ended, as they are to
-/// the first process otherwise.
+/// Waits for the dead children of this process but for some: those that were left to it by a parent that ended, as they
+/// are to the first process otherwise.
 pub(crate) fn reap_all_but(kept: &BTreeSet<u32>) {
     for (child, (parent, is_dead)) in all() {
         if parent == std::process::id() && is_dead && !kept.contains(&child) {

@@ -4,9 +4,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 
-use support::wait::PATIENCE;
-
-use crate::hosts::Protocol;
+use crate::hosts::{Protocol, RELOAD_PATIENCE};
 
 /// Where a host listens, and what it serves.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +48,8 @@ impl<'a> Connection<'a> {
     pub(crate) fn open(endpoint: Endpoint<'a>) -> io::Result<Connection<'a>> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, endpoint.port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(RELOAD_PATIENCE))?;
+        stream.set_write_timeout(Some(RELOAD_PATIENCE))?;
         Ok(Connection { stream: BufReader::new(stream), endpoint, is_fresh: true })
     }
 

@@ -9,13 +9,14 @@ use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::wait::until;
+use support::wait::{until, until_within};
 
-use crate::hosts::{Host, WORKERS, Way};
+use crate::hosts::{Host, RELOAD_PATIENCE, WORKERS, Way};
 use crate::inspection::{Inspection, inspect};
 use crate::load::{Load, Tally};
 use crate::processes::{descendants, is_alive, parent, reap_all_but, sockets};
 use crate::protocols::Connection;
+use crate::readme;
 use crate::site::Site;
 use crate::table::Row;
 
@@ -75,6 +76,7 @@ impl Running {
         let version = site.command(host.version).output().expect("a shell");
         let version = first_number(&String::from_utf8_lossy(&version.stdout));
         let version = version.unwrap_or_else(|| panic!("{} does not say its version: is it installed?", host.name));
+        readme::check(host, &version, site.hook_line.as_deref());
         if let Some(build) = host.build {
             site.run(build, 0);
         }
@@ -175,7 +177,7 @@ impl Running {
                 let fresh: BTreeSet<u32> = fresh();
                 before.iter().all(|worker| !is_alive(*worker)) && fresh.len() >= WORKERS
             };
-            until("all workers are others", || {
+            until_within(RELOAD_PATIENCE, "all workers are others", || {
                 self.reap();
                 load.is_over() || is_reloaded()
             });

@@ -13,6 +13,8 @@ use crate::protocols::Endpoint;
 #[derive(Debug)]
 pub(crate) struct Site {
     host: &'static Host,
+    /// The line that calls the hook, as it stands in the example.
+    pub(crate) hook_line: Option<String>,
     root: Directory,
     example: PathBuf,
     pub(crate) port: u16,
@@ -36,8 +38,9 @@ impl Site {
         let example = root.path().join(examples).join(host.directory);
         let [redis, memcached] = Kind::BOTH.map(Server::start);
         let broker = host.front.map(|_| Server::start(Kind::Redis));
-        let site = Site {
+        let mut site = Site {
             host,
+            hook_line: None,
             root,
             example,
             port: free_port(),
@@ -58,7 +61,7 @@ impl Site {
             site.copy(&prefix.join(part), &Path::new("prefix").join(part));
         }
         site.own(site.root.path());
-        site.keep_hook_line(has_hook_line);
+        site.hook_line = site.keep_hook_line(has_hook_line);
         site
     }
 
@@ -83,9 +86,9 @@ impl Site {
         }
     }
 
-    /// Leaves the line out that calls the hook, or not.
-    fn keep_hook_line(&self, keeps: bool) {
-        let mut lines = 0;
+    /// Leaves the line out that calls the hook, or not; returns it, if the host has one.
+    fn keep_hook_line(&self, keeps: bool) -> Option<String> {
+        let mut lines = Vec::new();
         for file in fs::read_dir(&self.example).expect("a readable directory") {
             let file = file.expect("a readable directory").path();
             let text = fs::read_to_string(&file).expect("an example is text");
@@ -94,13 +97,19 @@ impl Site {
                 continue;
             }
             let is_hook = |line: &&str| self.host.hook.as_ref().is_some_and(|hook| line.contains(hook.mark));
-            lines += text.lines().filter(is_hook).count();
+            lines.extend(text.lines().filter(is_hook).map(str::to_owned));
             if !keeps {
                 let without: Vec<&str> = text.lines().filter(|line| !is_hook(line)).collect();
                 fs::write(&file, without.join("\n") + "\n").expect("a file of our own");
             }
         }
-        assert_eq!(lines, usize::from(self.host.hook.is_some()), "lines that call the hook of {}", self.host.name);
+        let expected = usize::from(self.host.hook.is_some());
+        assert_eq!(lines.len(), expected, "lines that call the hook of {}", self.host.name);
+        let without_comment = |line: String| {
+            let line = line.trim_end_matches("*/").trim_end().trim_end_matches(self.host.hook.as_ref()?.mark);
+            Some(line.trim_end_matches(['#', '/', '*', ' ']).trim_start().to_owned())
+        };
+        lines.pop().and_then(without_comment)
     }
 
     /// Where the host writes its log; its own, since some open `/dev/stderr`.

@@ -46,8 +46,8 @@ impl Row {
         self.reloads.push(held);
     }
 
-    /// How many descriptors masters and workers hold whose number must not change, in order: all but connections, of which a
-    /// worker with threads has more or fewer, and pipes where they are closed at any time.
+    /// How many descriptors masters and workers hold whose number must not change, in order: all but connections, of
+    /// which a worker with threads has more or fewer, and pipes where they are closed at any time.
     fn fixed(&self, held: &[Vec<Holdings>; 2]) -> [Vec<usize>; 2] {
         held.each_ref().map(|held| {
             let pipes = |held: &Holdings| if self.host.collects_pipes { held.pipes } else { 0 };
