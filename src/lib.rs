@@ -57,6 +57,11 @@
     allow(dead_code, unused_imports)
 )]
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "prefork-cache runs on Linux alone: it notices forks by MADV_WIPEONFORK, and cuts inherited sockets with O_PATH"
+);
+
 mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -473,14 +473,14 @@ pub(crate) fn pid(child: &Child) -> Pid {
 
 /// A directory of its own, removed with all that is in it.
 #[derive(Debug)]
-pub(crate) struct Directory(PathBuf, u32);
+pub struct Directory(PathBuf, u32);
 
 impl Directory {
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 
-    pub(crate) fn make() -> Directory {
+    pub fn make() -> Directory {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let process = std::process::id();
         let name = format!("prefork-cache-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed));

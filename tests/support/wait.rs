@@ -13,8 +13,13 @@ use nix::unistd::{pipe2, write};
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Waits until `condition` holds. Panics, saying `what` it was waiting for, if that takes too long.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, condition);
+}
+
+/// The same, for what may take longer.
+pub fn until_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(1));

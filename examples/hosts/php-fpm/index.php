@@ -1,0 +1,8 @@
+<?php
+
+// /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back.
+[, $store, $key, $value] = explode('/', $_SERVER['REQUEST_URI']);
+$cache = new PreforkCache(getenv(strtoupper($store) . '_URL'), $store);
+$cache->set($key, $value, 60);
+header('Content-Type: text/plain');
+echo getmypid(), ' ', $cache->get($key);

@@ -1,0 +1,9 @@
+<?php
+
+// In the master, before it forks: here it makes its own connections.
+require __DIR__ . '/../../../bindings/php/prefork_cache.php';
+PreforkCache::load();
+
+foreach (['redis', 'memcached'] as $store) {
+    (new PreforkCache(getenv(strtoupper($store) . '_URL'), $store))->set('motd', 'hello', 60);
+}
