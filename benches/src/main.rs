@@ -19,7 +19,7 @@ mod redis_server;
 mod redis_tls;
 mod tasks;
 
-const SECTIONS: [(&str, fn()); 6] = [
+const SECTIONS: [(&str, fn()); 7] = [
     ("fork", forks::run),
     ("memory", memory::run),
     ("redis", redis_server::run),

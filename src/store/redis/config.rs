@@ -283,14 +283,14 @@ mod tests {
     fn sentinels_name_a_master() {
         let url = "redis+sentinel://me:secret@a,b:7/my-master.1/3?sentinel_password=0ther&topology_refresh=2s";
         let config = parse(url).unwrap();
-        assert_eq!(config.address.endpoint().to_string(), "my-master.1", "until it is known");
+        assert_eq!(shown(&config), "my-master.1", "until it is known");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "secret"));
-        assert_eq!(config.database, 3);
+        assert_eq!(config.access.database, 3);
         let shown = format!("{config:?} {}", StoreUrl::parse(url).unwrap());
         assert!(!shown.contains("secret") && !shown.contains("0ther"), "{shown}");
         assert!(shown.contains("a:26379") || shown.contains("port: 26379"), "{shown}");
-        assert_eq!(parse("redis+sentinel://a/m?db=2").unwrap().database, 2);
-        assert_eq!(parse("redis+sentinel://a/m/").unwrap().database, 0);
+        assert_eq!(parse("redis+sentinel://a/m?db=2").unwrap().access.database, 2);
+        assert_eq!(parse("redis+sentinel://a/m/").unwrap().access.database, 0);
     }
 
     #[test]
