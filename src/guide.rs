@@ -8,6 +8,8 @@
 //! - [Testing](testing): stores, time and failures in tests.
 //! - [Sizing and server settings](sizing): memory, connections, Redis and Memcached.
 //! - [Coming from](coming_from) Rails, Dalli, FusionCache, `cached` or deadpool-redis: what is called what here.
+//! - From other languages: the C interface, in `capi/README.md`; for an extension in Rust,
+//!   [`Resumable`](crate::Resumable) and [`Cache::octets`](crate::Cache::octets).
 //! - [The behaviours of ActiveSupport's cache](rails_behaviours), one by one: which hold here, and which do not, and why.
 
 #[doc = include_str!("guide/choosing_an_expiry.md")]

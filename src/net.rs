@@ -34,7 +34,7 @@ pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, sh
 #[cfg(feature = "conformance")]
 pub(crate) use drive::suspends;
 pub(crate) use drive::{
-    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, is_slice_over, lifted, pause, slice_end, within,
+    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, lifted, pause, slice_end, within,
 };
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};

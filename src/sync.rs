@@ -5,9 +5,7 @@
 //! [`ProcessLocal`](crate::lifecycle::ProcessLocal): a child never meets one that a vanished thread has locked. One fork can
 //! not be helped: by a signal handler that interrupts the wait for a lock, and then returns to it in the child.
 
-#[cfg(any(test, feature = "conformance"))]
 use std::future::Future;
-#[cfg(any(test, feature = "conformance"))]
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -68,7 +66,6 @@ pub(crate) fn block_until<T>(
 }
 
 /// Waits for a future, parking this thread.
-#[cfg(any(test, feature = "conformance"))]
 pub(crate) fn block_on<F: Future + Unpin>(future: &mut F) -> F::Output {
     block_until(None, |cx| Pin::new(&mut *future).poll(cx)).expect("there is no deadline")
 }

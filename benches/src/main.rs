@@ -9,6 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 mod batch;
+mod capi;
 mod forks;
 mod measure;
 mod memcached;
@@ -17,12 +18,13 @@ mod redis_server;
 mod redis_tls;
 mod tasks;
 
-const SECTIONS: [(&str, fn()); 5] = [
+const SECTIONS: [(&str, fn()); 6] = [
     ("fork", forks::run),
     ("memory", memory::run),
     ("redis", redis_server::run),
     ("redis-tls", redis_tls::run),
     ("memcached", memcached::run),
+    ("capi", capi::run),
 ];
 
 fn main() {

@@ -5,9 +5,9 @@
 --     cache:set("motd", "hello", 60)
 --     local page = cache:fetch("page", 60, function() return render() end)
 --
--- Keys and values are strings. Times are in seconds, fractions too; `nil` in the place of one: it never expires. Failures
--- are errors: tables with `status` ("PFC_TIMEOUT"), `message` and `is_transient`, which print as text. A loader may raise
--- errors: none of the library's frames is on the stack while it runs.
+-- Keys and values are strings. Times are in seconds, fractions too; `nil` in the place of one: it never expires.
+-- Failures are errors: tables with `status` ("PFC_TIMEOUT"), `message` and `is_transient`, which print as text. A
+-- loader may raise errors: none of the library's frames is on the stack while it runs.
 --
 -- Calls block the process, as all I/O of plain LuaJIT does; within nginx keep the timeouts in the URL short.
 
@@ -188,8 +188,8 @@ function Cache:clear()
   checked(C.pfc_clear(self.handle, nil))
 end
 
---- The string under a key, or else what `load` returns, which is then stored: one caller loads, among all processes on the
--- server, and the others wait for it. What `load` raises is raised, unless there is a stale string.
+--- The string under a key, or else what `load` returns, which is then stored: one caller loads, among all processes on
+-- the server, and the others wait for it. What `load` raises is raised, unless there is a stale string.
 --
 -- `options`: `stale`, for how many seconds after its time it goes on serving while it is loaded again; `refresh_ahead`,
 -- how many seconds before its end one caller loads it again; `jitter`, the part of its time by which it may end sooner;

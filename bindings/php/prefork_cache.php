@@ -10,14 +10,14 @@ declare(strict_types=1);
  *     $cache->set('motd', 'hello', 60);
  *     $page = $cache->fetch('page', 60, fn () => render());
  *
- * Keys and values are strings. Times are in seconds, fractions too; null in the place of one: it never expires. Failures are
- * PreforkCacheException. A loader may throw: none of the library's frames is on the stack while it runs. No hook is needed
- * after a fork.
+ * Keys and values are strings. Times are in seconds, fractions too; null in the place of one: it never expires.
+ * Failures are PreforkCacheException. A loader may throw: none of the library's frames is on the stack while it runs.
+ * No hook is needed after a fork.
  *
- * On the command line FFI has to be enabled: `ffi.enable=1`. In FPM, with `ffi.enable=preload`, preload both this file and the
- * declarations: `opcache.preload=/path/prefork_cache.php` and `ffi.preload=/path/prefork_cache.ffi.h`; or, where the master
- * is not root, `opcache.preload` with a script of yours that requires this file and calls PreforkCache::load(). Each worker
- * then connects for itself.
+ * On the command line FFI has to be enabled: `ffi.enable=1`. In FPM, with `ffi.enable=preload`, preload both this file
+ * and the declarations: `opcache.preload=/path/prefork_cache.php` and `ffi.preload=/path/prefork_cache.ffi.h`; or,
+ * where the master is not root, `opcache.preload` with a script of yours that requires this file and calls
+ * PreforkCache::load(). Each worker then connects for itself.
  *
  * Calls that wait return to PHP every 0.1 s, so that signals are handled where pcntl_async_signals(true) is set.
  */
@@ -46,13 +46,14 @@ final class PreforkCache
         $library = self::library();
         $handle = $library->new('pfc_cache *');
         $length = $namespace === null ? 0 : strlen($namespace);
-        self::checked($library->pfc_open($name, strlen($name), $url, strlen($url), $namespace, $length, \FFI::addr($handle)));
+        $opened = \FFI::addr($handle);
+        self::checked($library->pfc_open($name, strlen($name), $url, strlen($url), $namespace, $length, $opened));
         $this->handle = $handle;
     }
 
     /**
-     * Loads the library: for opcache.preload; elsewhere it happens by itself. The declarations are where the environment's
-     * PREFORK_CACHE_FFI_H says, or where they are installed.
+     * Loads the library: for opcache.preload; elsewhere it happens by itself. The declarations are where the
+     * environment's PREFORK_CACHE_FFI_H says, or where they are installed.
      */
     public static function load(?string $header = null): \FFI
     {
@@ -62,7 +63,8 @@ final class PreforkCache
                 return \FFI::load($place);
             }
         }
-        throw new \RuntimeException('prefork_cache.ffi.h is not in ' . implode(', ', $places) . ': set PREFORK_CACHE_FFI_H');
+        $tried = implode(', ', $places);
+        throw new \RuntimeException("prefork_cache.ffi.h is not in $tried: set PREFORK_CACHE_FFI_H");
     }
 
     private static function library(): \FFI
@@ -189,7 +191,8 @@ final class PreforkCache
     {
         $library = self::library();
         $ttl = self::milliseconds($seconds);
-        return self::whole(fn ($call) => $library->pfc_touch($this->handle, $key, strlen($key), $ttl, $call)) === self::OK;
+        $touch = fn ($call) => $library->pfc_touch($this->handle, $key, strlen($key), $ttl, $call);
+        return self::whole($touch) === self::OK;
     }
 
     /** For how many seconds an entry lives: INF for one that never expires, null where there is none. */
@@ -211,7 +214,8 @@ final class PreforkCache
         $ttl = self::milliseconds($seconds);
         $count = $library->new('int64_t');
         $result = \FFI::addr($count);
-        self::whole(fn ($call) => $library->pfc_increment($this->handle, $key, strlen($key), $by, $ttl, $result, $call));
+        $add = fn ($call) => $library->pfc_increment($this->handle, $key, strlen($key), $by, $ttl, $result, $call);
+        self::whole($add);
         return $count->cdata;
     }
 
@@ -232,8 +236,8 @@ final class PreforkCache
     }
 
     /**
-     * The string under a key, or else what `$load` returns, which is then stored: one caller loads, among all processes on
-     * the server, and the others wait for it. What `$load` throws is thrown, unless there is a stale string.
+     * The string under a key, or else what `$load` returns, which is then stored: one caller loads, among all processes
+     * on the server, and the others wait for it. What `$load` throws is thrown, unless there is a stale string.
      *
      * @param callable(string): string $load
      * @param int|float $stale         For how many seconds after its time it goes on serving while it is loaded again.
@@ -260,7 +264,8 @@ final class PreforkCache
         $value = $library->new('pfc_value');
         $claim = $library->new('pfc_claim *');
         [$found, $claimed] = [\FFI::addr($value), \FFI::addr($claim)];
-        $begin = fn ($call) => $library->pfc_fetch_begin($this->handle, $key, strlen($key), $timeout, $found, $claimed, $call);
+        $length = strlen($key);
+        $begin = fn ($call) => $library->pfc_fetch_begin($this->handle, $key, $length, $timeout, $found, $claimed, $call);
         $status = self::whole($begin);
         $old = self::take($value);
         if ($status !== self::CLAIM) {
@@ -321,7 +326,7 @@ final class PreforkCache
         return json_decode($json, true, flags: JSON_THROW_ON_ERROR);
     }
 
-    /** Brings this process up to date after a fork, now rather than at first use. Never needed. Returns a line for a log. */
+    /** Brings this process up to date after a fork, now rather than at first use. Never needed. Returns a log line. */
     public static function afterFork(): string
     {
         $value = self::library()->new('pfc_value');

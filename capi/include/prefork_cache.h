@@ -186,25 +186,26 @@ typedef int32_t pfc_status;
 #endif // __cplusplus
 
 /**
- * A cache that is open, for the life of the process: there is nothing to close. Any thread may use it at any time, and so
- * may the children of the process.
+ * A cache that is open, for the life of the process: there is nothing to close. Any thread may use it at any time, and
+ * so may the children of the process.
  */
 typedef struct pfc_cache pfc_cache;
 
 /**
  * A call that is not done.
  *
- * Every function with a last argument `pfc_call **call` may wait, for at most the timeouts of the cache's URL, and a fetch
- * for the load of another caller. With a null pointer there, it comes back when it is done, and signal handlers run
- * meanwhile as they do. With a pointer to a `pfc_call *` that is null, it comes back after about 100 ms at the latest:
- * with PFC_AGAIN if it is not done, and the `pfc_call *` set. Serve signals, let other threads of the language run, and
- * call the same function again with the same arguments: the exchange that is under way is gone on with, and nothing is
- * sent twice. When it returns anything else the `pfc_call *` is null again. (The lookup of a host's name by the system
- * cannot be left: write the address in numbers where that matters.)
+ * Every function with a last argument `pfc_call **call` may wait, for at most the timeouts of the cache's URL, and a
+ * fetch for the load of another caller. With a null pointer there, it comes back when it is done, and signal handlers
+ * run meanwhile as they do. With a pointer to a `pfc_call *` that is null, it comes back after about 100 ms at the
+ * latest: with PFC_AGAIN if it is not done, and the `pfc_call *` set. Serve signals, let other threads of the language
+ * run, and call the same function again with the same arguments: the exchange that is under way is gone on with, and
+ * nothing is sent twice. When it returns anything else the `pfc_call *` is null again. (The lookup of a host's name by
+ * the system cannot be left: write the address in numbers where that matters.)
  *
  * A call is one thread's at a time, and any thread's. Keys, values and other arguments are copied by the first call:
  * later ones do not read them, but write what they return. A call that is not wanted any more is ended by
- * pfc_call_cancel(); it has taken effect or not. A child of the process that began it gets PFC_FORKED: it begins again.
+ * pfc_call_cancel(); it has taken effect or not. A child of the process that began it gets PFC_FORKED: it begins
+ * again.
  */
 typedef struct pfc_call pfc_call;
 
@@ -247,8 +248,8 @@ typedef struct pfc_key {
 /**
  * How long a value that was loaded is fresh, and what happens then. All times are in milliseconds.
  *
- * Members that are 0 mean nothing, but for the first. Where `stale_ms` or `refresh_ahead_ms` is set, the times are stored
- * with the value, in an envelope that only this library reads (pfc_get() does).
+ * Members that are 0 mean nothing, but for the first. Where `stale_ms` or `refresh_ahead_ms` is set, the times are
+ * stored with the value, in an envelope that only this library reads (pfc_get() does).
  */
 typedef struct pfc_expiry {
   /**
@@ -260,20 +261,20 @@ typedef struct pfc_expiry {
    */
   int64_t stale_ms;
   /**
-   * In the last part of its fresh time, of this length, one caller loads it again while the others have the current one.
-   * Must be less than `ttl_ms`.
+   * In the last part of its fresh time, of this length, one caller loads it again while the others have the current
+   * one. Must be less than `ttl_ms`.
    */
   int64_t refresh_ahead_ms;
   /**
-   * Shortens the fresh time by a random part of up to this fraction, from 0 to 1, so that what was stored together does
-   * not end together.
+   * Shortens the fresh time by a random part of up to this fraction, from 0 to 1, so that what was stored together
+   * does not end together.
    */
   double jitter;
 } pfc_expiry;
 
 /**
- * Loads a value: calls pfc_load_give() and returns 0, or anything else if it has failed. It must return: no exception and
- * no longjmp may go past it. It may use the cache, and it may fork.
+ * Loads a value: calls pfc_load_give() and returns 0, or anything else if it has failed. It must return: no exception
+ * and no longjmp may go past it. It may use the cache, and it may fork.
  */
 typedef int (*pfc_loader)(void *user_data, struct pfc_load *load);
 
@@ -287,8 +288,8 @@ extern "C" {
 const char *pfc_status_name(int32_t status);
 
 /**
- * What is to be said of the last error that a call on this thread has returned: what was being done, to which server, and
- * why it failed. UTF-8, without secrets; "" if there was none.
+ * What is to be said of the last error that a call on this thread has returned: what was being done, to which server,
+ * and why it failed. UTF-8, without secrets; "" if there was none.
  *
  * The string is the thread's: it stays until the next call on it that returns an error, whatever other threads do. A
  * forked child has that of the thread that forked.
@@ -318,23 +319,24 @@ int pfc_error_is_transient(void);
 pfc_status pfc_take_errors(struct pfc_value *json);
 
 /**
- * Frees what was handed out, and clears the structure: another time does nothing. On any thread, also in a child of the
- * process that it was handed out to. Takes a null pointer.
+ * Frees what was handed out, and clears the structure: another time does nothing. On any thread, also in a child of
+ * the process that it was handed out to. Takes a null pointer.
  */
 void pfc_value_free(struct pfc_value *value);
 
 /**
- * Opens the cache of this name, or hands out the one that is open: a host that runs its configuration several times gets
- * the same each time. No I/O with a server; the first call that needs a connection makes it.
+ * Opens the cache of this name, or hands out the one that is open: a host that runs its configuration several times
+ * gets the same each time. No I/O with a server; the first call that needs a connection makes it.
  *
- * For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's makes
- * connections of its own.
+ * For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's
+ * makes connections of its own.
  *
- * @param name       What reports and metrics call it; UTF-8, `name_length` bytes.
- * @param url        The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
- *                   prefork-cache has all URLs and options.
- * @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to; null for none.
- * @param cache      Set to the handle where PFC_OK is returned. It is never freed.
+ * @param name           What reports and metrics call it; UTF-8, `name_length` bytes.
+ * @param url            The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
+ *                       prefork-cache has all URLs and options.
+ * @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to: "shop", "shop:v2". Null
+ *                       for none.
+ * @param cache          Set to the handle where PFC_OK is returned. It is never freed.
  * @return PFC_OK; PFC_CONFLICT if it is open with another URL or namespace; PFC_BAD_URL, PFC_BAD_CONFIG or
  *         PFC_BAD_ARGUMENT.
  */
@@ -467,7 +469,8 @@ pfc_status pfc_expires_in(const struct pfc_cache *cache,
                           struct pfc_call **call);
 
 /**
- * Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they are.
+ * Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they
+ * are.
  *
  * @param call  Null to wait, see pfc_call.
  * @return PFC_OK, PFC_AGAIN, or an error: PFC_UNSUPPORTED by Memcached where its crawler is off.
@@ -475,8 +478,8 @@ pfc_status pfc_expires_in(const struct pfc_cache *cache,
 pfc_status pfc_clear(const struct pfc_cache *cache, struct pfc_call **call);
 
 /**
- * Adds to a counter. One that is not there begins at 0, and then lives for `ttl_ms`; one that is there keeps the time that
- * it has left. From 0 to INT64_MAX all servers do the same; below 0 Memcached stays at 0.
+ * Adds to a counter. One that is not there begins at 0, and then lives for `ttl_ms`; one that is there keeps the time
+ * that it has left. From 0 to INT64_MAX all servers do the same; below 0 Memcached stays at 0.
  *
  * @param by      May be negative.
  * @param ttl_ms  In milliseconds, or PFC_NEVER. 0 is refused.
@@ -512,8 +515,8 @@ pfc_status pfc_counter(const struct pfc_cache *cache,
  * @param values    `count` of them, each set to its key's value, or cleared; to be freed with pfc_value_free() each.
  * @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
  * @param call      Null to wait, see pfc_call.
- * @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be set
- *         all the same.
+ * @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be
+ *         set all the same.
  */
 pfc_status pfc_get_many(const struct pfc_cache *cache,
                         const struct pfc_key *keys,
@@ -542,18 +545,18 @@ pfc_status pfc_delete_many(const struct pfc_cache *cache,
  *
  *     PFC_OK     There is a value.
  *     PFC_STALE  There is a stale value, and another caller loads it again.
- *     PFC_CLAIM  This caller is to load: `claim` is set. If there is an older value, it is in `value`: it serves the other
- *                callers meanwhile, and this one if it cannot load.
+ *     PFC_CLAIM  This caller is to load: `claim` is set. If there is an older value, it is in `value`: it serves the
+ *                other callers meanwhile, and this one if it cannot load.
  *
- * So load only where PFC_CLAIM is returned, and with nothing of this library on the stack: a loader may throw, longjmp or
- * fork as it likes, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same key by
- * the thread that has the claim does not wait for it.
+ * So load only where PFC_CLAIM is returned, and with nothing of this library on the stack: a loader may throw, longjmp
+ * or fork as it likes, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same
+ * key by the thread that has the claim does not wait for it.
  *
- * The cache's own failures are no reason not to have a value: where the server does not answer, this caller loads, and the
- * failure is among those of pfc_take_errors().
+ * The cache's own failures are no reason not to have a value: where the server does not answer, this caller loads, and
+ * the failure is among those of pfc_take_errors().
  *
- * @param load_timeout_ms  How long the load may take before others no longer wait for it, and how long this caller waits
- *                         for another one: in milliseconds; 0 for the default of 60 s. At most a year.
+ * @param load_timeout_ms  How long the load may take before others no longer wait for it, and how long this caller
+ *                         waits for another one: in milliseconds; 0 for the default of 60 s. At most a year.
  * @param value            Set to a value, to be freed with pfc_value_free(), or cleared.
  * @param claim            Set where PFC_CLAIM is returned; null otherwise.
  * @param call             Null to wait, see pfc_call.
@@ -568,8 +571,8 @@ pfc_status pfc_fetch_begin(const struct pfc_cache *cache,
                            struct pfc_call **call);
 
 /**
- * Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key meanwhile
- * it is not stored.
+ * Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key
+ * meanwhile it is not stored.
  *
  * @param claim   Freed by the first call, whatever it returns, unless that is PFC_BAD_TTL or PFC_BAD_ARGUMENT.
  * @param value   Copied; may be null if its length is 0.
@@ -590,12 +593,10 @@ pfc_status pfc_fetch_complete(struct pfc_claim *claim,
  * @param claim  Freed by the first call, whatever it returns.
  * @param old    Set to the older value, to be freed with pfc_value_free(), or cleared. May be null.
  * @param call   Null to wait, see pfc_call.
- * @return PFC_OK if there is no older value; PFC_STALE if there is one: it goes on serving, and the next try comes after
- *         5 s; PFC_AGAIN; or PFC_BAD_ARGUMENT.
+ * @return PFC_OK if there is no older value; PFC_STALE if there is one: it goes on serving, and the next try comes
+ *         after 5 s; PFC_AGAIN; or PFC_BAD_ARGUMENT.
  */
-pfc_status pfc_fetch_fail(struct pfc_claim *claim,
-                          struct pfc_value *old,
-                          struct pfc_call **call);
+pfc_status pfc_fetch_fail(struct pfc_claim *claim, struct pfc_value *old, struct pfc_call **call);
 
 /**
  * Hands over what a loader has loaded. Of several calls the last one counts.
@@ -607,8 +608,8 @@ pfc_status pfc_fetch_fail(struct pfc_claim *claim,
 pfc_status pfc_load_give(struct pfc_load *load, const void *data, size_t length);
 
 /**
- * Reads a value, or else calls `loader` and stores what it has loaded: for C. For other languages see pfc_fetch_begin(),
- * which says who loads and who waits; this function returns when it is done.
+ * Reads a value, or else calls `loader` and stores what it has loaded: for C. For other languages see
+ * pfc_fetch_begin(), which says who loads and who waits; this function returns when it is done.
  *
  * @param expiry           How long a loaded value lives.
  * @param load_timeout_ms  As of pfc_fetch_begin().
@@ -616,8 +617,8 @@ pfc_status pfc_load_give(struct pfc_load *load, const void *data, size_t length)
  * @param user_data        Handed to it.
  * @param value            Set to the value, to be freed with pfc_value_free(), where PFC_OK or PFC_STALE is returned;
  *                         cleared otherwise.
- * @return PFC_OK; PFC_STALE for a stale value, since another caller loads it or the loader has failed; PFC_LOADER if the
- *         loader has failed and there is no older value; PFC_BAD_KEY, PFC_BAD_TTL or PFC_BAD_ARGUMENT.
+ * @return PFC_OK; PFC_STALE for a stale value, since another caller loads it or the loader has failed; PFC_LOADER if
+ *         the loader has failed and there is no older value; PFC_BAD_KEY, PFC_BAD_TTL or PFC_BAD_ARGUMENT.
  */
 pfc_status pfc_fetch(const struct pfc_cache *cache,
                      const char *key,
@@ -630,19 +631,18 @@ pfc_status pfc_fetch(const struct pfc_cache *cache,
 
 /**
  * What this process has done through a cache, as a JSON object: `hits`, `misses`, `undecodable`, `stale`, `loads`,
- * `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects with `address`,
- * `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names stay; others may be added. A forked child
- * counts from zero.
+ * `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects with
+ * `address`, `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names stay; others may be added. A
+ * forked child counts from zero.
  *
  * @param json  Set where PFC_OK is returned; to be freed with pfc_value_free().
  * @return PFC_OK or PFC_BAD_ARGUMENT.
  */
-pfc_status pfc_stats(const struct pfc_cache *cache,
-                     struct pfc_value *json);
+pfc_status pfc_stats(const struct pfc_cache *cache, struct pfc_value *json);
 
 /**
- * The same of all caches that are open, in the text format of Prometheus: `prefork_cache_hits_total{cache="default"}` and
- * so on, and `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
+ * The same of all caches that are open, in the text format of Prometheus: `prefork_cache_hits_total{cache="default"}`
+ * and so on, and `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
  *
  * @param text  Set where PFC_OK is returned; to be freed with pfc_value_free().
  * @return PFC_OK or PFC_BAD_ARGUMENT.
@@ -650,17 +650,18 @@ pfc_status pfc_stats(const struct pfc_cache *cache,
 pfc_status pfc_prometheus(struct pfc_value *text);
 
 /**
- * The version of the interface of the library that was loaded, to be compared with PFC_ABI_VERSION of the header: it is at
- * least that, or the program uses what the library does not have.
+ * The version of the interface of the library that was loaded, to be compared with PFC_ABI_VERSION of the header: it
+ * is at least that, or the program uses what the library does not have.
  */
 uint32_t pfc_abi_version(void);
 
 /**
- * Brings this process up to date after a fork, now rather than at first use: for the hook that a host offers, and never
- * needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a process that
- * was not forked, or not at all, everything works alike.
+ * Brings this process up to date after a fork, now rather than at first use: for the hook that a host offers, and
+ * never needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a
+ * process that was not forked, or not at all, everything works alike.
  *
- * @param report  Set to one line of text for a log, to be freed with pfc_value_free(). May be null.
+ * @param report  Set to one line of text for a log, also where an error is returned; to be freed with
+ *                pfc_value_free(). May be null.
  * @return PFC_OK, or the error of a store that could not be brought up to date: it is tried again at its first use.
  */
 pfc_status pfc_after_fork(struct pfc_value *report);

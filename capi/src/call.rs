@@ -13,17 +13,18 @@ pub(crate) const SLICE: Duration = Duration::from_millis(100);
 
 /// A call that is not done.
 ///
-/// Every function with a last argument `pfc_call **call` may wait, for at most the timeouts of the cache's URL, and a fetch
-/// for the load of another caller. With a null pointer there, it comes back when it is done, and signal handlers run
-/// meanwhile as they do. With a pointer to a `pfc_call *` that is null, it comes back after about 100 ms at the latest:
-/// with PFC_AGAIN if it is not done, and the `pfc_call *` set. Serve signals, let other threads of the language run, and
-/// call the same function again with the same arguments: the exchange that is under way is gone on with, and nothing is
-/// sent twice. When it returns anything else the `pfc_call *` is null again. (The lookup of a host's name by the system
-/// cannot be left: write the address in numbers where that matters.)
+/// Every function with a last argument `pfc_call **call` may wait, for at most the timeouts of the cache's URL, and a
+/// fetch for the load of another caller. With a null pointer there, it comes back when it is done, and signal handlers
+/// run meanwhile as they do. With a pointer to a `pfc_call *` that is null, it comes back after about 100 ms at the
+/// latest: with PFC_AGAIN if it is not done, and the `pfc_call *` set. Serve signals, let other threads of the language
+/// run, and call the same function again with the same arguments: the exchange that is under way is gone on with, and
+/// nothing is sent twice. When it returns anything else the `pfc_call *` is null again. (The lookup of a host's name by
+/// the system cannot be left: write the address in numbers where that matters.)
 ///
 /// A call is one thread's at a time, and any thread's. Keys, values and other arguments are copied by the first call:
 /// later ones do not read them, but write what they return. A call that is not wanted any more is ended by
-/// pfc_call_cancel(); it has taken effect or not. A child of the process that began it gets PFC_FORKED: it begins again.
+/// pfc_call_cancel(); it has taken effect or not. A child of the process that began it gets PFC_FORKED: it begins
+/// again.
 pub struct pfc_call {
     verb: &'static str,
     /// A [`Resumable`].

@@ -27,18 +27,18 @@ pub struct pfc_claim {
 ///
 ///     PFC_OK     There is a value.
 ///     PFC_STALE  There is a stale value, and another caller loads it again.
-///     PFC_CLAIM  This caller is to load: `claim` is set. If there is an older value, it is in `value`: it serves the other
-///                callers meanwhile, and this one if it cannot load.
+///     PFC_CLAIM  This caller is to load: `claim` is set. If there is an older value, it is in `value`: it serves the
+///                other callers meanwhile, and this one if it cannot load.
 ///
-/// So load only where PFC_CLAIM is returned, and with nothing of this library on the stack: a loader may throw, longjmp or
-/// fork as it likes, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same key by
-/// the thread that has the claim does not wait for it.
+/// So load only where PFC_CLAIM is returned, and with nothing of this library on the stack: a loader may throw, longjmp
+/// or fork as it likes, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same
+/// key by the thread that has the claim does not wait for it.
 ///
-/// The cache's own failures are no reason not to have a value: where the server does not answer, this caller loads, and the
-/// failure is among those of pfc_take_errors().
+/// The cache's own failures are no reason not to have a value: where the server does not answer, this caller loads, and
+/// the failure is among those of pfc_take_errors().
 ///
-/// @param load_timeout_ms  How long the load may take before others no longer wait for it, and how long this caller waits
-///                         for another one: in milliseconds; 0 for the default of 60 s. At most a year.
+/// @param load_timeout_ms  How long the load may take before others no longer wait for it, and how long this caller
+///                         waits for another one: in milliseconds; 0 for the default of 60 s. At most a year.
 /// @param value            Set to a value, to be freed with pfc_value_free(), or cleared.
 /// @param claim            Set where PFC_CLAIM is returned; null otherwise.
 /// @param call             Null to wait, see pfc_call.
@@ -88,8 +88,8 @@ pub(crate) fn load_timeout(milliseconds: i64) -> Result<Option<Duration>, Failur
     Ok((time > 0).then(|| Duration::from_millis(time)))
 }
 
-/// Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key meanwhile
-/// it is not stored.
+/// Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key
+/// meanwhile it is not stored.
 ///
 /// @param claim   Freed by the first call, whatever it returns, unless that is PFC_BAD_TTL or PFC_BAD_ARGUMENT.
 /// @param value   Copied; may be null if its length is 0.
@@ -128,8 +128,8 @@ pub unsafe extern "C" fn pfc_fetch_complete(
 /// @param claim  Freed by the first call, whatever it returns.
 /// @param old    Set to the older value, to be freed with pfc_value_free(), or cleared. May be null.
 /// @param call   Null to wait, see pfc_call.
-/// @return PFC_OK if there is no older value; PFC_STALE if there is one: it goes on serving, and the next try comes after
-///         5 s; PFC_AGAIN; or PFC_BAD_ARGUMENT.
+/// @return PFC_OK if there is no older value; PFC_STALE if there is one: it goes on serving, and the next try comes
+///         after 5 s; PFC_AGAIN; or PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_fetch_fail(
     claim: *mut pfc_claim,

@@ -8,8 +8,8 @@ use crate::expiry::ttl;
 use crate::handle::{of_handle, pfc_cache};
 use crate::status::pfc_status;
 
-/// Adds to a counter. One that is not there begins at 0, and then lives for `ttl_ms`; one that is there keeps the time that
-/// it has left. From 0 to INT64_MAX all servers do the same; below 0 Memcached stays at 0.
+/// Adds to a counter. One that is not there begins at 0, and then lives for `ttl_ms`; one that is there keeps the time
+/// that it has left. From 0 to INT64_MAX all servers do the same; below 0 Memcached stays at 0.
 ///
 /// @param by      May be negative.
 /// @param ttl_ms  In milliseconds, or PFC_NEVER. 0 is refused.

@@ -272,7 +272,8 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they are.
+/// Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they
+/// are.
 ///
 /// @param call  Null to wait, see pfc_call.
 /// @return PFC_OK, PFC_AGAIN, or an error: PFC_UNSUPPORTED by Memcached where its crawler is off.

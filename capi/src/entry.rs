@@ -31,8 +31,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// Runs a function of the interface: an error becomes its status, and what is said of it is kept for this thread. So does
-/// a panic, which must not reach C.
+/// Runs a function of the interface: an error becomes its status, and what is said of it is kept for this thread. So
+/// does a panic, which must not reach C.
 #[inline]
 pub(crate) fn entry(work: impl FnOnce() -> Result<pfc_status, Failure>) -> pfc_status {
     match catch_unwind(AssertUnwindSafe(work)) {

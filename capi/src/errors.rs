@@ -34,8 +34,8 @@ pub(crate) fn keep(failure: Failure) {
     let _ = LAST.try_with(|last| *last.borrow_mut() = Last { message, is_transient });
 }
 
-/// What is to be said of the last error that a call on this thread has returned: what was being done, to which server, and
-/// why it failed. UTF-8, without secrets; "" if there was none.
+/// What is to be said of the last error that a call on this thread has returned: what was being done, to which server,
+/// and why it failed. UTF-8, without secrets; "" if there was none.
 ///
 /// The string is the thread's: it stays until the next call on it that returns an error, whatever other threads do. A
 /// forked child has that of the thread that forked.

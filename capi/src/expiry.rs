@@ -15,8 +15,8 @@ const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
 
 /// How long a value that was loaded is fresh, and what happens then. All times are in milliseconds.
 ///
-/// Members that are 0 mean nothing, but for the first. Where `stale_ms` or `refresh_ahead_ms` is set, the times are stored
-/// with the value, in an envelope that only this library reads (pfc_get() does).
+/// Members that are 0 mean nothing, but for the first. Where `stale_ms` or `refresh_ahead_ms` is set, the times are
+/// stored with the value, in an envelope that only this library reads (pfc_get() does).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct pfc_expiry {
@@ -24,11 +24,11 @@ pub struct pfc_expiry {
     pub ttl_ms: i64,
     /// After that, how long it goes on serving, while one caller loads it again, and as long as that fails.
     pub stale_ms: i64,
-    /// In the last part of its fresh time, of this length, one caller loads it again while the others have the current one.
-    /// Must be less than `ttl_ms`.
+    /// In the last part of its fresh time, of this length, one caller loads it again while the others have the current
+    /// one. Must be less than `ttl_ms`.
     pub refresh_ahead_ms: i64,
-    /// Shortens the fresh time by a random part of up to this fraction, from 0 to 1, so that what was stored together does
-    /// not end together.
+    /// Shortens the fresh time by a random part of up to this fraction, from 0 to 1, so that what was stored together
+    /// does not end together.
     pub jitter: f64,
 }
 

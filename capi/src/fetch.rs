@@ -16,8 +16,8 @@ pub struct pfc_load {
     value: Option<Bytes>,
 }
 
-/// Loads a value: calls pfc_load_give() and returns 0, or anything else if it has failed. It must return: no exception and
-/// no longjmp may go past it. It may use the cache, and it may fork.
+/// Loads a value: calls pfc_load_give() and returns 0, or anything else if it has failed. It must return: no exception
+/// and no longjmp may go past it. It may use the cache, and it may fork.
 pub type pfc_loader = Option<unsafe extern "C" fn(user_data: *mut c_void, load: *mut pfc_load) -> c_int>;
 
 /// Hands over what a loader has loaded. Of several calls the last one counts.
@@ -36,8 +36,8 @@ pub unsafe extern "C" fn pfc_load_give(load: *mut pfc_load, data: *const c_void,
     })
 }
 
-/// Reads a value, or else calls `loader` and stores what it has loaded: for C. For other languages see pfc_fetch_begin(),
-/// which says who loads and who waits; this function returns when it is done.
+/// Reads a value, or else calls `loader` and stores what it has loaded: for C. For other languages see
+/// pfc_fetch_begin(), which says who loads and who waits; this function returns when it is done.
 ///
 /// @param expiry           How long a loaded value lives.
 /// @param load_timeout_ms  As of pfc_fetch_begin().
@@ -45,8 +45,8 @@ pub unsafe extern "C" fn pfc_load_give(load: *mut pfc_load, data: *const c_void,
 /// @param user_data        Handed to it.
 /// @param value            Set to the value, to be freed with pfc_value_free(), where PFC_OK or PFC_STALE is returned;
 ///                         cleared otherwise.
-/// @return PFC_OK; PFC_STALE for a stale value, since another caller loads it or the loader has failed; PFC_LOADER if the
-///         loader has failed and there is no older value; PFC_BAD_KEY, PFC_BAD_TTL or PFC_BAD_ARGUMENT.
+/// @return PFC_OK; PFC_STALE for a stale value, since another caller loads it or the loader has failed; PFC_LOADER if
+///         the loader has failed and there is no older value; PFC_BAD_KEY, PFC_BAD_TTL or PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_fetch(
     cache: *const pfc_cache,

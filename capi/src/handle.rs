@@ -12,8 +12,8 @@ use crate::entry::{Failure, entry, null, out, text};
 use crate::errors;
 use crate::status::pfc_status;
 
-/// A cache that is open, for the life of the process: there is nothing to close. Any thread may use it at any time, and so
-/// may the children of the process.
+/// A cache that is open, for the life of the process: there is nothing to close. Any thread may use it at any time, and
+/// so may the children of the process.
 pub struct pfc_cache {
     name: String,
     url: String,
@@ -29,17 +29,18 @@ static OPEN: AtomicPtr<pfc_cache> = AtomicPtr::new(ptr::null_mut());
 /// Held while one is opened, by threads of this process.
 static OPENING: ProcessLocal<Mutex<()>> = ProcessLocal::new();
 
-/// Opens the cache of this name, or hands out the one that is open: a host that runs its configuration several times gets
-/// the same each time. No I/O with a server; the first call that needs a connection makes it.
+/// Opens the cache of this name, or hands out the one that is open: a host that runs its configuration several times
+/// gets the same each time. No I/O with a server; the first call that needs a connection makes it.
 ///
-/// For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's makes
-/// connections of its own.
+/// For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's
+/// makes connections of its own.
 ///
-/// @param name       What reports and metrics call it; UTF-8, `name_length` bytes.
-/// @param url        The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
-///                   prefork-cache has all URLs and options.
-/// @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to; null for none.
-/// @param cache      Set to the handle where PFC_OK is returned. It is never freed.
+/// @param name           What reports and metrics call it; UTF-8, `name_length` bytes.
+/// @param url            The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
+///                       prefork-cache has all URLs and options.
+/// @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to: "shop", "shop:v2". Null
+///                       for none.
+/// @param cache          Set to the handle where PFC_OK is returned. It is never freed.
 /// @return PFC_OK; PFC_CONFLICT if it is open with another URL or namespace; PFC_BAD_URL, PFC_BAD_CONFIG or
 ///         PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
@@ -81,8 +82,11 @@ fn open(name: &str, url: &str, namespace: Option<&str>) -> Result<&'static pfc_c
         };
     }
     let mut builder = Cache::builder(stores::from_url(url)?).name(name).on_error(errors::report);
-    if let Some(namespace) = namespace {
-        builder = builder.namespace(namespace);
+    for part in namespace.into_iter().flat_map(|namespace| namespace.split(':')) {
+        if part.is_empty() {
+            return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, "a part of the namespace is empty"));
+        }
+        builder = builder.namespace(part);
     }
     let opened = Box::leak(Box::new(pfc_cache {
         name: name.to_owned(),

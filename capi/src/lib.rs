@@ -1,7 +1,7 @@
 //! The C interface of [`prefork_cache`].
 //!
-//! What C programs read is `include/prefork_cache.h`, which is generated from here: the comments on functions and types are
-//! written for them. `README.md` is the introduction.
+//! What C programs read is `include/prefork_cache.h`, which is generated from here: the comments on functions and types
+//! are written for them. `README.md` is the introduction.
 //!
 //! Each function goes through [`entry`](entry::entry), where a panic ends, and those that may wait for a server through
 //! [`call`], where they wait once, or in slices.

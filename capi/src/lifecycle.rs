@@ -9,18 +9,19 @@ use crate::value::pfc_value;
 /// The version of the interface. It goes up with each addition; what is there stays.
 pub const PFC_ABI_VERSION: u32 = 1;
 
-/// The version of the interface of the library that was loaded, to be compared with PFC_ABI_VERSION of the header: it is at
-/// least that, or the program uses what the library does not have.
+/// The version of the interface of the library that was loaded, to be compared with PFC_ABI_VERSION of the header: it
+/// is at least that, or the program uses what the library does not have.
 #[unsafe(no_mangle)]
 pub extern "C" fn pfc_abi_version() -> u32 {
     PFC_ABI_VERSION
 }
 
-/// Brings this process up to date after a fork, now rather than at first use: for the hook that a host offers, and never
-/// needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a process that
-/// was not forked, or not at all, everything works alike.
+/// Brings this process up to date after a fork, now rather than at first use: for the hook that a host offers, and
+/// never needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a
+/// process that was not forked, or not at all, everything works alike.
 ///
-/// @param report  Set to one line of text for a log, to be freed with pfc_value_free(). May be null.
+/// @param report  Set to one line of text for a log, also where an error is returned; to be freed with
+///                pfc_value_free(). May be null.
 /// @return PFC_OK, or the error of a store that could not be brought up to date: it is tried again at its first use.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_after_fork(report: *mut pfc_value) -> pfc_status {

@@ -25,8 +25,8 @@ pub struct pfc_key {
 /// @param values    `count` of them, each set to its key's value, or cleared; to be freed with pfc_value_free() each.
 /// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
 /// @param call      Null to wait, see pfc_call.
-/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be set
-///         all the same.
+/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be
+///         set all the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_get_many(
     cache: *const pfc_cache,
@@ -42,12 +42,13 @@ pub unsafe extern "C" fn pfc_get_many(
         if count > 0 && values.is_null() {
             return Err(null("array of values"));
         }
+        // SAFETY: as above.
+        let texts = unsafe { texts(keys, count) };
         for place in 0..count {
             // SAFETY: as above.
             unsafe { values.add(place).write(pfc_value::NONE) };
         }
-        // SAFETY: as above.
-        let keys = &*unsafe { texts(keys, count) }?;
+        let keys = &*texts?;
         let found = call!(call, "get_many", cache, keys => cache.octets().get_many(keys));
         let Some(found) = found else { return Ok(pfc_status::PFC_AGAIN) };
         let mut outcomes = Outcomes::to(statuses);
@@ -100,6 +101,9 @@ unsafe fn texts(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failu
     }
     if keys.is_null() {
         return Err(null("array of keys"));
+    }
+    if count > isize::MAX as usize / size_of::<pfc_key>() {
+        return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, format!("the number of keys is {count}")));
     }
     // SAFETY: as of the functions above.
     let keys = unsafe { slice::from_raw_parts(keys, count) };

@@ -8,9 +8,9 @@ use crate::status::pfc_status;
 use crate::value::pfc_value;
 
 /// What this process has done through a cache, as a JSON object: `hits`, `misses`, `undecodable`, `stale`, `loads`,
-/// `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects with `address`,
-/// `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names stay; others may be added. A forked child
-/// counts from zero.
+/// `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects with
+/// `address`, `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names stay; others may be added. A
+/// forked child counts from zero.
 ///
 /// @param json  Set where PFC_OK is returned; to be freed with pfc_value_free().
 /// @return PFC_OK or PFC_BAD_ARGUMENT.
@@ -26,8 +26,8 @@ pub unsafe extern "C" fn pfc_stats(cache: *const pfc_cache, json: *mut pfc_value
     })
 }
 
-/// The same of all caches that are open, in the text format of Prometheus: `prefork_cache_hits_total{cache="default"}` and
-/// so on, and `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
+/// The same of all caches that are open, in the text format of Prometheus: `prefork_cache_hits_total{cache="default"}`
+/// and so on, and `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
 ///
 /// @param text  Set where PFC_OK is returned; to be freed with pfc_value_free().
 /// @return PFC_OK or PFC_BAD_ARGUMENT.

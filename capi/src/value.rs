@@ -29,8 +29,8 @@ impl pfc_value {
     }
 }
 
-/// Frees what was handed out, and clears the structure: another time does nothing. On any thread, also in a child of the
-/// process that it was handed out to. Takes a null pointer.
+/// Frees what was handed out, and clears the structure: another time does nothing. On any thread, also in a child of
+/// the process that it was handed out to. Takes a null pointer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_value_free(value: *mut pfc_value) {
     // SAFETY: null, or a structure that one of the functions here has set.

@@ -34,10 +34,10 @@ impl Cache {
 
 /// The verbs of a [`Cache`] for values that are byte strings; see [`Cache::octets`].
 ///
-/// They are stored as they are, for any program to read, unless their [expiry](Expiry) has a stale time or one to refresh
-/// them ahead: then the times go with them, in the envelope of typed values, and Rust reads them as `serde_bytes::ByteBuf`.
-/// (So are bytes that could be taken for such an envelope.) Read is either, and what Rust has stored as a `String` or a
-/// `serde_bytes::ByteBuf` by MessagePack; any other typed value is a miss.
+/// They are stored as they are, for any program to read, unless their [expiry](Expiry) has a stale time or one to
+/// refresh them ahead: then the times go with them, in the envelope of typed values, and Rust reads them as
+/// `serde_bytes::ByteBuf`. (So are bytes that could be taken for such an envelope.) Read is either, and what Rust has
+/// stored as a `String` or a `serde_bytes::ByteBuf` by MessagePack; any other typed value is a miss.
 #[derive(Clone, Copy, Debug)]
 pub struct Octets<'a> {
     cache: &'a Cache,
@@ -78,8 +78,8 @@ impl Octets<'_> {
         self.cache.put(key, sealed, when, |stored| stored).await
     }
 
-    /// [`Cache::fetch_begin`] for a byte string: its value, and whether it is stale while another caller loads it, or the
-    /// claim to load it.
+    /// [`Cache::fetch_begin`] for a byte string: its value, and whether it is stale while another caller loads it, or
+    /// the claim to load it.
     ///
     /// # Errors
     ///

@@ -2,21 +2,21 @@
 
 use std::fmt;
 use std::future::Future;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lifecycle::ProcessBound;
 use crate::net::{in_slice, inline};
+use crate::sync::block_until;
 
-/// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and comes
-/// back before it is done if it takes long: between two calls of [`run_for`](Resumable::run_for) a host can serve its
-/// signals, and let its other threads have an interpreter's lock.
+/// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and
+/// comes back before it is done if it takes long: between two calls of [`run_for`](Resumable::run_for) a host can serve
+/// its signals, and let its other threads have an interpreter's lock.
 ///
-/// Nothing of it goes on between the calls: no thread and no runtime is behind it. What it waits for is left as it is, with
-/// the exchange with a server, and the wait goes on in the next call. The time in between counts towards the store's
-/// timeouts, but an answer that has come meanwhile is taken. Only the resolver cannot be left: the lookup of a host's name
-/// takes its own time (give the address in numbers where that matters).
+/// Nothing of it goes on between the calls: no thread and no runtime is behind it. What it waits for is left as it is,
+/// with the exchange with a server, and the wait goes on in the next call. The time in between counts towards the
+/// store's timeouts, but an answer that has come meanwhile is taken. Only the resolver cannot be left: the lookup of a
+/// host's name takes its own time (give the address in numbers where that matters).
 ///
 /// Dropped before it is done, it is cancelled, as any future of this crate: it has taken effect or not, and no later
 /// operation is disturbed. In a child of the process that began it, it does nothing.
@@ -65,10 +65,8 @@ impl<'a, T> Resumable<'a, T> {
         let Some(operation) = operation.get() else { return Some(Err(Error::begun_by_parent())) };
         let now = Instant::now();
         let end = now.checked_add(time).unwrap_or(now);
-        match in_slice(end, || operation.as_mut().poll(&mut Context::from_waker(Waker::noop()))) {
-            Poll::Ready(outcome) => Some(Ok(outcome)),
-            Poll::Pending => None,
-        }
+        // What is not of this crate, a loader for example, may suspend before the slice is over.
+        in_slice(end, || block_until(Some(end), |cx| operation.as_mut().poll(cx))).map(Ok)
     }
 }
 

@@ -10,6 +10,7 @@
 //! The stores of this crate wait inline where they are told to, so that their futures are ready at the first poll. A
 //! store that suspends all the same, called through the blocking API, is waited for here: by parking the thread, on a
 //! multi-thread runtime after telling tokio so. On the thread of a current-thread runtime that would wait for itself.
+//! In slices whoever runs them waits.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,8 +20,8 @@ use std::time::Duration;
 use super::Cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
-use crate::net::{is_inline, is_slice_over, slice_end, within};
-use crate::sync::block_until;
+use crate::net::{is_inline, slice_end, within};
+use crate::sync::block_on;
 
 /// A store's future.
 type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
@@ -57,19 +58,15 @@ impl<T> Future for Settled<'_, T> {
         };
         match polled {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending if is_inline() && !is_slice_over() => wait_for(operation),
+            Poll::Pending if is_inline() && slice_end().is_none() => Poll::Ready(wait_for(operation)),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
-/// Pending if the slice ends before.
 #[cold]
-fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Poll<Result<T>> {
-    let mut block = || match block_until(slice_end(), |cx| operation.as_mut().poll(cx)) {
-        Some(output) => Poll::Ready(Ok(output)),
-        None => Poll::Pending,
-    };
+#[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
+fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Result<T> {
     #[cfg(feature = "tokio")]
     if let Ok(handle) = tokio::runtime::Handle::try_current() {
         use tokio::runtime::RuntimeFlavor;
@@ -78,10 +75,10 @@ fn wait_for<T>(operation: &mut Pin<Box<Operation<'_, T>>>) -> Poll<Result<T>> {
             RuntimeFlavor::CurrentThread => {
                 let context = "the store suspends, and waiting for it would block the only thread of this tokio runtime: \
                                use the asynchronous method, or a thread outside of the runtime";
-                Poll::Ready(Err(Error::new(ErrorKind::WouldDeadlock, context)))
+                Err(Error::new(ErrorKind::WouldDeadlock, context))
             }
-            _ => tokio::task::block_in_place(block),
+            _ => Ok(tokio::task::block_in_place(|| block_on(operation))),
         };
     }
-    block()
+    Ok(block_on(operation))
 }

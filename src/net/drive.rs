@@ -1,8 +1,9 @@
 //! Whether an operation runs inline on this thread, or in a tokio runtime.
 //!
-//! There is one implementation of each operation. Inside a tokio runtime its waits are asynchronous. Outside of one, and on a
-//! thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first poll; on one
-//! that [`in_slice`] has marked they block until the slice is over, and go on where they were at the next poll.
+//! There is one implementation of each operation. Inside a tokio runtime its waits are asynchronous. Outside of one,
+//! and on a thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first
+//! poll; on one that [`in_slice`] has marked they block until the slice is over, and go on where they were at the next
+//! poll.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -118,7 +119,7 @@ pub(crate) fn slice_end() -> Option<Instant> {
 }
 
 /// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
-pub(crate) fn is_slice_over() -> bool {
+pub(super) fn is_slice_over() -> bool {
     slice_end().is_some_and(|end| Instant::now() >= end)
 }
 

@@ -103,8 +103,8 @@ impl<'a, S: Rationed> Turn<'a, S> {
         }
     }
 
-    /// Leaves the queue until it waits again, at the same place, unless the wait has ended: a call that has slices may be
-    /// left for any time, and must not be woken instead of another one meanwhile.
+    /// Leaves the queue until it waits again, at the same place, unless the wait has ended: a call that has slices may
+    /// be left for any time, and must not be woken instead of another one meanwhile.
     pub(super) fn step_out_unless(&self, has_ended: bool) {
         if !has_ended {
             self.step_out();

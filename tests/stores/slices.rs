@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use prefork_cache::stores::from_url;
+use prefork_cache::stores::{MemoryStore, from_url};
 use prefork_cache::{Begun, Cache, ErrorKind, Result, Resumable};
 
 use crate::staleness::HOUR;
@@ -174,5 +174,19 @@ fn a_timeout_is_one_in_slices_too() {
         assert!(get.run_for(SLICE).is_none());
         assert_eq!(finish(&mut get).unwrap_err().kind(), ErrorKind::Timeout);
         server.resume();
+    });
+}
+
+/// Nothing of this crate's: a loader, or a store of another crate.
+#[test]
+fn what_suspends_before_the_slice_is_over_is_waited_for() {
+    let cache = Cache::builder(MemoryStore::new()).build();
+    let (loaded, load) = tokio::sync::oneshot::channel();
+    let mut fetch = Resumable::new(cache.fetch("k", HOUR, move || load));
+    assert!(is_unfinished(&mut fetch));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || fetch.run_for(Duration::from_secs(60)).expect("it was woken"));
+        loaded.send("v".to_owned()).unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap().unwrap(), "v");
     });
 }

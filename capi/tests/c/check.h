@@ -29,7 +29,7 @@
     do status_ = (call);                                                                                               \
     while (status_ == PFC_AGAIN && (expected) != PFC_AGAIN);                                                           \
     if (status_ != (expected))                                                                                         \
-      FAIL("%s: %s, not %s: %s", #call, pfc_status_name(status_), pfc_status_name(expected), pfc_error_message());      \
+      FAIL("%s: %s: %s", #call, pfc_status_name(status_), pfc_error_message());                                        \
   } while (0)
 
 static inline pfc_cache *open_as(const char *name, const char *url) {
@@ -45,7 +45,8 @@ static inline int is_value(const pfc_value *value, const char *text) {
 /* Takes the value. */
 #define EXPECT_VALUE(text, value)                                                                                      \
   do {                                                                                                                 \
-    if (!is_value(&(value), text)) FAIL("%.*s, not %s", (int)(value).length, (const char *)(value).data, text);                      \
+    if (!is_value(&(value), text))                                                                                     \
+      FAIL("%.*s, not %s", (int)(value).length, (const char *)(value).data, text);                                     \
     pfc_value_free(&(value));                                                                                          \
   } while (0)
 

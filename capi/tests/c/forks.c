@@ -1,5 +1,5 @@
-/* Forks while four threads use the cache, in every way that a host might: forks URL ROUNDS. Each writes values of its own
- * and reads them back; no error surfaces, in the parent or in any child. */
+/* Forks while four threads use the cache, in every way that a host might: forks URL ROUNDS. Each writes values of its
+ * own and reads them back; no error surfaces, in the parent or in any child. */
 #include "check.h"
 
 #include <pthread.h>
@@ -11,8 +11,8 @@ static pfc_cache *cache;
 static atomic_int is_over;
 static atomic_long checked;
 
-/* What goes round the handlers of fork() leaves the allocator's locks as other threads hold them, and the child must not
- * allocate: so these pause meanwhile. */
+/* What goes round the handlers of fork() leaves the allocator's locks as other threads hold them, and the child must
+ * not allocate: so these pause meanwhile. */
 static pthread_rwlock_t between = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
 static void write_and_read_back(const char *who, long round) {

@@ -84,13 +84,13 @@ static void many(const pfc_cache *cache, pfc_call **call) {
 static void namespaces(const char *url) {
   pfc_cache *all = open_as("all", url), *part, *again;
   pfc_value value;
-  EXPECT(PFC_OK, pfc_open(KEY("part"), url, strlen(url), KEY("shop"), &part));
-  EXPECT(PFC_OK, pfc_open(KEY("part"), url, strlen(url), KEY("shop"), &again));
+  EXPECT(PFC_OK, pfc_open(KEY("part"), url, strlen(url), KEY("shop:v2"), &part));
+  EXPECT(PFC_OK, pfc_open(KEY("part"), url, strlen(url), KEY("shop:v2"), &again));
   CHECK(again == part);
   EXPECT(PFC_OK, pfc_set(part, KEY("k"), KEY("inside"), MINUTE, NULL));
   EXPECT(PFC_OK, pfc_set(all, KEY("k"), KEY("outside"), MINUTE, NULL));
   if (strncmp(url, "memory", 6) != 0) { /* of which each handle has its own */
-    EXPECT(PFC_OK, pfc_get(all, KEY("shop:k"), &value, NULL));
+    EXPECT(PFC_OK, pfc_get(all, KEY("shop:v2:k"), &value, NULL));
     EXPECT_VALUE("inside", value);
   }
   EXPECT(PFC_OK, pfc_clear(part, NULL));

@@ -70,8 +70,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Under valgrind: an error or a leak ends it with another status. What only an inner pointer leads to is no leak: so hash
-/// tables are held.
+/// Under valgrind: an error or a leak ends it with another status. What only an inner pointer leads to is no leak:
+/// hash tables are held like that.
 pub(crate) fn under_valgrind(program: &Path) -> Command {
     let mut valgrind = command("valgrind");
     valgrind.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--trace-children=no"]);

@@ -1,4 +1,5 @@
-//! Programs in C, PHP and Lua against the installed library and real servers. `capi/tests/run` installs what they need.
+//! Programs in C, PHP, Lua, Python and Ruby against the installed library and real servers. `capi/tests/run` installs
+//! what they need.
 
 mod c;
 mod exports;

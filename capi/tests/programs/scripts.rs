@@ -1,11 +1,11 @@
-//! Programs in PHP and Lua.
+//! Programs in PHP, Lua, Python and Ruby.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use support::servers::{Kind, Server};
 
-use crate::host::{command, package, prefix, succeed};
+use crate::host::{command, library, package, prefix, succeed};
 
 const PATIENT: &str = "timeout=20s&connect_timeout=20s";
 
@@ -57,6 +57,16 @@ fn from_php_with_what_was_preloaded() {
                 .arg(url),
         );
     });
+}
+
+#[test]
+fn from_python_in_every_way_to_make_a_process() {
+    on_each_store(|url| is_ok(command("python3").arg(script("python", "forks.py")).arg(url).arg(library())));
+}
+
+#[test]
+fn from_ruby_in_every_way_to_make_a_process() {
+    on_each_store(|url| is_ok(command("ruby").arg(script("ruby", "forks.rb")).arg(url).arg(library())));
 }
 
 fn php(settings: &[&str]) -> Command {
