@@ -40,10 +40,9 @@ impl Row {
     /// Remembers what is held after a reload. Panics if it is not what was held after the first.
     pub(crate) fn reloaded(&mut self, inspection: Inspection) {
         let held = [inspection.masters, inspection.workers].map(|held| held.into_values().collect::<Vec<_>>());
-        let first = self.reloads.first().unwrap_or(&held);
-        let (now, then) = [&held, first].map(|held| self.fixed(held)).into();
-        assert_eq!(now, then, "descriptors that must be as many as before, after reload {}", self.reloads.len() + 1);
         self.reloads.push(held);
+        let [first, now] = [&self.reloads[0], &self.reloads[self.reloads.len() - 1]].map(|held| self.fixed(held));
+        assert_eq!(now, first, "descriptors that must be as many as before, after reload {}", self.reloads.len());
     }
 
     /// How many descriptors masters and workers hold whose number must not change, in order: all but connections, of
