@@ -37,7 +37,6 @@
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
-#[cfg(any(feature = "redis", test))]
 mod append_only;
 mod atfork;
 mod bound;
@@ -62,7 +61,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(feature = "redis")]
 pub(crate) use append_only::AppendOnly;
 pub(crate) use bound::ProcessBound;
 pub use generation::generation;

@@ -28,7 +28,7 @@ impl<T> AppendOnly<T> {
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
         let value = self.places.get(index)?.load(Ordering::Acquire);
-        // SAFETY: null, or made by `Box::into_raw` in `find_or_add` and freed only by `drop`, which has the only reference.
+        // SAFETY: null, or made by `Box::into_raw` in `add_unless` and freed only by `drop`, which has the only reference.
         unsafe { value.as_ref() }
     }
 
@@ -39,18 +39,31 @@ impl<T> AppendOnly<T> {
     /// The place of the first value that is meant; where there is none, that of a new one behind all others. `None` where
     /// there is no room for it.
     pub(crate) fn find_or_add(&self, is_meant: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> Option<usize> {
-        if let Some(found) = self.iter().position(&is_meant) {
-            return Some(found);
-        }
-        let mut fresh = Box::new(make());
+        let found = self.iter().position(&is_meant);
+        found.or_else(|| self.add_unless(|held, _| is_meant(held), make()))
+    }
+
+    /// The place of this value, which is added behind all others where there is none that equals it. `None` where there is
+    /// no room for it.
+    pub(crate) fn place_of(&self, value: T) -> Option<usize>
+    where
+        T: Eq,
+    {
+        self.add_unless(|held, value| held == value, value)
+    }
+
+    fn add_unless(&self, is_meant: impl Fn(&T, &T) -> bool, value: T) -> Option<usize> {
+        let mut fresh = Box::new(value);
         for (index, place) in self.places.iter().enumerate() {
-            let pointer = Box::into_raw(fresh);
-            if place.compare_exchange(ptr::null_mut(), pointer, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                return Some(index);
+            if self.get(index).is_none() {
+                let pointer = Box::into_raw(fresh);
+                if place.compare_exchange(ptr::null_mut(), pointer, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    return Some(index);
+                }
+                // SAFETY: made above and not published.
+                fresh = unsafe { Box::from_raw(pointer) };
             }
-            // SAFETY: made above and not published.
-            fresh = unsafe { Box::from_raw(pointer) };
-            if self.get(index).is_some_and(&is_meant) {
+            if self.get(index).is_some_and(|held| is_meant(held, &fresh)) {
                 return Some(index);
             }
         }
