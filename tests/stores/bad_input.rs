@@ -21,7 +21,7 @@ fn urls() {
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
-            "unknown scheme \"gopher\": this build knows memory, redis, rediss, redis+sentinel, rediss+sentinel, redis+unix, redis+socket, unix, memcached, memcacheds, memcached+unix, null",
+            "unknown scheme \"gopher\": this build knows memory, redis, rediss, redis+sentinel, rediss+sentinel, redis+cluster, rediss+cluster, redis+unix, redis+socket, unix, memcached, memcacheds, memcached+unix, null",
         ),
         ("redis://", "a host of the URL is empty"),
         ("redis://ho st", "\"ho st\" is not the name or address of a host"),
