@@ -1,4 +1,5 @@
-//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of ours.
+//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of
+//! ours.
 //!
 //! A [verb](verbs) is a request and what its replies mean; a [`Link`] takes it there and back. Which link that is, on a
 //! cluster, is the business of the [`Cluster`].
@@ -35,8 +36,8 @@ mod verbs;
 /// [cluster](#cluster) of them.
 ///
 /// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole
-/// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it
-/// never uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
+/// milliseconds. [`clear`](crate::CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`;
+/// it never uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
 ///
 /// # Connections
 ///
@@ -63,8 +64,8 @@ mod verbs;
 /// # URLs
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
-/// `redis+unix://[user:password@]/path/of/the/socket`. A cluster is `redis+cluster://[user:password@]host[:port][,host[:port]...]`,
-/// with any of its nodes, or `rediss+cluster://`. User and password are percent-encoded. The port defaults to 6379,
+/// `redis+unix://[user:password@]/path/of/the/socket`. A cluster is
+/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, with any of its nodes, or `rediss+cluster://`. User and password are percent-encoded. The port defaults to 6379,
 /// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
 ///
@@ -90,14 +91,14 @@ mod verbs;
 ///   one key, and on a key and its lease, keep their order; while a slot is being moved, a delete that came before what
 ///   should precede it is carried out again behind it. A settle whose two keys are on two nodes, for as long as a slot
 ///   is being moved, is done step by step.
-/// - **[`clear`](CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of them does.
-///   It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
-///   [`reconnect`](CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
-/// - **Replicas** are read with `replicas=prefer`: by [`get`](CacheStore::get) and
-///   [`get_many`](CacheStore::get_many) alone, a key always from the same one, and from the master where it does not
-///   answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
-///   exempt from the [contract](CacheStore#contract). [`get_latest`](CacheStore::get_latest), batches and leases go to
-///   masters, so a fetch loads no more often than without.
+/// - **[`clear`](crate::CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of
+///   them does. It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
+///   [`reconnect`](crate::CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
+/// - **Replicas** are read with `replicas=prefer`: by [`get`](crate::CacheStore::get) and
+///   [`get_many`](crate::CacheStore::get_many) alone, a key always from the same one, and from the master where it does
+///   not answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
+///   exempt from the [contract](crate::CacheStore#contract). [`get_latest`](crate::CacheStore::get_latest), batches
+///   and leases go to masters, so a fetch loads no more often than without.
 /// - What a master has acknowledged and not replicated is lost when it is replaced: that is how Redis Cluster works.
 ///
 /// # Failures
