@@ -65,8 +65,8 @@ mod verbs;
 ///
 /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over [TLS](crate::guide::urls#tls), or
 /// `redis+unix://[user:password@]/path/of/the/socket`. A cluster is
-/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, with any of its nodes, or `rediss+cluster://`. User and password are percent-encoded. The port defaults to 6379,
-/// the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
+/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, with any of its nodes, or `rediss+cluster://`. User
+/// and password are percent-encoded. The port defaults to 6379, the database to 0. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on
 /// [passwords that change](crate::guide::urls#credentials).
 ///
 /// # Cluster
