@@ -19,6 +19,8 @@ use crate::error::Result;
 #[cfg(feature = "tokio")]
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
+use crate::lifecycle::ProcessBound;
+#[cfg(feature = "tokio")]
 use crate::lifecycle::runtime::{self, RuntimeId};
 
 /// How the operation that is being polled waits.
@@ -75,12 +77,15 @@ pub(crate) fn drive() -> Result<Drive> {
 ///
 /// # Errors
 ///
-/// As [`drive`].
+/// As [`drive`], and in a process that was forked meanwhile: an inherited timer never fires.
 pub(crate) async fn pause(pause: Duration) -> Result<()> {
     match drive()? {
         Drive::Inline => sleep(pause).await,
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => tokio::time::sleep(pause).await,
+        Drive::Tokio(_) => {
+            let paused = ProcessBound::new(Box::pin(tokio::time::sleep(pause))).await;
+            return paused.ok_or_else(Error::begun_by_parent);
+        }
     }
     Ok(())
 }

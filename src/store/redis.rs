@@ -1,4 +1,5 @@
-//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of ours.
+//! A store on a Redis server, or on the nodes of a cluster: the redis crate's commands and replies, over sockets of
+//! ours.
 //!
 //! A [verb](verbs) is a request and what its replies mean; a [`Link`] takes it there and back. Which link that is, on a
 //! cluster, is the business of the [`Cluster`].
@@ -37,8 +38,8 @@ mod verbs;
 /// [cluster](#cluster) of them.
 ///
 /// Speaks RESP3, or RESP2 to a server that does not know the former. A time to live is rounded up to whole
-/// milliseconds. [`clear`](CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`; it
-/// never uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
+/// milliseconds. [`clear`](crate::CacheStore::clear) goes through the keys with `SCAN` and removes them with `UNLINK`;
+/// it never uses `KEYS` or `FLUSHDB`. The batch verbs send up to 1,000 entries or 1 MiB in one exchange.
 ///
 /// # Connections
 ///
@@ -92,15 +93,16 @@ mod verbs;
 ///   longer than for a server that is down, and finds the new one at most `retry_after` later than it could.
 /// - **An isolated master** that still takes writes is left within `topology_refresh`: once in that time, while there are
 ///   calls, one of them has all sentinels asked, and what more than half of those that answer say counts. Inside tokio that
-///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout` or by `timeout`. What an
-///   isolated master has taken meanwhile is lost with it.
+///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout` or by
+///   `timeout`. What an isolated master has taken meanwhile is lost with it.
 /// - **Over a fork** a child goes on with the address that its parent knew.
 /// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use
 ///   `rediss+sentinel://` where others can get into the network between.
 ///
 /// # Cluster
 ///
-/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, or `rediss+cluster://` for the same over TLS. A key goes to the node that has its slot, over connections as above, one set for each node. Slots are those of
+/// `redis+cluster://[user:password@]host[:port][,host[:port]...]`, or `rediss+cluster://` for the same over TLS. A key
+/// goes to the node that has its slot, over connections as above, one set for each node. Slots are those of
 /// [Redis Cluster](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/): CRC-16 of the key, or
 /// of the part in its first `{braces}`. A lease is in the slot of its key.
 ///
@@ -120,14 +122,14 @@ mod verbs;
 ///   one key, and on a key and its lease, keep their order; while a slot is being moved, a delete that came before what
 ///   should precede it is carried out again behind it. A settle whose two keys are on two nodes, for as long as a slot
 ///   is being moved, is done step by step.
-/// - **[`clear`](CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of them does.
-///   It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
-///   [`reconnect`](CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
-/// - **Replicas** are read with `replicas=prefer`: by [`get`](CacheStore::get) and
-///   [`get_many`](CacheStore::get_many) alone, a key always from the same one, and from the master where it does not
-///   answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
-///   exempt from the [contract](CacheStore#contract). [`get_latest`](CacheStore::get_latest), batches and leases go to
-///   masters, so a fetch loads no more often than without.
+/// - **[`clear`](crate::CacheStore::clear)** goes through all masters at once, and fails, naming the node, if one of
+///   them does. It removes what was there when it began, but for entries in slots that are moved to another node meanwhile.
+///   [`reconnect`](crate::CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats) has every node.
+/// - **Replicas** are read with `replicas=prefer`: by [`get`](crate::CacheStore::get) and
+///   [`get_many`](crate::CacheStore::get_many) alone, a key always from the same one, and from the master where it does
+///   not answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
+///   exempt from the [contract](crate::CacheStore#contract). [`get_latest`](crate::CacheStore::get_latest), batches
+///   and leases go to masters, so a fetch loads no more often than without.
 /// - What a master has acknowledged and not replicated is lost when it is replaced: that is how Redis Cluster works.
 ///
 /// # Failures

@@ -2,12 +2,15 @@
 //! killed and replaced, in a child that is forked meanwhile, and in one that is forked while its parent asks who has
 //! which slots.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use prefork_cache::{Cache, ErrorKind, stores};
 
-use crate::callers::{Caller, MINUTE, cache_at, current_thread_runtime};
+use crate::callers::{Caller, MINUTE, cache_at, current_thread_runtime, until_async};
 use crate::harness::{Mode, Scenario, count, scenario};
 use support::cluster::Cluster;
 use support::forks::{Child, Way, fork, fork_by, try_fork_by};
@@ -26,6 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("forks_in_the_midst_of_batches::tokio", || forks_amid_batches(Mode::Tokio)),
         scenario("a_child_learns_for_itself::blocking", || learns_for_itself(Mode::Blocking)),
         scenario("a_child_learns_for_itself::tokio", || learns_for_itself(Mode::Tokio)),
+        scenario("inherited_waits_for_the_slots_fail", inherited_waits_fail),
     ]
 }
 
@@ -204,4 +208,37 @@ fn learns_for_itself(mode: Mode) {
         asking.join().expect("no panic").expect("it is answered after all");
     });
     assert_eq!(cache.blocking().get::<String>("key").map_err(|error| error.kind()), Ok::<_, ErrorKind>(Some("the parent's".to_owned())));
+}
+
+/// One of the futures asks who has which slots, and the others wait for that.
+fn inherited_waits_fail() {
+    cluster_all();
+    let server = Server::start(Kind::Redis);
+    let proxy = Proxy::before(server.port());
+    let cache = cache_at(Kind::Redis, proxy.port(), "timeout=30s&connect_timeout=30s");
+    proxy.hold_replies_with(":16383");
+    current_thread_runtime().block_on(async {
+        let mut asking: Vec<_> = (0..8).map(|_| Box::pin(cache.get_raw("key"))).collect();
+        let mut held = pin!(until_async("the proxy holds the slots", || proxy.held() == 1));
+        poll_fn(|cx| {
+            assert!(asking.iter_mut().all(|asking| asking.as_mut().poll(cx).is_pending()), "answered without a reply");
+            held.as_mut().poll(cx)
+        })
+        .await;
+        for way in Way::COMMON {
+            fork_by(way, || {
+                for mut asking in asking.drain(..) {
+                    let Poll::Ready(answer) = asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+                        panic!("an inherited future waits for what never comes");
+                    };
+                    assert_eq!(answer.map_err(|error| error.kind()), Err(ErrorKind::Forked));
+                }
+            })
+            .join();
+        }
+        proxy.release();
+        for asking in asking {
+            assert_eq!(asking.await.expect("it is answered after all"), None);
+        }
+    });
 }

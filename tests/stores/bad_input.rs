@@ -32,7 +32,13 @@ fn urls() {
         ("redis://::1", "write the IPv6 address \"::1\" in brackets"),
         ("redis://localhost/two", "the database \"two\" of a redis URL is not a number"),
         ("redis://localhost/-1", "the database \"-1\" of a redis URL is not a number"),
-        ("redis://a,b", "a redis URL names one server, without a comma"),
+        (
+            "redis://a,b",
+            "a redis URL names one server, without a comma; the nodes of a cluster are those of a redis+cluster URL",
+        ),
+        ("redis+cluster://a,b/3", "a cluster has no database 3: it has number 0 alone"),
+        ("redis+cluster://a?replicas=always", "replicas=\"always\" is neither never nor prefer"),
+        ("redis://a?replicas=prefer", "replicas=prefer is for a cluster: redis+cluster://"),
         (
             "redis://me@localhost",
             "a redis URL has a user name without a password: write user:password@, or :password@, or give a password_file",
@@ -40,7 +46,7 @@ fn urls() {
         (
             "redis://localhost?timeuot=1s",
             "unknown option \"timeuot\": known are client_name, connect_timeout, database, db, failures, keepalive, max_age, \
-             max_idle, max_value, password_file, pool_size, protocol, retry_after, sentinel_password, \
+             max_idle, max_value, password_file, pool_size, protocol, replicas, retry_after, sentinel_password, \
              sentinel_password_file, sentinel_username, timeout, tls_accept_any_certificate, tls_ca, tls_cert, tls_key, \
              tls_server_name, topology_refresh",
         ),

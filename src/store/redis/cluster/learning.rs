@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::table::{Index, Node, Table};
 use super::topology;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::ProcessLocal;
+use crate::lifecycle::{ProcessLocal, generation};
 use crate::net::{Drive, Retry, drive, pause, until};
 use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
@@ -52,11 +52,16 @@ struct Asking<'l> {
     state: &'l Lock<State>,
     line: usize,
     since: Instant,
+    generation: u64,
     outcome: Option<Result<()>>,
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
+        if self.generation != generation() {
+            // The note is the parent's, and so is its lock.
+            return;
+        }
         let mut state = self.state.lock();
         // Another one may have taken over.
         if state.under_way[self.line] == Some(self.since) {
@@ -160,7 +165,7 @@ impl Learning {
             return Ok(Turn::Anothers);
         }
         held.under_way[line] = Some(now);
-        Ok(Turn::Own(Asking { learning: self, state, line, since: now, outcome: None }))
+        Ok(Turn::Own(Asking { learning: self, state, line, since: now, generation: generation(), outcome: None }))
     }
 
     /// Asks one node after the other. One that does not answer leaves half of the time for the others.
