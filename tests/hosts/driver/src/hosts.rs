@@ -62,7 +62,7 @@ pub(crate) const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// How many workers each example has.
 pub(crate) const WORKERS: usize = 4;
 
-pub(crate) const ALL: [Host; 12] = [
+pub(crate) const ALL: [Host; 13] = [
     Host {
         name: "passenger",
         title: "Phusion Passenger",
@@ -267,6 +267,26 @@ pub(crate) const ALL: [Host; 12] = [
         // One that is killed takes all the others with it.
         replace: Way::Signal(Signal::SIGTERM),
         stop: Signal::SIGINT,
+        protocol: Protocol::Http,
+    },
+    Host {
+        name: "passenger-apache",
+        title: "Phusion Passenger",
+        directory: "passenger-apache",
+        version: "passenger --version",
+        build: None,
+        start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
+        front: None,
+        hook: MARKED,
+        threads: 1,
+        collects_pipes: false,
+        reload: Way::Command(
+            "PASSENGER_INSTANCE_REGISTRY_DIR=$PWD \
+             passenger-config restart-app --ignore-passenger-not-running $PWD",
+        ),
+        // As with Passenger Standalone.
+        replace: Way::Command("PASSENGER_INSTANCE_REGISTRY_DIR=$PWD passenger-config detach-process $WORKER"),
+        stop: Signal::SIGTERM,
         protocol: Protocol::Http,
     },
 ];
