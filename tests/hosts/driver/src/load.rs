@@ -1,6 +1,7 @@
 //! Thirty-two clients, each with one request under way, and every reply compared with what it must be.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -14,8 +15,8 @@ pub(crate) struct Load<'a> {
     endpoint: Endpoint<'a>,
     /// The part's name, which is in its keys and values.
     part: &'a str,
+    next: AtomicUsize,
     limit: usize,
-    begun: AtomicUsize,
     is_over: AtomicBool,
     /// Those that have answered a request, by store.
     workers: [Mutex<BTreeSet<u32>>; 2],
@@ -43,10 +44,10 @@ impl Tally {
 }
 
 impl<'a> Load<'a> {
-    /// Of at most `limit` requests.
-    pub(crate) fn new(endpoint: Endpoint<'a>, part: &'a str, limit: usize) -> Load<'a> {
-        let (begun, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Load { endpoint, part, limit, begun, is_over, workers: Default::default() }
+    /// Of requests with these numbers, or those of them that are sent until it ends.
+    pub(crate) fn new(endpoint: Endpoint<'a>, part: &'a str, numbers: Range<usize>) -> Load<'a> {
+        let (next, is_over) = (AtomicUsize::new(numbers.start), AtomicBool::new(false));
+        Load { endpoint, part, next, limit: numbers.end, is_over, workers: Default::default() }
     }
 
     /// Sends the requests, until they are all sent, [`end`](Load::end) is called or one has gone wrong.
@@ -80,7 +81,7 @@ impl<'a> Load<'a> {
         let mut tally = Tally::default();
         let mut connection = None;
         while !self.is_over() {
-            let number = self.begun.fetch_add(1, Ordering::Relaxed);
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
             if number >= self.limit {
                 break;
             }

@@ -105,10 +105,9 @@ impl Running {
         });
         row.hold(&self.look(&workers));
 
-        let workers = self.drive_late(workers, requests / 10, row);
+        workers = self.drive_late(workers, requests / 10, row);
         row.hold(&self.look(&workers));
 
-        let mut workers = workers;
         for reload in ["reload-1", "reload-2", "reload-3"] {
             workers = self.reload(reload, &workers, row);
             let inspection = self.look(&workers);
@@ -131,7 +130,8 @@ impl Running {
 
     /// Sends requests, and returns who has answered.
     fn drive(&self, part: &str, requests: usize, row: &mut Row) -> BTreeSet<u32> {
-        let load = Load::new(self.site.endpoint(), part, requests);
+        let first = row.tally.requests;
+        let load = Load::new(self.site.endpoint(), part, first..first + requests);
         self.count(part, load.drive(), row);
         row.workers.extend(load.workers());
         load.workers()
@@ -166,7 +166,7 @@ impl Running {
 
     /// Reloads under load, and returns the workers that there are then.
     fn reload(&self, part: &str, before: &BTreeSet<u32>, row: &mut Row) -> BTreeSet<u32> {
-        let load = Load::new(self.site.endpoint(), part, usize::MAX);
+        let load = Load::new(self.site.endpoint(), part, row.tally.requests..usize::MAX);
         let (fresh, tally) = std::thread::scope(|scope| {
             let driven = scope.spawn(|| load.drive());
             let ends = EndOnDrop(&load);
