@@ -1,6 +1,6 @@
 //! A Redis Cluster of real servers, made without any tool of Redis's own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Connection, Value, cmd};
 
@@ -13,6 +13,9 @@ pub const SLOTS: u16 = 16_384;
 
 /// How long a node may be silent before the others take it for failed.
 const NODE_TIMEOUT: &str = "1000";
+
+/// Longer than nodes try to get to know each other.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 
 /// Masters, each with the same number of replicas. Its drop stops them all.
 #[derive(Debug)]
@@ -49,6 +52,16 @@ impl Cluster {
         cluster
     }
 
+    /// Introduces the first node to the others.
+    fn meet(&self) {
+        let [first, others @ ..] = &self.nodes[..] else { panic!("a cluster has nodes") };
+        let mut first = connection(first);
+        for other in others {
+            let meet = ["MEET", "127.0.0.1", &other.port().to_string(), &bus_port(other)];
+            done(cmd("CLUSTER").arg(&meet).query(&mut first));
+        }
+    }
+
     /// Has the nodes know each other, and agree on who has what.
     fn join(&self, masters: u16) {
         for (number, node) in (0..masters).zip(&self.nodes) {
@@ -58,15 +71,18 @@ impl Cluster {
             done(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
             done(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
         }
-        let [first, others @ ..] = &self.nodes[..] else { panic!("a cluster has nodes") };
-        for other in others {
-            let mut first = connection(first);
-            let meet = ["MEET", "127.0.0.1", &other.port().to_string(), &bus_port(other)];
-            done(cmd("CLUSTER").arg(&meet).query(&mut first));
-        }
+        self.meet();
+        let mut met = Instant::now();
         let count = self.nodes.len();
         let knows_all = |node: &Server| node.ask("CLUSTER INFO").contains(&format!("cluster_known_nodes:{count}\r\n"));
-        until("the nodes of a cluster know each other", || self.nodes.iter().all(knows_all));
+        until("the nodes of a cluster know each other", || {
+            // A node that does not get the processor in time is forgotten.
+            if met.elapsed() > HANDSHAKE {
+                self.meet();
+                met = Instant::now();
+            }
+            self.nodes.iter().all(knows_all)
+        });
         let (masters, replicas) = self.nodes.split_at(usize::from(masters));
         for (replica, master) in replicas.iter().zip(masters.iter().cycle()) {
             let id: String = cmd("CLUSTER").arg("MYID").query(&mut connection(master)).expect("the id of a node");
