@@ -1,11 +1,12 @@
 //! Fetch in two steps: who is to load a value, and what was loaded.
 
+use std::borrow::Cow;
 use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prefork_cache::{Claim, Loaded, Resumable};
+use prefork_cache::{Cache, Claim, Loaded, Resumable};
 
 use crate::call::{call, in_slices, pfc_call};
 use crate::entry::{Failure, bytes, entry, key, null, out};
@@ -62,8 +63,7 @@ pub unsafe extern "C" fn pfc_fetch_begin(
         if key.is_empty() {
             return Err(Failure::new(pfc_status::PFC_BAD_KEY, "the key is empty"));
         }
-        let load_timeout = load_timeout(load_timeout_ms)?;
-        let cache = &load_timeout.map_or_else(|| cache.clone(), |timeout| cache.load_timeout(timeout));
+        let cache = &*with_load_timeout(cache, load_timeout_ms)?;
         let begun = call!(call, "fetch_begin", cache, key => cache.octets().fetch_begin(key));
         let Some(begun) = begun else { return Ok(pfc_status::PFC_AGAIN) };
         match begun {
@@ -80,12 +80,15 @@ pub unsafe extern "C" fn pfc_fetch_begin(
     })
 }
 
-/// `None` for the default.
-pub(crate) fn load_timeout(milliseconds: i64) -> Result<Option<Duration>, Failure> {
+/// The handle itself for the default.
+pub(crate) fn with_load_timeout(cache: &Cache, milliseconds: i64) -> Result<Cow<'_, Cache>, Failure> {
     let time = u64::try_from(milliseconds);
     let time =
         time.map_err(|_| Failure::new(pfc_status::PFC_BAD_ARGUMENT, format!("a load_timeout_ms of {milliseconds}")))?;
-    Ok((time > 0).then(|| Duration::from_millis(time)))
+    Ok(match time {
+        0 => Cow::Borrowed(cache),
+        time => Cow::Owned(cache.load_timeout(Duration::from_millis(time))),
+    })
 }
 
 /// Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key

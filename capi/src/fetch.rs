@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use bytes::Bytes;
 
-use crate::claims::load_timeout;
+use crate::claims::with_load_timeout;
 use crate::entry::{Failure, bytes, entry, key, out};
 use crate::expiry::pfc_expiry;
 use crate::handle::{of_handle, pfc_cache};
@@ -67,8 +67,7 @@ pub unsafe extern "C" fn pfc_fetch(
         // SAFETY: as above.
         let expiry = unsafe { out("expiry", expiry.cast_mut()) }?.to_rust()?;
         let loader = loader.ok_or_else(|| crate::entry::null("loader"))?;
-        let cache =
-            &load_timeout(load_timeout_ms)?.map_or_else(|| cache.clone(), |timeout| cache.load_timeout(timeout));
+        let cache = &*with_load_timeout(cache, load_timeout_ms)?;
         let claim = match cache.blocking().run(cache.octets().fetch_begin(key)) {
             Ok((found, is_stale)) => {
                 *value = pfc_value::of(found);

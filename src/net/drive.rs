@@ -6,10 +6,7 @@
 //! poll.
 
 use std::cell::Cell;
-#[cfg(feature = "redis")]
-use std::future::Future;
-use std::future::poll_fn;
-#[cfg(feature = "redis")]
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::thread::{self, LocalKey};
@@ -166,7 +163,6 @@ pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
 }
 
 /// Has the exchanges that a future begins take at most so long, and at most what is left until a moment.
-#[cfg(feature = "redis")]
 pub(crate) async fn until<F: Future>(moment: Instant, timeout: Duration, future: F) -> F::Output {
     let mut future = pin!(future);
     let left = || moment.saturating_duration_since(Instant::now()).min(timeout);

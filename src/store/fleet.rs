@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::{Company, together};
 
 /// Several servers, and what is asked of them.
@@ -66,6 +66,41 @@ pub(super) async fn carry_out<F: Fleet>(
         routes = fleet.send_on(course, &answered).await;
         for Answered { route, answer } in answered {
             answers[route.place] = Some((route.member, answer));
+        }
+    }
+    answers
+}
+
+/// How much goes in one exchange with a server.
+pub(super) struct Part {
+    pub(super) items: usize,
+    pub(super) bytes: usize,
+}
+
+/// An answer for each item from one server, which is asked for a part at a time. Once it fails it is not asked for the
+/// rest, and `failed` has their answers.
+pub(super) async fn in_parts<'i, I, A, F>(
+    items: &'i [&'i I],
+    most: Part,
+    size: impl Fn(&I) -> usize,
+    exchange: impl Fn(&'i [&'i I]) -> F,
+    failed: impl Fn(&I, &Error) -> Result<A>,
+) -> Vec<Result<A>>
+where
+    F: Future<Output = Result<Vec<Result<A>>>>,
+{
+    let mut answers = Vec::with_capacity(items.len());
+    while answers.len() < items.len() {
+        let rest = &items[answers.len()..];
+        let mut bytes = 0;
+        let fits = |item: &&&I| {
+            bytes += size(item);
+            bytes <= most.bytes
+        };
+        let fitting = rest.iter().take(most.items).take_while(fits).count().max(1);
+        match exchange(&rest[..fitting]).await {
+            Ok(answered) => answers.extend(answered),
+            Err(error) => answers.extend(rest.iter().map(|item| failed(item, &error))),
         }
     }
     answers

@@ -53,9 +53,8 @@ mod usage;
 /// than the bound, and a value for each thread that writes, is the most that is ever in use.
 ///
 /// A value that was just set can be gone at once: a store that is full keeps a new entry only if it has been asked for
-/// more often than those that it would take the place of, and in a cold child an entry of more than 97 % of the bound is
-/// never kept. Under random keys at the bound that is the end of some 0.3 to
-/// 0.6 % of the entries.
+/// more often than those that it would take the place of. Under random keys at the bound that is the end of some 0.3 to
+/// 0.6 % of the entries. In a cold child an entry of more than 97 % of the bound is never kept.
 ///
 /// An entry that has expired is not returned. Its memory is freed by a later operation, any one; while no operation
 /// comes, it stays.

@@ -20,13 +20,13 @@ use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
 use crate::net::{Company, Endpoint, Link, Retry, Timeouts};
-use crate::store::fleet::{self, Answered, Fleet, Route};
+use crate::store::fleet::{self, Answered, Fleet, Part, Route};
 use crate::store::wrong_count;
 use crate::telemetry;
 
 /// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
 /// sending replies that we do not read yet. A larger command goes alone.
-const EXCHANGE: usize = 64 * 1024;
+const EXCHANGE: Part = Part { items: usize::MAX, bytes: 64 * 1024 };
 
 #[derive(Debug)]
 pub(super) struct Servers {
@@ -57,6 +57,12 @@ struct Batch<'e> {
 pub(super) struct Entry<'a> {
     pub(super) key: Key<'a>,
     pub(super) command: Command,
+}
+
+impl Entry<'_> {
+    fn size(&self) -> usize {
+        self.key.wire().len() + self.command.size()
+    }
 }
 
 impl Servers {
@@ -155,15 +161,8 @@ impl Servers {
         retry: Retry,
         company: Option<&Company>,
     ) -> Vec<Result<Answer>> {
-        let mut answers = Vec::with_capacity(entries.len());
-        while answers.len() < entries.len() {
-            let rest = &entries[answers.len()..];
-            match self.exchange(server, &rest[..fitting(rest)], retry, company).await {
-                Ok(answered) => answers.extend(answered),
-                Err(error) => answers.extend(rest.iter().map(|_| Err(error.clone()))),
-            }
-        }
-        answers
+        let exchange = |part| self.exchange(server, part, retry, company);
+        fleet::in_parts(entries, EXCHANGE, Entry::size, exchange, |_, error| Err(error.clone())).await
     }
 
     async fn exchange(
@@ -256,16 +255,6 @@ fn ring_name(endpoint: &Endpoint) -> String {
         Endpoint::Unix(path) => path.display().to_string(),
         Endpoint::Named(name) => name.clone(),
     }
-}
-
-/// How many of these go in one exchange: at least one.
-fn fitting(entries: &[&Entry<'_>]) -> usize {
-    let mut size = 0;
-    let fits = |entry: &&&Entry<'_>| {
-        size += entry.key.wire().len() + entry.command.size();
-        size <= EXCHANGE
-    };
-    entries.iter().take_while(fits).count().max(1)
 }
 
 /// What an error reply to a command means.

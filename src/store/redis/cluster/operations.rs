@@ -16,7 +16,7 @@ use super::redirection::{Course, How, Target, Turned, said, without_end};
 use super::table::Node;
 use crate::error::{Error, Result};
 use crate::net::{Company, Link};
-use crate::store::fleet::{Answered, Fleet, Route, carry_out};
+use crate::store::fleet::{Answered, Fleet, Part, Route, carry_out, in_parts};
 use crate::store::hash_slot::slot;
 use crate::store::operation::carry_out_settle;
 use crate::store::redis::batch::{self, Commands, Scripts};
@@ -26,9 +26,8 @@ use crate::store::redis::protocol::Resp;
 use crate::store::redis::reply;
 use crate::store::{CacheStore, Op, Outcome};
 
-/// How much goes in one write to a node, of commands and of bytes.
-const PART_COMMANDS: usize = 4_096;
-const PART_BYTES: usize = 1 << 20;
+/// How much goes in one write to a node.
+const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
 
 /// Whether gets may be answered by replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +94,8 @@ impl Cluster {
         let items: Vec<Item<'_>> = operations.iter().map(|operation| Item::new(operation)).collect();
         let deadline = self.deadline();
         self.located(items.iter().map(|item| item.slot), deadline).await?;
-        let parts = items.len() / PART_COMMANDS
-            + items.iter().map(|item| batch::size(item.operation)).sum::<usize>() / PART_BYTES;
+        let parts =
+            items.len() / PART.items + items.iter().map(|item| batch::size(item.operation)).sum::<usize>() / PART.bytes;
         let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
         let mut batch = Batch { course: Course::new(deadline + more), removed: HashSet::new() };
         let mut unrouted = HashMap::new();
@@ -167,16 +166,9 @@ impl<'o> Fleet for Nodes<'o> {
         batch: &Batch,
         company: Option<&Company>,
     ) -> Vec<Result<Answer>> {
-        let mut answers = Vec::with_capacity(items.len());
-        while answers.len() < items.len() {
-            let rest = &items[answers.len()..];
-            let part = &rest[..fitting(rest)];
-            match self.exchange(target, part, &batch.course, company).await {
-                Ok(answered) => answers.extend(answered),
-                Err(error) => answers.extend(rest.iter().map(|item| self.failed(target, item, &error))),
-            }
-        }
-        answers
+        let size = |item: &Item<'o>| batch::size(item.operation);
+        let exchange = |part| self.exchange(target, part, &batch.course, company);
+        in_parts(items, PART, size, exchange, |item, error| self.failed(target, item, error)).await
     }
 
     async fn send_on<'i>(&self, batch: &mut Batch, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
@@ -270,14 +262,4 @@ impl Nodes<'_> {
         let turned = self.cluster.turned_by_failure(error, target.index, item.operation.is_read());
         turned.map_or_else(|| Err(error.clone()), |turned| Ok(Answer::Turned(turned, error.clone())))
     }
-}
-
-/// How many of these go in one write: at least one.
-fn fitting(items: &[&Item<'_>]) -> usize {
-    let mut bytes = 0;
-    let fits = |item: &&&Item<'_>| {
-        bytes += batch::size(item.operation);
-        bytes <= PART_BYTES
-    };
-    items.iter().take(PART_COMMANDS).take_while(fits).count().max(1)
 }

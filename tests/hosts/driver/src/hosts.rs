@@ -62,71 +62,64 @@ pub(crate) const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// How many workers each example has.
 pub(crate) const WORKERS: usize = 4;
 
+/// What is the same for most of them.
+const MOST: Host = Host {
+    name: "",
+    title: "",
+    directory: "",
+    version: "",
+    build: None,
+    start: "",
+    front: None,
+    hook: MARKED,
+    threads: 1,
+    collects_pipes: false,
+    reload: Way::Signal(Signal::SIGHUP),
+    replace: Way::Signal(Signal::SIGKILL),
+    stop: Signal::SIGTERM,
+    protocol: Protocol::Http,
+};
+
 pub(crate) const ALL: [Host; 13] = [
     Host {
         name: "passenger",
         title: "Phusion Passenger",
         directory: "passenger",
         version: "passenger --version",
-        build: None,
         start: "passenger start --port $PORT",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
         reload: Way::Command("passenger-config restart-app --ignore-passenger-not-running $PWD"),
         // A worker that is killed costs a request: Passenger notices when it has sent it one.
         replace: Way::Command("passenger-config detach-process $WORKER"),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "puma",
         title: "Puma",
         directory: "puma",
         version: "puma --version",
-        build: None,
         start: "puma --config puma.rb",
-        front: None,
-        hook: MARKED,
         threads: 4,
-        collects_pipes: false,
         reload: Way::Signal(Signal::SIGUSR2),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "gunicorn",
         title: "gunicorn",
         directory: "gunicorn",
         version: "gunicorn --version",
-        build: None,
         start: "PYTHONPATH=.. gunicorn --config gunicorn.conf.py app:application",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "php-fpm",
         title: "PHP-FPM",
         directory: "php-fpm",
         version: "php-fpm8.2 --version",
-        build: None,
         start: "php-fpm8.2 --nodaemonize --fpm-config php-fpm.conf --php-ini php.ini --prefix $PWD",
-        front: None,
         hook: None,
-        threads: 1,
-        collects_pipes: false,
         reload: Way::Signal(Signal::SIGUSR2),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
         protocol: Protocol::FastCgi,
+        ..MOST
     },
     Host {
         name: "apache",
@@ -135,78 +128,45 @@ pub(crate) const ALL: [Host; 13] = [
         version: "apache2 -v",
         build: Some("apxs -c $(pkg-config --cflags --libs prefork_cache) mod_widgets.c"),
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
         reload: Way::Signal(Signal::SIGUSR1),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "unicorn",
         title: "Unicorn",
         directory: "unicorn",
         version: "unicorn --version",
-        build: None,
         start: "unicorn --config-file unicorn.rb",
-        front: None,
-        hook: MARKED,
-        threads: 1,
         collects_pipes: true,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
         stop: Signal::SIGQUIT,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "puma-fork-worker",
         title: "Puma",
         directory: "puma-fork-worker",
         version: "puma --version",
-        build: None,
         start: "puma --config puma.rb",
-        front: None,
-        hook: MARKED,
         threads: 4,
-        collects_pipes: false,
         reload: Way::Signal(Signal::SIGUSR1),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "uwsgi",
         title: "uWSGI",
         directory: "uwsgi",
         version: "uwsgi --version",
-        build: None,
         start: "uwsgi --ini uwsgi.ini",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "uwsgi-native",
         title: "uWSGI",
         directory: "uwsgi-native",
         version: "uwsgi --version",
-        build: None,
         start: "LD_PRELOAD=libprefork_cache.so.0 uwsgi --ini uwsgi.ini",
-        front: None,
         hook: Some(HookLine { mark: "hook-post-fork", logs: "running \"call:prefork_cache_after_fork\"" }),
-        threads: 1,
-        collects_pipes: false,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "nginx",
@@ -216,30 +176,16 @@ pub(crate) const ALL: [Host; 13] = [
         // It has no variables.
         build: Some("sed -i s/:8000/:$PORT/ nginx.conf"),
         start: "nginx -p $PWD -c nginx.conf",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "celery",
         title: "Celery",
         directory: "celery",
         version: "celery --version",
-        build: None,
         start: "PYTHONPATH=.. celery --app tasks worker --concurrency 4",
         front: Some("python3 front.py"),
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
-        reload: Way::Signal(Signal::SIGHUP),
-        replace: Way::Signal(Signal::SIGKILL),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "postgresql",
@@ -257,8 +203,6 @@ pub(crate) const ALL: [Host; 13] = [
                 -c shared_preload_libraries=$PWD/widgets",
         front: Some("PGHOST=$PWD python3 front.py"),
         hook: None,
-        threads: 1,
-        collects_pipes: false,
         // It never forks its backends again: they end with their connections.
         reload: Way::Command(
             "psql -h $PWD -d postgres -c \"select pg_reload_conf(), count(pg_terminate_backend(pid)) \
@@ -267,26 +211,20 @@ pub(crate) const ALL: [Host; 13] = [
         // One that is killed takes all the others with it.
         replace: Way::Signal(Signal::SIGTERM),
         stop: Signal::SIGINT,
-        protocol: Protocol::Http,
+        ..MOST
     },
     Host {
         name: "passenger-apache",
         title: "Phusion Passenger",
         directory: "passenger-apache",
         version: "passenger --version",
-        build: None,
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
-        front: None,
-        hook: MARKED,
-        threads: 1,
-        collects_pipes: false,
         reload: Way::Command(
             "PASSENGER_INSTANCE_REGISTRY_DIR=$PWD \
              passenger-config restart-app --ignore-passenger-not-running $PWD",
         ),
         // As with Passenger Standalone.
         replace: Way::Command("PASSENGER_INSTANCE_REGISTRY_DIR=$PWD passenger-config detach-process $WORKER"),
-        stop: Signal::SIGTERM,
-        protocol: Protocol::Http,
+        ..MOST
     },
 ];
