@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use prefork_cache::Cache;
 use prefork_cache::lifecycle::{self, Refresh};
 use prefork_cache::stores::MemoryStore;
-use prefork_cache::Cache;
 
 use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
@@ -40,17 +40,22 @@ const STEADY: usize = 100;
 /// What the busy threads write and delete: together with the steady ones they fit.
 const BUSY: usize = 2_000;
 
-/// What a child found: why it is cold, unless it is warm; by how many kilobytes a lot of writing made it grow; and how
-/// much processor time its first operation took, in microseconds.
-type Found = (Option<String>, Option<u64>, u64);
+/// What a child found: why it is cold, unless it is warm; and how much processor time its first operation took, in
+/// microseconds.
+type Found = (Option<String>, u64);
 
 fn under_busy_threads(threads: usize) {
     let cache = cache();
     let forks = count(200, 10_000);
-    let cold = while_busy(&cache, threads, |busy| fork_often(&cache, busy, forks));
+    let cold = while_busy(&cache, threads, |busy| fork_often(&cache, busy, forks, || look(&cache)));
     println!("{threads} busy threads: of {forks} children these were cold: {cold:?}");
-    let cold: usize = cold.values().sum();
-    assert!(cold <= forks / 100, "{cold} of {forks} children were cold");
+    assert_mostly_warm(cold.values().sum(), forks);
+}
+
+/// One in a hundred may be cold; where the machine is too busy for threads to leave the store in time, a few more.
+fn assert_mostly_warm(cold: usize, forks: usize) {
+    let tolerated = forks / count(20, 100);
+    assert!(cold <= tolerated, "{cold} of {forks} children were cold");
 }
 
 /// One thread's fork is over while another's is not: its handler must not let anybody in too early.
@@ -62,7 +67,7 @@ fn several_threads_fork_at_once() {
         thread::scope(|scope| {
             busy.start();
             let fork_often = |_| -> Vec<String> {
-                let look = || try_fork_by(Way::Fork, CHILD_TIME, || look(&cache, false)).expect("a child").join();
+                let look = || try_fork_by(Way::Fork, CHILD_TIME, || look(&cache)).expect("a child").join();
                 (0..forks).filter_map(|_| look().0).collect()
             };
             let forkers: Vec<_> = (0..FORKERS).map(|forker| scope.spawn(move || fork_often(forker))).collect();
@@ -70,18 +75,33 @@ fn several_threads_fork_at_once() {
         })
     });
     println!("{FORKERS} threads forking at once: of {} children these were cold: {cold:?}", FORKERS * forks);
-    assert!(cold.len() * 100 <= FORKERS * forks, "{} of {} children were cold", cold.len(), FORKERS * forks);
+    assert_mostly_warm(cold.len(), FORKERS * forks);
 }
 
-/// Another user of moka's collector is pinned at the fork: the inherited collector will never run again.
+/// Another user of moka's collector is pinned at the fork: the inherited collector will never run again. A child that
+/// does not find out at once, on a slow machine, does so while it writes.
 fn beside_a_foreign_pin() {
     let cache = cache();
     let forks = count(200, 2_000);
     beside_a_pin(|| {
-        let cold = while_busy(&cache, 2, |busy| fork_often(&cache, busy, forks));
+        let look_until_cold = || {
+            let (reason, processor_time) = look(&cache);
+            (reason.or_else(|| cold_after_writes(&cache)), processor_time)
+        };
+        let cold = while_busy(&cache, 2, |busy| fork_often(&cache, busy, forks, look_until_cold));
         println!("beside a foreign pin: of {forks} children these were cold: {cold:?}");
         assert_eq!(cold.values().sum::<usize>(), forks, "a child trusts a collector that will never run again");
     });
+}
+
+/// As many writes of one key, which evict no other, as the longest examination has steps.
+fn cold_after_writes(cache: &Cache) -> Option<String> {
+    let blocking = cache.blocking();
+    let is_cold = (0..200_000).any(|_| {
+        blocking.set("own", &"the child's", MINUTE).expect("memory does not fail");
+        !blocking.exists("steady 0").expect("memory does not fail")
+    });
+    is_cold.then(|| "the examination ended later".to_owned())
 }
 
 /// What was given up while another thread was looking, and can be dropped by now: a long way to the end of the queue.
@@ -93,7 +113,7 @@ fn behind_a_backlog() {
         cache.blocking().set("rewritten", &value, HOUR).expect("memory does not fail");
     }
     drop(guard);
-    let (reason, _, processor_time) = fork(|| look(&cache, false)).join();
+    let (reason, processor_time) = fork(|| look(&cache)).join();
     println!("behind a backlog: cold: {reason:?}, first operation {processor_time} us");
     assert_eq!(reason, None, "a backlog is taken for a dead collector");
 }
@@ -101,10 +121,10 @@ fn behind_a_backlog() {
 fn behind_a_foreign_backlog() {
     let cache = cache();
     leave_a_backlog();
-    let (reason, grown, processor_time) = fork(|| look(&cache, true)).join();
-    println!("behind a foreign backlog: cold: {reason:?}, grown by {grown:?} kB, first operation {processor_time} us");
+    let ((reason, processor_time), grown) = fork(|| (look(&cache), growth(&cache))).join();
+    println!("behind a foreign backlog: cold: {reason:?}, grown by {grown} kB, first operation {processor_time} us");
     assert_eq!(reason, None, "a backlog is taken for a dead collector");
-    assert!(grown.is_some_and(|kilobytes| kilobytes < 16 * 1024), "{grown:?} kB");
+    assert!(grown < 16 * 1024, "{grown} kB");
 }
 
 /// The child sees that garbage is dropped, and goes on with what it inherited. Then no more is.
@@ -115,13 +135,13 @@ fn a_backlog_hides_a_foreign_pin() {
     (0..4).for_each(|_| crossbeam_epoch::pin().flush());
     beside_a_pin(|| {
         let in_child = fork(|| {
-            let (reason, grown, _) = look(&cache, true);
-            (reason, grown, cache.blocking().exists("steady 0").expect("memory does not fail"))
+            let (reason, _) = look(&cache);
+            (reason, growth(&cache), cache.blocking().exists("steady 0").expect("memory does not fail"))
         });
         let (reason, grown, is_there) = in_child.join();
         assert_eq!(reason, None, "a child that cannot know yet goes on");
         assert!(!is_there, "what the collector holds up is given up");
-        assert!(grown.is_some_and(|kilobytes| kilobytes < 16 * 1024), "{grown:?} kB");
+        assert!(grown < 16 * 1024, "{grown} kB");
     });
 }
 
@@ -141,7 +161,7 @@ fn handed_on_by_a_cold_child() {
     let cache = cache();
     beside_a_pin(|| {
         let in_child = fork(|| {
-            assert!(why_cold().is_some());
+            assert!(why_cold().or_else(|| cold_after_writes(&cache)).is_some());
             cache.blocking().set("key", &"the child's", MINUTE).expect("memory does not fail");
             let in_grandchild =
                 fork(|| (why_cold(), cache.blocking().get::<String>("key").expect("memory does not fail")));
@@ -285,15 +305,17 @@ fn cache_of(entries: u64) -> Cache {
     cache
 }
 
-/// Forks this often, each time in the middle of what the busy threads do, and counts the reasons of cold children.
-fn fork_often(cache: &Cache, busy: &Busy, forks: usize) -> BTreeMap<String, usize> {
+/// Forks this often, each time in the middle of what the busy threads do, and counts the reasons of cold children. Every
+/// hundredth child writes a lot.
+fn fork_often(cache: &Cache, busy: &Busy, forks: usize, look: impl Fn() -> Found) -> BTreeMap<String, usize> {
     let mut cold = BTreeMap::new();
     let mut longest = 0;
     for number in 0..forks {
         busy.start();
-        let child = try_fork_by(Way::Fork, CHILD_TIME * 3, || look(cache, number % 100 == 99)).expect("a child");
+        let in_child = || (look(), (number % 100 == 99).then(|| growth(cache)));
+        let child = try_fork_by(Way::Fork, CHILD_TIME * 3, in_child).expect("a child");
         busy.pause();
-        let (reason, grown, processor_time) = child.join();
+        let ((reason, processor_time), grown) = child.join();
         longest = longest.max(processor_time);
         if let Some(kilobytes) = grown {
             assert!(kilobytes < 16 * 1024, "a child ({reason:?}) grew by {kilobytes} kB over a full store");
@@ -307,7 +329,7 @@ fn fork_often(cache: &Cache, busy: &Busy, forks: usize) -> BTreeMap<String, usiz
 }
 
 /// In the child.
-fn look(cache: &Cache, write_a_lot: bool) -> Found {
+fn look(cache: &Cache) -> Found {
     let started = processor_time();
     let cold = why_cold();
     let first = processor_time() - started;
@@ -326,8 +348,7 @@ fn look(cache: &Cache, write_a_lot: bool) -> Found {
     }
     blocking.set("own", &"the child's", MINUTE).expect("memory does not fail");
     assert_eq!(blocking.get::<String>("own").expect("memory does not fail").as_deref(), Some("the child's"));
-    let first = u64::try_from(first.as_micros()).expect("a short time");
-    (cold, write_a_lot.then(|| growth(cache)), first)
+    (cold, u64::try_from(first.as_micros()).expect("a short time"))
 }
 
 /// The first writes fill the store, the others replace what is in it.

@@ -124,7 +124,7 @@ impl Local {
         let started = Instant::now();
         loop {
             let pass = gate::enter();
-            if collector::look_on() != Verdict::Undecided {
+            if collector::examine() != Verdict::Undecided {
                 backing.collect();
             }
             drop(pass);
