@@ -16,7 +16,7 @@ use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::{CacheStore, Ttl};
 use crate::sync::Lock;
 use background::Background;
-use codec::{Decoded, NoValue};
+
 use envelope::Cover;
 use expiry::Lifetime;
 use fetch::Flights;
@@ -24,6 +24,7 @@ use key::{KeyBuffer, Prefix};
 use settled::settled;
 use stats::Counters;
 use times::{Age, Times};
+use value::{Decoded, NoValue};
 
 pub use blocking::Blocking;
 pub use builder::Builder;
@@ -70,6 +71,7 @@ mod settled;
 mod shared;
 mod stats;
 mod times;
+mod value;
 mod wait_clock;
 
 /// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
@@ -231,7 +233,7 @@ impl Cache {
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T, times: Option<Times>) -> Result<Bytes> {
-        codec::encode(self.cover(key, times), key, value)
+        value::encode(self.cover(key, times), key, value)
     }
 
     /// [`seal`](Cache::seal) for a value that can be read, and is made sure to be.
@@ -246,7 +248,7 @@ impl Cache {
         value: &T,
         times: Option<Times>,
     ) -> Result<Bytes> {
-        codec::encode_readable(self.cover(key, times), key, value)
+        value::encode_readable(self.cover(key, times), key, value)
     }
 
     fn cover(&self, key: &str, times: Option<Times>) -> Cover<'_> {
@@ -259,7 +261,7 @@ impl Cache {
     #[inline]
     fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Age), NoValue> {
         let mark = self.prefix.mark(key);
-        let decoded = codec::decode(mark, self.version.as_deref(), self.shared.settings.max_inflated, bytes);
+        let decoded = value::decode(mark, self.version.as_deref(), self.shared.settings.max_inflated, bytes);
         decoded.map(|Decoded { value, times }| (value, times.age(self.clock())))
     }
 

@@ -65,6 +65,7 @@ compile_error!(
 mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod endpoint;
 mod error;
 pub mod guide;
 pub mod lifecycle;

@@ -14,8 +14,8 @@ mod company;
 mod connection;
 mod dial;
 mod drive;
-mod endpoint;
 mod frame;
+mod io_errors;
 mod link;
 mod lookup;
 mod outgoing;
@@ -41,7 +41,6 @@ pub(crate) use drive::{
 };
 #[cfg(feature = "redis")]
 pub(crate) use drive::{exchange_timeout, until};
-pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};
 pub(crate) use lookup::{Address, Directory, Lookup};

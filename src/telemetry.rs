@@ -16,8 +16,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use crate::endpoint::Endpoint;
 use crate::error::{ErrorKind, Result};
-use crate::net::Endpoint;
 
 #[cfg(not(feature = "tracing"))]
 mod off;

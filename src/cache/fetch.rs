@@ -28,10 +28,10 @@ use super::Cache;
 use crate::error::Result;
 use crate::net::{Drive, drive};
 use crate::store::holder;
-use claim::{Keeps, Load, Part};
 use flight::Landing;
 use form::Form;
 use lease::Leases;
+use part::{Keeps, Load, Part};
 
 pub(super) use flight::{Flight, Flights};
 pub(super) use lease::{DELETED, MARK_TTL};
@@ -62,6 +62,7 @@ mod form;
 mod lease;
 mod loaded;
 mod nesting;
+mod part;
 mod shared;
 
 impl Cache {

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
-use super::codec::{self, Codec};
+use super::codec::Codec;
 use super::envelope::{self, Cover, Envelope, NoEnvelope};
 use super::expiry::Lifetime;
 use super::times::{Age, NEVER, Times};
+use super::value;
 use super::{Cache, Claim, Expiry, Sealed};
 use crate::error::Result;
 use crate::store::When;
@@ -109,7 +110,7 @@ impl Cache {
     }
 
     fn envelop_octets(&self, key: &str, value: &Bytes, times: Option<Times>) -> Result<Bytes> {
-        codec::encode(Cover { codec: Codec::MessagePack, ..self.cover(key, times) }, key, &ByteString(value))
+        value::encode(Cover { codec: Codec::MessagePack, ..self.cover(key, times) }, key, &ByteString(value))
     }
 
     /// `None` for what is no byte string here.

@@ -7,10 +7,7 @@ use std::fmt::{self, Display};
 
 use serde::ser::{self, Serialize};
 
-use super::codec::Codec;
-
-/// How deep a value may be nested, as serde_json has it: damaged bytes must not exhaust the stack of a reader.
-pub(super) const DEEPEST: usize = 128;
+use super::codec::{Codec, DEEPEST};
 
 /// Why a value is not written.
 #[derive(Debug)]

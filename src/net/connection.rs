@@ -14,13 +14,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::company::Company;
-use super::endpoint::{Endpoint, io_error};
 use super::frame::{Frame, FrameReader, Framing};
 use super::lookup::Lookup;
 use super::outgoing::Outgoing;
 use super::stream::ByteStream;
 use super::tls::Tls;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::io_errors::io_error;
 
 /// What a [`Link`](super::Link) has to know of a protocol that answers in order.
 pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Protocol};
 use super::drive::{Drive, blocking, sleep};
-use super::endpoint::{Endpoint, dial_error, is_shortage, timed_out};
 use super::server::Settings;
 use super::socket::{Connecting, Socket};
 use super::stream::{BlockingStream, ByteStream};
 use super::tls;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
+use crate::net::io_errors::{dial_error, is_shortage, timed_out};
 use crate::telemetry;
 
 /// How long to wait before a full queue is tried again.

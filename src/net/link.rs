@@ -14,14 +14,15 @@ use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
 use super::drive::{Drive, drive, exchange_timeout, slice_end};
-use super::endpoint::{Endpoint, timed_out};
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
 use super::server::{Server, ServerStats, Settings, full};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "tokio")]
 use crate::lifecycle::runtime::RuntimeId;
+use crate::net::io_errors::timed_out;
 
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

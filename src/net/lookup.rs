@@ -12,8 +12,8 @@ use async_trait::async_trait;
 
 use super::clock::{later, milliseconds};
 use super::drive::Drive;
-use super::endpoint::Endpoint;
 use super::server::Settings;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::History;
 use crate::telemetry;

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
 use super::drive::{Drive, exchange_timeout};
-use super::endpoint::Endpoint;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
 use super::pool::Pool;
 use super::trial::Trial;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
 use crate::telemetry;

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::url::{StoreUrl, invalid};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, lifted};
+use crate::net::lifted;
 
 /// How much of a password gives it away.
 const TELLING: usize = 6;

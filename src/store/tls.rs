@@ -1,8 +1,9 @@
 //! The options of TLS.
 
 use super::url::{StoreUrl, invalid};
+use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::net::{Endpoint, Tls, TlsOptions};
+use crate::net::{Tls, TlsOptions};
 
 impl StoreUrl {
     /// How the connections to these servers are encrypted, if they are. Reads the files that are named.

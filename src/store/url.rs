@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, LONGEST, Settings, Timeouts};
+use crate::net::{LONGEST, Settings, Timeouts};
 
 /// Options whose values are not shown.
 const SECRET: &[&str] = &["sentinel_password"];

@@ -1,10 +1,10 @@
 //! Nothing is told.
 
+use std::fmt;
 use std::future::Future;
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::Refresh;
-use crate::net::Endpoint;
 
 #[derive(Clone)]
 pub(crate) struct Span;
@@ -57,4 +57,4 @@ pub(crate) fn unverified(_: &Endpoint) {}
 pub(crate) fn failed(_: &str, _: &'static str, _: &Error) {}
 
 #[inline]
-pub(crate) fn refreshed(_: &str, _: &Refresh, _: u64, _: usize) {}
+pub(crate) fn refreshed(_: &str, _: &dyn fmt::Display, _: u64, _: usize) {}

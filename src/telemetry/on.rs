@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::cell::LazyCell;
+use std::fmt;
 use std::future::Future;
 
 use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::Refresh;
-use crate::net::Endpoint;
 
 const TARGET: &str = "prefork_cache";
 
@@ -140,7 +140,7 @@ pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
 }
 
 /// A store came into this process.
-pub(crate) fn refreshed(store: &str, how: &Refresh, generation: u64, sockets_cut: usize) {
+pub(crate) fn refreshed(store: &str, how: &dyn fmt::Display, generation: u64, sockets_cut: usize) {
     tracing::debug!(
         target: TARGET,
         { cache.name = store, refresh = %how, generation, sockets_cut },

@@ -4,66 +4,17 @@
 //! also reads the keys once more, since a value may have been stored after the first look.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::flight::{Flight, Landing, Lead, Part as InFlight};
-use super::form::Form;
+use super::flight::{Landing, Part as InFlight};
+use super::form::{Form, Found};
 use super::lease::Lease;
-use super::look::Found;
 use super::nesting;
-use super::{Answer, Fetching, wait};
-use crate::cache::wait_clock::now;
+use super::part::{Claim, Keeps, Load, Part, Verdict};
+use super::{Answer, Fetching};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Op, Outcome};
-
-/// What a caller has to do with the load of a key.
-pub(super) enum Part {
-    Open,
-    /// It leads in this process, and needs the lease.
-    Claim(Claim),
-    /// It loads.
-    Load(Load),
-    /// Another caller of this process leads.
-    Follow(Arc<Flight>),
-}
-
-pub(super) struct Claim {
-    pub(super) lead: Lead,
-    /// What was last seen in the lease's place, and since when.
-    pub(super) place: Option<Bytes>,
-    pub(super) seen_since: Instant,
-    /// Whether the lease is to be asked for, or another process is to be waited for.
-    pub(super) asks: bool,
-    /// Whether the wait is over: this caller loads, whether or not it gets the lease.
-    pub(super) is_overdue: bool,
-    /// How often another process was quicker.
-    pub(super) losses: u32,
-}
-
-pub(super) struct Load {
-    pub(super) lead: Option<Lead>,
-    pub(super) keeps: Keeps,
-}
-
-/// What becomes of a loaded value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Keeps {
-    /// It is stored if the lease is still held.
-    Leased,
-    /// It is stored if the entry is as it was: there are no leases here.
-    Unleased,
-    /// It is stored whatever is there.
-    Always,
-    /// It is for those who wait for it, and is not stored.
-    Nothing,
-}
-
-impl Load {
-    /// For its own caller only.
-    pub(super) const ALONE: Load = Load { lead: None, keeps: Keeps::Nothing };
-}
 
 /// One key's share of the round trip.
 struct Asked {
@@ -175,7 +126,7 @@ impl<V: Form, E> Fetching<V, E> {
                 claim.is_lost_to(held.ok().and_then(Outcome::into_value));
                 if wanted.old.is_some() {
                     claim.seen_since = self.cache.local().flights.is_elsewhere(&wanted.full_key, claim.place.as_ref());
-                    if was_seen || wait::verdict(claim, false) != wait::Verdict::Take {
+                    if was_seen || claim.verdict(false) != Verdict::Take {
                         wanted.part = Part::Open;
                         wanted.answer_old();
                     }
@@ -246,52 +197,6 @@ impl<V: Form, E> Fetching<V, E> {
     pub(super) fn coalesced(&mut self, place: usize, value: V) {
         self.cache.local().counters.coalesced();
         self.wanted[place].answer(Answer::Value(value), "coalesced");
-    }
-}
-
-impl Claim {
-    pub(super) fn new(lead: Lead, is_overdue: bool) -> Claim {
-        Claim { lead, place: None, seen_since: now(), asks: true, is_overdue, losses: 0 }
-    }
-
-    fn is_lost_to(&mut self, held: Option<Bytes>) {
-        self.asks = false;
-        self.losses += 1;
-        self.sees(held);
-    }
-
-    /// A lease that is another one, or has had a beat, is seen from now on.
-    pub(super) fn sees(&mut self, held: Option<Bytes>) {
-        if self.place != held {
-            self.place = held;
-            self.seen_since = now();
-        }
-    }
-}
-
-impl Part {
-    /// A claim becomes a load.
-    pub(super) fn load(&mut self, keeps: Keeps) {
-        if let Part::Claim(Claim { lead, .. }) = std::mem::replace(self, Part::Open) {
-            *self = Part::Load(Load { lead: Some(lead), keeps });
-        }
-    }
-
-    /// The number of the flight that is loaded.
-    pub(super) fn flight(&self) -> Option<u64> {
-        match self {
-            Part::Load(Load { lead: Some(lead), .. }) => Some(lead.flight().number()),
-            _ => None,
-        }
-    }
-
-    /// The flight that is led.
-    pub(super) fn take_lead(&mut self) -> Option<Lead> {
-        match std::mem::replace(self, Part::Open) {
-            Part::Claim(Claim { lead, .. }) => Some(lead),
-            Part::Load(Load { lead, .. }) => lead,
-            Part::Open | Part::Follow(_) => None,
-        }
     }
 }
 

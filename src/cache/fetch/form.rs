@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::look::Looked;
 use crate::cache::times::Age;
 use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
@@ -35,6 +34,48 @@ pub(super) trait Form: Sized {
 
     /// The same, for a read that counts.
     fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
+}
+
+/// What the store holds for a key.
+pub(super) enum Found<V> {
+    /// It serves, and is not to be loaded now.
+    Settled { value: V, is_stale: bool },
+    /// It serves, and is to be loaded again.
+    Old { value: V, is_stale: bool },
+    /// No value.
+    Nothing,
+}
+
+/// A first look: what was read, and what it is.
+pub(super) struct Looked<V> {
+    pub(super) read: Result<Option<Bytes>>,
+    pub(super) found: Found<V>,
+}
+
+impl<V: Form> Looked<V> {
+    #[inline]
+    pub(super) fn of(cache: &Cache, verb: &'static str, key: &str, read: Result<Option<Bytes>>) -> Looked<V> {
+        let opened = if let Ok(Some(held)) = &read { V::open(cache, verb, key, held) } else { None };
+        Looked { read, found: Found::of(opened) }
+    }
+}
+
+impl<V> Found<V> {
+    #[inline]
+    pub(super) fn of(opened: Option<(V, Age)>) -> Found<V> {
+        match opened {
+            Some((value, age @ (Age::Fresh | Age::Resting))) => Found::Settled { value, is_stale: age == Age::Resting },
+            Some((value, age @ (Age::Ageing | Age::Stale))) => Found::Old { value, is_stale: age == Age::Stale },
+            Some((_, Age::Gone)) | None => Found::Nothing,
+        }
+    }
+
+    pub(super) fn into_value(self) -> Option<V> {
+        match self {
+            Found::Settled { value, .. } | Found::Old { value, .. } => Some(value),
+            Found::Nothing => None,
+        }
+    }
 }
 
 pub(super) struct Typed<T>(pub(super) T);

@@ -1,55 +1,9 @@
 //! The first step: what the store holds for the keys.
 
-use bytes::Bytes;
-
-use super::claim::{Load, Part};
-use super::form::Form;
+use super::form::{Form, Found, Looked};
+use super::part::{Load, Part};
 use super::{Answer, Fetching, Wanted};
-use crate::cache::Cache;
-use crate::cache::times::Age;
-use crate::error::{Error, ErrorKind, Result};
-
-/// What the store holds for a key.
-pub(super) enum Found<V> {
-    /// It serves, and is not to be loaded now.
-    Settled { value: V, is_stale: bool },
-    /// It serves, and is to be loaded again.
-    Old { value: V, is_stale: bool },
-    /// No value.
-    Nothing,
-}
-
-/// A first look: what was read, and what it is.
-pub(super) struct Looked<V> {
-    pub(super) read: Result<Option<Bytes>>,
-    pub(super) found: Found<V>,
-}
-
-impl<V: Form> Looked<V> {
-    #[inline]
-    pub(super) fn of(cache: &Cache, verb: &'static str, key: &str, read: Result<Option<Bytes>>) -> Looked<V> {
-        let opened = if let Ok(Some(held)) = &read { V::open(cache, verb, key, held) } else { None };
-        Looked { read, found: Found::of(opened) }
-    }
-}
-
-impl<V> Found<V> {
-    #[inline]
-    pub(super) fn of(opened: Option<(V, Age)>) -> Found<V> {
-        match opened {
-            Some((value, age @ (Age::Fresh | Age::Resting))) => Found::Settled { value, is_stale: age == Age::Resting },
-            Some((value, age @ (Age::Ageing | Age::Stale))) => Found::Old { value, is_stale: age == Age::Stale },
-            Some((_, Age::Gone)) | None => Found::Nothing,
-        }
-    }
-
-    pub(super) fn into_value(self) -> Option<V> {
-        match self {
-            Found::Settled { value, .. } | Found::Old { value, .. } => Some(value),
-            Found::Nothing => None,
-        }
-    }
-}
+use crate::error::{Error, ErrorKind};
 
 impl<V: Form, E> Fetching<V, E> {
     /// Reads all keys in one round trip, and answers for those that nobody is to load now.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{Form, Raw, Typed};
-use super::look::{self, Found, Looked};
+use super::form::{Form, Found, Looked, Raw, Typed};
+use super::look;
 use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry};
 use crate::error::Result;

@@ -5,10 +5,10 @@
 
 use bytes::Bytes;
 
-use super::claim::{Keeps, Load, Part};
 use super::flight::{Landing, Lead};
 use super::form::Form;
 use super::lease::{Lease, MARK_TTL, NOTHING_STORED};
+use super::part::{Keeps, Load, Part};
 use super::{Answer, Fetching, Loaded, nesting};
 use crate::cache::Sealed;
 use crate::cache::envelope::Envelope;

@@ -9,8 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Loaded;
-use super::form::Form;
-use super::look::{Found, Looked};
+use super::form::{Form, Found, Looked};
 use crate::cache::blocking::at_once;
 use crate::cache::times::Age;
 use crate::cache::{Blocking, Cache, Expiry, Sealed};

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{ByteString, Form, Raw, Typed};
-use super::look::{self, Looked};
+use super::form::{ByteString, Form, Looked, Raw, Typed};
+use super::look;
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
 use crate::lifecycle::generation;

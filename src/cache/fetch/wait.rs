@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::claim::{Claim, Keeps, Load, Part};
-use super::flight::{Landing, is_inline_on_a_runtime};
-use super::form::Form;
-use super::lease::Sighting;
-use super::look::Found;
-use super::{Fetching, holder};
+use super::Fetching;
+use super::flight::Landing;
+use super::form::{Form, Found};
+use super::part::{Keeps, Load, Part, Verdict};
 use crate::cache::settled;
 use crate::cache::wait_clock::now;
 use crate::error::Result;
@@ -24,17 +22,6 @@ use crate::store::{Op, Outcome, lease_key};
 /// The pauses between two looks: doubled from the shortest to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-
-/// What is to be made of another's lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Its holder is loading.
-    Wait,
-    /// It is to be taken, in the place of what was seen.
-    Take,
-    /// Nobody is to be waited for, and nothing to be stored.
-    LoadWithout,
-}
 
 impl<V: Form, E> Fetching<V, E> {
     pub(super) async fn wait(&mut self) {
@@ -144,7 +131,7 @@ impl<V, E> super::Wanted<V, E> {
         if claim.asks {
             return None;
         }
-        match verdict(claim, has_paused) {
+        match claim.verdict(has_paused) {
             Verdict::Wait if claim.is_overdue || now() >= self.until => claim.is_overdue = true,
             Verdict::Wait => return Some(self.until),
             // Others were quicker, or the store does not mean what it says.
@@ -158,21 +145,5 @@ impl<V, E> super::Wanted<V, E> {
         claim.asks = true;
         claim.is_overdue |= now() >= self.until;
         None
-    }
-}
-
-pub(super) fn verdict(claim: &Claim, has_paused: bool) -> Verdict {
-    match Sighting::of(claim.place.as_ref()) {
-        Sighting::Nothing | Sighting::Deleted => Verdict::Take,
-        // One that ended before this caller came says nothing of the next.
-        Sighting::NothingStored if has_paused => Verdict::LoadWithout,
-        Sighting::NothingStored => Verdict::Take,
-        Sighting::Held { holder, .. } if holder::has_ended(&holder) => Verdict::Take,
-        Sighting::Held { patience, .. } if now().saturating_duration_since(claim.seen_since) >= patience => {
-            Verdict::Take
-        }
-        // A task of this very runtime, perhaps.
-        Sighting::Held { holder, .. } if holder == holder::own() && is_inline_on_a_runtime() => Verdict::LoadWithout,
-        Sighting::Held { .. } => Verdict::Wait,
     }
 }

@@ -23,7 +23,7 @@ use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
 use crate::net::drive::Drive;
-use crate::net::endpoint::{io_error, timed_out};
+use crate::net::io_errors::{io_error, timed_out};
 use crate::net::server::{Admissions, Server, Settings};
 use crate::net::turn::Rationed;
 

@@ -248,7 +248,8 @@ mod tests {
     use super::{
         Accepted, Arc, Awaited, Error, ErrorKind, Frame, InFlight, Instant, Marking, Protocol, Request, Result, Slot,
     };
-    use crate::net::{Connection, Endpoint, Framing, Outgoing, Scan};
+    use crate::endpoint::Endpoint;
+    use crate::net::{Connection, Framing, Outgoing, Scan};
 
     /// Every frame is a reply.
     #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::sync::{Arc, MutexGuard};
 use super::driver;
 use super::inbox::Pipeline;
 use super::large_reads::LargeReads;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::lifecycle::ProcessLocal;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::Protocol;
-use crate::net::endpoint::Endpoint;
 use crate::net::server::Server;
 use crate::sync::Lock;
 

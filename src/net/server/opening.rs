@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Admissions, Counts, Server, is_outage};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::connection::{Connection, Protocol};
 use crate::net::dial::{connection, within};
 use crate::net::drive::Drive;
-use crate::net::endpoint::{Endpoint, timed_out};
+use crate::net::io_errors::timed_out;
 use crate::net::lookup::Lookup;
 use crate::net::pool::NoLease;
 use crate::telemetry;

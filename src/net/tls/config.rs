@@ -14,9 +14,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, NamedGroup, RootCertStore, SignatureScheme};
 
 use super::TlsOptions;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
-use crate::net::endpoint::Endpoint;
 use crate::telemetry;
 
 /// For how many servers sessions are kept.

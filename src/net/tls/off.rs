@@ -5,9 +5,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::TlsOptions;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::drive::Drive;
-use crate::net::endpoint::Endpoint;
 use crate::net::stream::ByteStream;
 
 #[derive(Clone, Debug)]

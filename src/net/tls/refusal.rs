@@ -6,8 +6,9 @@ use rustls::AlertDescription as Alert;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, Error as TlsError};
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
-use crate::net::endpoint::{Endpoint, io_error, is_stale};
+use crate::net::io_errors::{io_error, is_stale};
 
 /// Of a handshake that came to nothing.
 pub(super) fn handshake_failed(endpoint: &Endpoint, name: &ServerName<'_>, error: io::Error) -> Error {

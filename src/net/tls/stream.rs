@@ -14,10 +14,10 @@ use rustls::{ClientConnection, IoState};
 
 use super::config::Tls;
 use super::refusal::handshake_failed;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::lifecycle::generation;
 use crate::net::drive::Drive;
-use crate::net::endpoint::Endpoint;
 use crate::net::outgoing::PIECES;
 use crate::net::socket::StaleSocket;
 use crate::net::stream::ByteStream;

@@ -2,8 +2,9 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
+use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::net::{Endpoint, Settings, Tls};
+use crate::net::{Settings, Tls};
 use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
 

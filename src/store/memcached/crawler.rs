@@ -14,8 +14,9 @@ use super::config::Access;
 use super::key::starts_with;
 use super::lines::{LineFraming, without_end};
 use super::login::log_in;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Settings, Timeouts, Tls};
+use crate::net::{Accepted, Connection, Frame, Marking, Outgoing, Protocol, Settings, Timeouts, Tls};
 
 /// How long a server may take to list its keys.
 const LISTING: Duration = Duration::from_secs(60);

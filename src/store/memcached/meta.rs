@@ -23,8 +23,9 @@ use super::key::Key;
 use super::lines::{LineFraming, split, without_end};
 use super::login::log_in;
 use super::refusals::{LARGER_THAN_ALLOWED, refusal};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Endpoint, Frame, Marking, Outgoing, Protocol, Tls, show};
+use crate::net::{Accepted, Connection, Frame, Marking, Outgoing, Protocol, Tls, show};
 
 const LINE_END: &[u8] = b"\r\n";
 

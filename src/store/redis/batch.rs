@@ -5,8 +5,9 @@ use redis::{Script, Value};
 
 use super::commands::{self, Command, CompareAndSet, Expected};
 use super::reply::Reply;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Endpoint, Retry};
+use crate::net::Retry;
 use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, milliseconds_rounded_up};
 
 /// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash

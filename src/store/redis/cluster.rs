@@ -17,8 +17,9 @@ use super::config::{Access, Replicas};
 use super::exchange::{exchange, reconnect};
 use super::protocol::Replies;
 use super::reply::{self, Reply};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::net::{Company, Endpoint, Retry, ServerStats, Settings, Timeouts, exchange_timeout, together, until};
+use crate::net::{Company, Retry, ServerStats, Settings, Timeouts, exchange_timeout, together, until};
 use crate::store::hash_slot::slot;
 
 mod learning;

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::sentinel;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::net::{Address, Endpoint, Settings, Tls};
+use crate::net::{Address, Settings, Tls};
 use crate::store::credentials::{Callback, Login};
 use crate::store::url::{StoreUrl, invalid};
 

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use redis::{ServerError, Value};
 
 use super::refusals::refusal;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Endpoint;
 use crate::store::credentials::Credentials;
 use crate::store::refusal::{Lasts, Refusal};
 use crate::store::{counter_overflow, not_a_number};

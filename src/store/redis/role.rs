@@ -6,8 +6,9 @@ use super::commands::{Command, Expected};
 use super::protocol::Resp;
 use super::refusals::refusal;
 use super::reply::{server_error, unexpected};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Connection, Endpoint};
+use crate::net::Connection;
 use crate::store::refusal::Lasts;
 
 /// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor

@@ -15,8 +15,9 @@ use redis::Value;
 use super::commands::{Command, Expected, Request};
 use super::protocol::Resp;
 use super::reply::{login_error, server_error};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Directory, Drive, Endpoint, Lookup, Protocol, Settings, Tls, ask_once, share_of};
+use crate::net::{Directory, Drive, Lookup, Protocol, Settings, Tls, ask_once, share_of};
 use crate::store::credentials::{Credentials, Login};
 use crate::store::url::{StoreUrl, invalid, is_host};
 

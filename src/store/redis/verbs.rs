@@ -15,8 +15,9 @@ use super::parts::{self, in_parts};
 use super::protocol::Replies;
 use super::reply::{self, Reply};
 use super::{RedisStore, Servers, batch};
+use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::net::{Endpoint, Retry, ServerStats};
+use crate::net::{Retry, ServerStats};
 use crate::store::{CacheStore, Op, Outcome, Ttl, When, check_key, operation};
 
 impl RedisStore {

@@ -9,9 +9,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use super::topology::Range;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::AppendOnly;
-use crate::net::{Address, Endpoint, Link, ServerStats, Settings};
+use crate::net::{Address, Link, ServerStats, Settings};
 use crate::store::hash_slot::SLOTS;
 use crate::store::redis::config::{Access, Replicas};
 use crate::store::redis::protocol::Resp;

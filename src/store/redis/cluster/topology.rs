@@ -2,8 +2,8 @@
 
 use redis::Value;
 
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Endpoint;
 use crate::store::hash_slot::SLOTS;
 
 /// The longest name of a host that is taken for one.

@@ -1,38 +1,13 @@
-//! Where a server is, and how errors speak of it.
+//! Errors of the operating system, as errors about a server.
 
-use std::fmt;
 use std::io;
-use std::net::IpAddr;
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 
 use super::socket::StaleSocket;
 use super::tls;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
-
-/// The address of a server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Endpoint {
-    Tcp {
-        host: String,
-        port: u16,
-    },
-    Unix(PathBuf),
-    /// Of this name, and nobody has said yet where that is.
-    Named(String),
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Endpoint::Tcp { host, port } if matches!(host.parse(), Ok(IpAddr::V6(_))) => write!(f, "[{host}]:{port}"),
-            Endpoint::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Endpoint::Unix(path) => write!(f, "{}", path.display()),
-            Endpoint::Named(name) => f.write_str(name),
-        }
-    }
-}
 
 /// Of an exchange that broke: it was not possible to `do_what`, as in "send to".
 pub(crate) fn io_error(do_what: &str, endpoint: &Endpoint, error: io::Error) -> Error {
@@ -72,17 +47,4 @@ pub(super) fn is_shortage(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     // ENOSPC is what an epoll instance says that may watch no more.
     matches!(errno, Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | ENOSPC | EADDRNOTAVAIL))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Endpoint;
-
-    #[test]
-    fn an_ipv6_address_is_bracketed() {
-        let shown = |host: &str| Endpoint::Tcp { host: host.to_owned(), port: 7 }.to_string();
-        assert_eq!(shown("::1"), "[::1]:7");
-        assert_eq!(shown("127.0.0.1"), "127.0.0.1:7");
-        assert_eq!(shown("cache.example"), "cache.example:7");
-    }
 }

@@ -1,0 +1,320 @@
+//! Values as bytes: encoded, and in an envelope.
+
+use std::any::type_name;
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::bytes_as_numbers::with_numbers;
+use super::codec::{Codec, Unwritable, write_packed};
+use super::envelope::{Cover, Envelope, NoEnvelope, TooLong};
+use super::key::Mark;
+use super::probe::{Unreadable, look_at};
+use super::times::Times;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A value that was read.
+#[derive(Debug)]
+pub(super) struct Decoded<T> {
+    pub(super) value: T,
+    pub(super) times: Times,
+}
+
+/// Why there is no value in the bytes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum NoValue {
+    /// Another program's, another version's, or a damaged one.
+    Other,
+    /// One that was written under another key.
+    Foreign,
+    /// One of another type, or one that its type does not read as it writes it.
+    Unreadable,
+}
+
+impl From<NoEnvelope> for NoValue {
+    fn from(no_envelope: NoEnvelope) -> NoValue {
+        match no_envelope {
+            NoEnvelope::Raw => NoValue::Other,
+            NoEnvelope::Foreign => NoValue::Foreign,
+        }
+    }
+}
+
+pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
+    let refused =
+        |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
+    let seen = look_at(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
+    if cover.codec == Codec::MessagePack && seen.packs_octets() {
+        let packed =
+            Cover { packs_octets: true, ..cover }.around(|body| write_packed(value, body).map_err(Refusal::from));
+        // Of a sequence whose first part alone is such a number.
+        if let Ok(packed) = packed {
+            return Ok(packed);
+        }
+    }
+    cover.around(|body| cover.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
+}
+
+/// The same for a value that can be read: makes sure that it is.
+pub(super) fn encode_readable<T: Serialize + DeserializeOwned>(
+    cover: Cover<'_>,
+    key: &str,
+    value: &T,
+) -> Result<Bytes> {
+    let bytes = encode(cover, key, value)?;
+    if decode::<T>(cover.mark, cover.version, cover.max_inflated, &bytes).is_err() {
+        let context =
+            format!("encoding the value of {key:?}: a {} is not read back from what it writes", type_name::<T>());
+        return Err(Error::new(ErrorKind::Encode, context));
+    }
+    Ok(bytes)
+}
+
+/// The value that was written under the key with this mark and in this version, if that is what the bytes are.
+pub(super) fn decode<T: DeserializeOwned>(
+    mark: Mark,
+    version: Option<&str>,
+    max_inflated: usize,
+    bytes: &[u8],
+) -> Result<Decoded<T>, NoValue> {
+    let envelope = Envelope::open(mark, bytes)?;
+    if !envelope.is_of(version) {
+        return Err(NoValue::Other);
+    }
+    let mut body = envelope.body(max_inflated).ok_or(NoValue::Other)?;
+    if envelope.packs_octets
+        && let Some(numbers) = with_numbers(&body)
+    {
+        body = Cow::Owned(numbers);
+    }
+    let value = envelope.codec.read(&body).ok_or(NoValue::Unreadable)?;
+    Ok(Decoded { value, times: envelope.times.unwrap_or(Times::ALWAYS_FRESH) })
+}
+
+/// Why a value cannot be encoded.
+struct Refusal(Unwritable);
+
+impl From<TooLong> for Refusal {
+    fn from(TooLong: TooLong) -> Refusal {
+        Refusal("it has more than 4 GiB".into())
+    }
+}
+
+impl From<Unreadable> for Refusal {
+    fn from(unreadable: Unreadable) -> Refusal {
+        Refusal(unreadable.into())
+    }
+}
+
+impl From<Unwritable> for Refusal {
+    fn from(unwritable: Unwritable) -> Refusal {
+        Refusal(unwritable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::super::times::Times;
+    use super::{Codec, Cover, NoValue};
+
+    const MARK: u32 = 0x0403_0201;
+
+    fn cover(codec: Codec, version: Option<&str>) -> Cover<'_> {
+        Cover {
+            codec,
+            mark: MARK,
+            times: None,
+            version,
+            packs_octets: false,
+            compress_above: None,
+            max_inflated: usize::MAX,
+        }
+    }
+
+    fn encode<T: Serialize>(codec: Codec, version: Option<&str>, key: &str, value: &T) -> crate::Result<bytes::Bytes> {
+        super::encode(cover(codec, version), key, value)
+    }
+
+    fn decode<T: serde::de::DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
+        super::decode(MARK, version, 1 << 20, bytes).ok().map(|decoded| decoded.value)
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Widget {
+        id: u64,
+        name: String,
+        parts: Vec<Option<f64>>,
+    }
+
+    fn widget() -> Widget {
+        Widget { id: u64::MAX, name: "Zahnrad ⚙".into(), parts: vec![Some(0.1), None] }
+    }
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        for codec in [Codec::MessagePack, Codec::Json] {
+            for version in [None, Some(""), Some("7")] {
+                let bytes = encode(codec, version, "k", &widget()).unwrap();
+                assert_eq!(decode(version, &bytes), Some(widget()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_layout_stays_as_it_is() {
+        assert_eq!(
+            &*encode(Codec::MessagePack, None, "k", &1_u8).unwrap(),
+            b"\xC1PF\x01\x01\x02\x03\x04\x01\0\0\0\x01"
+        );
+        assert_eq!(
+            &*encode(Codec::Json, Some("v2"), "k", &1_u8).unwrap(),
+            b"\xC1PF\x82\x01\x02\x03\x04\x02\0\0\0v2\x01\0\0\x001"
+        );
+    }
+
+    #[test]
+    fn times_and_compression_go_along() {
+        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
+        let layout = b"\xC1PF\x41\x01\x02\x03\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
+        assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
+        let text = "a widget, ".repeat(100);
+        for (compress_above, longest) in [(None, 1_100), (Some(2_000), 1_100), (Some(900), 100)] {
+            let bytes = super::encode(Cover { compress_above, ..small }, "k", &text).unwrap();
+            assert!(bytes.len() < longest, "{} bytes above {compress_above:?}", bytes.len());
+            let read = super::decode::<String>(MARK, None, 1 << 20, &bytes).unwrap();
+            assert_eq!((read.value, read.times), (text.clone(), times));
+            let bounded = super::decode::<String>(MARK, None, 1_000, &bytes);
+            assert_eq!(bounded.is_err(), compress_above == Some(900), "only what is compressed is bounded");
+        }
+    }
+
+    #[test]
+    fn times_can_be_put_in_and_taken_out() {
+        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        for version in [None, Some("7")] {
+            let bare = encode(Codec::Json, version, "k", &widget()).unwrap();
+            let timed = super::super::envelope::with_times(&bare, Some(times));
+            let read = super::decode::<Widget>(MARK, version, 0, &timed).unwrap();
+            assert_eq!((read.value, read.times), (widget(), times));
+            assert_eq!(super::super::envelope::with_times(&timed, None), bare);
+        }
+    }
+
+    #[test]
+    fn another_version_is_no_value() {
+        let bytes = encode(Codec::MessagePack, Some("1"), "k", &widget()).unwrap();
+        assert_eq!(decode::<Widget>(Some("2"), &bytes), None);
+        assert_eq!(decode::<Widget>(None, &bytes), None);
+    }
+
+    #[test]
+    fn bare_bytes_and_other_programs_values_are_no_value() {
+        for bytes in [
+            &b""[..],
+            b"12",
+            b"\x31",
+            b"\xC1",
+            b"\xC1PF",
+            b"\xC1PF\x01",
+            b"\x04\x08i\x06",
+            b"\xC1PF\x03\x01\x02\x03\x04\x01\0\0\0\x01",
+        ] {
+            assert_eq!(decode::<u8>(None, bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn any_damage_to_the_frame_is_noticed() {
+        let whole = encode(Codec::MessagePack, Some("v"), "k", &widget()).unwrap();
+        for length in 0..whole.len() {
+            assert_eq!(decode::<Widget>(Some("v"), &whole[..length]), None, "cut at {length}");
+        }
+        let mut longer = whole.to_vec();
+        longer.push(0);
+        assert_eq!(decode::<Widget>(Some("v"), &longer), None);
+        let inner = encode(Codec::MessagePack, None, "k", &(1_u8, 2_u8)).unwrap();
+        assert_eq!(decode::<(u8,)>(None, &inner), None, "a longer tuple");
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Tree {
+        Leaf,
+        Under(Box<Tree>),
+        Around(Vec<Tree>),
+    }
+
+    fn trees(depth: usize) -> [Tree; 2] {
+        let nest = |wrap: fn(Tree) -> Tree| (0..depth).fold(Tree::Leaf, |inner, _| wrap(inner));
+        [nest(|inner| Tree::Under(Box::new(inner))), nest(|inner| Tree::Around(vec![inner]))]
+    }
+
+    #[test]
+    fn nesting_has_a_bound_that_a_small_stack_bears() {
+        for codec in [Codec::MessagePack, Codec::Json] {
+            for tree in trees(60) {
+                let bytes = encode(codec, None, "k", &tree).unwrap();
+                assert_eq!(decode(None, &bytes), Some(tree));
+            }
+            for tree in trees(200) {
+                let error = encode(codec, None, "k", &tree).unwrap_err();
+                assert_eq!(format!("{error:#}"), "encoding the value of \"k\": it is nested more than 127 deep");
+                let mut body = Vec::new();
+                assert!(codec.write(&tree, &mut body).is_ok());
+                assert_eq!(codec.read::<Tree>(&body), None);
+            }
+        }
+        let under = b"\x81\xA5Under".repeat(100_000);
+        let frame =
+            [&b"\xC1PF\x01\x01\x02\x03\x04"[..], &u32::try_from(under.len()).unwrap().to_le_bytes(), &under].concat();
+        assert_eq!(decode::<Tree>(None, &frame), None);
+        let many: Vec<Tree> = (0..500).map(|_| Tree::Under(Box::new(Tree::Leaf))).collect();
+        let bytes = encode(Codec::MessagePack, None, "k", &many).unwrap();
+        assert_eq!(decode(None, &bytes), Some(many), "many of them side by side are no depth");
+    }
+
+    #[test]
+    fn a_vec_of_bytes_takes_no_more_room_than_its_bytes() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Content {
+            Text(String),
+            Bytes(Vec<u8>),
+            Mixed(Vec<Content>),
+            Number(u8),
+        }
+        let image = (String::from("logo"), vec![0xFF_u8; 10_000]);
+        let bytes = encode(Codec::MessagePack, None, "k", &image).unwrap();
+        assert!(bytes.len() < 10_050, "{} bytes", bytes.len());
+        assert_eq!(decode(None, &bytes), Some(image));
+        for content in [
+            Content::Bytes(b"a text, as it were".repeat(10)),
+            Content::Bytes(vec![0xFF; 100]),
+            Content::Mixed((0..100).map(Content::Number).chain([Content::Text("x".into())]).collect()),
+        ] {
+            let bytes = encode(Codec::MessagePack, None, "k", &content).unwrap();
+            assert_eq!(decode(None, &bytes), Some(content));
+        }
+        let beside_a_wide_integer = (u128::MAX, vec![7_u8; 100]);
+        let bytes = encode(Codec::MessagePack, None, "k", &beside_a_wide_integer).unwrap();
+        assert_eq!(decode(None, &bytes), Some(beside_a_wide_integer));
+    }
+
+    #[test]
+    fn a_value_of_another_key_is_foreign() {
+        let bytes = encode(Codec::MessagePack, None, "k", &1_u8).unwrap();
+        let opened = super::decode::<u8>(MARK + 1, None, 0, &bytes);
+        assert_eq!(opened.map(|decoded| decoded.value), Err(NoValue::Foreign));
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_is_an_error_that_names_the_key() {
+        let unnamed = std::collections::HashMap::from([((1, 2), 3)]);
+        let error = encode(Codec::Json, None, "odd", &unnamed).unwrap_err();
+        assert_eq!(error.to_string(), "encoding the value of \"odd\"");
+    }
+}
