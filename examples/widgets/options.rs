@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use lexopt::prelude::*;
 use prefork_cache::CacheStore;
 use prefork_cache::stores::{self, MemoryStore};
 
@@ -47,23 +48,15 @@ impl Options {
         let mut port = 8080;
         let mut customer = "acme".to_owned();
 
-        let mut arguments = arguments.map(|argument| argument.into_string().map_err(|_| "an argument is not UTF-8"));
-        while let Some(argument) = arguments.next().transpose()? {
-            let (name, given) = match argument.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (argument.as_str(), None),
-            };
-            let mut value = || match &given {
-                Some(value) => Ok(value.clone()),
-                None => arguments.next().transpose()?.ok_or_else(|| format!("{name} needs a value")),
-            };
-            match name {
-                "--help" | "-h" => return Ok(None),
-                "--store" => store = value()?,
-                "--workers" => workers = number(name, &value()?, 1, MOST_WORKERS)?,
-                "--port" => port = number(name, &value()?, 0, u16::MAX)?,
-                "--customer" => customer = customer_name(value()?)?,
-                _ => return Err(format!("unknown argument {:?}; --help lists those there are", harmless(name))),
+        let mut parser = lexopt::Parser::from_args(arguments);
+        while let Some(argument) = parser.next().map_err(refused)? {
+            match argument {
+                Long("help") | Short('h') => return Ok(None),
+                Long("store") => store = text(&mut parser)?,
+                Long("workers") => workers = number("--workers", &text(&mut parser)?, 1, MOST_WORKERS)?,
+                Long("port") => port = number("--port", &text(&mut parser)?, 0, u16::MAX)?,
+                Long("customer") => customer = customer_name(text(&mut parser)?)?,
+                unknown => return Err(refused(unknown.unexpected())),
             }
         }
         if store == "memory" {
@@ -76,6 +69,25 @@ impl Options {
             None => stores::from_url(&store).map_err(|error| format!("--store: {error}"))?,
         };
         Ok(Some(Options { store, memory, place, workers, port, customer }))
+    }
+}
+
+fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
+    parser.value().and_then(|value| value.string()).map_err(refused)
+}
+
+/// Without the end of what is quoted, which may be a password.
+fn refused(error: lexopt::Error) -> String {
+    use lexopt::Error::{MissingValue, NonUnicodeValue, UnexpectedArgument, UnexpectedOption, UnexpectedValue};
+    match error {
+        UnexpectedOption(name) => format!("unknown argument {:?}; --help lists those there are", harmless(&name)),
+        UnexpectedArgument(argument) => {
+            format!("unknown argument {:?}; --help lists those there are", harmless(&argument.to_string_lossy()))
+        }
+        UnexpectedValue { option, .. } => format!("{option} takes no value"),
+        MissingValue { option: Some(option) } => format!("{option} needs a value"),
+        NonUnicodeValue(_) => "an argument is not UTF-8".to_owned(),
+        other => other.to_string(),
     }
 }
 
