@@ -1,10 +1,13 @@
 //! prefork-cache beside the crates that it stands on and others that do the same:
-//! `cargo run --release -p prefork-cache-benches -- [--pin CPU] [SECTION...]`.
+//! `cargo run --release -p prefork-cache-benches -- [--pin CPU] [--plot FILE] [SECTION...]`.
 //!
 //! The ways of a section are taken in turn against the same servers. A ratio is the median of the rounds' ratios: below 1,
 //! prefork-cache is the faster one. With `--pin 0` this process and the servers that it starts share processor 0: what
-//! differs then is the work, and not how it happens to be spread over processors.
+//! differs then is the work, and not how it happens to be spread over processors. `--plot` draws the ratios, in SVG.
 
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -14,6 +17,7 @@ mod forks;
 mod measure;
 mod memcached;
 mod memory;
+mod plot;
 mod redis_cluster;
 mod redis_server;
 mod redis_tls;
@@ -30,25 +34,54 @@ const SECTIONS: [(&str, fn()); 7] = [
 ];
 
 fn main() {
-    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(position) = wanted.iter().position(|argument| argument == "--pin") {
-        let mut taken = wanted.drain(position..wanted.len().min(position + 2)).skip(1);
-        let Some(processor) = taken.next().and_then(|text| text.parse().ok()) else {
-            eprintln!("--pin takes the number of a processor");
-            std::process::exit(2);
-        };
+    let options = Options::parse().unwrap_or_else(|error| stop(&error.to_string()));
+    if let Some(processor) = options.pin {
         pin(processor);
     }
-    if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(section, _)| section == name)) {
-        let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
-        eprintln!("no section {unknown:?}: there are {}", known.join(", "));
-        std::process::exit(2);
-    }
     for (name, run) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|section| section == name) {
+        if options.sections.is_empty() || options.sections.iter().any(|section| section == name) {
             run();
         }
     }
+    if let Some(path) = options.plot {
+        let written = std::fs::write(&path, plot::svg(&measure::ratios()));
+        written.unwrap_or_else(|error| stop(&format!("{}: {error}", path.display())));
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    pin: Option<usize>,
+    plot: Option<PathBuf>,
+    /// All of them, if it is empty.
+    sections: Vec<String>,
+}
+
+impl Options {
+    fn parse() -> Result<Options, lexopt::Error> {
+        let mut options = Options::default();
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("pin") => options.pin = Some(parser.value()?.parse()?),
+                Long("plot") => options.plot = Some(parser.value()?.into()),
+                Value(name) if SECTIONS.iter().any(|(section, _)| name == *section) => {
+                    options.sections.push(name.string()?);
+                }
+                Value(name) => {
+                    let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+                    return Err(format!("no section {name:?}: there are {}", known.join(", ")).into());
+                }
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn stop(reason: &str) -> ! {
+    eprintln!("{reason}");
+    std::process::exit(2);
 }
 
 /// Before there is another thread or a server: they inherit it.
@@ -56,8 +89,7 @@ fn pin(processor: usize) {
     let mut only = CpuSet::new();
     let pinned = only.set(processor).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
     if let Err(error) = pinned {
-        eprintln!("pinning to processor {processor}: {error}");
-        std::process::exit(2);
+        stop(&format!("pinning to processor {processor}: {error}"));
     }
     println!("pinned to processor {processor}");
 }

@@ -1,5 +1,6 @@
 //! Two or more ways to do the same, taken in turn, so that a machine whose speed drifts is fair to all of them.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 15;
@@ -26,6 +27,20 @@ pub(crate) fn timed<'a>(name: &'static str, run: impl FnMut(u32) -> Duration + '
     Way { name, run: Box::new(run) }
 }
 
+/// The time of the first way of a comparison, as a part of that of another one.
+pub(crate) struct Ratio {
+    pub(crate) title: String,
+    pub(crate) peer: &'static str,
+    pub(crate) ratio: f64,
+}
+
+static RATIOS: Mutex<Vec<Ratio>> = Mutex::new(Vec::new());
+
+/// The ratios of all comparisons so far, in their order.
+pub(crate) fn ratios() -> Vec<Ratio> {
+    std::mem::take(&mut RATIOS.lock().expect("nobody panics"))
+}
+
 /// Runs the ways in turn and prints the median time of an operation of each, and the median of its ratio to each of the
 /// others within a round.
 pub(crate) fn compare(title: &str, count: u32, mut ways: Vec<Way<'_>>) {
@@ -37,13 +52,16 @@ pub(crate) fn compare(title: &str, count: u32, mut ways: Vec<Way<'_>>) {
         rounds.push(ways.iter_mut().map(|way| nanoseconds((way.run)(count)) / f64::from(count)).collect());
     }
     println!("\n{title}");
-    for (index, way) in ways.iter().enumerate() {
-        let time = median(rounds.iter().map(|round| round[index]));
-        print!("  {:34} {:>12}", way.name, show(time));
-        for (other, peer) in ways.iter().enumerate().filter(|(other, _)| *other != 0 && index == 0 && *other != index) {
-            print!("   {:.2} x {}", median(rounds.iter().map(|round| round[0] / round[other])), peer.name);
-        }
-        println!();
+    let median_of = |way: usize| median(rounds.iter().map(|round| round[way]));
+    print!("  {:34} {:>12}", ways[0].name, show(median_of(0)));
+    for (peer, way) in ways.iter().enumerate().skip(1) {
+        let ratio = median(rounds.iter().map(|round| round[0] / round[peer]));
+        print!("   {ratio:.2} x {}", way.name);
+        RATIOS.lock().expect("nobody panics").push(Ratio { title: title.to_owned(), peer: way.name, ratio });
+    }
+    println!();
+    for (index, way) in ways.iter().enumerate().skip(1) {
+        println!("  {:34} {:>12}", way.name, show(median_of(index)));
     }
 }
 
