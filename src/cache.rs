@@ -20,10 +20,10 @@ use background::Background;
 use envelope::Cover;
 use expiry::Lifetime;
 use fetch::Flights;
+use fork_guard::fork_guarded;
+use freshness::{Freshness, Times};
 use key::{KeyBuffer, Prefix};
-use settled::settled;
 use stats::Counters;
-use times::{Age, Times};
 use value::{Decoded, NoValue};
 
 pub use blocking::Blocking;
@@ -45,9 +45,9 @@ mod entry;
 
 mod update;
 
-mod renewal;
+mod touch;
 
-mod removal;
+mod delete;
 
 mod counter;
 
@@ -62,15 +62,15 @@ mod codec;
 mod compression;
 mod envelope;
 mod expiry;
+mod fork_guard;
+mod freshness;
 mod key;
 mod observer;
 mod octets;
-mod probe;
 mod resumable;
-mod settled;
+mod round_trip;
 mod shared;
 mod stats;
-mod times;
 mod value;
 mod wait_clock;
 
@@ -156,7 +156,7 @@ struct Settings {
     fetch_wait: Duration,
     load_timeout: Duration,
     lease: Duration,
-    retry_after: Duration,
+    load_retry_delay: Duration,
 }
 
 /// Is told of failures that no caller hears of.
@@ -259,21 +259,21 @@ impl Cache {
 
     /// A value as it came out of the store, with its state.
     #[inline]
-    fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Age), NoValue> {
+    fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Freshness), NoValue> {
         let mark = self.prefix.mark(key);
         let decoded = value::decode(mark, self.version.as_deref(), self.shared.settings.max_inflated, bytes);
-        decoded.map(|Decoded { value, times }| (value, times.age(self.clock())))
+        decoded.map(|Decoded { value, times }| (value, times.freshness(self.clock())))
     }
 
     /// The same, for a read that counts.
     #[inline]
-    fn open<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<(T, Age)> {
+    fn open<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<(T, Freshness)> {
         match self.decode(key, bytes) {
-            Ok((value, age)) => {
-                if matches!(age, Age::Stale | Age::Resting) {
+            Ok((value, freshness)) => {
+                if matches!(freshness, Freshness::Stale | Freshness::RetryDelayed) {
                     self.local().counters.stale();
                 }
-                Some((value, age))
+                Some((value, freshness))
             }
             Err(no_value) => {
                 self.is_no_value::<T>(verb, key, no_value);
@@ -286,7 +286,7 @@ impl Cache {
     #[inline]
     fn value<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<T> {
         match self.open(verb, key, bytes) {
-            Some((_, Age::Gone)) | None => None,
+            Some((_, Freshness::Expired)) | None => None,
             Some((value, _)) => Some(value),
         }
     }

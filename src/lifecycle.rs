@@ -39,7 +39,6 @@
 
 mod append_only;
 mod atfork;
-mod bound;
 pub(crate) mod gate;
 mod generation;
 mod history;
@@ -48,6 +47,7 @@ pub mod injection;
 mod leaked;
 pub(crate) mod ledger;
 mod pin;
+mod process_bound;
 mod process_local;
 mod process_slot;
 mod refresh;
@@ -62,10 +62,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use append_only::AppendOnly;
-pub(crate) use bound::ProcessBound;
 pub use generation::generation;
 pub(crate) use history::History;
 pub(crate) use leaked::Leaked;
+pub(crate) use process_bound::ProcessBound;
 pub use process_local::ProcessLocal;
 pub(crate) use process_slot::ProcessSlot;
 pub use refresh::Refresh;

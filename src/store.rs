@@ -19,8 +19,8 @@ mod credentials;
 mod fleet;
 mod forward;
 mod hash_slot;
-pub(crate) mod holder;
 mod kept;
+pub(crate) mod lease_holder;
 mod lease_key;
 #[cfg(feature = "memcached")]
 mod memcached;

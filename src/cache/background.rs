@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{Cache, settled, wait_clock};
+use super::{Cache, fork_guarded, wait_clock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::generation;
 use crate::net::{Drive, drive};
@@ -106,7 +106,7 @@ impl Background {
             #[cfg(feature = "tokio")]
             Ok(Drive::Tokio(_)) => {
                 let ended = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| wait.poll(cx)));
-                Ok(settled(Box::pin(ended)).await?.is_ok())
+                Ok(fork_guarded(Box::pin(ended)).await?.is_ok())
             }
         }
     }

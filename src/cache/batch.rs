@@ -49,7 +49,7 @@ impl Cache {
         let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
         let found = batch(prepared, |keys: Vec<Cow<'_, str>>| async move {
             let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
-            self.settled(self.store()?.get_many(&keys)).await
+            self.fork_guarded(self.store()?.get_many(&keys)).await
         });
         let found = self.counted_each(found.await);
         let hits = found.iter().flatten().flatten().count();
@@ -68,7 +68,7 @@ impl Cache {
             return Vec::new();
         }
         let outcomes = match self.store() {
-            Ok(store) => self.settled(store.batch(operations)).await,
+            Ok(store) => self.fork_guarded(store.batch(operations)).await,
             Err(error) => Err(error),
         };
         let failed = |error: Error| operations.iter().map(|_| Err(error.clone())).collect();
@@ -121,7 +121,7 @@ impl Cache {
             let Some(ttl) = entries.first().map(|(_, sealed)| sealed.ttl) else { return Ok(Vec::new()) };
             let entries: Vec<(&str, Bytes)> =
                 entries.iter().map(|(key, sealed)| (key.as_str(), sealed.bytes.clone())).collect();
-            self.settled(self.store()?.set_many(&entries, ttl)).await
+            self.fork_guarded(self.store()?.set_many(&entries, ttl)).await
         });
         self.counted_each(stored.await)
     }

@@ -26,7 +26,7 @@ impl Default for Settings {
             fetch_wait: Duration::from_secs(10),
             load_timeout: Duration::from_secs(60),
             lease: Duration::from_secs(5),
-            retry_after: Duration::from_secs(5),
+            load_retry_delay: Duration::from_secs(5),
         }
     }
 }
@@ -228,10 +228,10 @@ impl Builder {
     /// use prefork_cache::{Cache, stores::MemoryStore};
     /// use std::time::Duration;
     ///
-    /// let cache = Cache::builder(MemoryStore::new()).retry_after(Duration::from_secs(30)).build();
+    /// let cache = Cache::builder(MemoryStore::new()).load_retry_delay(Duration::from_secs(30)).build();
     /// ```
-    pub fn retry_after(mut self, pause: Duration) -> Builder {
-        self.settings.retry_after = pause.min(LONGEST_WAIT);
+    pub fn load_retry_delay(mut self, pause: Duration) -> Builder {
+        self.settings.load_retry_delay = pause.min(LONGEST_WAIT);
         self
     }
 

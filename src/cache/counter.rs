@@ -30,7 +30,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(self.settled(store.increment(key, by, ttl)).await)
+        self.answered(self.fork_guarded(store.increment(key, by, ttl)).await)
     }
 
     /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).

@@ -54,7 +54,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        let found = self.answered(self.settled(store.get(key)).await)?;
+        let found = self.answered(self.fork_guarded(store.get(key)).await)?;
         self.local().counters.looked_up(found.is_some());
         Ok(found)
     }
@@ -222,7 +222,7 @@ impl Cache {
         let Sealed { bytes, ttl } = self.counted(self.raw(value.into(), expiry.into()))?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(self.settled(store.append(key, bytes, ttl)).await)
+        self.answered(self.fork_guarded(store.append(key, bytes, ttl)).await)
     }
 
     /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of
@@ -255,7 +255,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(self.settled(store.get(key)).await)
+        self.answered(self.fork_guarded(store.get(key)).await)
     }
 
     fn raw(&self, bytes: Bytes, expiry: Expiry) -> Result<Sealed> {
@@ -277,7 +277,7 @@ impl Cache {
         if when != When::Always {
             self.remove_gone(key, store).await?;
         }
-        self.answered(self.settled(store.set(key, bytes, ttl, when)).await).map(answer)
+        self.answered(self.fork_guarded(store.set(key, bytes, ttl, when)).await).map(answer)
     }
 
     /// Where the clock is not the store's: removes an entry that has ended by the clock, before a write that goes by
@@ -286,9 +286,9 @@ impl Cache {
         if self.clock().is_the_stores() {
             return Ok(());
         }
-        let Some(held) = self.answered(self.settled(store.get(full_key)).await)? else { return Ok(()) };
-        if Envelope::open(crc32fast::hash(full_key.as_bytes()), &held).is_ok_and(|held| held.is_gone(self.clock())) {
-            self.answered(self.settled(store.compare_and_set(full_key, Some(&held), None, Ttl::Never)).await)?;
+        let Some(held) = self.answered(self.fork_guarded(store.get(full_key)).await)? else { return Ok(()) };
+        if Envelope::open(crc32fast::hash(full_key.as_bytes()), &held).is_ok_and(|held| held.is_expired(self.clock())) {
+            self.answered(self.fork_guarded(store.compare_and_set(full_key, Some(&held), None, Ttl::Never)).await)?;
         }
         Ok(())
     }
@@ -299,6 +299,6 @@ impl Cache {
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
         let (new, ttl) = new.map_or((None, Ttl::Never), |Sealed { bytes, ttl }| (Some(bytes), ttl));
-        self.answered(self.settled(store.compare_and_set(key, expected, new, ttl)).await)
+        self.answered(self.fork_guarded(store.compare_and_set(key, expected, new, ttl)).await)
     }
 }

@@ -22,8 +22,8 @@ use bytes::Bytes;
 use super::clock::Clock;
 use super::codec::Codec;
 use super::compression;
+use super::freshness::{Freshness, Times};
 use super::key::Mark;
-use super::times::{Age, Times};
 
 const MAGIC: [u8; 3] = [0xC1, b'P', b'F'];
 const FLAGS_AT: usize = MAGIC.len();
@@ -151,11 +151,11 @@ impl<'a> Envelope<'a> {
 
     /// Whether it holds a value of this version that is not gone.
     pub(super) fn serves(&self, version: Option<&str>, clock: &Clock) -> bool {
-        self.is_of(version) && !self.is_gone(clock)
+        self.is_of(version) && !self.is_expired(clock)
     }
 
-    pub(super) fn is_gone(&self, clock: &Clock) -> bool {
-        self.times.is_some_and(|times| times.age(clock) == Age::Gone)
+    pub(super) fn is_expired(&self, clock: &Clock) -> bool {
+        self.times.is_some_and(|times| times.freshness(clock) == Freshness::Expired)
     }
 
     pub(super) fn is_of(&self, version: Option<&str>) -> bool {
@@ -198,7 +198,7 @@ pub(super) fn with_times(bytes: &[u8], times: Option<Times>) -> Bytes {
 }
 
 fn times_in_bytes(times: Times) -> impl Iterator<Item = u8> {
-    [times.refresh_from, times.stale_from, times.gone_from].into_iter().flat_map(u64::to_le_bytes)
+    [times.refresh_from, times.stale_from, times.expired_from].into_iter().flat_map(u64::to_le_bytes)
 }
 
 fn take_times(bytes: &mut &[u8]) -> Option<Times> {
@@ -207,7 +207,7 @@ fn take_times(bytes: &mut &[u8]) -> Option<Times> {
         *bytes = rest;
         Some(u64::from_le_bytes(*number))
     };
-    Some(Times { refresh_from: take()?, stale_from: take()?, gone_from: take()? })
+    Some(Times { refresh_from: take()?, stale_from: take()?, expired_from: take()? })
 }
 
 /// A length and what it is the length of.

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::clock::Clock;
-use super::times::{NEVER, Times};
+use super::freshness::{NEVER, Times};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
 
@@ -234,7 +234,7 @@ impl Expiry {
         let fresh = self.shortened(asked);
         let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)), clock)?;
         if self.jitter > 0.0 {
-            times.stale_from = times.stale_from.min(times.gone_from);
+            times.stale_from = times.stale_from.min(times.expired_from);
         }
         let ttl = Ttl::After(asked.saturating_add(self.stale_for));
         Ok(Lifetime { ttl, bare: Ttl::After(asked), times: Some(times) })
@@ -268,7 +268,7 @@ impl Expiry {
                 ahead => from(fresh.saturating_sub(ahead)),
             },
             stale_from: if self.stale_for.is_zero() { NEVER } else { from(fresh) },
-            gone_from: ttl.duration()?.map_or(NEVER, from),
+            expired_from: ttl.duration()?.map_or(NEVER, from),
         })
     }
 }
@@ -327,7 +327,7 @@ fn refused(context: String) -> Error {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use super::super::times::NEVER;
+    use super::super::freshness::NEVER;
     use super::{Clock, Expiry, Lifetime};
     use crate::error::ErrorKind;
     use crate::store::Ttl;
@@ -355,7 +355,7 @@ mod tests {
             .times
             .unwrap();
         assert_eq!(times.stale_from - times.refresh_from, 60_000);
-        assert_eq!(times.gone_from - times.stale_from, 240_000);
+        assert_eq!(times.expired_from - times.stale_from, 240_000);
         let plain = Expiry::after(MINUTE).begin(&Clock::system()).unwrap().times.unwrap();
         assert_eq!((plain.refresh_from, plain.stale_from), (NEVER, NEVER), "no clock is asked when it is read");
     }
@@ -369,7 +369,7 @@ mod tests {
             let lives = ttl.duration().unwrap().unwrap();
             assert!((90 * Duration::from_secs(1)..=2 * MINUTE).contains(&lives), "{lives:?}");
             let times = times.unwrap();
-            assert!((59_999..=60_001).contains(&(times.gone_from - times.stale_from)), "{times:?}");
+            assert!((59_999..=60_001).contains(&(times.expired_from - times.stale_from)), "{times:?}");
             seen.push(lives);
         }
         seen.sort();
@@ -383,7 +383,7 @@ mod tests {
         let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others(&Clock::system()).unwrap()).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.ttl == Ttl::After(MINUTE)));
         let mut ends: Vec<u64> = lifetimes.iter().map(|lifetime| lifetime.times.unwrap().stale_from).collect();
-        assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().gone_from <= ends[0] + 60_000));
+        assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().expired_from <= ends[0] + 60_000));
         ends.sort_unstable();
         ends.dedup();
         assert!(ends.len() > 50, "{} of 100 differ", ends.len());

@@ -2,19 +2,19 @@
 //!
 //! A fetch goes in four steps, for one key and for many alike:
 //!
-//! 1. [`look`]: what does the store hold? Most fetches end here.
-//! 2. [`claim`]: who loads? In this process the lead of a [`flight`] says so, among processes a [`lease`].
+//! 1. [`lookup`]: what does the store hold? Most fetches end here.
+//! 2. [`claim`]: who loads? In this process the lead of a [`single_flight`] says so, among processes a [`lease`].
 //! 3. [`settle`]: loads what was claimed, stores it unless it was revoked, and hands it to those who wait.
 //! 4. [`wait`]: only then waits for what others have claimed; whatever they gave up is claimed in turn.
 //!
 //! What happens when
 //!
 //! - *a leader's process is killed*: its lease stays. Who watches it ([`wait`]) takes it over, at once on the same
-//!   host, since its [`holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
+//!   host, since its [`lease_holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
 //! - *the key is deleted in mid-load*: the delete revokes the flight and replaces the lease by a mark. At the end of
 //!   the load [`settle`] finds either, and does not store; a caller that comes after the delete begins a flight and a
 //!   lease of its own.
-//! - *the store does not answer*: at the [`look`] the key is marked as not to be kept: it is loaded once in the
+//! - *the store does not answer*: at the [`lookup`] the key is marked as not to be kept: it is loaded once in the
 //!   process, and not stored. While a lease is watched the leader stops watching and loads. At the end the failure is
 //!   reported.
 
@@ -27,16 +27,16 @@ use bytes::Bytes;
 use super::Cache;
 use crate::error::Result;
 use crate::net::{Drive, drive};
-use crate::store::holder;
-use flight::Landing;
+use crate::store::lease_holder;
 use form::Form;
 use lease::Leases;
-use part::{Keeps, Load, Part};
+use load_state::{Keeps, Load, LoadState};
+use single_flight::Landing;
 
-pub(super) use flight::{Flight, Flights};
 pub(super) use lease::{DELETED, MARK_TTL};
 pub use loaded::Loaded;
 pub use lock::LockGuard;
+pub(super) use single_flight::{Flight, Flights};
 pub use two_steps::{Begun, Claim};
 
 // What people call, in the order of the documentation; apart, or they would be sorted.
@@ -53,17 +53,17 @@ mod lock;
 
 // The four steps.
 mod claim;
-mod look;
+mod lookup;
 mod settle;
 mod wait;
 
-mod flight;
 mod form;
 mod lease;
+mod load_state;
 mod loaded;
 mod nesting;
-mod part;
 mod shared;
+mod single_flight;
 
 impl Cache {
     /// How long others leave a lease alone without a beat. Where nothing can beat: as long as a load may take.
@@ -102,7 +102,7 @@ struct Wanted<V, E> {
     old: Option<(V, bool)>,
     /// Whether the store is there to keep what is loaded.
     is_kept: bool,
-    part: Part,
+    state: LoadState,
     /// How often this caller has waited for as long as the bound.
     turn: u8,
     until: Instant,
@@ -130,7 +130,11 @@ impl<V: Form, E> Fetching<V, E> {
             held: None,
             old: None,
             is_kept: true,
-            part: if cache.is_forced { Part::Load(Load { lead: None, keeps: Keeps::Always }) } else { Part::Open },
+            state: if cache.is_forced {
+                LoadState::Load(Load { lead: None, keeps: Keeps::Always })
+            } else {
+                LoadState::Open
+            },
             turn: 0,
             until: now + bound,
             overdue: None,
@@ -159,7 +163,7 @@ impl<V: Form, E> Fetching<V, E> {
         loop {
             self.lead();
             self.lease().await;
-            let is_load = |place: &usize| matches!(self.wanted[*place].part, Part::Load(_));
+            let is_load = |place: &usize| matches!(self.wanted[*place].state, LoadState::Load(_));
             let loads: Vec<usize> = (0..self.wanted.len()).filter(is_load).collect();
             if !loads.is_empty() {
                 return Some(loads);
@@ -191,12 +195,12 @@ impl<V, E> Wanted<V, E> {
 
     fn answer_old(&mut self) {
         let is_stale = self.old.as_ref().is_some_and(|(_, is_stale)| *is_stale);
-        self.answer(Answer::Old, look::outcome(is_stale));
+        self.answer(Answer::Old, lookup::outcome(is_stale));
     }
 
     /// Ends the flight that is led.
     fn land(&mut self, landing: Landing) {
-        if let Some(lead) = self.part.take_lead() {
+        if let Some(lead) = self.state.take_lead() {
             lead.land(landing);
         }
     }

@@ -272,7 +272,7 @@ impl Cache {
     pub async fn reconnect(&self) -> Result<()> {
         let store = self.store()?;
         self.local().counters.reconnected();
-        self.answered(self.settled(store.reconnect()).await)
+        self.answered(self.fork_guarded(store.reconnect()).await)
     }
 
     /// What this process has done through this cache so far. Handles of other namespaces count together.

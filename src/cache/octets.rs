@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::codec::Codec;
 use super::envelope::{self, Cover, Envelope, NoEnvelope};
 use super::expiry::Lifetime;
-use super::times::{Age, NEVER, Times};
+use super::freshness::{Freshness, NEVER, Times};
 use super::value;
 use super::{Cache, Claim, Expiry, Sealed};
 use crate::error::Result;
@@ -115,30 +115,34 @@ impl Cache {
 
     /// `None` for what is no byte string here.
     #[inline]
-    pub(super) fn decode_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Age)> {
-        if envelope::is_begun_by(bytes) { self.unwrap_octets(key, bytes) } else { Some((bytes.clone(), Age::Fresh)) }
+    pub(super) fn decode_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
+        if envelope::is_begun_by(bytes) {
+            self.unwrap_octets(key, bytes)
+        } else {
+            Some((bytes.clone(), Freshness::Fresh))
+        }
     }
 
     #[cold]
-    fn unwrap_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Age)> {
+    fn unwrap_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
         let envelope = match Envelope::open(self.prefix.mark(key), bytes) {
             Ok(envelope) if envelope.codec == Codec::MessagePack && envelope.is_of(self.version.as_deref()) => envelope,
-            Err(NoEnvelope::Raw) => return Some((bytes.clone(), Age::Fresh)),
+            Err(NoEnvelope::Raw) => return Some((bytes.clone(), Freshness::Fresh)),
             Ok(_) | Err(NoEnvelope::Foreign) => return None,
         };
         let value = match envelope.body(self.shared.settings.max_inflated)? {
             Cow::Borrowed(body) => bytes.slice_ref(byte_string(body)?),
             Cow::Owned(body) => Bytes::copy_from_slice(byte_string(&body)?),
         };
-        Some((value, envelope.times.unwrap_or(Times::ALWAYS_FRESH).age(self.clock())))
+        Some((value, envelope.times.unwrap_or(Times::ALWAYS_FRESH).freshness(self.clock())))
     }
 
     /// The same, for a read that counts.
     #[inline]
-    pub(super) fn open_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Age)> {
+    pub(super) fn open_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
         let opened = self.decode_octets(key, bytes);
         match &opened {
-            Some((_, Age::Stale | Age::Resting)) => self.local().counters.stale(),
+            Some((_, Freshness::Stale | Freshness::RetryDelayed)) => self.local().counters.stale(),
             None => self.local().counters.undecodable(),
             Some(_) => {}
         }
@@ -147,8 +151,8 @@ impl Cache {
 
     #[inline]
     fn octets_that_serve(&self, key: &str, bytes: Bytes) -> Option<Bytes> {
-        let (value, age) = self.open_octets(key, &bytes)?;
-        (age != Age::Gone).then_some(value)
+        let (value, freshness) = self.open_octets(key, &bytes)?;
+        (freshness != Freshness::Expired).then_some(value)
     }
 }
 

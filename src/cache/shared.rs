@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::blocking::at_once;
 use super::envelope::Envelope;
-use super::{Age, Blocking, Cache, KeyBuffer, Times};
+use super::{Blocking, Cache, Freshness, KeyBuffer, Times};
 use crate::error::Result;
 use crate::store::Kept;
 
@@ -45,7 +45,7 @@ impl Cache {
     {
         if let Some(kept) = self.kept(key)? {
             return Ok(match self.open_shared("get_shared", key, &kept) {
-                Some((_, Age::Gone)) | None => None,
+                Some((_, Freshness::Expired)) | None => None,
                 Some((value, _)) => Some(value),
             });
         }
@@ -66,37 +66,37 @@ impl Cache {
 
     /// The value in an entry, with its state; for a read that counts.
     #[inline]
-    pub(super) fn open_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Age)>
+    pub(super) fn open_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Freshness)>
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        let Some((age, value)) = self.age_for_this_handle(key, kept).zip(kept.decoded()) else {
+        let Some((freshness, value)) = self.freshness_for_this_handle(key, kept).zip(kept.decoded()) else {
             return self.decode_shared(verb, key, kept);
         };
-        if matches!(age, Age::Stale | Age::Resting) {
+        if matches!(freshness, Freshness::Stale | Freshness::RetryDelayed) {
             self.local().counters.stale();
         }
-        Some((value, age))
+        Some((value, freshness))
     }
 
     /// `None` for what this handle does not read.
     #[inline]
-    fn age_for_this_handle(&self, key: &str, kept: &Kept) -> Option<Age> {
+    fn freshness_for_this_handle(&self, key: &str, kept: &Kept) -> Option<Freshness> {
         let envelope = Envelope::open(self.prefix.mark(key), kept.bytes()).ok()?;
         let is_readable =
             envelope.is_of(self.version.as_deref()) && envelope.inflates_to_at_most(self.shared.settings.max_inflated);
-        is_readable.then(|| envelope.times.unwrap_or(Times::ALWAYS_FRESH).age(self.clock()))
+        is_readable.then(|| envelope.times.unwrap_or(Times::ALWAYS_FRESH).freshness(self.clock()))
     }
 
     #[cold]
-    fn decode_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Age)>
+    fn decode_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Freshness)>
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        let (value, age) = self.open(verb, key, kept.bytes())?;
+        let (value, freshness) = self.open(verb, key, kept.bytes())?;
         let value = Arc::new(value);
         kept.keep(&value);
-        Some((value, age))
+        Some((value, freshness))
     }
 }
 

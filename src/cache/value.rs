@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use super::bytes_as_numbers::with_numbers;
 use super::codec::{Codec, Unwritable, write_packed};
 use super::envelope::{Cover, Envelope, NoEnvelope, TooLong};
+use super::freshness::Times;
 use super::key::Mark;
-use super::probe::{Unreadable, look_at};
-use super::times::Times;
+use super::round_trip::{Unreadable, check};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A value that was read.
@@ -45,7 +45,7 @@ impl From<NoEnvelope> for NoValue {
 pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
     let refused =
         |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
-    let seen = look_at(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
+    let seen = check(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
     if cover.codec == Codec::MessagePack && seen.packs_octets() {
         let packed =
             Cover { packs_octets: true, ..cover }.around(|body| write_packed(value, body).map_err(Refusal::from));
@@ -118,7 +118,7 @@ impl From<Unwritable> for Refusal {
 mod tests {
     use serde::{Deserialize, Serialize};
 
-    use super::super::times::Times;
+    use super::super::freshness::Times;
     use super::{Codec, Cover, NoValue};
 
     const MARK: u32 = 0x0403_0201;
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn times_and_compression_go_along() {
-        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        let times = Times { refresh_from: 1, stale_from: 2, expired_from: 3 };
         let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
         let layout = b"\xC1PF\x41\x01\x02\x03\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
         assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn times_can_be_put_in_and_taken_out() {
-        let times = Times { refresh_from: 1, stale_from: 2, gone_from: 3 };
+        let times = Times { refresh_from: 1, stale_from: 2, expired_from: 3 };
         for version in [None, Some("7")] {
             let bare = encode(Codec::Json, version, "k", &widget()).unwrap();
             let timed = super::super::envelope::with_times(&bare, Some(times));

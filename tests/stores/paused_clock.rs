@@ -102,7 +102,7 @@ async fn values_grow_old_by_the_clock_of_the_runtime() {
     let shared = Shared { memory: Arc::clone(&memory), reads };
     let minute = Duration::from_secs(60);
     for builder in [Cache::builder(memory), Cache::builder(shared)] {
-        let cache = builder.clock(Clock::tokio()).retry_after(minute).build();
+        let cache = builder.clock(Clock::tokio()).load_retry_delay(minute).build();
         let loads = AtomicUsize::new(0);
         let fetch = async |loaded: Result<u32, &'static str>| {
             let load = async || {

@@ -106,14 +106,14 @@ fn a_failed_load_is_tried_again_after_the_pause() {
     let told = Arc::new(std::sync::Mutex::new(Vec::new()));
     let heard = Arc::clone(&told);
     let tell = move |error: &prefork_cache::Error| heard.lock().unwrap().push((error.kind(), error.to_string()));
-    let impatient = builder().retry_after(Duration::ZERO).on_error(tell).build();
+    let impatient = builder().load_retry_delay(Duration::ZERO).on_error(tell).build();
     make_stale(impatient.blocking(), "k", 1);
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.blocking().fetch("k", HOUR, fails), Ok(1));
     assert_eq!(impatient.stats().failed_loads, 2);
     let text = "loading \"k\" again failed: the value that was there goes on serving";
     assert_eq!(*told.lock().unwrap(), vec![(ErrorKind::Loader, text.to_owned()); 2]);
-    let patient = builder().retry_after(Duration::from_millis(20)).build();
+    let patient = builder().load_retry_delay(Duration::from_millis(20)).build();
     assert_eq!(patient.blocking().fetch("k", HOUR, fails), Ok(1));
     until("the loader is tried again", || patient.blocking().fetch("k", HOUR, loads(2)) == Ok(2));
 }

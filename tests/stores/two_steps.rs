@@ -155,7 +155,7 @@ fn a_claim_that_is_dropped_in_a_runtime_is_given_back() {
 fn an_old_value_is_refreshed_by_one_claim_after_another() {
     let clock = Clock::manual();
     let minute = Duration::from_secs(60);
-    let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).retry_after(minute).build();
+    let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).load_retry_delay(minute).build();
     let cache = cache.blocking();
     let expiry = Expiry::after(minute).stale_for(10 * minute);
     claimed(cache.fetch_begin("k")).blocking_complete(1, expiry);

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::flight::{Landing, Part as InFlight};
 use super::form::{Form, Found};
 use super::lease::Lease;
+use super::load_state::{Claim, Keeps, Load, LoadState, Verdict};
 use super::nesting;
-use super::part::{Claim, Keeps, Load, Part, Verdict};
+use super::single_flight::{Joined, Landing};
 use super::{Answer, Fetching};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Op, Outcome};
@@ -31,28 +31,28 @@ impl<V: Form, E> Fetching<V, E> {
         let flights = Arc::clone(&self.cache.local().flights);
         let lapse = self.cache.longest_load();
         for wanted in &mut self.wanted {
-            if wanted.answer.is_some() || !matches!(wanted.part, Part::Open) {
+            if wanted.answer.is_some() || !matches!(wanted.state, LoadState::Open) {
                 continue;
             }
             let joined = if wanted.old.is_some() {
                 // The old value serves while another caller loads.
-                flights.try_lead(&wanted.full_key, lapse).map(InFlight::Lead)
+                flights.try_lead(&wanted.full_key, lapse).map(Joined::Lead)
             } else {
                 Some(flights.join(&wanted.full_key, lapse, wanted.overdue.take().as_deref()))
             };
-            wanted.part = match joined {
+            wanted.state = match joined {
                 None => {
                     wanted.answer_old();
-                    Part::Open
+                    LoadState::Open
                 }
-                Some(InFlight::Lead(lead)) => Part::Claim(Claim::new(lead, wanted.turn > 0)),
+                Some(Joined::Lead(lead)) => LoadState::Claim(Claim::new(lead, wanted.turn > 0)),
                 // To wait would be to wait for oneself, or for what only this thread could do.
-                Some(InFlight::Wait(flight))
+                Some(Joined::Wait(flight))
                     if nesting::is_part_of(flight.number()) || flight.would_block_its_leader() =>
                 {
-                    Part::Load(Load::ALONE)
+                    LoadState::Load(Load::ALONE)
                 }
-                Some(InFlight::Wait(flight)) => Part::Follow(flight),
+                Some(Joined::Wait(flight)) => LoadState::Follow(flight),
             };
         }
     }
@@ -96,7 +96,7 @@ impl<V: Form, E> Fetching<V, E> {
         let takes_leases = self.cache.takes_leases() && !local.has_no_leases();
         let mut asked = Vec::new();
         for (place, wanted) in self.wanted.iter_mut().enumerate() {
-            let Part::Claim(claim) = &mut wanted.part else { continue };
+            let LoadState::Claim(claim) = &mut wanted.state else { continue };
             if !claim.asks {
                 continue;
             }
@@ -106,7 +106,7 @@ impl<V: Form, E> Fetching<V, E> {
             }
             let (instead_of, is_kept) = (claim.place.clone(), wanted.is_kept);
             if lease.is_none() {
-                wanted.part.load(if is_kept { Keeps::Unleased } else { Keeps::Nothing });
+                wanted.state.load(if is_kept { Keeps::Unleased } else { Keeps::Nothing });
             }
             if lease.is_some() || (is_kept && has_landed) {
                 asked.push(Asked { place, full_key: wanted.full_key.clone(), lease, instead_of });
@@ -119,19 +119,19 @@ impl<V: Form, E> Fetching<V, E> {
     fn take_in_lease(&mut self, place: usize, was_seen: bool, taken: Result<Outcome>, held: Result<Outcome>) {
         let wanted = &mut self.wanted[place];
         let error = match taken {
-            Ok(taken) if taken.is_done() => return wanted.part.load(Keeps::Leased),
+            Ok(taken) if taken.is_done() => return wanted.state.load(Keeps::Leased),
             Ok(_) => {
                 self.leases.forget(place);
-                let Part::Claim(claim) = &mut wanted.part else { return };
+                let LoadState::Claim(claim) = &mut wanted.state else { return };
                 claim.is_lost_to(held.ok().and_then(Outcome::into_value));
                 if wanted.old.is_some() {
                     claim.seen_since = self.cache.local().flights.is_elsewhere(&wanted.full_key, claim.place.as_ref());
                     if was_seen || claim.verdict(false) != Verdict::Take {
-                        wanted.part = Part::Open;
+                        wanted.state = LoadState::Open;
                         wanted.answer_old();
                     }
                 } else if claim.is_overdue && was_seen {
-                    wanted.part.load(Keeps::Nothing);
+                    wanted.state.load(Keeps::Nothing);
                 }
                 return;
             }
@@ -142,7 +142,7 @@ impl<V: Form, E> Fetching<V, E> {
             if self.cache.local().take_no_leases() {
                 self.cache.report(self.verb, &error);
             }
-            return wanted.part.load(Keeps::Unleased);
+            return wanted.state.load(Keeps::Unleased);
         }
         self.cache.report(self.verb, &error);
         // What may have been granted is released in the end.
@@ -150,10 +150,10 @@ impl<V: Form, E> Fetching<V, E> {
             self.leases.forget(place);
         }
         if wanted.old.is_some() {
-            wanted.part = Part::Open;
+            wanted.state = LoadState::Open;
             wanted.answer_old();
         } else {
-            wanted.part.load(if is_uncertain(&error) { Keeps::Leased } else { Keeps::Unleased });
+            wanted.state.load(if is_uncertain(&error) { Keeps::Leased } else { Keeps::Unleased });
         }
     }
 
@@ -173,7 +173,7 @@ impl<V: Form, E> Fetching<V, E> {
         let found = Found::of(held.as_ref().and_then(|held| V::decode(&self.cache, &wanted.key, held)));
         let is_refresh = wanted.old.is_some();
         let value = match found {
-            Found::Settled { value, .. } => Some(value),
+            Found::Current { value, .. } => Some(value),
             found if !is_refresh => found.into_value(),
             Found::Old { value, is_stale } => {
                 wanted.old = Some((value, is_stale));

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::form::{Form, Typed};
 use super::{Fetching, Loaded};
-use crate::cache::{Cache, Expiry, settled};
+use crate::cache::{Cache, Expiry, fork_guarded};
 use crate::net::{Drive, drive};
 use crate::sync::Lock;
 use crate::telemetry::{self, Span};
@@ -119,7 +119,7 @@ impl Cache {
         let patience = if is_stale { self.soft_timeout } else { Duration::ZERO };
         let (value, outcome) = match (joined_within(patience, task).await, old) {
             (Some(Typed(value)), _) => (value, "loaded"),
-            (None, Some(old)) => (old, super::look::outcome(is_stale)),
+            (None, Some(old)) => (old, super::lookup::outcome(is_stale)),
             (None, None) => unreachable!("what was decoded once decodes again"),
         };
         span.outcome(outcome);
@@ -186,7 +186,7 @@ where
     L: FnOnce() -> F,
     F: Future<Output = Result<T, E>>,
 {
-    match settled(Box::pin(task)).await {
+    match fork_guarded(Box::pin(task)).await {
         Ok(Ok(output)) => output,
         Ok(Err(failure)) => match (failure.try_into_panic(), loader.take()) {
             (Ok(panic), _) => resume_unwind(panic),
@@ -202,6 +202,6 @@ async fn joined_within<T: Send>(patience: Duration, task: JoinHandle<Option<T>>)
     if patience.is_zero() {
         return None;
     }
-    let in_time = settled(Box::pin(tokio::time::timeout(patience, task))).await;
+    let in_time = fork_guarded(Box::pin(tokio::time::timeout(patience, task))).await;
     in_time.ok()?.ok()?.ok()?
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::times::Age;
+use crate::cache::freshness::Freshness;
 use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
 
@@ -30,16 +30,16 @@ pub(super) trait Form: Sized {
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
 
     /// `None` for what is no such value.
-    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Self, Freshness)>;
 
     /// The same, for a read that counts.
-    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Age)>;
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Freshness)>;
 }
 
 /// What the store holds for a key.
 pub(super) enum Found<V> {
     /// It serves, and is not to be loaded now.
-    Settled { value: V, is_stale: bool },
+    Current { value: V, is_stale: bool },
     /// It serves, and is to be loaded again.
     Old { value: V, is_stale: bool },
     /// No value.
@@ -62,17 +62,21 @@ impl<V: Form> Looked<V> {
 
 impl<V> Found<V> {
     #[inline]
-    pub(super) fn of(opened: Option<(V, Age)>) -> Found<V> {
+    pub(super) fn of(opened: Option<(V, Freshness)>) -> Found<V> {
         match opened {
-            Some((value, age @ (Age::Fresh | Age::Resting))) => Found::Settled { value, is_stale: age == Age::Resting },
-            Some((value, age @ (Age::Ageing | Age::Stale))) => Found::Old { value, is_stale: age == Age::Stale },
-            Some((_, Age::Gone)) | None => Found::Nothing,
+            Some((value, freshness @ (Freshness::Fresh | Freshness::RetryDelayed))) => {
+                Found::Current { value, is_stale: freshness == Freshness::RetryDelayed }
+            }
+            Some((value, freshness @ (Freshness::RefreshAhead | Freshness::Stale))) => {
+                Found::Old { value, is_stale: freshness == Freshness::Stale }
+            }
+            Some((_, Freshness::Expired)) | None => Found::Nothing,
         }
     }
 
     pub(super) fn into_value(self) -> Option<V> {
         match self {
-            Found::Settled { value, .. } | Found::Old { value, .. } => Some(value),
+            Found::Current { value, .. } | Found::Old { value, .. } => Some(value),
             Found::Nothing => None,
         }
     }
@@ -109,12 +113,12 @@ impl<T: Serialize + DeserializeOwned> Form for Typed<T> {
         cache.encode_readable(key, &self.0, None)
     }
 
-    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.decode(key, bytes).ok().map(|(value, age)| (Typed(value), age))
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Freshness)> {
+        cache.decode(key, bytes).ok().map(|(value, freshness)| (Typed(value), freshness))
     }
 
-    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Age)> {
-        cache.open(verb, key, bytes).map(|(value, age)| (Typed(value), age))
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Typed<T>, Freshness)> {
+        cache.open(verb, key, bytes).map(|(value, freshness)| (Typed(value), freshness))
     }
 }
 
@@ -141,12 +145,12 @@ impl Form for ByteString {
         cache.share_octets(key, &self.0)
     }
 
-    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(ByteString, Age)> {
-        cache.decode_octets(key, bytes).map(|(value, age)| (ByteString(value), age))
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(ByteString, Freshness)> {
+        cache.decode_octets(key, bytes).map(|(value, freshness)| (ByteString(value), freshness))
     }
 
-    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(ByteString, Age)> {
-        cache.open_octets(key, bytes).map(|(value, age)| (ByteString(value), age))
+    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(ByteString, Freshness)> {
+        cache.open_octets(key, bytes).map(|(value, freshness)| (ByteString(value), freshness))
     }
 }
 
@@ -173,11 +177,11 @@ impl Form for Raw {
         Ok(self.0.clone())
     }
 
-    fn decode(_cache: &Cache, _key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
-        Some((Raw(bytes.clone()), Age::Fresh))
+    fn decode(_cache: &Cache, _key: &str, bytes: &Bytes) -> Option<(Raw, Freshness)> {
+        Some((Raw(bytes.clone()), Freshness::Fresh))
     }
 
-    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Raw, Age)> {
+    fn open(cache: &Cache, _verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Raw, Freshness)> {
         Raw::decode(cache, key, bytes)
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::holder;
+use super::lease_holder;
 use crate::cache::{Cache, blocking};
 use crate::error::Result;
 use crate::lifecycle::generation;
@@ -84,11 +84,11 @@ pub(super) struct Lease {
 impl Lease {
     /// One to ask for. `patience` is how long others leave it alone without a beat.
     pub(super) fn new(full_key: &str, patience: Duration) -> Lease {
-        let mut value = BytesMut::with_capacity(HEADER + holder::own().len());
+        let mut value = BytesMut::with_capacity(HEADER + lease_holder::own().len());
         value.put_slice(&token());
         value.put_u64_le(0);
         value.put_u64_le(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
-        value.put_slice(holder::own().as_bytes());
+        value.put_slice(lease_holder::own().as_bytes());
         Lease { key: lease_key(full_key), value: value.freeze() }
     }
 
@@ -306,12 +306,12 @@ fn token() -> [u8; TOKEN] {
 mod tests {
     use std::time::Duration;
 
-    use super::{DELETED, Lease, NOTHING_STORED, Sighting, holder};
+    use super::{DELETED, Lease, NOTHING_STORED, Sighting, lease_holder};
 
     #[test]
     fn a_lease_says_whose_it_is() {
         let lease = Lease::new("k", Duration::from_secs(5));
-        let held = Sighting::Held { patience: Duration::from_secs(5), holder: holder::own().to_owned() };
+        let held = Sighting::Held { patience: Duration::from_secs(5), holder: lease_holder::own().to_owned() };
         assert_eq!(Sighting::of(Some(&lease.value)), held);
         assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), Sighting::NothingStored);
         assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(DELETED))), Sighting::Deleted);

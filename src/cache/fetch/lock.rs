@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::holder;
 use super::lease::{Lease, Leases, Sighting};
+use super::lease_holder;
 use crate::cache::{Cache, blocking, wait_clock};
 use crate::error::Result;
 use crate::store::{Op, Ttl, lock_key, wrong_count};
@@ -61,7 +61,7 @@ impl Cache {
             }
             place = outcome()?.into_value();
             match Sighting::of(place.as_ref()) {
-                Sighting::Held { holder, .. } if !holder::has_ended(&holder) => break,
+                Sighting::Held { holder, .. } if !lease_holder::has_ended(&holder) => break,
                 _ => {}
             }
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::form::{Form, Found, Looked, Raw, Typed};
-use super::look;
+use super::lookup;
 use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry};
 use crate::error::Result;
@@ -21,7 +21,7 @@ impl Cache {
     ///   server, runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails,
     ///   its caller gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is called (without the
     ///   loader's error, which is the loader's to log), and the next try comes after
-    ///   [`Builder::retry_after`](crate::Builder::retry_after).
+    ///   [`Builder::load_retry_delay`](crate::Builder::load_retry_delay).
     /// - *There is none*: one caller, among all processes on the same server (on
     ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The others wait for its value
     ///   as long as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout); then one
@@ -199,8 +199,8 @@ impl Cache {
             Some(Looked::of(self, verb, key, self.get_raw(key).await))
         };
         // By the shortest way: this is where most fetches end.
-        if let Some(Looked { found: Found::Settled { value, is_stale }, .. }) = looked {
-            span.outcome(look::outcome(is_stale));
+        if let Some(Looked { found: Found::Current { value, is_stale }, .. }) = looked {
+            span.outcome(lookup::outcome(is_stale));
             return Ok(value);
         }
         let mut fetching = Fetching::new(self, verb, &[key], landed);

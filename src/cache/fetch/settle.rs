@@ -5,10 +5,10 @@
 
 use bytes::Bytes;
 
-use super::flight::{Landing, Lead};
 use super::form::Form;
 use super::lease::{Lease, MARK_TTL, NOTHING_STORED};
-use super::part::{Keeps, Load, Part};
+use super::load_state::{Keeps, Load, LoadState};
+use super::single_flight::{Landing, Lead};
 use super::{Answer, Fetching, Loaded, nesting};
 use crate::cache::Sealed;
 use crate::cache::envelope::Envelope;
@@ -45,7 +45,7 @@ impl<V: Form, E> Fetching<V, E> {
     pub(super) fn begin_loads(&mut self, places: &[usize]) -> Vec<u64> {
         self.cache.local().counters.loaded(places.len());
         self.leases.beat();
-        places.iter().filter_map(|place| self.wanted[*place].part.flight()).collect()
+        places.iter().filter_map(|place| self.wanted[*place].state.flight()).collect()
     }
 
     /// Answers for keys that were loaded.
@@ -58,7 +58,7 @@ impl<V: Form, E> Fetching<V, E> {
     /// Answers for a key. Encodes its value before anything is awaited, so that values need not be `Sync`.
     fn take_in_loaded(&mut self, place: usize, loaded: Result<Loaded<V>, E>) -> Settling {
         let wanted = &mut self.wanted[place];
-        let Part::Load(Load { lead, keeps }) = std::mem::replace(&mut wanted.part, Part::Open) else {
+        let LoadState::Load(Load { lead, keeps }) = std::mem::replace(&mut wanted.state, LoadState::Open) else {
             unreachable!("only loads are loaded")
         };
         let mut settling = Settling {
@@ -144,7 +144,7 @@ impl<V: Form, E> Fetching<V, E> {
     /// Whether what was seen under a key would be gone by now, whatever happened to it.
     fn has_ended(&self, place: usize, seen: &[u8]) -> bool {
         let mark = self.cache.prefix.mark(&self.wanted[place].key);
-        Envelope::open(mark, seen).is_ok_and(|envelope| envelope.is_gone(self.cache.clock()))
+        Envelope::open(mark, seen).is_ok_and(|envelope| envelope.is_expired(self.cache.clock()))
     }
 }
 

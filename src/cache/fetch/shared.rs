@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::Loaded;
 use super::form::{Form, Found, Looked};
 use crate::cache::blocking::at_once;
-use crate::cache::times::Age;
+use crate::cache::freshness::Freshness;
 use crate::cache::{Blocking, Cache, Expiry, Sealed};
 use crate::error::Result;
 use crate::net::lifted;
@@ -93,7 +93,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form for Shared<T>
     fn glance(cache: &Cache, verb: &'static str, key: &str) -> Option<Looked<Shared<T>>> {
         // A failure is that of the read that follows.
         let kept = cache.kept(key).ok()??;
-        let found = Found::of(cache.open_shared(verb, key, &kept).map(|(value, age)| (Shared(value), age)));
+        let found = Found::of(cache.open_shared(verb, key, &kept).map(|(value, freshness)| (Shared(value), freshness)));
         Some(Looked { read: Ok(Some(kept.bytes().clone())), found })
     }
 
@@ -105,11 +105,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form for Shared<T>
         cache.encode_readable(key, &*self.0, None)
     }
 
-    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Age)> {
-        cache.decode(key, bytes).ok().map(|(value, age)| (Shared(Arc::new(value)), age))
+    fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Freshness)> {
+        cache.decode(key, bytes).ok().map(|(value, freshness)| (Shared(Arc::new(value)), freshness))
     }
 
-    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Age)> {
-        cache.open(verb, key, bytes).map(|(value, age)| (Shared(Arc::new(value)), age))
+    fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Shared<T>, Freshness)> {
+        cache.open(verb, key, bytes).map(|(value, freshness)| (Shared(Arc::new(value)), freshness))
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::form::{ByteString, Form, Looked, Raw, Typed};
-use super::look;
+use super::lookup;
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
 use crate::lifecycle::generation;
@@ -73,7 +73,7 @@ impl Cache {
     /// A byte string, and whether it is stale.
     pub(in crate::cache) async fn begin_octets(&self, key: &str) -> Result<(Bytes, bool), Claim<Bytes>> {
         let begun = self.begin_as::<ByteString>("fetch_begin", key).await;
-        begun.map(|(value, outcome)| (value, outcome == look::outcome(true)))
+        begun.map(|(value, outcome)| (value, outcome == lookup::outcome(true)))
     }
 
     async fn begin_as<V: Form + Send + 'static>(
@@ -196,7 +196,7 @@ impl<T> Claim<T> {
     }
 
     /// The load has failed: the next of those who wait is to load. Returns the [old](Claim::old) value, if there is one; it
-    /// goes on serving, and the next try comes after [`retry_after`](crate::Builder::retry_after).
+    /// goes on serving, and the next try comes after [`load_retry_delay`](crate::Builder::load_retry_delay).
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};

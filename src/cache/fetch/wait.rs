@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Fetching;
-use super::flight::Landing;
 use super::form::{Form, Found};
-use super::part::{Keeps, Load, Part, Verdict};
-use crate::cache::settled;
+use super::load_state::{Keeps, Load, LoadState, Verdict};
+use super::single_flight::Landing;
+use crate::cache::fork_guarded;
 use crate::cache::wait_clock::now;
 use crate::error::Result;
 use crate::net::pause;
@@ -28,7 +28,7 @@ impl<V: Form, E> Fetching<V, E> {
         // First what others of this process may be waiting for, or two could wait for each other.
         self.watch().await;
         // What is to be claimed now is still led: whoever follows that must not be followed meanwhile.
-        if self.wanted.iter().any(|wanted| matches!(wanted.part, Part::Claim(_) | Part::Load(_))) {
+        if self.wanted.iter().any(|wanted| matches!(wanted.state, LoadState::Claim(_) | LoadState::Load(_))) {
             return;
         }
         for place in 0..self.wanted.len() {
@@ -44,12 +44,12 @@ impl<V: Form, E> Fetching<V, E> {
             let until = self.wanted.iter_mut().filter_map(|wanted| wanted.judge(has_paused)).min();
             let Some(until) = until else { return };
             let left = until.saturating_duration_since(now());
-            let paused = settled(Box::pin(pause(length.min(left)))).await;
+            let paused = fork_guarded(Box::pin(pause(length.min(left)))).await;
             has_paused = true;
             length = (2 * length).min(LONGEST_PAUSE);
             if !matches!(paused, Ok(Ok(()))) {
                 // In a child, whose parent leads.
-                self.wanted.iter_mut().for_each(|wanted| wanted.part.load(Keeps::Nothing));
+                self.wanted.iter_mut().for_each(|wanted| wanted.state.load(Keeps::Nothing));
                 return;
             }
             self.look_at_leases().await;
@@ -62,7 +62,7 @@ impl<V: Form, E> Fetching<V, E> {
             .wanted
             .iter()
             .enumerate()
-            .filter(|(_, wanted)| matches!(&wanted.part, Part::Claim(claim) if !claim.asks))
+            .filter(|(_, wanted)| matches!(&wanted.state, LoadState::Claim(claim) if !claim.asks))
             .map(|(place, wanted)| (place, lease_key(&wanted.full_key), wanted.full_key.clone()))
             .collect();
         let reads = watched.iter().flat_map(|(_, lease, key)| [Op::Get { key: lease }, Op::Get { key }]);
@@ -86,12 +86,12 @@ impl<V: Form, E> Fetching<V, E> {
                     return self.coalesced(place, value);
                 }
                 wanted.held = held;
-                if let Part::Claim(claim) = &mut wanted.part {
+                if let LoadState::Claim(claim) = &mut wanted.state {
                     claim.sees(lease.into_value());
                 }
             }
             (Err(error), _) | (_, Err(error)) => {
-                wanted.part.load(Keeps::Unleased);
+                wanted.state.load(Keeps::Unleased);
                 self.cannot_read(place, &error);
             }
         }
@@ -100,21 +100,21 @@ impl<V: Form, E> Fetching<V, E> {
     /// Waits for the leader of this process.
     async fn follow(&mut self, place: usize) {
         let wanted = &mut self.wanted[place];
-        let Part::Follow(flight) = &wanted.part else { return };
+        let LoadState::Follow(flight) = &wanted.state else { return };
         let flight = Arc::clone(flight);
-        wanted.part = Part::Open;
+        wanted.state = LoadState::Open;
         match flight.landing(wanted.until).await {
             Some(Landing::Loaded(encoded)) => match V::decode(&self.cache, &self.wanted[place].key, &encoded) {
                 Some((value, _)) => self.coalesced(place, value),
-                None => self.wanted[place].part = Part::Load(Load::ALONE),
+                None => self.wanted[place].state = LoadState::Load(Load::ALONE),
             },
-            Some(Landing::NotShareable) => self.wanted[place].part = Part::Load(Load::ALONE),
+            Some(Landing::NotShareable) => self.wanted[place].state = LoadState::Load(Load::ALONE),
             // The next one leads.
             Some(Landing::Failed) => {}
             None => {
                 let (bound, wanted) = (self.bound, &mut self.wanted[place]);
                 if wanted.turn > 0 {
-                    wanted.part = Part::Load(Load::ALONE);
+                    wanted.state = LoadState::Load(Load::ALONE);
                 }
                 wanted.turn += 1;
                 wanted.until = wanted.until.checked_add(bound).unwrap_or(wanted.until);
@@ -127,7 +127,7 @@ impl<V: Form, E> Fetching<V, E> {
 impl<V, E> super::Wanted<V, E> {
     /// Decides about a lease as it was last seen. Returns until when it is to be waited for, if it is.
     fn judge(&mut self, has_paused: bool) -> Option<Instant> {
-        let Part::Claim(claim) = &mut self.part else { return None };
+        let LoadState::Claim(claim) = &mut self.state else { return None };
         if claim.asks {
             return None;
         }
@@ -138,7 +138,7 @@ impl<V, E> super::Wanted<V, E> {
             Verdict::Take if claim.losses > 1 && !has_paused => return Some(self.until),
             Verdict::Take => {}
             Verdict::LoadWithout => {
-                self.part.load(Keeps::Nothing);
+                self.state.load(Keeps::Nothing);
                 return None;
             }
         }

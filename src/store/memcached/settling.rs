@@ -17,7 +17,7 @@ use super::MemcachedStore;
 use super::meta::Answer;
 use crate::error::Result;
 use crate::net::pause;
-use crate::store::{CacheStore, Op, Outcome, Settle, Ttl, When, holder, key_of_lease, settling_key};
+use crate::store::{CacheStore, Op, Outcome, Settle, Ttl, When, key_of_lease, lease_holder, settling_key};
 
 /// The pauses between two looks: doubled from the shortest to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
@@ -43,8 +43,8 @@ impl Settling {
     pub(super) fn of(operation: &Op<'_>) -> Option<Settling> {
         match operation {
             Op::Settle(Settle { key, token, store: Some(_), .. }) => {
-                let mut value = BytesMut::with_capacity(token.len() + 1 + holder::own().len());
-                value.put_slice(holder::own().as_bytes());
+                let mut value = BytesMut::with_capacity(token.len() + 1 + lease_holder::own().len());
+                value.put_slice(lease_holder::own().as_bytes());
                 value.put_u8(END_OF_HOLDER);
                 value.put_slice(token);
                 Some(Settling { key: settling_key(key), value: value.freeze() })
@@ -125,5 +125,5 @@ impl MemcachedStore {
 
 fn has_ended(mark: &[u8]) -> bool {
     let holder = mark.split(|byte| *byte == END_OF_HOLDER).next();
-    holder.and_then(|holder| std::str::from_utf8(holder).ok()).is_some_and(holder::has_ended)
+    holder.and_then(|holder| std::str::from_utf8(holder).ok()).is_some_and(lease_holder::has_ended)
 }

@@ -82,7 +82,7 @@ fn what_replaces_a_stale_value_has_its_whole_time() {
 #[test]
 fn a_stale_value_outlives_a_loader_that_fails() {
     Everywhere::new().each_store(|store| {
-        let cache = Cache::builder(Arc::clone(store)).retry_after(Duration::from_millis(1)).build();
+        let cache = Cache::builder(Arc::clone(store)).load_retry_delay(Duration::from_millis(1)).build();
         cache.blocking().set("k", "bar", soon_stale()).unwrap();
         until_stale(&cache, "k", "bar");
         assert_eq!(cache.blocking().fetch("k", LONG, || Err::<String, _>("not now")).as_deref(), Ok("bar"));

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::flight::{Flight, Lead, is_inline_on_a_runtime};
-use super::holder;
 use super::lease::Sighting;
+use super::lease_holder;
+use super::single_flight::{Flight, Lead, is_inline_on_a_runtime};
 use crate::cache::wait_clock::now;
 
 /// What a caller has to do with the load of a key.
-pub(super) enum Part {
+pub(super) enum LoadState {
     Open,
     /// It leads in this process, and needs the lease.
     Claim(Claim),
@@ -93,12 +93,12 @@ impl Claim {
             // One that ended before this caller came says nothing of the next.
             Sighting::NothingStored if has_paused => Verdict::LoadWithout,
             Sighting::NothingStored => Verdict::Take,
-            Sighting::Held { holder, .. } if holder::has_ended(&holder) => Verdict::Take,
+            Sighting::Held { holder, .. } if lease_holder::has_ended(&holder) => Verdict::Take,
             Sighting::Held { patience, .. } if now().saturating_duration_since(self.seen_since) >= patience => {
                 Verdict::Take
             }
             // A task of this very runtime, perhaps.
-            Sighting::Held { holder, .. } if holder == holder::own() && is_inline_on_a_runtime() => {
+            Sighting::Held { holder, .. } if holder == lease_holder::own() && is_inline_on_a_runtime() => {
                 Verdict::LoadWithout
             }
             Sighting::Held { .. } => Verdict::Wait,
@@ -106,28 +106,28 @@ impl Claim {
     }
 }
 
-impl Part {
+impl LoadState {
     /// A claim becomes a load.
     pub(super) fn load(&mut self, keeps: Keeps) {
-        if let Part::Claim(Claim { lead, .. }) = std::mem::replace(self, Part::Open) {
-            *self = Part::Load(Load { lead: Some(lead), keeps });
+        if let LoadState::Claim(Claim { lead, .. }) = std::mem::replace(self, LoadState::Open) {
+            *self = LoadState::Load(Load { lead: Some(lead), keeps });
         }
     }
 
     /// The number of the flight that is loaded.
     pub(super) fn flight(&self) -> Option<u64> {
         match self {
-            Part::Load(Load { lead: Some(lead), .. }) => Some(lead.flight().number()),
+            LoadState::Load(Load { lead: Some(lead), .. }) => Some(lead.flight().number()),
             _ => None,
         }
     }
 
     /// The flight that is led.
     pub(super) fn take_lead(&mut self) -> Option<Lead> {
-        match std::mem::replace(self, Part::Open) {
-            Part::Claim(Claim { lead, .. }) => Some(lead),
-            Part::Load(Load { lead, .. }) => lead,
-            Part::Open | Part::Follow(_) => None,
+        match std::mem::replace(self, LoadState::Open) {
+            LoadState::Claim(Claim { lead, .. }) => Some(lead),
+            LoadState::Load(Load { lead, .. }) => lead,
+            LoadState::Open | LoadState::Follow(_) => None,
         }
     }
 }

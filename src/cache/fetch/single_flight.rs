@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
-use crate::cache::settled;
+use crate::cache::fork_guarded;
 use crate::cache::wait_clock::now;
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::net::{blocking, is_inline};
@@ -91,7 +91,7 @@ pub(super) enum Landing {
 }
 
 /// A caller's part in a flight.
-pub(super) enum Part {
+pub(super) enum Joined {
     Lead(Lead),
     Wait(Arc<Flight>),
 }
@@ -134,7 +134,7 @@ impl Flights {
 
     /// The flight of a key, or the lead of a new one: if there is none, if it takes longer than `lapse`, or if it is
     /// `overdue`, the one that the caller has waited for long enough.
-    pub(super) fn join(self: &Arc<Flights>, key: &str, lapse: Duration, overdue: Option<&Flight>) -> Part {
+    pub(super) fn join(self: &Arc<Flights>, key: &str, lapse: Duration, overdue: Option<&Flight>) -> Joined {
         let now = now();
         let mut under_way = self.under_way.lock();
         let flights = under_way.entry(key.to_owned()).or_default();
@@ -142,7 +142,7 @@ impl Flights {
             && now.saturating_duration_since(flight.since) < lapse
             && overdue.is_none_or(|overdue| overdue.number != flight.number)
         {
-            return Part::Wait(Arc::clone(flight));
+            return Joined::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -152,7 +152,7 @@ impl Flights {
             state: Lock::new("flight", State::default()),
         });
         flights.push(Arc::clone(&flight));
-        Part::Lead(Lead { flights: Arc::clone(self), key: key.to_owned(), flight, landing: Landing::Failed })
+        Joined::Lead(Lead { flights: Arc::clone(self), key: key.to_owned(), flight, landing: Landing::Failed })
     }
 
     /// The lead of a key whose old value is to be refreshed, unless that is under way, in this process or elsewhere.
@@ -161,8 +161,8 @@ impl Flights {
             return None;
         }
         match self.join(key, lapse, None) {
-            Part::Lead(lead) => Some(lead),
-            Part::Wait(_) => None,
+            Joined::Lead(lead) => Some(lead),
+            Joined::Wait(_) => None,
         }
     }
 
@@ -289,7 +289,7 @@ impl Flight {
         let landing = poll_fn(|cx| wait.poll(cx));
         #[cfg(feature = "tokio")]
         if tokio::runtime::Handle::try_current().is_ok() {
-            return match settled(Box::pin(tokio::time::timeout_at(deadline.into(), landing))).await {
+            return match fork_guarded(Box::pin(tokio::time::timeout_at(deadline.into(), landing))).await {
                 Ok(in_time) => in_time.ok(),
                 // In a child: its leader is in the parent.
                 Err(_) => Some(Landing::Failed),
@@ -354,12 +354,12 @@ mod tests {
     use std::task::{Context, Waker};
     use std::time::Duration;
 
-    use super::{Flights, Lead, MOST_ELSEWHERE, Part, Wait};
+    use super::{Flights, Joined, Lead, MOST_ELSEWHERE, Wait};
 
     fn lead(flights: &Arc<Flights>, lapse: Duration) -> Lead {
         match flights.join("k", lapse, None) {
-            Part::Lead(lead) => lead,
-            Part::Wait(_) => panic!("another leads"),
+            Joined::Lead(lead) => lead,
+            Joined::Wait(_) => panic!("another leads"),
         }
     }
 
@@ -368,7 +368,7 @@ mod tests {
         let flights = Arc::new(Flights::new());
         let lead = lead(&flights, Duration::MAX);
         for _ in 0..3 {
-            let Part::Wait(flight) = flights.join("k", Duration::MAX, None) else { panic!("there is a leader") };
+            let Joined::Wait(flight) = flights.join("k", Duration::MAX, None) else { panic!("there is a leader") };
             let mut wait = Wait { flight: &flight, ticket: None };
             assert!(wait.poll(&mut Context::from_waker(Waker::noop())).is_pending());
             assert_eq!(flight.state.lock().waiting.len(), 1);
@@ -380,13 +380,13 @@ mod tests {
     fn an_overdue_flight_is_followed_by_another() {
         let flights = Arc::new(Flights::new());
         let hanging = lead(&flights, Duration::MAX);
-        let Part::Lead(second) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else { panic!("overdue") };
-        let Part::Wait(flight) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else {
+        let Joined::Lead(second) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else { panic!("overdue") };
+        let Joined::Wait(flight) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else {
             panic!("somebody was quicker")
         };
         assert_eq!(flight.number, second.flight.number);
         drop(second);
-        assert!(matches!(flights.join("k", Duration::MAX, None), Part::Wait(_)), "the first one goes on");
+        assert!(matches!(flights.join("k", Duration::MAX, None), Joined::Wait(_)), "the first one goes on");
         drop(lead(&flights, Duration::ZERO));
         flights.revoke("k");
         assert!(hanging.is_revoked(), "also when the second one has ended");

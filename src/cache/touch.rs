@@ -4,7 +4,7 @@
 //! meanwhile.
 
 use super::envelope::{Envelope, with_times};
-use super::times::{Age, Times};
+use super::freshness::{Freshness, Times};
 use super::{Cache, Expiry, KeyBuffer, Lifetime, Sealed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
@@ -36,7 +36,7 @@ impl Cache {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             match Envelope::open(self.prefix.mark(key), &held) {
                 Err(_) => return self.touch_bare(key, bare).await,
-                Ok(envelope) if envelope.is_gone(self.clock()) => return Ok(false),
+                Ok(envelope) if envelope.is_expired(self.clock()) => return Ok(false),
                 Ok(_) => {}
             }
             if self.swap(key, Some(&held), Some(Sealed { bytes: with_times(&held, times), ttl })).await? {
@@ -71,12 +71,12 @@ impl Cache {
         let Some(held) = self.read(key).await? else { return Ok(None) };
         if let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) {
             let ttl = envelope.times.map_or(Ttl::Never, |times| times.ttl(self.clock()));
-            return Ok(Some(ttl).filter(|_| !envelope.is_gone(self.clock())));
+            return Ok(Some(ttl).filter(|_| !envelope.is_expired(self.clock())));
         }
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(self.settled(store.ttl(key)).await)
+        self.answered(self.fork_guarded(store.ttl(key)).await)
     }
 
     /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
@@ -107,10 +107,10 @@ impl Cache {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             let Ok(envelope) = Envelope::open(self.prefix.mark(key), &held) else { return Ok(false) };
             let times = envelope.times.unwrap_or(Times::ALWAYS_FRESH);
-            match times.age(self.clock()) {
-                Age::Gone => return Ok(false),
-                Age::Stale => return Ok(true),
-                Age::Fresh | Age::Ageing | Age::Resting => {}
+            match times.freshness(self.clock()) {
+                Freshness::Expired => return Ok(false),
+                Freshness::Stale => return Ok(true),
+                Freshness::Fresh | Freshness::RefreshAhead | Freshness::RetryDelayed => {}
             }
             if self.swap(key, Some(&held), Some(self.retimed(&held, times.expired(self.clock())))).await? {
                 return Ok(true);
@@ -124,7 +124,7 @@ impl Cache {
     pub(super) fn put_off(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
         self.report(verb, &Error::new(ErrorKind::Loader, context));
-        let pause = self.shared.settings.retry_after;
+        let pause = self.shared.settings.load_retry_delay;
         let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
         Some(self.retimed(held, times.put_off(pause, self.clock())))
     }
@@ -133,7 +133,7 @@ impl Cache {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
-        self.answered(self.settled(store.touch(key, ttl)).await)
+        self.answered(self.fork_guarded(store.touch(key, ttl)).await)
     }
 
     /// A value with other times, and the end that it had.

@@ -28,24 +28,24 @@ type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
 
 /// Has a future end in the process that began it, and at its first poll where the blocking API is at work.
 #[inline]
-pub(super) fn settled<T>(operation: Pin<Box<Operation<'_, T>>>) -> Settled<'_, T> {
-    Settled { operation: ProcessBound::new(operation), timeout: None }
+pub(super) fn fork_guarded<T>(operation: Pin<Box<Operation<'_, T>>>) -> ForkGuarded<'_, T> {
+    ForkGuarded { operation: ProcessBound::new(operation), timeout: None }
 }
 
 impl Cache {
     /// The same for a store's future, within the timeout of this handle.
     #[inline]
-    pub(super) fn settled<'a, T>(&self, operation: Pin<Box<Operation<'a, T>>>) -> Settled<'a, T> {
-        Settled { timeout: self.timeout, ..settled(operation) }
+    pub(super) fn fork_guarded<'a, T>(&self, operation: Pin<Box<Operation<'a, T>>>) -> ForkGuarded<'a, T> {
+        ForkGuarded { timeout: self.timeout, ..fork_guarded(operation) }
     }
 }
 
-pub(super) struct Settled<'a, T> {
+pub(super) struct ForkGuarded<'a, T> {
     operation: ProcessBound<Operation<'a, T>>,
     timeout: Option<Duration>,
 }
 
-impl<T> Future for Settled<'_, T> {
+impl<T> Future for ForkGuarded<'_, T> {
     type Output = Result<T>;
 
     #[inline]

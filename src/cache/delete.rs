@@ -95,9 +95,9 @@ impl Cache {
         if self.takes_leases() {
             // A server lists an entry and its lease in any order. What was loaded until now is removed by the second
             // round; what ends later finds its lease gone.
-            self.answered(self.settled(store.clear(prefix)).await)?;
+            self.answered(self.fork_guarded(store.clear(prefix)).await)?;
         }
-        let cleared = self.answered(self.settled(store.clear(prefix)).await);
+        let cleared = self.answered(self.fork_guarded(store.clear(prefix)).await);
         self.until_removed(storing).await;
         cleared
     }

@@ -1,7 +1,7 @@
 //! The first step: what the store holds for the keys.
 
 use super::form::{Form, Found, Looked};
-use super::part::{Load, Part};
+use super::load_state::{Load, LoadState};
 use super::{Answer, Fetching, Wanted};
 use crate::error::{Error, ErrorKind};
 
@@ -18,7 +18,7 @@ impl<V: Form, E> Fetching<V, E> {
     pub(super) fn take_in(&mut self, place: usize, looked: Looked<V>) {
         let wanted = &mut self.wanted[place];
         match looked.found {
-            Found::Settled { value, is_stale } => wanted.answer(Answer::Value(value), outcome(is_stale)),
+            Found::Current { value, is_stale } => wanted.answer(Answer::Value(value), outcome(is_stale)),
             Found::Old { value, is_stale } => wanted.old = Some((value, is_stale)),
             Found::Nothing => {}
         }
@@ -37,7 +37,7 @@ impl<V: Form, E> Fetching<V, E> {
         }
         if error.kind() == ErrorKind::InvalidKey {
             wanted.is_kept = false;
-            wanted.part = Part::Load(Load::ALONE);
+            wanted.state = LoadState::Load(Load::ALONE);
         }
     }
 }

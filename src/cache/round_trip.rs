@@ -36,23 +36,23 @@ impl Seen {
 /// # Errors
 ///
 /// What in the value would not come back as it is.
-pub(super) fn look_at<T: Serialize + ?Sized>(value: &T, codec: Codec) -> Result<Seen, Unreadable> {
-    value.serialize(Probe { codec, depth: 0 })
+pub(super) fn check<T: Serialize + ?Sized>(value: &T, codec: Codec) -> Result<Seen, Unreadable> {
+    value.serialize(Check { codec, depth: 0 })
 }
 
 #[derive(Clone, Copy)]
-struct Probe {
+struct Check {
     codec: Codec,
     depth: usize,
 }
 
 /// The parts of a value that has some.
 struct Parts {
-    inside: Probe,
+    inside: Check,
     seen: Seen,
 }
 
-impl Probe {
+impl Check {
     /// One level deeper. Written out, an enum is a level of its own.
     fn inside(self, levels: usize) -> Result<Parts, Unreadable> {
         let depth = self.depth + levels;
@@ -60,7 +60,7 @@ impl Probe {
         if depth >= DEEPEST {
             return Err(Unreadable(format!("it is nested more than {} deep", DEEPEST - 1)));
         }
-        Ok(Parts { inside: Probe { depth, ..self }, seen: PLAIN })
+        Ok(Parts { inside: Check { depth, ..self }, seen: PLAIN })
     }
 
     fn float(self, is_finite: bool) -> Result<Seen, Unreadable> {
@@ -95,7 +95,7 @@ macro_rules! plain {
     )+};
 }
 
-impl ser::Serializer for Probe {
+impl ser::Serializer for Check {
     type Ok = Seen;
     type Error = Unreadable;
     type SerializeSeq = Parts;

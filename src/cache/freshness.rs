@@ -15,44 +15,48 @@ pub(super) const NEVER: u64 = u64::MAX;
 pub(super) struct Times {
     pub(super) refresh_from: u64,
     pub(super) stale_from: u64,
-    pub(super) gone_from: u64,
+    pub(super) expired_from: u64,
 }
 
 /// The state of a value that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Age {
+pub(super) enum Freshness {
     Fresh,
     /// Fresh, and due to be loaded anew.
-    Ageing,
+    RefreshAhead,
     Stale,
     /// Stale, and not to be loaded anew yet, since that has just failed.
-    Resting,
+    RetryDelayed,
     /// Still in the store, which was told a later time, or rounded it up.
-    Gone,
+    Expired,
 }
 
 impl Times {
     /// Those of an entry that never expires.
-    pub(super) const ALWAYS_FRESH: Times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: NEVER };
+    pub(super) const ALWAYS_FRESH: Times = Times { refresh_from: NEVER, stale_from: NEVER, expired_from: NEVER };
 
     #[inline]
-    pub(super) fn age(self, clock: &Clock) -> Age {
+    pub(super) fn freshness(self, clock: &Clock) -> Freshness {
         if self.refresh_from == NEVER && self.stale_from == NEVER && clock.is_the_stores() {
-            Age::Fresh
+            Freshness::Fresh
         } else {
-            self.age_at(clock.milliseconds())
+            self.freshness_at(clock.milliseconds())
         }
     }
 
-    fn age_at(self, now: u64) -> Age {
-        if now >= self.gone_from {
-            Age::Gone
+    fn freshness_at(self, now: u64) -> Freshness {
+        if now >= self.expired_from {
+            Freshness::Expired
         } else if now >= self.stale_from {
-            if self.refresh_from != NEVER && now < self.refresh_from { Age::Resting } else { Age::Stale }
+            if self.refresh_from != NEVER && now < self.refresh_from {
+                Freshness::RetryDelayed
+            } else {
+                Freshness::Stale
+            }
         } else if now >= self.refresh_from {
-            Age::Ageing
+            Freshness::RefreshAhead
         } else {
-            Age::Fresh
+            Freshness::Fresh
         }
     }
 
@@ -70,10 +74,10 @@ impl Times {
 
     /// How long the entry lives from now on, at least a millisecond.
     pub(super) fn ttl(self, clock: &Clock) -> Ttl {
-        match self.gone_from {
+        match self.expired_from {
             NEVER => Ttl::Never,
-            gone_from => {
-                let left = Duration::from_millis(gone_from.saturating_sub(clock.milliseconds()).max(1));
+            expired_from => {
+                let left = Duration::from_millis(expired_from.saturating_sub(clock.milliseconds()).max(1));
                 // Whoever wrote the entry may have had a clock of its own, or none.
                 Ttl::After(left.min(Ttl::LONGEST))
             }
@@ -85,28 +89,38 @@ impl Times {
 mod tests {
     use std::time::Duration;
 
-    use super::{Age, Clock, NEVER, Times};
+    use super::{Clock, Freshness, NEVER, Times};
     use crate::store::Ttl;
 
     #[test]
     fn an_age_begins_at_its_time() {
-        let times = Times { refresh_from: 10, stale_from: 20, gone_from: 30 };
-        let ages = [9, 10, 19, 20, 29, 30].map(|now| times.age_at(now));
-        assert_eq!(ages, [Age::Fresh, Age::Ageing, Age::Ageing, Age::Stale, Age::Stale, Age::Gone]);
-        assert_eq!(Times::ALWAYS_FRESH.age(&Clock::system()), Age::Fresh);
+        let times = Times { refresh_from: 10, stale_from: 20, expired_from: 30 };
+        let ages = [9, 10, 19, 20, 29, 30].map(|now| times.freshness_at(now));
+        assert_eq!(
+            ages,
+            [
+                Freshness::Fresh,
+                Freshness::RefreshAhead,
+                Freshness::RefreshAhead,
+                Freshness::Stale,
+                Freshness::Stale,
+                Freshness::Expired
+            ]
+        );
+        assert_eq!(Times::ALWAYS_FRESH.freshness(&Clock::system()), Freshness::Fresh);
         let clock = Clock::manual();
-        let plain = Times { gone_from: clock.milliseconds() + 1, ..Times::ALWAYS_FRESH };
-        assert_eq!(plain.age(&clock), Age::Fresh);
+        let plain = Times { expired_from: clock.milliseconds() + 1, ..Times::ALWAYS_FRESH };
+        assert_eq!(plain.freshness(&clock), Freshness::Fresh);
         clock.advance(Duration::from_millis(1));
-        assert_eq!(plain.age(&clock), Age::Gone, "the store cannot know");
+        assert_eq!(plain.freshness(&clock), Freshness::Expired, "the store cannot know");
     }
 
     #[test]
     fn what_has_expired_is_stale_and_ends_when_it_did() {
         let clock = &Clock::manual();
-        let times = Times { refresh_from: NEVER, stale_from: NEVER, gone_from: clock.milliseconds() + 60_000 };
-        assert_eq!(times.expired(clock).age(clock), Age::Stale);
-        assert_eq!(times.expired(clock).gone_from, times.gone_from);
+        let times = Times { refresh_from: NEVER, stale_from: NEVER, expired_from: clock.milliseconds() + 60_000 };
+        assert_eq!(times.expired(clock).freshness(clock), Freshness::Stale);
+        assert_eq!(times.expired(clock).expired_from, times.expired_from);
         assert_eq!(Times::ALWAYS_FRESH.expired(clock).ttl(clock), Ttl::Never);
         assert_eq!(times.ttl(clock), Ttl::After(Duration::from_secs(60)));
     }
@@ -114,14 +128,17 @@ mod tests {
     #[test]
     fn what_is_put_off_is_fresh_for_a_while() {
         let (clock, minute) = (&Clock::manual(), Duration::from_secs(60));
-        let stale = Times { refresh_from: 0, stale_from: 0, gone_from: NEVER };
-        assert_eq!(stale.put_off(minute, clock).age(clock), Age::Resting);
-        assert_eq!(stale.put_off(minute, clock).expired(clock).age(clock), Age::Stale);
-        assert_eq!(Times { gone_from: NEVER - 1, ..stale }.ttl(clock), Ttl::After(Ttl::LONGEST));
-        let ageing = Times { refresh_from: 0, stale_from: NEVER, gone_from: NEVER };
+        let stale = Times { refresh_from: 0, stale_from: 0, expired_from: NEVER };
+        assert_eq!(stale.put_off(minute, clock).freshness(clock), Freshness::RetryDelayed);
+        assert_eq!(stale.put_off(minute, clock).expired(clock).freshness(clock), Freshness::Stale);
+        assert_eq!(Times { expired_from: NEVER - 1, ..stale }.ttl(clock), Ttl::After(Ttl::LONGEST));
+        let ageing = Times { refresh_from: 0, stale_from: NEVER, expired_from: NEVER };
         let put_off = ageing.put_off(minute, clock);
-        assert_eq!((put_off.age(clock), put_off.stale_from), (Age::Fresh, NEVER));
+        assert_eq!((put_off.freshness(clock), put_off.stale_from), (Freshness::Fresh, NEVER));
         clock.advance(minute);
-        assert_eq!((put_off.age(clock), stale.put_off(minute, clock).age(clock)), (Age::Ageing, Age::Resting));
+        assert_eq!(
+            (put_off.freshness(clock), stale.put_off(minute, clock).freshness(clock)),
+            (Freshness::RefreshAhead, Freshness::RetryDelayed)
+        );
     }
 }
