@@ -36,7 +36,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::net::inline;
+use crate::execution::inline;
 use crate::store::CacheStore;
 use crate::sync::block_on;
 

@@ -67,6 +67,7 @@ mod cache;
 pub mod conformance;
 mod endpoint;
 mod error;
+mod execution;
 pub mod guide;
 pub mod lifecycle;
 mod net;

@@ -13,7 +13,6 @@ mod clock;
 mod company;
 mod connection;
 mod dial;
-mod drive;
 mod frame;
 mod io_errors;
 mod link;
@@ -34,13 +33,6 @@ mod turn;
 pub(crate) use company::{Company, together};
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
 pub(crate) use dial::{ask_once, share_of};
-#[cfg(feature = "conformance")]
-pub(crate) use drive::suspends;
-pub(crate) use drive::{
-    Drive, LONGEST, blocking, drive, in_slice, inline, is_inline, lifted, pause, slice_end, within,
-};
-#[cfg(feature = "redis")]
-pub(crate) use drive::{exchange_timeout, until};
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};
 pub(crate) use lookup::{Address, Directory, Lookup};

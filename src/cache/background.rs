@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::{Cache, fork_guarded, wait_clock};
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{Execution, execution};
 use crate::lifecycle::generation;
-use crate::net::{Drive, drive};
 use crate::sync::{Lock, block_until};
 
 /// The tasks of one process.
@@ -101,10 +101,10 @@ impl Background {
             return Ok(true);
         }
         let deadline = wait_clock::now() + within.min(Duration::from_secs(365 * 24 * 60 * 60));
-        match drive() {
-            Ok(Drive::Inline) | Err(_) => wait.here(deadline),
+        match execution() {
+            Ok(Execution::Inline) | Err(_) => wait.here(deadline),
             #[cfg(feature = "tokio")]
-            Ok(Drive::Tokio(_)) => {
+            Ok(Execution::Tokio(_)) => {
                 let ended = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| wait.poll(cx)));
                 Ok(fork_guarded(Box::pin(ended)).await?.is_ok())
             }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Begun, Cache, Expiry, Loaded, LockGuard, Stats};
 use crate::error::Result;
-use crate::net::{inline, lifted};
+use crate::execution::{inline, lifted};
 use crate::store::Ttl;
 
 /// The verbs of a [`Cache`], run inline on the calling thread: no runtime, no other thread. See [`Cache::blocking`].

@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 use super::Cache;
 use crate::error::Result;
-use crate::net::{Drive, drive};
+use crate::execution::{Execution, execution};
 use crate::store::lease_holder;
 use form::Form;
 use lease::Leases;
@@ -69,10 +69,10 @@ impl Cache {
     /// How long others leave a lease alone without a beat. Where nothing can beat: as long as a load may take.
     fn patience(&self) -> Duration {
         let settings = &self.shared.settings;
-        match drive() {
-            Ok(Drive::Inline) | Err(_) => settings.lease.max(self.longest_load()),
+        match execution() {
+            Ok(Execution::Inline) | Err(_) => settings.lease.max(self.longest_load()),
             #[cfg(feature = "tokio")]
-            Ok(Drive::Tokio(_)) => settings.lease,
+            Ok(Execution::Tokio(_)) => settings.lease,
         }
     }
 }

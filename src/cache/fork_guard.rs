@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use super::Cache;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{is_inline, slice_end, within};
 use crate::lifecycle::ProcessBound;
-use crate::net::{is_inline, slice_end, within};
 use crate::sync::block_on;
 
 /// A store's future.

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use super::Observe;
 use crate::error::Error;
-use crate::net::lifted;
+use crate::execution::lifted;
 use crate::telemetry;
 
 thread_local! {

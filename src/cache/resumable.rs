@@ -5,8 +5,8 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::execution::{in_slice, inline};
 use crate::lifecycle::ProcessBound;
-use crate::net::{in_slice, inline};
 use crate::sync::block_until;
 
 /// An operation that runs inline on the calling thread, as through [`Cache::blocking`](crate::Cache::blocking), and

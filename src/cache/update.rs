@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Cache, Expiry};
 use crate::error::Result;
-use crate::net::lifted;
+use crate::execution::lifted;
 use crate::store::{CONFLICT_ATTEMPTS, conflict};
 
 impl Cache {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 #[cfg(feature = "tokio")]
-use crate::net::is_inline;
+use crate::execution::is_inline;
 
 /// Now, by the clock that wakes whoever waits here: inside tokio that of the runtime, which a test may have paused.
 pub(super) fn now() -> Instant {

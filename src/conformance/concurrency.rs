@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Running;
 use super::keys::{LONG, fresh};
-use crate::net::{inline, suspends};
+use crate::execution::{inline, suspends};
 use crate::store::{CacheStore, When};
 use crate::sync::block_on;
 

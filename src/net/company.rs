@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::drive::{Drive, drive, is_slice_over};
+use crate::execution::{Execution, execution, is_slice_over};
 
 /// The exchanges that are seen through by one call of [`together`].
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Company {
 /// been set aside, and goes on when it is polled again, unless that is in the next slice.
 pub(crate) async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
-    if let Ok(Drive::Inline) = drive() {
+    if let Ok(Execution::Inline) = execution() {
         let inline = |cx: &mut Context<'_>| loop {
             let polled = poll_all(&mut running, cx);
             if polled.is_ready() || is_slice_over() {

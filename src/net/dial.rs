@@ -11,13 +11,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Protocol};
-use super::drive::{Drive, blocking, sleep};
 use super::server::Settings;
 use super::socket::{Connecting, Socket};
 use super::stream::{BlockingStream, ByteStream};
 use super::tls;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
+use crate::execution::{Execution, blocking, sleep};
 use crate::net::io_errors::{dial_error, is_shortage, timed_out};
 use crate::telemetry;
 
@@ -26,15 +26,15 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Connects to `endpoint`, over TLS if the protocol has it. Nothing is said yet.
 pub(super) async fn connection<P: Protocol>(
-    drive: Drive,
+    execution: Execution,
     protocol: &P,
     endpoint: &Endpoint,
     deadline: Instant,
     settings: &Settings,
 ) -> Result<Connection<P>> {
-    let mut stream = dial(drive, endpoint, deadline, settings).await?;
+    let mut stream = dial(execution, endpoint, deadline, settings).await?;
     if let Some(tls) = protocol.tls() {
-        stream = tls::secure(tls, drive, endpoint, stream, deadline, settings.timeouts.exchange).await?;
+        stream = tls::secure(tls, execution, endpoint, stream, deadline, settings.timeouts.exchange).await?;
     }
     let connection = Connection::new(protocol, endpoint, stream)?;
     telemetry::connected(endpoint);
@@ -43,30 +43,30 @@ pub(super) async fn connection<P: Protocol>(
 
 /// Asks one thing over a connection of its own, without a greeting: nothing else can be answered there.
 pub(crate) async fn ask_once<P: Protocol>(
-    drive: Drive,
+    execution: Execution,
     protocol: &P,
     request: &P::Request,
     deadline: Instant,
     settings: &Settings,
 ) -> Result<P::Reply> {
-    let mut connection = connection(drive, protocol, protocol.endpoint(), deadline, settings).await?;
+    let mut connection = connection(execution, protocol, protocol.endpoint(), deadline, settings).await?;
     connection.stream.set_deadline(deadline);
-    within(drive, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
+    within(execution, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
 }
 
 /// What has a deadline that a blocking stream keeps itself.
 #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
 pub(super) async fn within<T>(
-    drive: Drive,
+    execution: Execution,
     deadline: Instant,
     endpoint: &Endpoint,
     do_what: &str,
     step: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    match drive {
-        Drive::Inline => step.await,
+    match execution {
+        Execution::Inline => step.await,
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => {
+        Execution::Tokio(_) => {
             let done = tokio::time::timeout_at(deadline.into(), step).await;
             done.unwrap_or_else(|_| Err(timed_out(do_what, endpoint)))
         }
@@ -74,18 +74,18 @@ pub(super) async fn within<T>(
 }
 
 pub(super) async fn dial(
-    drive: Drive,
+    execution: Execution,
     endpoint: &Endpoint,
     deadline: Instant,
     settings: &Settings,
 ) -> Result<Box<dyn ByteStream>> {
-    let connected: io::Result<Box<dyn ByteStream>> = match drive {
-        Drive::Inline => connect(endpoint, deadline, settings.keepalive)
+    let connected: io::Result<Box<dyn ByteStream>> = match execution {
+        Execution::Inline => connect(endpoint, deadline, settings.keepalive)
             .await
             .and_then(|socket| BlockingStream::new(socket, settings.timeouts.exchange))
             .map(|stream| Box::new(stream) as _),
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => {
+        Execution::Tokio(_) => {
             let connect = on_tokio::connect(endpoint, deadline, settings.keepalive);
             let connected = tokio::time::timeout_at(deadline.into(), connect).await;
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(|stream| Box::new(stream) as _)

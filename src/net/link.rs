@@ -13,13 +13,13 @@ use std::time::Instant;
 use super::breaker::Admission;
 use super::company::Company;
 use super::connection::{Connection, Protocol};
-use super::drive::{Drive, drive, exchange_timeout, slice_end};
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
 use super::server::{Server, ServerStats, Settings, full};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{Execution, exchange_timeout, execution, slice_end};
 #[cfg(feature = "tokio")]
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::io_errors::timed_out;
@@ -58,13 +58,13 @@ impl<P: Protocol> Link<P> {
 
     /// One exchange; with a company, at the same time as the others in it.
     pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
-        match drive()? {
-            Drive::Inline if company.is_some() || slice_end().is_some() => {
+        match execution()? {
+            Execution::Inline if company.is_some() || slice_end().is_some() => {
                 Box::pin(call_inline(&self.0, request, retry, company)).await
             }
-            Drive::Inline => at_once(call_inline(&self.0, request, retry, None)),
+            Execution::Inline => at_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
-            Drive::Tokio(runtime) => {
+            Execution::Tokio(runtime) => {
                 let default = self.0.timeouts().exchange;
                 let timeout = exchange_timeout(default);
                 if timeout < default {
@@ -112,7 +112,7 @@ async fn call_inline<P: Protocol>(
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
     if server.is_address_due() {
-        Box::pin(server.refresh_address(Drive::Inline)).await;
+        Box::pin(server.refresh_address(Execution::Inline)).await;
     }
     let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
@@ -223,7 +223,7 @@ async fn open<P: Protocol>(
             return Err(timed_out("connect to", server.protocol.endpoint()));
         }
     }
-    server.open(Drive::Inline, server.admit_dial(admission)?).await
+    server.open(Execution::Inline, server.admit_dial(admission)?).await
 }
 
 /// Runs an exchange that blocks instead of suspending, as it does but in slices. On the stack: the futures that contain
@@ -263,7 +263,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, at_once};
-    use crate::net::drive::inline;
+    use crate::execution::inline;
     use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan, Timeouts};
 
     /// Lines there, lines back.

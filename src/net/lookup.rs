@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::clock::{later, milliseconds};
-use super::drive::Drive;
 use super::server::Settings;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::Execution;
 use crate::lifecycle::History;
 use crate::telemetry;
 
@@ -50,10 +50,10 @@ pub(crate) trait Directory: Debug + Send + Sync + 'static {
     fn members(&self) -> usize;
 
     /// What the first of them says that answers. Some of the time until `deadline` is left for a dial.
-    async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint>;
+    async fn ask(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Result<Endpoint>;
 
     /// What most of those say that answer, or nothing if they do not agree.
-    async fn ask_all(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Option<Endpoint>;
+    async fn ask_all(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Option<Endpoint>;
 
     /// What was said last is of no use: another one is asked first next time.
     fn distrust(&self);
@@ -99,8 +99,8 @@ impl Lookup {
     }
 
     /// Asks, for a dial: what is there has yet to say that it is the server.
-    pub(super) async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
-        let endpoint = self.directory.ask(drive, deadline, settings).await?;
+    pub(super) async fn ask(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
+        let endpoint = self.directory.ask(execution, deadline, settings).await?;
         self.note_asked();
         Ok(endpoint)
     }
@@ -121,9 +121,9 @@ impl Lookup {
     }
 
     /// Asks again. Returns whether there was an answer; where the server was found elsewhere meanwhile it comes too late.
-    pub(super) async fn refresh(&self, drive: Drive, patience: Duration, settings: &Settings) -> bool {
+    pub(super) async fn refresh(&self, execution: Execution, patience: Duration, settings: &Settings) -> bool {
         let before = self.endpoint();
-        let named = self.directory.ask_all(drive, Instant::now() + patience, settings).await;
+        let named = self.directory.ask_all(execution, Instant::now() + patience, settings).await;
         self.note_asked();
         named.is_some_and(|endpoint| before == self.endpoint() && self.learn(endpoint).is_ok())
     }

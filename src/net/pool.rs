@@ -14,8 +14,8 @@ use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use super::drive::blocking;
 use super::turn::{Rationed, Turn, Waiters};
+use crate::execution::blocking;
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 

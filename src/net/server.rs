@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
-use super::drive::{Drive, exchange_timeout};
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
 use super::pool::Pool;
 use super::trial::Trial;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{Execution, exchange_timeout};
 use crate::lifecycle::ProcessLocal;
 use crate::telemetry;
 
@@ -188,9 +188,9 @@ impl<P: Protocol> Server<P> {
     }
 
     /// Asks where the server is by now, and gives up the connections that lead elsewhere.
-    pub(super) async fn refresh_address(&self, drive: Drive) {
+    pub(super) async fn refresh_address(&self, execution: Execution) {
         let Some(lookup) = self.protocol.lookup() else { return };
-        if lookup.refresh(drive, self.patience_to_refresh(), &self.settings).await {
+        if lookup.refresh(execution, self.patience_to_refresh(), &self.settings).await {
             self.abandon(Some(lookup.endpoint()));
         }
     }

@@ -1,7 +1,7 @@
 //! A connected byte stream, blocking or tokio's, behind one trait.
 //!
 //! To receive or to send is to poll. A blocking stream waits instead of being pending, so whatever is written
-//! on top of the trait as asynchronous code is ready at its first poll there. In [slices](super::drive::in_slice) it is
+//! on top of the trait as asynchronous code is ready at its first poll there. In [slices](super::execution::in_slice) it is
 //! pending where it has waited until the end of one.
 //!
 //! # Deadlines
@@ -16,8 +16,8 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::drive::{slice_end, wait_end};
 use super::socket::Socket;
+use crate::execution::{slice_end, wait_end};
 
 /// The part of its timeout by which a wait may be too long.
 const SLACK: u32 = 50;
@@ -146,7 +146,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{BlockingStream, Poll, Socket};
-    use crate::net::in_slice;
+    use crate::execution::in_slice;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
     /// A slow machine, not a wait that starts over: a peer here would keep one going for tens of seconds.

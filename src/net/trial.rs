@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::drive::{Drive, blocking};
 use super::pool::NoLease;
 use super::turn::{Rationed, Turn, Waiters};
+use crate::execution::{Execution, blocking};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 
@@ -52,11 +52,15 @@ impl Rationed for State {
 
 impl Trial {
     /// A permit to dial, where one is needed.
-    pub(super) async fn permit(self: &Arc<Trial>, drive: Drive, patience: Duration) -> Result<Option<Permit>, NoLease> {
+    pub(super) async fn permit(
+        self: &Arc<Trial>,
+        execution: Execution,
+        patience: Duration,
+    ) -> Result<Option<Permit>, NoLease> {
         if self.is_proven() {
             return Ok(None);
         }
-        let line = self.line(drive).get();
+        let line = self.line(execution).get();
         let deadline = Instant::now() + patience;
         let mut turn = Turn::new(line, deadline);
         let poll = |turn: &mut Turn<'_, State>, cx: &mut Context<'_>| {
@@ -73,10 +77,10 @@ impl Trial {
                 return Poll::Pending;
             }
             state.taken = Some(now);
-            Poll::Ready(Ok(Some(Permit { trial: Arc::clone(self), drive, generation: generation(), since: now })))
+            Poll::Ready(Ok(Some(Permit { trial: Arc::clone(self), execution, generation: generation(), since: now })))
         };
-        match drive {
-            Drive::Inline => {
+        match execution {
+            Execution::Inline => {
                 let permit = blocking(deadline, |until| {
                     let permit = block_until(Some(until), |cx| poll(&mut turn, cx));
                     turn.step_out_unless(permit.is_some());
@@ -85,7 +89,7 @@ impl Trial {
                 permit.await.unwrap_or(Err(NoLease::Exhausted))
             }
             #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => {
+            Execution::Tokio(_) => {
                 let permit = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| poll(&mut turn, cx))).await;
                 permit.unwrap_or(Err(NoLease::Exhausted))
             }
@@ -122,11 +126,11 @@ impl Trial {
         self.proven_in.load(Ordering::Relaxed) == generation()
     }
 
-    fn line(&self, drive: Drive) -> &Line {
-        match drive {
-            Drive::Inline => &self.inline,
+    fn line(&self, execution: Execution) -> &Line {
+        match execution {
+            Execution::Inline => &self.inline,
             #[cfg(feature = "tokio")]
-            Drive::Tokio(_) => &self.tokio,
+            Execution::Tokio(_) => &self.tokio,
         }
     }
 
@@ -148,7 +152,7 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct Permit {
     trial: Arc<Trial>,
-    drive: Drive,
+    execution: Execution,
     generation: u64,
     since: Instant,
 }
@@ -159,7 +163,7 @@ impl Drop for Permit {
             return;
         }
         let next = {
-            let mut state = self.trial.line(self.drive).get().lock();
+            let mut state = self.trial.line(self.execution).get().lock();
             // Another one may have it by now.
             if state.taken == Some(self.since) {
                 state.taken = None;
@@ -178,10 +182,10 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
-    use super::{Drive, Permit, Trial};
+    use super::{Execution, Permit, Trial};
 
     fn permit(trial: &Arc<Trial>) -> Permit {
-        let permit = pin!(trial.permit(Drive::Inline, Duration::from_millis(10)));
+        let permit = pin!(trial.permit(Execution::Inline, Duration::from_millis(10)));
         match permit.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(permit))) => permit,
             other => panic!("{other:?}"),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::url::{StoreUrl, invalid};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::lifted;
+use crate::execution::lifted;
 
 /// How much of a password gives it away.
 const TELLING: usize = 6;

@@ -16,7 +16,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{LONGEST, Settings, Timeouts};
+use crate::execution::LONGEST;
+use crate::net::{Settings, Timeouts};
 
 /// Options whose values are not shown.
 const SECRET: &[&str] = &["sentinel_password"];

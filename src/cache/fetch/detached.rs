@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::form::{Form, Typed};
 use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry, fork_guarded};
-use crate::net::{Drive, drive};
+use crate::execution::{Execution, execution};
 use crate::sync::Lock;
 use crate::telemetry::{self, Span};
 
@@ -67,7 +67,7 @@ impl Cache {
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
         let expiry = expiry.into();
-        if !matches!(drive(), Ok(Drive::Tokio(_))) {
+        if !matches!(execution(), Ok(Execution::Tokio(_))) {
             return self.fetch(key, expiry, async move || load().await).await;
         }
         let span = Span::fetch(self.shared.registration.name());

@@ -23,9 +23,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::lease_holder;
 use crate::cache::{Cache, blocking};
 use crate::error::Result;
-use crate::lifecycle::generation;
 #[cfg(feature = "tokio")]
-use crate::net::{Drive, drive};
+use crate::execution::{Execution, execution};
+use crate::lifecycle::generation;
 #[cfg(feature = "tokio")]
 use crate::store::Outcome;
 use crate::store::{Op, Settle, Ttl, lease_key, wrong_count};
@@ -191,7 +191,7 @@ impl Leases {
     /// there is nobody to do it.
     #[cfg(feature = "tokio")]
     pub(super) fn beat(&mut self) {
-        if self.held.is_empty() || !matches!(drive(), Ok(Drive::Tokio(_))) {
+        if self.held.is_empty() || !matches!(execution(), Ok(Execution::Tokio(_))) {
             return;
         }
         self.stop_beating();
@@ -230,7 +230,7 @@ impl Drop for Leases {
             return;
         }
         #[cfg(feature = "tokio")]
-        if !self.is_in_background && matches!(drive(), Ok(Drive::Tokio(_))) {
+        if !self.is_in_background && matches!(execution(), Ok(Execution::Tokio(_))) {
             let mut leases = Leases::none(&self.cache, self.verb);
             (leases.held, leases.is_in_background) = (held, true);
             let running = self.cache.local().background.begin();

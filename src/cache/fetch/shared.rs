@@ -14,7 +14,7 @@ use crate::cache::blocking::at_once;
 use crate::cache::freshness::Freshness;
 use crate::cache::{Blocking, Cache, Expiry, Sealed};
 use crate::error::Result;
-use crate::net::lifted;
+use crate::execution::lifted;
 
 impl Cache {
     /// [`fetch`](Cache::fetch) with a value that is shared, as by [`get_shared`](Cache::get_shared): decoded once in each

@@ -24,8 +24,8 @@ use bytes::Bytes;
 #[cfg(feature = "tokio")]
 use crate::cache::fork_guarded;
 use crate::cache::wait_clock::now;
+use crate::execution::{blocking, is_inline};
 use crate::lifecycle::{ProcessLocal, generation};
-use crate::net::{blocking, is_inline};
 use crate::store::CacheStore;
 use crate::sync::{Lock, block_until};
 

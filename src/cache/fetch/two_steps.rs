@@ -12,8 +12,8 @@ use super::form::{ByteString, Form, Looked, Raw, Typed};
 use super::lookup;
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
+use crate::execution::{Execution, execution};
 use crate::lifecycle::generation;
-use crate::net::{Drive, drive};
 use crate::telemetry::{self, Span};
 
 impl Cache {
@@ -114,7 +114,7 @@ impl Cache {
             }
             Some(asked) => {
                 let flights = fetching.begin_loads(&asked);
-                let own = matches!(drive(), Ok(Drive::Inline)).then_some(flights).unwrap_or_default();
+                let own = matches!(execution(), Ok(Execution::Inline)).then_some(flights).unwrap_or_default();
                 own.iter().for_each(|flight| nesting::claimed(*flight));
                 Err(Box::new(Open { fetching, asked, own, generation: generation(), span: span.clone() }))
             }

@@ -16,7 +16,7 @@ use super::single_flight::Landing;
 use crate::cache::fork_guarded;
 use crate::cache::wait_clock::now;
 use crate::error::Result;
-use crate::net::pause;
+use crate::execution::pause;
 use crate::store::{Op, Outcome, lease_key};
 
 /// The pauses between two looks: doubled from the shortest to the longest.

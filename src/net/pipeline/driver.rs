@@ -19,10 +19,10 @@ use super::in_flight::InFlight;
 use super::inbox::{Awaited, Pipeline};
 use super::{Failure, LARGE_VALUE, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::Execution;
 use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
-use crate::net::drive::Drive;
 use crate::net::io_errors::{io_error, timed_out};
 use crate::net::server::{Admissions, Server, Settings};
 use crate::net::turn::Rationed;
@@ -39,10 +39,10 @@ const EXTRA_IDLE: Duration = Duration::from_secs(5);
 /// Starts the task, on the runtime that this is called in.
 pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipeline<P>>, admissions: Admissions) {
     let tenure = Tenure { server: Arc::clone(server), pipeline: Arc::clone(pipeline), in_flight: InFlight::new() };
-    let drive = Drive::Tokio(pipeline.runtime);
+    let execution = Execution::Tokio(pipeline.runtime);
     tokio::spawn(ProcessBound::new(Box::pin(async move {
         let mut tenure = tenure;
-        match tenure.server.open(drive, admissions).await {
+        match tenure.server.open(execution, admissions).await {
             Ok(connection) => Driver::new(tenure, connection).await,
             Err(error) => {
                 // What an extra one was for can go through the primary one.
@@ -57,7 +57,7 @@ pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipelin
 fn refresh_address<P: Protocol>(server: &Arc<Server<P>>, runtime: RuntimeId) {
     if server.is_address_due() {
         let server = Arc::clone(server);
-        let refresh = async move { server.refresh_address(Drive::Tokio(runtime)).await };
+        let refresh = async move { server.refresh_address(Execution::Tokio(runtime)).await };
         tokio::spawn(ProcessBound::new(Box::pin(refresh)));
     }
 }

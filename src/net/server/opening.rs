@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::{Admissions, Counts, Server, is_outage};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::Execution;
 use crate::net::connection::{Connection, Protocol};
 use crate::net::dial::{connection, within};
-use crate::net::drive::Drive;
 use crate::net::io_errors::timed_out;
 use crate::net::lookup::Lookup;
 use crate::net::pool::NoLease;
@@ -19,9 +19,9 @@ use crate::telemetry;
 impl<P: Protocol> Server<P> {
     /// Dials, greets and logs in. A failure is counted before the next caller may dial. So is a refusal, whatever the
     /// server has against the login: one that refuses each is tried no more often than one that is not there.
-    pub(in crate::net) async fn open(&self, drive: Drive, admissions: Admissions) -> Result<Connection<P>> {
+    pub(in crate::net) async fn open(&self, execution: Execution, admissions: Admissions) -> Result<Connection<P>> {
         let patience = self.timeouts().connect + self.timeouts().exchange;
-        let _permit = self.trial.permit(drive, patience).await.map_err(|why| match why {
+        let _permit = self.trial.permit(execution, patience).await.map_err(|why| match why {
             NoLease::Exhausted => timed_out("connect to", self.protocol.endpoint()),
             NoLease::Forked => Error::begun_by_parent(),
         })?;
@@ -33,10 +33,10 @@ impl<P: Protocol> Server<P> {
             return Err(self.refuses_logins());
         }
         let opened = match self.protocol.lookup() {
-            Some(lookup) => self.greeted_where(lookup, drive).await,
+            Some(lookup) => self.greeted_where(lookup, execution).await,
             None => {
                 let endpoint = self.protocol.endpoint();
-                self.greeted_at_a_level(drive, endpoint, self.timeouts().connect).await.map_err(Unopened::Dial)
+                self.greeted_at_a_level(execution, endpoint, self.timeouts().connect).await.map_err(Unopened::Dial)
             }
         };
         match &opened {
@@ -58,7 +58,7 @@ impl<P: Protocol> Server<P> {
 
     /// Greets the server where it is said to be. What is not it, or does not answer, has the next one asked, until all
     /// were or the time is over.
-    async fn greeted_where(&self, lookup: &Lookup, drive: Drive) -> Result<Connection<P>, Unopened> {
+    async fn greeted_where(&self, lookup: &Lookup, execution: Execution) -> Result<Connection<P>, Unopened> {
         let deadline = Instant::now() + self.timeouts().connect;
         let mut tried: Vec<Endpoint> = Vec::new();
         let mut why = None;
@@ -68,14 +68,14 @@ impl<P: Protocol> Server<P> {
                 lookup.endpoint().clone()
             } else {
                 asked += 1;
-                match lookup.ask(drive, deadline, &self.settings).await {
+                match lookup.ask(execution, deadline, &self.settings).await {
                     Ok(endpoint) => endpoint,
                     Err(error) => return Err(why.unwrap_or(Unopened::Lookup(error))),
                 }
             };
             if !tried.contains(&endpoint) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                match self.greeted_at_a_level(drive, &endpoint, left).await {
+                match self.greeted_at_a_level(execution, &endpoint, left).await {
                     Ok(connection) => {
                         lookup.found(&endpoint).map_err(Unopened::Lookup)?;
                         self.abandon(Some(&endpoint));
@@ -95,8 +95,13 @@ impl<P: Protocol> Server<P> {
 
     /// Greets at the best level that the server is known to take part in. One that was never greeted yet and hangs up is
     /// greeted at the next level: at once while nothing else has failed, else when it is tried again.
-    async fn greeted_at_a_level(&self, drive: Drive, endpoint: &Endpoint, patience: Duration) -> Result<Connection<P>> {
-        let greeted = |level| self.greeted(drive, endpoint, patience, level);
+    async fn greeted_at_a_level(
+        &self,
+        execution: Execution,
+        endpoint: &Endpoint,
+        patience: Duration,
+    ) -> Result<Connection<P>> {
+        let greeted = |level| self.greeted(execution, endpoint, patience, level);
         let best = self.protocol.level();
         if self.has_greeted.load(Ordering::Relaxed) {
             return greeted(best).await.map_err(Ungreeted::error);
@@ -148,17 +153,17 @@ impl<P: Protocol> Server<P> {
 
     async fn greeted(
         &self,
-        drive: Drive,
+        execution: Execution,
         endpoint: &Endpoint,
         patience: Duration,
         level: usize,
     ) -> Result<Connection<P>, Ungreeted> {
         self.counts.get_or_init(Counts::default).dials.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + patience;
-        let mut connection = connection(drive, &self.protocol, endpoint, deadline, &self.settings).await?;
+        let mut connection = connection(execution, &self.protocol, endpoint, deadline, &self.settings).await?;
         let deadline = Instant::now() + self.timeouts().exchange;
         let greeting = connection.greet(&self.protocol, level);
-        match within(drive, deadline, endpoint, "log in to", greeting).await {
+        match within(execution, deadline, endpoint, "log in to", greeting).await {
             Ok(()) => Ok(connection),
             // Without a byte of an answer.
             Err(error) if error.kind() == ErrorKind::Io && connection.frames.is_empty() => {

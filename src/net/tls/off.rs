@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::TlsOptions;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::drive::Drive;
+use crate::execution::Execution;
 use crate::net::stream::ByteStream;
 
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Tls {
 
 pub(in crate::net) async fn secure(
     tls: &Tls,
-    _: Drive,
+    _: Execution,
     _: &Endpoint,
     _: Box<dyn ByteStream>,
     _: Instant,

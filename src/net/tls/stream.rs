@@ -16,8 +16,8 @@ use super::config::Tls;
 use super::refusal::handshake_failed;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
+use crate::execution::Execution;
 use crate::lifecycle::generation;
-use crate::net::drive::Drive;
 use crate::net::outgoing::PIECES;
 use crate::net::socket::StaleSocket;
 use crate::net::stream::ByteStream;
@@ -34,7 +34,7 @@ const END: usize = 2;
 /// Encrypts a stream that was just connected: shakes hands until `deadline`. Exchanges then have `timeout` each.
 pub(in crate::net) async fn secure(
     tls: &Tls,
-    drive: Drive,
+    execution: Execution,
     endpoint: &Endpoint,
     mut inner: Box<dyn ByteStream>,
     deadline: Instant,
@@ -47,7 +47,7 @@ pub(in crate::net) async fn secure(
         poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
     };
-    let stream = bounded(drive, deadline, handshake).await;
+    let stream = bounded(execution, deadline, handshake).await;
     let mut stream = stream.map_err(|error| handshake_failed(endpoint, &name, error))?;
     tls.warn(endpoint);
     stream.set_deadline(Instant::now() + timeout);
@@ -56,11 +56,15 @@ pub(in crate::net) async fn secure(
 
 /// A blocking stream keeps the deadline itself.
 #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
-async fn bounded<T>(drive: Drive, deadline: Instant, handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match drive {
-        Drive::Inline => handshake.await,
+async fn bounded<T>(
+    execution: Execution,
+    deadline: Instant,
+    handshake: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match execution {
+        Execution::Inline => handshake.await,
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => tokio::time::timeout_at(deadline.into(), handshake)
+        Execution::Tokio(_) => tokio::time::timeout_at(deadline.into(), handshake)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     }
@@ -310,7 +314,7 @@ mod tests {
     use support::servers::Encryption;
     use support::wait::until;
 
-    use super::{ByteStream, Drive, Endpoint, Result, Tls, secure};
+    use super::{ByteStream, Endpoint, Execution, Result, Tls, secure};
     use crate::net::dial::dial;
     use crate::net::server::Settings;
     use crate::net::tls::TlsOptions;
@@ -374,8 +378,8 @@ mod tests {
         let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port };
         let deadline = Instant::now() + PATIENCE;
         let connected = async {
-            let socket = dial(Drive::Inline, &endpoint, deadline, &Settings::default()).await?;
-            secure(&tls, Drive::Inline, &endpoint, socket, deadline, PATIENCE).await
+            let socket = dial(Execution::Inline, &endpoint, deadline, &Settings::default()).await?;
+            secure(&tls, Execution::Inline, &endpoint, socket, deadline, PATIENCE).await
         };
         let connected: Result<_> = at_once(connected);
         (connected.unwrap(), Peer { steps, done, thread })

@@ -9,7 +9,8 @@ use super::key::Key;
 use super::meta::{Answer, Command};
 use super::servers::{Entry, Server, Servers, told};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Retry, pause};
+use crate::execution::pause;
+use crate::net::Retry;
 
 /// How often a server whose crawler is busy is asked again, and after what time.
 const ATTEMPTS: usize = 100;

@@ -16,7 +16,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::MemcachedStore;
 use super::meta::Answer;
 use crate::error::Result;
-use crate::net::pause;
+use crate::execution::pause;
 use crate::store::{CacheStore, Op, Outcome, Settle, Ttl, When, key_of_lease, lease_holder, settling_key};
 
 /// The pauses between two looks: doubled from the shortest to the longest.

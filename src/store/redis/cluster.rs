@@ -19,7 +19,8 @@ use super::protocol::Replies;
 use super::reply::{self, Reply};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::net::{Company, Retry, ServerStats, Settings, Timeouts, exchange_timeout, together, until};
+use crate::execution::{exchange_timeout, until};
+use crate::net::{Company, Retry, ServerStats, Settings, Timeouts, together};
 use crate::store::hash_slot::slot;
 
 mod learning;

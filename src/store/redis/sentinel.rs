@@ -17,7 +17,8 @@ use super::protocol::Resp;
 use super::reply::{login_error, server_error};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Directory, Drive, Lookup, Protocol, Settings, Tls, ask_once, share_of};
+use crate::execution::Execution;
+use crate::net::{Directory, Lookup, Protocol, Settings, Tls, ask_once, share_of};
 use crate::store::credentials::{Credentials, Login};
 use crate::store::url::{StoreUrl, invalid, is_host};
 
@@ -125,7 +126,7 @@ impl Directory for Sentinels {
         self.sentinels.len()
     }
 
-    async fn ask(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
+    async fn ask(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
         let first = self.first.load(Ordering::Relaxed);
         let members = self.sentinels.len();
         let mut failures = Vec::new();
@@ -133,7 +134,7 @@ impl Directory for Sentinels {
             let index = (first + step) % members;
             // One share more, for the dial.
             let share = share_of(deadline, members - step + 1);
-            match self.ask_one(index, drive, share, settings).await {
+            match self.ask_one(index, execution, share, settings).await {
                 Ok(endpoint) => {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(endpoint);
@@ -145,12 +146,12 @@ impl Directory for Sentinels {
         Err(self.not_named(&failures))
     }
 
-    async fn ask_all(&self, drive: Drive, deadline: Instant, settings: &Settings) -> Option<Endpoint> {
+    async fn ask_all(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Option<Endpoint> {
         let members = self.sentinels.len();
         let mut named = Vec::new();
         for index in 0..members {
             let share = share_of(deadline, members - index);
-            if let Ok(endpoint) = self.ask_one(index, drive, share, settings).await {
+            if let Ok(endpoint) = self.ask_one(index, execution, share, settings).await {
                 named.push((index, endpoint));
             }
         }
@@ -166,10 +167,16 @@ impl Directory for Sentinels {
 }
 
 impl Sentinels {
-    async fn ask_one(&self, index: usize, drive: Drive, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
+    async fn ask_one(
+        &self,
+        index: usize,
+        execution: Execution,
+        deadline: Instant,
+        settings: &Settings,
+    ) -> Result<Endpoint> {
         let sentinel = &self.sentinels[index];
         let login = self.login.credentials()?;
-        let named = self.named_by(sentinel, login.as_ref(), drive, deadline, settings).await;
+        let named = self.named_by(sentinel, login.as_ref(), execution, deadline, settings).await;
         match &login {
             Some(login) => named.map_err(|error| login.hidden_in(sentinel.endpoint(), error)),
             None => named,
@@ -180,7 +187,7 @@ impl Sentinels {
         &self,
         sentinel: &Resp,
         login: Option<&Credentials>,
-        drive: Drive,
+        execution: Execution,
         deadline: Instant,
         settings: &Settings,
     ) -> Result<Endpoint> {
@@ -190,7 +197,7 @@ impl Sentinels {
         });
         let question = Command::new("SENTINEL", Expected::Anything).with("GET-MASTER-ADDR-BY-NAME").with(&self.master);
         let request = Request::several(auth.into_iter().chain([question]));
-        let mut replies = ask_once(drive, sentinel, &request, deadline, settings).await?.into_iter();
+        let mut replies = ask_once(execution, sentinel, &request, deadline, settings).await?.into_iter();
         let endpoint = sentinel.endpoint();
         if let Some(login) = login
             && let Some(Value::ServerError(error)) = replies.next()

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use super::table::{Index, Node, Table};
 use super::topology;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::{Execution, execution, pause, until};
 use crate::lifecycle::{ProcessLocal, generation};
-use crate::net::{Drive, Retry, drive, pause, until};
+use crate::net::Retry;
 use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::reply;
@@ -153,7 +154,7 @@ impl Learning {
     /// Whose turn it is. Who is at it for longer than this is not polled any more.
     fn turn(&self, patience: Duration) -> Result<Turn<'_>> {
         let state = self.state.get_or_init(|| Lock::new("cluster", State::default()));
-        let line = usize::from(drive()? != Drive::Inline);
+        let line = usize::from(execution()? != Execution::Inline);
         let now = Instant::now();
         let mut held = state.lock();
         if let Some((when, outcome)) = &held.last

@@ -12,7 +12,7 @@ use super::learning::Wait;
 use super::table::{Index, Node, uncovered};
 use super::topology::endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::pause;
+use crate::execution::pause;
 use crate::store::redis::reply::server_error;
 
 /// How often a call is sent on before the nodes are taken not to agree: with the pauses, for about half a second.

@@ -22,7 +22,7 @@ use crate::lifecycle::runtime::{self, RuntimeId};
 
 /// How the operation that is being polled waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drive {
+pub(crate) enum Execution {
     /// Blocking, on the calling thread.
     Inline,
     /// On this tokio runtime.
@@ -54,32 +54,32 @@ thread_local! {
 /// [`ErrorKind::Forked`] in a runtime that came through a fork: its epoll instance is the parent's.
 #[inline]
 #[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
-pub(crate) fn drive() -> Result<Drive> {
+pub(crate) fn execution() -> Result<Execution> {
     if is_inline() {
-        return Ok(Drive::Inline);
+        return Ok(Execution::Inline);
     }
     #[cfg(feature = "tokio")]
     match runtime::current() {
-        Ok(Some(id)) => return Ok(Drive::Tokio(id)),
+        Ok(Some(id)) => return Ok(Execution::Tokio(id)),
         Ok(None) => {}
         Err(runtime::Inherited) => {
             let context = "this tokio runtime was inherited through a fork: build a new one in the child, or use the blocking API";
             return Err(Error::new(ErrorKind::Forked, context));
         }
     }
-    Ok(Drive::Inline)
+    Ok(Execution::Inline)
 }
 
 /// Waits for this long, in the way that an operation polled here and now waits.
 ///
 /// # Errors
 ///
-/// As [`drive`], and in a process that was forked meanwhile: an inherited timer never fires.
+/// As [`execution`], and in a process that was forked meanwhile: an inherited timer never fires.
 pub(crate) async fn pause(pause: Duration) -> Result<()> {
-    match drive()? {
-        Drive::Inline => sleep(pause).await,
+    match execution()? {
+        Execution::Inline => sleep(pause).await,
         #[cfg(feature = "tokio")]
-        Drive::Tokio(_) => {
+        Execution::Tokio(_) => {
             let paused = ProcessBound::new(Box::pin(tokio::time::sleep(pause))).await;
             return paused.ok_or_else(Error::begun_by_parent);
         }
@@ -88,7 +88,7 @@ pub(crate) async fn pause(pause: Duration) -> Result<()> {
 }
 
 /// Blocks this thread, whatever drives the operation.
-pub(super) async fn sleep(pause: Duration) {
+pub(crate) async fn sleep(pause: Duration) {
     let sleep = |until: Instant| {
         thread::sleep(until.saturating_duration_since(Instant::now()));
         None::<()>
@@ -111,7 +111,7 @@ pub(crate) async fn blocking<T>(deadline: Instant, mut wait: impl FnMut(Instant)
 
 /// Until when a wait with this deadline may block.
 #[inline]
-pub(super) fn wait_end(deadline: Instant) -> Instant {
+pub(crate) fn wait_end(deadline: Instant) -> Instant {
     slice_end().map_or(deadline, |end| end.min(deadline))
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn slice_end() -> Option<Instant> {
 }
 
 /// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
-pub(super) fn is_slice_over() -> bool {
+pub(crate) fn is_slice_over() -> bool {
     slice_end().is_some_and(|end| Instant::now() >= end)
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn is_inline() -> bool {
 /// Whether an operation that is polled here and now may suspend.
 #[cfg(feature = "conformance")]
 pub(crate) fn suspends() -> bool {
-    !matches!(drive(), Ok(Drive::Inline))
+    !matches!(execution(), Ok(Execution::Inline))
 }
 
 /// Has every operation in `work` run inline on this thread.
