@@ -129,6 +129,7 @@ pub struct Cache {
     prefix: Prefix,
     version: Option<Arc<str>>,
     is_forced: bool,
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only a detached fetch waits for so long"))]
     soft_timeout: Duration,
     /// For each exchange, instead of the store's.
     timeout: Option<Duration>,

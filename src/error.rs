@@ -137,6 +137,7 @@ impl Error {
     }
 
     /// What a server has answered, which may be transient or not whatever its kind.
+    #[cfg(feature = "__servers")]
     pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
         Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None, origin: None }) }
     }

@@ -6,8 +6,7 @@
 //! poll.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::task::Poll;
 use std::thread::{self, LocalKey};
 use std::time::{Duration, Instant};
@@ -125,6 +124,7 @@ pub(crate) fn slice_end() -> Option<Instant> {
 }
 
 /// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
+#[cfg(feature = "__servers")]
 pub(crate) fn is_slice_over() -> bool {
     slice_end().is_some_and(|end| Instant::now() >= end)
 }
@@ -163,14 +163,16 @@ pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
 }
 
 /// Has the exchanges that a future begins take at most so long, and at most what is left until a moment.
-pub(crate) async fn until<F: Future>(moment: Instant, timeout: Duration, future: F) -> F::Output {
-    let mut future = pin!(future);
+#[cfg(feature = "redis")]
+pub(crate) async fn until<F: std::future::Future>(moment: Instant, timeout: Duration, future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
     let left = || moment.saturating_duration_since(Instant::now()).min(timeout);
     poll_fn(|cx| within(left(), || future.as_mut().poll(cx))).await
 }
 
 /// How long an exchange that begins here and now may take.
 #[inline]
+#[cfg(feature = "__servers")]
 pub(crate) fn exchange_timeout(default: Duration) -> Duration {
     TIMEOUT.get().unwrap_or(default)
 }

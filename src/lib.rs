@@ -51,12 +51,6 @@
 //! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
 //! only the host can judge.
 
-// Each store uses parts of the floors below it; what none of the chosen ones uses is not a mistake.
-#![cfg_attr(
-    not(all(feature = "memory", feature = "redis", feature = "memcached", feature = "tls", feature = "tokio")),
-    allow(dead_code, unused_imports)
-)]
-
 #[cfg(not(target_os = "linux"))]
 compile_error!(
     "prefork-cache runs on Linux alone: it notices forks by MADV_WIPEONFORK, and cuts inherited sockets with O_PATH"
@@ -65,21 +59,32 @@ compile_error!(
 mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 mod endpoint;
 mod error;
 mod execution;
 pub mod guide;
+// A build without memory, or without any server, leaves a part of the ground floor unused.
+#[cfg_attr(not(all(feature = "memory", feature = "redis", feature = "memcached")), allow(dead_code, unused_imports))]
 pub mod lifecycle;
+// One of the two protocols does not use all that the other one needs.
+#[cfg(feature = "__servers")]
+#[cfg_attr(
+    not(all(feature = "redis", feature = "memcached", feature = "tls", feature = "tokio")),
+    allow(dead_code, unused_imports)
+)]
 mod net;
+mod server_stats;
 mod store;
 mod sync;
+#[cfg_attr(not(all(feature = "redis", feature = "tls")), allow(dead_code, unused_imports))]
 mod telemetry;
 
 pub use cache::{
     Begun, Blocking, Builder, Cache, Claim, Clock, Codec, Expiry, Loaded, LockGuard, Octets, Resumable, Stats,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use net::ServerStats;
+pub use server_stats::ServerStats;
 pub use store::{CacheStore, Kept, Op, Outcome, Replacement, Settle, Ttl, When, stores};
 
 /// The programs of the README, run with the other examples.

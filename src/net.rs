@@ -37,7 +37,6 @@ pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use link::{Link, Retry};
 pub(crate) use lookup::{Address, Directory, Lookup};
 pub(crate) use outgoing::Outgoing;
-pub use server::ServerStats;
 pub(crate) use server::{Settings, Timeouts};
 pub(crate) use tls::{Tls, TlsOptions};
 

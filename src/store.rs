@@ -1,6 +1,6 @@
 //! The contract of a store: bytes in, bytes out, `reset` and `reconnect`.
 
-use std::fmt::{Debug, Display};
+use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::Refresh;
-use crate::net::ServerStats;
+use crate::server_stats::ServerStats;
 
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod builder;
@@ -367,7 +367,8 @@ fn empty_key() -> Error {
 }
 
 /// Refuses a value that the server would not take.
-pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn Display) -> Result<()> {
+#[cfg(feature = "__servers")]
+pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn std::fmt::Display) -> Result<()> {
     let size = value.len();
     if size <= limit {
         return Ok(());

@@ -1,12 +1,15 @@
 //! What this process does for a cache in the background, and the wait for its end.
 
 use std::collections::HashMap;
+#[cfg(feature = "tokio")]
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::{Cache, fork_guarded, wait_clock};
+#[cfg(feature = "tokio")]
+use super::fork_guarded;
+use super::{Cache, wait_clock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, execution};
 use crate::lifecycle::generation;
@@ -28,6 +31,7 @@ struct State {
 
 /// A task, until this is dropped.
 #[derive(Debug)]
+#[cfg(feature = "tokio")]
 pub(super) struct Running {
     background: Arc<Background>,
     generation: u64,
@@ -89,6 +93,7 @@ impl Background {
     }
 
     #[cfg(feature = "tokio")]
+    #[cfg(feature = "tokio")]
     pub(super) fn begin(self: &Arc<Background>) -> Running {
         self.state.lock().running += 1;
         Running { background: Arc::clone(self), generation: generation() }
@@ -112,6 +117,7 @@ impl Background {
     }
 }
 
+#[cfg(feature = "tokio")]
 impl Drop for Running {
     fn drop(&mut self) {
         if self.generation != generation() {

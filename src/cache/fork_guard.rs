@@ -18,7 +18,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Cache;
-use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "tokio")]
+use crate::error::ErrorKind;
+use crate::error::{Error, Result};
 use crate::execution::{is_inline, slice_end, within};
 use crate::lifecycle::ProcessBound;
 use crate::sync::block_on;

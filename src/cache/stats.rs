@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
-use crate::net::ServerStats;
+use crate::server_stats::ServerStats;
 
 mod text;
 

@@ -16,13 +16,14 @@ use super::connection::{Connection, Protocol};
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Lease, NoLease};
-use super::server::{Server, ServerStats, Settings, full};
+use super::server::{Server, Settings, full};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, exchange_timeout, execution, slice_end};
 #[cfg(feature = "tokio")]
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::io_errors::timed_out;
+use crate::server_stats::ServerStats;
 
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,6 +39,7 @@ impl Given {
         self.credentials = Some(callback);
     }
 
+    #[cfg(feature = "redis")]
     pub(super) fn has(&self, name: &str) -> bool {
         self.options.iter().any(|(given, _)| *given == name)
     }
@@ -79,7 +80,7 @@ macro_rules! setters {
         $($(#[doc = $doc:literal])* $name:ident: $kind:ty = $text:expr, $example:literal;)*
     ) => {
         impl $builder {
-            #[cfg(test)]
+            #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
             pub(super) const $names: &'static [&'static str] = &[$(stringify!($name)),*];
 
             $(

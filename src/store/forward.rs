@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{CacheStore, Kept, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
-use crate::net::ServerStats;
+use crate::server_stats::ServerStats;
 
 macro_rules! forward {
     ($(fn $method:ident<$($life:lifetime),+>($($arg:ident: $type:ty),+) -> $output:ty;)+) => {$(

@@ -18,7 +18,8 @@ use super::credentials::Callback;
 use super::url::StoreUrl;
 use super::{CONFLICT_ATTEMPTS, CacheStore, Op, Outcome, Ttl, When, conflict};
 use crate::error::Result;
-use crate::net::{Retry, ServerStats};
+use crate::net::Retry;
+use crate::server_stats::ServerStats;
 
 mod atomic;
 mod batch;
@@ -312,7 +313,7 @@ impl CacheStore for MemcachedStore {
 }
 
 /// What a URL says, as text.
-#[cfg(test)]
+#[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
 pub(super) fn understood(url: &str) -> String {
     format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
 }

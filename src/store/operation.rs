@@ -171,6 +171,7 @@ pub(super) async fn set_many<S: CacheStore + ?Sized>(
 }
 
 /// [`CacheStore::delete_many`] as a batch.
+#[cfg(feature = "redis")]
 pub(super) async fn delete_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<bool>> {
     let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
     store.batch(&operations).await.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()

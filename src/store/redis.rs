@@ -222,7 +222,7 @@ impl RedisStore {
 }
 
 /// What a URL says, as text.
-#[cfg(test)]
+#[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
 pub(super) fn understood(url: &str) -> String {
     format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
 }

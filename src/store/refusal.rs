@@ -26,6 +26,7 @@ pub(crate) enum Connection {
     /// Another one may lead to another server, or log in again.
     GivenUp,
     /// So is every other one to the same server, where it can be asked which one is meant.
+    #[cfg(feature = "redis")]
     AllGivenUp,
 }
 
@@ -44,6 +45,7 @@ impl Refusal {
     }
 
     /// Whether the server is not the one that is meant any more.
+    #[cfg(feature = "redis")]
     pub(crate) fn is_left(self) -> bool {
         self.connection == Connection::AllGivenUp
     }

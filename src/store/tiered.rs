@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{CacheStore, Kept, Op, Outcome, Ttl, When};
 use crate::error::Result;
 use crate::lifecycle::Refresh;
-use crate::net::ServerStats;
+use crate::server_stats::ServerStats;
 
 /// How long the near store may answer by default before the far one is asked again.
 const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::json;
 
 use super::Stats;
-use crate::net::ServerStats;
+use crate::server_stats::ServerStats;
 
 /// What a metric is read from.
 type Of<T> = fn(&T) -> u64;

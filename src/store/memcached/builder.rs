@@ -41,7 +41,7 @@ impl MemcachedBuilder {
     }
 
     /// The names of the methods that are options.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
     pub(in crate::store) fn options() -> Vec<&'static str> {
         [MemcachedBuilder::COMMON, MemcachedBuilder::TLS, MemcachedBuilder::OWN].concat()
     }

@@ -57,7 +57,7 @@ impl RedisBuilder {
     }
 
     /// The names of the methods that are options.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
     pub(in crate::store) fn options() -> Vec<&'static str> {
         [RedisBuilder::COMMON, RedisBuilder::TLS, RedisBuilder::OWN, RedisBuilder::SENTINEL].concat()
     }

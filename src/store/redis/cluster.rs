@@ -20,7 +20,8 @@ use super::reply::{self, Reply};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::execution::{exchange_timeout, until};
-use crate::net::{Company, Retry, ServerStats, Settings, Timeouts, together};
+use crate::net::{Company, Retry, Settings, Timeouts, together};
+use crate::server_stats::ServerStats;
 use crate::store::hash_slot::slot;
 
 mod learning;

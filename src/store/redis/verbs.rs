@@ -17,7 +17,8 @@ use super::reply::{self, Reply};
 use super::{RedisStore, Servers, batch};
 use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::net::{Retry, ServerStats};
+use crate::net::Retry;
+use crate::server_stats::ServerStats;
 use crate::store::{CacheStore, Op, Outcome, Ttl, When, check_key, operation};
 
 impl RedisStore {
