@@ -311,6 +311,10 @@ impl CacheStore for MemoryStore {
         self.read_shared(key).map(|entry| Kept::new(entry))
     }
 
+    fn freeze(&self) -> bool {
+        MemoryStore::freeze(self)
+    }
+
     fn refresh(&self) -> Refresh {
         self.local().came()
     }
