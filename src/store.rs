@@ -301,6 +301,14 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         None
     }
 
+    /// Moves what the store has in this process's memory to where forked children read it without copying it; see
+    /// [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether anything was moved.
+    ///
+    /// [`Cache::freeze`](crate::Cache::freeze) calls it. Provided: `false`.
+    fn freeze(&self) -> bool {
+        false
+    }
+
     /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and
     /// its [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other
     /// from being carried out, unless their server has failed.

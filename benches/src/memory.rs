@@ -18,6 +18,12 @@ const KEYS: usize = 1_000;
 
 struct PerEntry;
 
+impl Expiry<String, Arc<Widget>> for PerEntry {
+    fn expire_after_create(&self, _: &String, _: &Arc<Widget>, _: Instant) -> Option<Duration> {
+        Some(TTL)
+    }
+}
+
 impl Expiry<String, (Bytes, Duration)> for PerEntry {
     fn expire_after_create(&self, _: &String, entry: &(Bytes, Duration), _: Instant) -> Option<Duration> {
         Some(entry.1)
@@ -120,17 +126,19 @@ fn typed() {
 fn shared(keys: &[String]) {
     let cache = Cache::builder(MemoryStore::new()).build();
     let moka = moka::sync::Cache::builder().max_capacity(10_000).build();
+    let expiring = moka::sync::Cache::builder().max_capacity(10_000).expire_after(PerEntry).build();
     let quick = quick_cache::sync::Cache::new(10_000);
     let cached = Mutex::new(cached::SizedCache::with_size(10_000));
     let foyer: foyer_memory::Cache<String, Arc<Widget>> = foyer_memory::CacheBuilder::new(10_000).build();
     for key in keys {
         cache.blocking().set(key, &widget(), TTL).expect("memory stores");
         moka.insert(key.clone(), Arc::new(widget()));
+        expiring.insert(key.clone(), Arc::new(widget()));
         quick.insert(key.clone(), Arc::new(widget()));
         cached.lock().expect("no panic").cache_set(key.clone(), Arc::new(widget()));
         foyer.insert(key.clone(), Arc::new(widget()));
     }
-    let turns: [_; 5] = std::array::from_fn(|_| Cell::new(0));
+    let turns: [_; 6] = std::array::from_fn(|_| Cell::new(0));
     let next = |way: usize| &*keys[turns[way].replace(turns[way].get() + 1) % KEYS];
     compare(
         "memory hit, shared",
@@ -141,6 +149,9 @@ fn shared(keys: &[String]) {
             }),
             way("moka", || {
                 black_box(moka.get(next(1)));
+            }),
+            way("moka, with an expiry", || {
+                black_box(expiring.get(next(5)));
             }),
             way("quick_cache", || {
                 black_box(quick.get(next(2)));
@@ -163,6 +174,9 @@ fn shared(keys: &[String]) {
             }),
             way("moka, cloned", || {
                 black_box(moka.get(next(1)).map(|widget| Widget::clone(&widget)));
+            }),
+            way("moka, with an expiry, cloned", || {
+                black_box(expiring.get(next(5)).map(|widget| Widget::clone(&widget)));
             }),
         ],
     );

@@ -50,6 +50,16 @@ pub(super) struct Envelope<'a> {
     body: &'a [u8],
 }
 
+/// What there is to know of an envelope once its body is decoded.
+#[derive(Debug)]
+pub(super) struct Label {
+    pub(super) mark: Mark,
+    pub(super) times: Times,
+    version: Option<Box<[u8]>>,
+    /// The length of what a compressed body inflates to; 0 for any other.
+    pub(super) inflated: usize,
+}
+
 /// Why bytes are no value here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoEnvelope {
@@ -162,11 +172,15 @@ impl<'a> Envelope<'a> {
         self.version == version.map(str::as_bytes)
     }
 
-    /// Whether a body that is compressed inflates to at most this, as it says.
-    #[inline]
-    pub(super) fn inflates_to_at_most(&self, max_inflated: usize) -> bool {
-        let announced = || self.body.first_chunk().map(|length| u32::from_le_bytes(*length) as usize);
-        !self.is_compressed || announced().is_some_and(|length| length <= max_inflated)
+    /// Of an envelope that was opened with this mark, and whose body was read.
+    pub(super) fn label(&self, mark: Mark) -> Label {
+        let announced = self.body.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+        Label {
+            mark,
+            times: self.times.unwrap_or(Times::ALWAYS_FRESH),
+            version: self.version.map(Box::from),
+            inflated: if self.is_compressed { announced } else { 0 },
+        }
     }
 
     /// The encoded value. `None` if it is damaged, or inflates to more than this.
@@ -177,6 +191,13 @@ impl<'a> Envelope<'a> {
         let (length, stream) = self.body.split_first_chunk()?;
         let length = u32::from_le_bytes(*length) as usize;
         if length > max_inflated { None } else { compression::inflated(stream, length).map(Cow::Owned) }
+    }
+}
+
+impl Label {
+    #[inline]
+    pub(super) fn is_of(&self, version: Option<&str>) -> bool {
+        self.version.as_deref() == version.map(str::as_bytes)
     }
 }
 

@@ -254,6 +254,29 @@ impl Cache {
         }
     }
 
+    /// Has forked children read what this process has in memory now without copying it; see
+    /// [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether anything was frozen: never on a
+    /// store that keeps nothing in memory.
+    ///
+    /// For a master that has warmed its cache, before it forks. The whole store is frozen, whatever the namespace of
+    /// this handle; of a [`TieredStore`](crate::stores::TieredStore), both stores. Takes some 10 us for each entry.
+    ///
+    /// ```
+    /// use prefork_cache::Cache;
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::from_url("memory://")?;
+    /// cache.blocking().set("motd", "hello", Duration::from_secs(3_600))?;
+    /// assert!(cache.freeze());
+    /// // ... fork the workers ...
+    /// assert_eq!(cache.blocking().get::<String>("motd")?.as_deref(), Some("hello"));
+    /// # Ok::<(), prefork_cache::Error>(())
+    /// ```
+    pub fn freeze(&self) -> bool {
+        // What may fail here is the store's own refresh after a fork; the next operation reports it.
+        self.store().is_ok_and(CacheStore::freeze)
+    }
+
     /// Forgets every connection, dials now and proves that the server answers.
     ///
     /// # Errors

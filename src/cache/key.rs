@@ -14,7 +14,11 @@ const SHORT: usize = 120;
 /// The namespace of a handle, with a colon after each part. Within a part colons are written otherwise, so that no two
 /// lists of parts make the same. Empty, but there, with a part that is refused.
 #[derive(Clone, Debug)]
-pub(super) struct Prefix(Option<Arc<str>>);
+pub(super) struct Prefix {
+    text: Option<Arc<str>>,
+    /// That of the text alone, from which that of a key goes on.
+    mark: Mark,
+}
 
 /// What a value is marked with: the CRC-32 of its full key.
 pub(super) type Mark = u32;
@@ -28,23 +32,24 @@ pub(super) struct KeyBuffer {
 
 impl Prefix {
     pub(super) const fn none() -> Prefix {
-        Prefix(None)
+        Prefix { text: None, mark: 0 }
     }
 
     pub(super) fn join(&self, part: &str) -> Prefix {
         if part.is_empty() || self.is_refused() {
-            return Prefix(Some("".into()));
+            return Prefix { text: Some("".into()), mark: 0 };
         }
         let part = part.replace('%', "%25").replace(':', "%3A");
-        Prefix(Some([self.as_str(), &part, ":"].concat().into()))
+        let text = [self.as_str(), &part, ":"].concat();
+        Prefix { mark: crc32fast::hash(text.as_bytes()), text: Some(text.into()) }
     }
 
     fn is_refused(&self) -> bool {
-        self.0.as_ref().is_some_and(|prefix| prefix.is_empty())
+        self.text.as_ref().is_some_and(|prefix| prefix.is_empty())
     }
 
     pub(super) fn as_str(&self) -> &str {
-        self.0.as_deref().unwrap_or_default()
+        self.text.as_deref().unwrap_or_default()
     }
 
     /// What all keys begin with.
@@ -58,8 +63,7 @@ impl Prefix {
 
     #[inline]
     pub(super) fn mark(&self, key: &str) -> Mark {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(self.as_str().as_bytes());
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.mark);
         hasher.update(key.as_bytes());
         hasher.finalize()
     }
@@ -72,7 +76,7 @@ impl Prefix {
     #[inline]
     pub(super) fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
         check_key(key)?;
-        match &self.0 {
+        match &self.text {
             None => Ok(key),
             Some(prefix) if prefix.is_empty() => Err(empty_part()),
             Some(prefix) => Ok(buffer.join(prefix, key)),
@@ -84,7 +88,7 @@ impl Prefix {
     pub(super) fn key_among_others<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
         check_key(key)?;
         self.checked()?;
-        Ok(if self.0.is_none() { Cow::Borrowed(key) } else { Cow::Owned(self.full_key(key)) })
+        Ok(if self.text.is_none() { Cow::Borrowed(key) } else { Cow::Owned(self.full_key(key)) })
     }
 
     /// The same for a key that was checked before.

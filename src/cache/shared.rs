@@ -6,10 +6,16 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::blocking::at_once;
-use super::envelope::Envelope;
-use super::{Blocking, Cache, Freshness, KeyBuffer, Times};
+use super::envelope::{Envelope, Label};
+use super::{Blocking, Cache, Freshness, KeyBuffer};
 use crate::error::Result;
 use crate::store::Kept;
+
+/// What an entry decodes to, with what each hit looks at before it is returned.
+struct Opened<T> {
+    label: Label,
+    value: Arc<T>,
+}
 
 impl Cache {
     /// [`get`](Cache::get) without the decoding: what the bytes decode to, decoded once in each process and kept beside
@@ -43,13 +49,23 @@ impl Cache {
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        if let Some(kept) = self.kept(key)? {
-            return Ok(match self.open_shared("get_shared", key, &kept) {
-                Some((_, Freshness::Expired)) | None => None,
-                Some((value, _)) => Some(value),
-            });
+        match self.get_kept(key)? {
+            Some(found) => Ok(found),
+            None => Ok(self.get(key).await?.map(Arc::new)),
         }
-        Ok(self.get(key).await?.map(Arc::new))
+    }
+
+    /// The value of an entry that the store keeps in memory, which serves or not; `None` where it keeps none.
+    #[inline]
+    fn get_kept<T>(&self, key: &str) -> Result<Option<Option<Arc<T>>>>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        let value = |kept: Kept| match self.open_shared("get_shared", key, &kept) {
+            Some((_, Freshness::Expired)) | None => None,
+            Some((value, _)) => Some(value),
+        };
+        Ok(self.kept(key)?.map(value))
     }
 
     /// The entry, if the store keeps it in memory: a hit, which counts as one.
@@ -70,22 +86,23 @@ impl Cache {
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        let Some((freshness, value)) = self.freshness_for_this_handle(key, kept).zip(kept.decoded()) else {
-            return self.decode_shared(verb, key, kept);
-        };
-        if matches!(freshness, Freshness::Stale | Freshness::RetryDelayed) {
-            self.local().counters.stale();
+        match kept.decoded::<Opened<T>>() {
+            Some(opened) if self.reads(key, &opened.label) => {
+                let freshness = opened.label.times.freshness(self.clock());
+                if matches!(freshness, Freshness::Stale | Freshness::RetryDelayed) {
+                    self.local().counters.stale();
+                }
+                Some((Arc::clone(&opened.value), freshness))
+            }
+            _ => self.decode_shared(verb, key, kept),
         }
-        Some((value, freshness))
     }
 
-    /// `None` for what this handle does not read.
     #[inline]
-    fn freshness_for_this_handle(&self, key: &str, kept: &Kept) -> Option<Freshness> {
-        let envelope = Envelope::open(self.prefix.mark(key), kept.bytes()).ok()?;
-        let is_readable =
-            envelope.is_of(self.version.as_deref()) && envelope.inflates_to_at_most(self.shared.settings.max_inflated);
-        is_readable.then(|| envelope.times.unwrap_or(Times::ALWAYS_FRESH).freshness(self.clock()))
+    fn reads(&self, key: &str, label: &Label) -> bool {
+        label.mark == self.prefix.mark(key)
+            && label.is_of(self.version.as_deref())
+            && label.inflated <= self.shared.settings.max_inflated
     }
 
     #[cold]
@@ -95,7 +112,9 @@ impl Cache {
     {
         let (value, freshness) = self.open(verb, key, kept.bytes())?;
         let value = Arc::new(value);
-        kept.keep(&value);
+        if let Ok(envelope) = Envelope::open(self.prefix.mark(key), kept.bytes()) {
+            kept.keep(Opened { label: envelope.label(self.prefix.mark(key)), value: Arc::clone(&value) });
+        }
         Some((value, freshness))
     }
 }
@@ -110,6 +129,9 @@ impl Blocking<'_> {
     where
         T: DeserializeOwned + Send + Sync + 'static,
     {
-        at_once(pin!(self.cache().get_shared(key)))
+        match self.cache().get_kept(key)? {
+            Some(found) => Ok(found),
+            None => Ok(at_once(pin!(self.cache().get(key)))?.map(Arc::new)),
+        }
     }
 }

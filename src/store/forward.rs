@@ -59,6 +59,10 @@ macro_rules! store_behind {
                 (**self).kept(key)
             }
 
+            fn freeze(&self) -> bool {
+                (**self).freeze()
+            }
+
             fn identity(&self) -> Option<usize> {
                 (**self).identity()
             }

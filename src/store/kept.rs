@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::lifecycle::ProcessSlot;
 
 /// A place for a decoded value.
-pub(crate) type Slot = ProcessSlot<Arc<dyn Any + Send + Sync>>;
+pub(crate) type Slot = ProcessSlot<Box<dyn Any + Send + Sync>>;
 
 /// An entry as a store [keeps](crate::CacheStore::kept) it in this process's memory: its bytes, and a place beside them
 /// for what they decode to.
@@ -49,15 +49,14 @@ impl Kept {
 
     /// What this process has decoded, if it is a `T`.
     #[inline]
-    pub(crate) fn decoded<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        let decoded = self.0.slot()?.get()?;
-        if (**decoded).is::<T>() { Arc::clone(decoded).downcast().ok() } else { None }
+    pub(crate) fn decoded<T: 'static>(&self) -> Option<&T> {
+        self.0.slot()?.get()?.downcast_ref()
     }
 
     /// Keeps what was decoded, for as long as the entry is kept, unless there is such a value.
-    pub(crate) fn keep<T: Send + Sync + 'static>(&self, decoded: &Arc<T>) {
+    pub(crate) fn keep<T: Send + Sync + 'static>(&self, decoded: T) {
         if let Some(slot) = self.0.slot() {
-            slot.fill(Arc::clone(decoded) as Arc<dyn Any + Send + Sync>);
+            slot.fill(Box::new(decoded));
         }
     }
 }

@@ -132,10 +132,12 @@ impl MemoryStore {
     /// An entry with a place for what it decodes to, unless that has no room.
     fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
         let local = self.local();
-        if local.read_frozen(key).is_some() && !local.backing().account().has_room() {
-            return None;
+        if local.read_frozen(key).is_some() {
+            if !local.backing().account().has_room() {
+                return None;
+            }
+            local.lift(key);
         }
-        local.lift(key);
         let entry = inside(|| local.backing().get(key))?;
         Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
     }
@@ -307,6 +309,10 @@ impl CacheStore for MemoryStore {
     fn kept(&self, key: &str) -> Option<Kept> {
         check_key(key).ok()?;
         self.read_shared(key).map(|entry| Kept::new(entry))
+    }
+
+    fn freeze(&self) -> bool {
+        MemoryStore::freeze(self)
     }
 
     fn refresh(&self) -> Refresh {

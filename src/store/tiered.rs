@@ -194,6 +194,12 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         self.near.kept(key)
     }
 
+    /// Both stores'. An entry of the near one expires there no later for being frozen.
+    fn freeze(&self) -> bool {
+        let near = self.near.freeze();
+        self.far.freeze() || near
+    }
+
     /// The far store's: the near entries are dropped before a read and after a write.
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let keys: Vec<&str> = operations.iter().map(Op::key).collect();

@@ -73,9 +73,10 @@ pub(super) fn verdict() -> Verdict {
 /// Looks for [`BUDGET`] at most.
 pub(super) fn examine() -> Verdict {
     let deadline = processor_time() + BUDGET;
-    for flushes in 1_u32.. {
+    loop {
         let verdict = look_on();
-        if verdict != Verdict::Undecided || (flushes.is_multiple_of(16) && processor_time() > deadline) {
+        // With each flush: one that drops what a parent's threads have given up copies pages, and takes its time.
+        if verdict != Verdict::Undecided || processor_time() > deadline {
             return verdict;
         }
         if PROBE.get_or_init(Probe::begin).fruitless.load(Ordering::Relaxed) >= FRUITLESS {
@@ -83,7 +84,6 @@ pub(super) fn examine() -> Verdict {
             thread::yield_now();
         }
     }
-    verdict()
 }
 
 /// Looks once, unless there is a verdict.
