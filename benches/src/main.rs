@@ -8,6 +8,7 @@
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+mod bare;
 mod batch;
 mod capi;
 mod forks;
