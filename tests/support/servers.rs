@@ -131,7 +131,9 @@ impl Server {
     /// On a free port, with extra arguments.
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
         if kind == Kind::Redis && are_all_clustered() {
-            let mut server = Server::cluster_node(encryption_of_all(), extra);
+            // Without it the node gives the port where it does not encrypt.
+            let tls: &[&str] = if encryption_of_all().is_some() { &["--tls-cluster", "yes"] } else { &[] };
+            let mut server = Server::cluster_node(encryption_of_all(), &[extra, tls].concat());
             server.has_all_slots = true;
             assert!(server.ask("CLUSTER ADDSLOTSRANGE 0 16383").starts_with("+OK"), "it is a cluster of its own");
             server.until_well();
