@@ -2,6 +2,8 @@
 
 mod lies;
 mod moves;
+mod replicas;
+
 mod whole;
 
 use crate::conformance::current_thread;
