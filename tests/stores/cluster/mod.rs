@@ -3,7 +3,7 @@
 mod lies;
 mod moves;
 mod replicas;
-
+mod views;
 mod whole;
 
 use crate::conformance::current_thread;
