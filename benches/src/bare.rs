@@ -1,4 +1,4 @@
-//! What the servers of a batch need: the bytes of the same requests, and nothing else but to receive as many as they answer.
+//! What the servers of a batch need: the same bytes are sent, and as many received as answer them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
