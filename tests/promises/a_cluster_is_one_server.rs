@@ -223,7 +223,10 @@ fn learns_for_itself(mode: Mode) {
         proxy.release();
         asking.join().expect("no panic").expect("it is answered after all");
     });
-    assert_eq!(cache.blocking().get::<String>("key").map_err(|error| error.kind()), Ok::<_, ErrorKind>(Some("the parent's".to_owned())));
+    assert_eq!(
+        cache.blocking().get::<String>("key").map_err(|error| error.kind()),
+        Ok::<_, ErrorKind>(Some("the parent's".to_owned()))
+    );
 }
 
 /// One of the futures asks who has which slots, and the others wait for that.

@@ -277,7 +277,10 @@ fn loaders_that_wait_for_each_other(kind: Kind, mode: Mode) {
     let children = [["a", "b"], ["b", "a"]].map(|keys| worker(move || work(keys)));
     let values = children.map(Child::join);
     // One of them may have had the other's value, once that one had given up.
-    assert!(values.contains(&"b for a loader".to_owned()) || values.contains(&"a for a loader".to_owned()), "{values:?}");
+    assert!(
+        values.contains(&"b for a loader".to_owned()) || values.contains(&"a for a loader".to_owned()),
+        "{values:?}"
+    );
     let took = begun.elapsed();
     assert!(took < MINUTE, "{took:?}");
 }
@@ -319,7 +322,8 @@ fn a_leader_is_killed(kind: Kind, mode: Mode) {
     let cache = patient_cache(&server, HOUR);
     for round in 0..count(1, 10) {
         let (key, load) = (format!("cold in round {round}"), Load::new());
-        let mut workers = all_miss(|| server.claims(), &cache, load, || load.fetch(&Caller::new(mode, &cache), &key, MINUTE));
+        let mut workers =
+            all_miss(|| server.claims(), &cache, load, || load.fetch(&Caller::new(mode, &cache), &key, MINUTE));
         let leader = Pid::from_raw(i32::try_from(load.first.count()).expect("a process id"));
         let leader = workers.iter().position(|worker| worker.process() == leader).expect("one of them leads");
         let leader = workers.swap_remove(leader);

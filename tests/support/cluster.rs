@@ -176,7 +176,7 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
-    /// Takes a replica out, as `redis-cli --cluster del-node` does: it runs on, alone. Every node has forgotten it then.
+    /// Takes a replica out, as `redis-cli --cluster del-node` does: it runs on, alone, and every node has forgotten it.
     pub fn take_out_replica(&self, replica: usize) {
         let id: String =
             cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
