@@ -392,14 +392,37 @@ where
     F: Future<Output = Result<Vec<Result<T>>>>,
 {
     let mut in_order = Vec::with_capacity(items.len());
-    let checked: Vec<Result<()>> = items.into_iter().map(|item| item.map(|item| in_order.push(item))).collect();
-    let sent = if in_order.is_empty() { Ok(Vec::new()) } else { send(in_order).await };
-    let mut sent = sent.map(Vec::into_iter);
-    let answer = |checked: Result<()>| {
-        checked?;
-        sent.as_mut().map_err(|error| error.clone())?.next().unwrap_or_else(|| Err(wrong_count()))
+    let mut refused = Vec::new();
+    for (place, item) in items.into_iter().enumerate() {
+        match item {
+            Ok(item) => in_order.push(item),
+            Err(error) => refused.push((place, error)),
+        }
+    }
+    let count = in_order.len();
+    let sent = if count == 0 { Ok(Vec::new()) } else { send(in_order).await };
+    let mut results = match sent {
+        Ok(results) => results,
+        Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
     };
-    checked.into_iter().map(answer).collect()
+    results.resize_with(count, || Err(wrong_count()));
+    put_in(results, refused)
+}
+
+/// Puts errors at their places.
+fn put_in<T>(results: Vec<Result<T>>, errors: Vec<(usize, Error)>) -> Vec<Result<T>> {
+    if errors.is_empty() {
+        return results;
+    }
+    let mut all = Vec::with_capacity(results.len() + errors.len());
+    let mut results = results.into_iter();
+    for (place, error) in errors {
+        let before = place - all.len();
+        all.extend(results.by_ref().take(before));
+        all.push(Err(error));
+    }
+    all.extend(results);
+    all
 }
 
 pub(crate) fn wrong_count() -> Error {

@@ -11,6 +11,7 @@ use lexopt::prelude::*;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+mod bare;
 mod batch;
 mod capi;
 mod forks;

@@ -8,6 +8,7 @@ use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
 use redis::cluster::{ClusterClient, ClusterConnection, cluster_pipe};
 
+use crate::bare::{self, Node};
 use crate::measure::{compare, way};
 use crate::redis_server::ours;
 use crate::tasks::{FLAVOURS, OPERATIONS, TASKS};
@@ -61,6 +62,14 @@ fn many_keys(cluster: &Cluster, store: &RedisStore) {
     let seed = format!("redis://127.0.0.1:{}", cluster.nodes()[0].port());
     let client = ClusterClient::new(vec![seed]).expect("a valid URL");
     let [mut at_once, mut in_parts] = [(); 2].map(|()| client.get_connection().expect("redis answers"));
+    let owners = cluster.owners(&names);
+    let of_node =
+        |node: usize| names.iter().zip(&owners).filter(move |(_, owner)| **owner == node).map(|(key, _)| *key);
+    let mut nodes: Vec<Node> = (0..)
+        .zip(cluster.nodes())
+        .map(|(number, node)| Node::new(node.port(), &of_node(number).collect::<Vec<_>>()))
+        .collect();
+    let mut buffer = vec![0; 64 << 10];
     compare(
         "redis, 10,000 keys, blocking",
         5,
@@ -68,6 +77,7 @@ fn many_keys(cluster: &Cluster, store: &RedisStore) {
             way("prefork-cache, get_many", || {
                 black_box(crate::batch::blocking(store, &names));
             }),
+            way("the same bytes, not understood", || bare::ask(&mut nodes, &mut buffer)),
             way("ClusterClient, one pipeline", || {
                 black_box(read(&mut at_once, &names));
             }),

@@ -99,9 +99,9 @@ impl<P: Protocol> Link<P> {
     }
 
     /// Forgets every connection, then dials and has the server answer `probe`.
-    pub(crate) async fn reconnect(&self, probe: &P::Request) -> Result<P::Reply> {
+    pub(crate) async fn reconnect(&self, probe: &P::Request, company: Option<&Company>) -> Result<P::Reply> {
         self.reset();
-        self.call(probe, Retry::Never, None).await
+        self.call(probe, Retry::Never, company).await
     }
 }
 

@@ -88,6 +88,11 @@ impl Lookup {
         self.known.current()
     }
 
+    /// Where the server was found last, if it ever was.
+    pub(super) fn found_last(&self) -> Option<&Endpoint> {
+        Some(self.endpoint()).filter(|endpoint| !matches!(endpoint, Endpoint::Named(_)))
+    }
+
     /// How many can be asked.
     pub(super) fn members(&self) -> usize {
         self.directory.members()

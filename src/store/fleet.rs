@@ -4,6 +4,7 @@
 //! A batch is split by who has what, all of them are asked at once, and the answers are put in order. What a server
 //! turns away is sent on in the next round, to whom the fleet says.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Instant;
 
@@ -106,22 +107,36 @@ where
     answers
 }
 
+/// What one member is asked.
+struct Share<'i, I> {
+    places: Vec<usize>,
+    items: Vec<&'i I>,
+}
+
 /// Asks all members at once. The answers are by member, and in the order of its items.
-async fn round<'i, F: Fleet>(fleet: &F, mut routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
-    routes.sort_by_key(|route| route.member);
-    let shares = routes.chunk_by(|one, other| one.member == other.member);
-    let shares: Vec<(F::Member, Vec<&F::Item>)> =
-        shares.map(|share| (share[0].member, share.iter().map(|route| route.item).collect())).collect();
-    let answers = match &shares[..] {
-        [(member, items)] => vec![fleet.ask(*member, items, course, None).await],
-        shares => {
-            let company = Company::until(fleet.deadline(course));
-            let mut asked = Vec::with_capacity(shares.len());
-            for (member, items) in shares {
-                asked.push(fleet.ask(*member, items, course, Some(&company)));
-            }
-            together(asked).await
+async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
+    let mut shares: BTreeMap<F::Member, Share<'i, F::Item>> = BTreeMap::new();
+    let count = routes.len();
+    for Route { place, item, member } in routes {
+        let share = shares.entry(member).or_insert_with(|| Share { places: Vec::new(), items: Vec::new() });
+        share.places.push(place);
+        share.items.push(item);
+    }
+    let company = (shares.len() > 1).then(|| Company::until(fleet.deadline(course)));
+    let answers = {
+        let mut asked = Vec::with_capacity(shares.len());
+        for (member, share) in &shares {
+            asked.push(fleet.ask(*member, &share.items, course, company.as_ref()));
+        }
+        match asked.len() {
+            1 => vec![asked.remove(0).await],
+            _ => together(asked).await,
         }
     };
-    routes.into_iter().zip(answers.into_iter().flatten()).map(|(route, answer)| Answered { route, answer }).collect()
+    let mut answered = Vec::with_capacity(count);
+    for ((member, share), answers) in shares.into_iter().zip(answers) {
+        let routes = share.places.into_iter().zip(share.items).map(|(place, item)| Route { place, item, member });
+        answered.extend(routes.zip(answers).map(|(route, answer)| Answered { route, answer }));
+    }
+    answered
 }

@@ -91,10 +91,13 @@ mod verbs;
 /// - **After a failover** the first `READONLY` gives up all connections to the old master, and no further request goes
 ///   there. A master that was killed is followed once the sentinels have elected another one; a call waits for that no
 ///   longer than for a server that is down, and finds the new one at most `retry_after` later than it could.
-/// - **An isolated master** that still takes writes is left within `topology_refresh`: once in that time, while there are
-///   calls, one of them has all sentinels asked, and what more than half of those that answer say counts. Inside tokio that
-///   happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of `connect_timeout` or by
-///   `timeout`. What an isolated master has taken meanwhile is lost with it.
+/// - **An isolated master** that still takes writes is left within `topology_refresh`: once in that time, while there
+///   are calls, one of them has all sentinels asked, and what more than half of those that answer say counts. Inside
+///   tokio that happens beside the calls; elsewhere one call takes longer by it, at most by a quarter of
+///   `connect_timeout` or by `timeout`. What an isolated master has taken meanwhile is lost with it. The same goes
+///   for one that a sentinel names which is isolated together with it: a dial believes the first sentinel, as it
+///   would take longer by each that it asked.
+/// - **Where no sentinel answers** a connection is opened to where the master was found last, if it is still one.
 /// - **Over a fork** a child goes on with the address that its parent knew.
 /// - **Trust.** What answers in the place of a sentinel decides which server is told the password of the URL. Use
 ///   `rediss+sentinel://` where others can get into the network between.
@@ -106,9 +109,10 @@ mod verbs;
 /// [Redis Cluster](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/): CRC-16 of the key, or
 /// of the part in its first `{braces}`. A lease is in the slot of its key.
 ///
-/// - **Who has what** is asked by `CLUSTER SLOTS`: at first use, and at most ten times a second after a sign of change
-///   (`MOVED`, `CLUSTERDOWN`, a node that fails). Any node will do; one that does not answer leaves half of the time for
-///   the others. A forked child goes on with what its parent knew. Nodes are reached under the names that the cluster
+/// - **Who has what** is asked by `CLUSTER SLOTS`: at first use, and at most ten times a second after a sign of
+///   change (`MOVED`, `CLUSTERDOWN`, a node that fails). Any node will do that knows the owners of all slots; of up
+///   to eight that do not, the one counts that knows most. One that does not answer leaves half of the time for the
+///   others. A forked child goes on with what its parent knew. Nodes are reached under the names that the cluster
 ///   gives them; over TLS a node's certificate has to be for that name. A store remembers up to 4,096 addresses.
 /// - **Redirections.** `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` say that nothing was carried out, so changes are
 ///   sent on as reads are, up to 16 times. A node that cannot be connected to is asked about, and what it should have
@@ -128,7 +132,8 @@ mod verbs;
 /// - **Replicas** are read with `replicas=prefer`: by [`get`](crate::CacheStore::get) and
 ///   [`get_many`](crate::CacheStore::get_many) alone, a key always from the same one, and from the master where it does
 ///   not answer. Replication takes a while: then what one call has stored, the next one may not see yet, which is
-///   exempt from the [contract](crate::CacheStore#contract). [`get_latest`](crate::CacheStore::get_latest), batches
+///   exempt from the [contract](crate::CacheStore#contract); the feature `conformance` lists the checks that may
+///   fail for it. [`get_latest`](crate::CacheStore::get_latest), batches
 ///   and leases go to masters, so a fetch loads no more often than without.
 /// - What a master has acknowledged and not replicated is lost when it is replaced: that is how Redis Cluster works.
 ///

@@ -2,6 +2,7 @@
 //! killed and replaced, in a child that is forked meanwhile, and in one that is forked while its parent asks who has
 //! which slots.
 
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,9 @@ use std::thread;
 
 use prefork_cache::{Cache, ErrorKind, stores};
 
-use crate::callers::{Caller, MINUTE, cache_at, current_thread_runtime, until_async};
+use crate::callers::{Caller, HOUR, MINUTE, PATIENT, cache_at, current_thread_runtime, until_async};
 use crate::harness::{Mode, Scenario, count, scenario};
+use crate::one_loads_for_all::{cold_keys_are_loaded_once, key_of};
 use support::cluster::Cluster;
 use support::forks::{Child, Way, fork, fork_by, try_fork_by};
 use support::proxy::{Fault, Proxy};
@@ -30,6 +32,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("a_child_learns_for_itself::blocking", || learns_for_itself(Mode::Blocking)),
         scenario("a_child_learns_for_itself::tokio", || learns_for_itself(Mode::Tokio)),
         scenario("inherited_waits_for_the_slots_fail", inherited_waits_fail),
+        scenario("sixty_four_workers_load_a_cold_key_once::blocking", || loads_a_cold_key_once(Mode::Blocking)),
+        scenario("sixty_four_workers_load_a_cold_key_once::tokio", || loads_a_cold_key_once(Mode::Tokio)),
     ]
 }
 
@@ -124,6 +128,18 @@ fn a_master_is_killed(mode: Mode) {
     User::new(Mode::Blocking, &cache, "the master").recover(2);
 }
 
+/// The lease of a key is on the master that has its slot, whichever that is.
+fn loads_a_cold_key_once(mode: Mode) {
+    let cluster = Cluster::without_replicas();
+    let store = stores::from_url(&cluster.url(PATIENT)).expect("a good URL");
+    let cache = Cache::builder(store).lease(HOUR).load_timeout(HOUR).register();
+    let rounds = count(3, 30);
+    let owners: BTreeSet<usize> = (0..rounds).map(|round| cluster.owner(&key_of(round))).collect();
+    assert!(owners.len() > 1, "all keys are in slots of one master");
+    let claims = || cluster.nodes().iter().map(Server::claims).sum();
+    cold_keys_are_loaded_once(mode, &cache, claims, rounds);
+}
+
 /// The child has what its parent knew, which is not so any more.
 fn forked_in_mid_failover(mode: Mode) {
     let mut cluster = Cluster::start();
@@ -207,7 +223,10 @@ fn learns_for_itself(mode: Mode) {
         proxy.release();
         asking.join().expect("no panic").expect("it is answered after all");
     });
-    assert_eq!(cache.blocking().get::<String>("key").map_err(|error| error.kind()), Ok::<_, ErrorKind>(Some("the parent's".to_owned())));
+    assert_eq!(
+        cache.blocking().get::<String>("key").map_err(|error| error.kind()),
+        Ok::<_, ErrorKind>(Some("the parent's".to_owned()))
+    );
 }
 
 /// One of the futures asks who has which slots, and the others wait for that.

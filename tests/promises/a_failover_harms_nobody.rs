@@ -10,7 +10,7 @@ use crate::harness::{Mode, Scenario, count, scenario};
 use support::descriptors::connected_to;
 use support::fake_sentinel::{FakeSentinel, Says};
 use support::forks::{Child, Way, fork_by};
-use support::sentinels::Group;
+use support::sentinels::{Group, Sentinel};
 use support::servers::{Kind, Server};
 use support::tally::Tally;
 use support::wait::{Latch, until};
@@ -21,6 +21,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("of_a_master_that_is_killed::tokio", || of_a_master_that_is_killed(Mode::Tokio)),
         scenario("a_fork_while_a_sentinel_is_asked::blocking", || fork_while_a_sentinel_is_asked(Mode::Blocking)),
         scenario("a_fork_while_a_sentinel_is_asked::tokio", || fork_while_a_sentinel_is_asked(Mode::Tokio)),
+        scenario("a_fork_after_the_last_sentinel::blocking", || fork_after_the_last_sentinel(Mode::Blocking)),
+        scenario("a_fork_after_the_last_sentinel::tokio", || fork_after_the_last_sentinel(Mode::Tokio)),
     ]
 }
 
@@ -124,4 +126,30 @@ fn fork_while_a_sentinel_is_asked(mode: Mode) {
         });
         until("the parent finds it as well", || Caller::new(mode, &cache).set("k", "v").is_ok());
     }
+}
+
+/// The master is there, and what the parent knew is all that a child has.
+fn fork_after_the_last_sentinel(mode: Mode) {
+    let mut group = Group::with(0, None, None);
+    let url = group.url(&format!("{PATIENT}&topology_refresh=1ms"));
+    let cache = Cache::register(stores::from_url(&url).expect("a good URL"));
+    Caller::new(mode, &cache).converse("parent", 20);
+    group.sentinels.iter_mut().for_each(Sentinel::kill);
+    for way in Way::COMMON {
+        fork_by(way, || {
+            Caller::new(mode, &cache).converse("child", 20);
+            fork_by(Way::Fork, || Caller::new(mode, &cache).converse("grandchild", 20)).join();
+        })
+        .join();
+    }
+    cache.reset();
+    Caller::new(mode, &cache).converse("parent", 20);
+    // What is there and no master is not used.
+    let other = Server::start(Kind::Redis);
+    group.servers[0].ask(&format!("REPLICAOF 127.0.0.1 {}", other.port()));
+    fork_by(Way::Fork, || {
+        let error = Caller::new(mode, &cache).get("key").expect_err("the only server that is known is a replica");
+        assert!(error.to_string().contains("no sentinel has named"), "{error:#}");
+    })
+    .join();
 }

@@ -59,23 +59,59 @@ pub(crate) struct Scenario {
     run: Box<dyn Fn() + Send>,
 }
 
-/// Behind the name of a scenario whose servers encrypt.
-const OVER_TLS: &str = "::over_tls";
+/// How the servers of a scenario are set up that has a server.
+struct Setting {
+    /// Behind the scenario's name.
+    suffix: &'static str,
+    set_up: fn(),
+    /// The promises that are tried in it every day, if not all are: under `STRESS=1` they are.
+    daily: Option<&'static [&'static str]>,
+}
 
-/// Behind the name of one whose Redis servers are named by a sentinel.
-const BEHIND_SENTINELS: &str = "::behind_sentinels";
+const OVER_TLS: Setting = Setting { suffix: "::over_tls", set_up: encrypt_all, daily: None };
 
-/// Behind the name of one whose Redis server is a cluster.
-const ON_A_CLUSTER: &str = "::on_a_cluster";
+const BEHIND_SENTINELS: Setting =
+    Setting { suffix: "::behind_sentinels", set_up: put_all_behind_sentinels, daily: None };
 
-/// What is added to the name of a scenario with this server, and how it is set up then.
-fn settings(server: Kind) -> Vec<(&'static str, fn())> {
-    let over_tls = (OVER_TLS, encrypt_all as fn());
+const ON_A_CLUSTER: Setting = Setting { suffix: "::on_a_cluster", set_up: cluster_all, daily: None };
+
+/// What is about both: connections that are dialled again elsewhere, and those that a child has inherited.
+const DAILY_IN_BOTH: &[&str] =
+    &["one_process_one_socket", "a_fork_in_mid_command_harms_nobody", "the_parent_never_notices"];
+
+const BEHIND_SENTINELS_OVER_TLS: Setting = Setting {
+    suffix: "::behind_sentinels_over_tls",
+    set_up: || {
+        encrypt_all();
+        put_all_behind_sentinels();
+    },
+    daily: Some(DAILY_IN_BOTH),
+};
+
+const ON_A_CLUSTER_OVER_TLS: Setting = Setting {
+    suffix: "::on_a_cluster_over_tls",
+    set_up: || {
+        encrypt_all();
+        cluster_all();
+    },
+    daily: Some(DAILY_IN_BOTH),
+};
+
+/// The settings of a scenario with this server, besides a plain one.
+fn settings(server: Option<Kind>) -> &'static [Setting] {
     match server {
-        Kind::Redis => {
-            vec![over_tls, (BEHIND_SENTINELS, put_all_behind_sentinels), (ON_A_CLUSTER, cluster_all)]
+        Some(Kind::Redis) => {
+            &[OVER_TLS, BEHIND_SENTINELS, ON_A_CLUSTER, BEHIND_SENTINELS_OVER_TLS, ON_A_CLUSTER_OVER_TLS]
         }
-        Kind::Memcached => vec![over_tls],
+        Some(Kind::Memcached) => &[OVER_TLS],
+        None => &[],
+    }
+}
+
+impl Setting {
+    fn is_for(&self, scenario: &str) -> bool {
+        let is_of = |promise: &&str| scenario.starts_with(&format!("{promise}::"));
+        is_stress() || self.daily.is_none_or(|daily| daily.iter().any(is_of))
     }
 }
 
@@ -116,8 +152,9 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
         let name = arguments.next().expect("the name of a scenario");
         let wanted = scenarios.into_iter().find_map(|scenario| {
             let added = name.strip_prefix(&scenario.name)?;
-            let mut settings = scenario.server.map_or_else(Vec::new, settings).into_iter();
-            let set_up = if added.is_empty() { None } else { Some(settings.find(|(suffix, _)| *suffix == added)?.1) };
+            let mut settings = settings(scenario.server).iter();
+            let set_up =
+                if added.is_empty() { None } else { Some(settings.find(|setting| setting.suffix == added)?.set_up) };
             Some((scenario, set_up))
         });
         let (scenario, set_up) = wanted.expect("a known scenario");
@@ -129,8 +166,9 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let names = scenarios.iter().flat_map(|Scenario { name, server, .. }| {
-        let settings = server.map_or_else(Vec::new, settings).into_iter().map(|(suffix, _)| suffix);
-        std::iter::once("").chain(settings).map(move |suffix| format!("{name}{suffix}"))
+        let settings = settings(*server).iter().filter(move |setting| setting.is_for(name));
+        let suffixes = std::iter::once("").chain(settings.map(|setting| setting.suffix));
+        suffixes.map(move |suffix| format!("{name}{suffix}"))
     });
     let trial = |name: String| Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name));
     libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
@@ -138,7 +176,7 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
 
 fn time(name: &str) -> Duration {
     let time = if is_stress() { STRESS_TIME } else { TIME };
-    if name.ends_with(OVER_TLS) { time * OVER_TLS_LONGER } else { time }
+    if name.ends_with("over_tls") { time * OVER_TLS_LONGER } else { time }
 }
 
 fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {

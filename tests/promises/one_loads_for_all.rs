@@ -127,16 +127,16 @@ fn counted_in<T>(cache: &Cache, have_looked: Tally, work: impl FnOnce() -> T) ->
 
 /// Has all workers ask for a cold key, and waits until each has missed it while one of them loads.
 fn all_miss<T: Serialize + DeserializeOwned>(
-    server: &Server,
+    claims: impl Fn() -> usize,
     cache: &Cache,
     load: Load,
     work: impl Fn() -> T,
 ) -> Vec<Child<T>> {
-    let (before, have_looked) = (server.claims(), Tally::new());
+    let (before, have_looked) = (claims(), Tally::new());
     let workers = workers(|| counted_in(cache, have_looked, &work));
     until("every worker has looked", || have_looked.count() == WORKERS);
     // What is wrong if two load is said in the end.
-    let is_clear = || server.claims() >= before + WORKERS || load.runs.count() > 1;
+    let is_clear = || claims() >= before + WORKERS || load.runs.count() > 1;
     until("as many attempts to take the lease as there are workers", is_clear);
     workers
 }
@@ -152,9 +152,18 @@ fn in_common(values: impl IntoIterator<Item = String>) -> String {
 fn load_a_cold_key_once(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache = patient_cache(&server, HOUR);
-    for round in 0..count(1, 50) {
-        let (key, load) = (format!("cold in round {round}"), Load::new());
-        let workers = all_miss(&server, &cache, load, || load.fetch(&Caller::new(mode, &cache), &key, MINUTE));
+    cold_keys_are_loaded_once(mode, &cache, || server.claims(), count(1, 50));
+}
+
+pub(crate) fn key_of(round: usize) -> String {
+    format!("cold in round {round}")
+}
+
+/// A key in each round, of a cache with leases of an hour. `claims` counts how often a lease was asked for.
+pub(crate) fn cold_keys_are_loaded_once(mode: Mode, cache: &Cache, claims: impl Fn() -> usize, rounds: usize) {
+    for round in 0..rounds {
+        let (key, load) = (key_of(round), Load::new());
+        let workers = all_miss(&claims, cache, load, || load.fetch(&Caller::new(mode, cache), &key, MINUTE));
         load.may_end.raise(1);
         let value = in_common(workers.into_iter().map(Child::join));
         assert_eq!(load.runs.count(), 1, "loads of one key by {WORKERS} workers");
@@ -268,7 +277,10 @@ fn loaders_that_wait_for_each_other(kind: Kind, mode: Mode) {
     let children = [["a", "b"], ["b", "a"]].map(|keys| worker(move || work(keys)));
     let values = children.map(Child::join);
     // One of them may have had the other's value, once that one had given up.
-    assert!(values.contains(&"b for a loader".to_owned()) || values.contains(&"a for a loader".to_owned()), "{values:?}");
+    assert!(
+        values.contains(&"b for a loader".to_owned()) || values.contains(&"a for a loader".to_owned()),
+        "{values:?}"
+    );
     let took = begun.elapsed();
     assert!(took < MINUTE, "{took:?}");
 }
@@ -310,7 +322,8 @@ fn a_leader_is_killed(kind: Kind, mode: Mode) {
     let cache = patient_cache(&server, HOUR);
     for round in 0..count(1, 10) {
         let (key, load) = (format!("cold in round {round}"), Load::new());
-        let mut workers = all_miss(&server, &cache, load, || load.fetch(&Caller::new(mode, &cache), &key, MINUTE));
+        let mut workers =
+            all_miss(|| server.claims(), &cache, load, || load.fetch(&Caller::new(mode, &cache), &key, MINUTE));
         let leader = Pid::from_raw(i32::try_from(load.first.count()).expect("a process id"));
         let leader = workers.iter().position(|worker| worker.process() == leader).expect("one of them leads");
         let leader = workers.swap_remove(leader);
@@ -686,7 +699,7 @@ fn the_store_dies(kind: Kind, mode: Mode) {
     let cache = patient_cache(&server, HOUR);
     let load = Load::new();
     let fetch = || (load.fetch(&Caller::new(mode, &cache), "cold", MINUTE), own_value());
-    let workers = all_miss(&server, &cache, load, fetch);
+    let workers = all_miss(|| server.claims(), &cache, load, fetch);
     assert_eq!(load.runs.count(), 1, "one of them loads");
     server.kill();
     until("every worker loads for itself", || load.runs.count() == WORKERS);

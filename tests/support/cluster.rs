@@ -109,8 +109,7 @@ impl Cluster {
 
     /// The URL of a store, with one node as its seed. `options` as in a query.
     pub fn url(&self, options: &str) -> String {
-        let seed = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
-        self.url_with_seeds(&[seed.port()], options)
+        self.url_with_seeds(&[self.running().port()], options)
     }
 
     /// The URL of a store that knows the nodes at these ports.
@@ -133,21 +132,37 @@ impl Cluster {
     }
 
     pub fn owner_of_slot(&self, slot: u16) -> usize {
-        let node = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
-        let range = slots(node).into_iter().find(|range| (range.first..=range.last).contains(&slot));
-        let port = range.expect("a slot that is somebody's").nodes[0];
+        let range = slots(self.running()).into_iter().find(|range| range.has(slot));
+        self.master_of(&range.expect("a slot that is somebody's"))
+    }
+
+    /// The node that has each of these keys, all of them found out at once.
+    pub fn owners(&self, keys: &[&str]) -> Vec<usize> {
+        let ranges = slots(self.running());
+        let mut pipe = redis::pipe();
+        keys.iter().for_each(|key| _ = pipe.cmd("CLUSTER").arg("KEYSLOT").arg(key));
+        let slots: Vec<u16> = pipe.query(&mut connection(self.running())).expect("the slots of keys");
+        let owner = |slot| ranges.iter().find(|range| range.has(slot)).expect("a slot that is somebody's");
+        slots.into_iter().map(|slot| self.master_of(owner(slot))).collect()
+    }
+
+    fn master_of(&self, range: &Range) -> usize {
+        let port = range.nodes[0];
         self.nodes.iter().position(|node| plain_port(node.port()) == port).expect("a node of this cluster")
     }
 
+    fn running(&self) -> &Server {
+        self.nodes.iter().find(|node| node.is_running()).expect("a node that runs")
+    }
+
     pub fn slot(&self, key: &str) -> u16 {
-        let node = self.nodes.iter().find(|node| node.is_running()).expect("a node that runs");
-        cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection(node)).expect("the slot of a key")
+        cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection(self.running())).expect("the slot of a key")
     }
 
     fn agrees(&self, slot: u16, owner: usize) -> bool {
         let owner = plain_port(self.nodes[owner].port());
         let views = self.nodes.iter().filter(|node| node.is_running()).map(|node| {
-            let range = slots(node).into_iter().find(|range| (range.first..=range.last).contains(&slot));
+            let range = slots(node).into_iter().find(|range| range.has(slot));
             let info = node.ask("CLUSTER INFO");
             let epoch = info.lines().find(|line| line.starts_with("cluster_current_epoch:")).map(str::to_owned);
             (range.map(|range| range.nodes[0]), epoch)
@@ -159,6 +174,34 @@ impl Cluster {
     /// Ends a node at once, as a crash would.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
+    }
+
+    /// Takes a replica out, as `redis-cli --cluster del-node` does: it runs on, alone, and every node has forgotten it.
+    pub fn take_out_replica(&self, replica: usize) {
+        let id: String =
+            cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
+        for (place, node) in self.nodes.iter().enumerate() {
+            if place != replica {
+                done(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
+            }
+        }
+        done(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
+    }
+
+    /// Has a replica follow its master no more, and answer with what it has until then.
+    pub fn cut_off(&self, replica: usize) {
+        let replica = &self.nodes[replica];
+        let mut login = cmd("CONFIG");
+        login.arg("SET").arg("masteruser").arg("nobody").arg("masterauth").arg("wrong");
+        done(login.query(&mut connection(replica)));
+        // Every replica's connection is closed, and this one is let in no more.
+        for node in &self.nodes {
+            let mut kill = cmd("CLIENT");
+            let killed: redis::RedisResult<i64> =
+                kill.arg("KILL").arg("TYPE").arg("replica").query(&mut connection(node));
+            killed.expect("how many connections were closed");
+        }
+        until("a replica is cut off", || replica.ask("INFO replication").contains("master_link_status:down"));
     }
 
     /// Moves a slot with its keys to another node, as `redis-cli --cluster reshard` does.
@@ -238,6 +281,12 @@ struct Range {
     first: u16,
     last: u16,
     nodes: Vec<u16>,
+}
+
+impl Range {
+    fn has(&self, slot: u16) -> bool {
+        (self.first..=self.last).contains(&slot)
+    }
 }
 
 fn slots(node: &Server) -> Vec<Range> {

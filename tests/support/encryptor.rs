@@ -1,10 +1,12 @@
 //! Takes TLS off before whatever listens on a port: what stands behind it sees and changes what is said in plain.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection};
@@ -36,7 +38,7 @@ pub fn before(port: u16, identity: &Identity) -> u16 {
 }
 
 fn serve(client: TcpStream, port: u16, config: &Arc<ServerConfig>) {
-    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+    let Ok(server) = connect_as(&client, port) else {
         // Without a server there is nothing behind this door.
         let _ = client.shutdown(Shutdown::Both);
         return;
@@ -51,6 +53,15 @@ fn serve(client: TcpStream, port: u16, config: &Arc<ServerConfig>) {
     let session_too = Arc::clone(&session);
     thread::spawn(move || pass_on(&client, &server, |bytes| decrypt(&session, bytes, &client)));
     thread::spawn(move || pass_on(&server_too, &client_too, |bytes| encrypt(&session_too, bytes)));
+}
+
+/// From where the client comes, which is how a sentinel is told from others.
+fn connect_as(client: &TcpStream, port: u16) -> std::io::Result<TcpStream> {
+    let IpAddr::V4(source) = client.peer_addr()?.ip() else { return Err(ErrorKind::AddrNotAvailable.into()) };
+    let server = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(server.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+    connect(server.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)))?;
+    Ok(server.into())
 }
 
 /// Passes on until one side ends; then ends both, also for a child that has copies of the sockets.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 
-use super::servers::{Directory, Encryption, Kind, PORTS_TRIED, Server, free_port, pid};
+use super::servers::{Directory, Encryption, Kind, PORTS_TRIED, Server, encryption_of_all, free_port, pid};
 use super::wait::{PATIENCE, until};
 
 /// What the master of a [`Group`] is called.
@@ -20,10 +20,11 @@ pub const MASTER: &str = "mymaster";
 /// others.
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// Has every Redis server of this process be named by a sentinel from now on, in its URL.
+/// Has every Redis server of this process be named by a sentinel from now on, in its URL. The sentinel encrypts if the
+/// servers do by then.
 pub fn put_all_behind_sentinels() {
     let lines = format!("bind-source-addr {SOURCE}\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n");
-    OVER_ALL.get_or_init(|| Sentinel::start(None, None, &lines));
+    OVER_ALL.get_or_init(|| Sentinel::start(encryption_of_all(), None, &lines));
 }
 
 static OVER_ALL: OnceLock<Sentinel> = OnceLock::new();

@@ -131,7 +131,9 @@ impl Server {
     /// On a free port, with extra arguments.
     pub fn with(kind: Kind, extra: &[&str]) -> Server {
         if kind == Kind::Redis && are_all_clustered() {
-            let mut server = Server::cluster_node(None, extra);
+            // Without it the node gives the port where it does not encrypt.
+            let tls: &[&str] = if encryption_of_all().is_some() { &["--tls-cluster", "yes"] } else { &[] };
+            let mut server = Server::cluster_node(encryption_of_all(), &[extra, tls].concat());
             server.has_all_slots = true;
             assert!(server.ask("CLUSTER ADDSLOTSRANGE 0 16383").starts_with("+OK"), "it is a cluster of its own");
             server.until_well();
@@ -446,15 +448,22 @@ pub fn url_of_hosts(kind: Kind, hosts: &str, options: &str) -> String {
 }
 
 fn plain_url(kind: Kind, hosts: &str, options: &str) -> String {
-    let is_cluster = kind == Kind::Redis && are_all_clustered();
-    match place_behind_sentinels(kind, hosts) {
-        Some(place) => format!("redis+sentinel://{place}?{options}"),
-        None => format!("{}{}://{hosts}?{options}", kind.name(), if is_cluster { "+cluster" } else { "" }),
-    }
+    let (scheme, hosts) = place(kind, hosts);
+    format!("{}{scheme}://{hosts}?{options}", kind.name())
 }
 
 fn encrypted_url(kind: Kind, hosts: &str, ca: &Path, options: &str) -> String {
-    format!("{}s://{hosts}?tls_ca={}&{options}", kind.name(), ca.display())
+    let (scheme, hosts) = place(kind, hosts);
+    format!("{}s{scheme}://{hosts}?tls_ca={}&{options}", kind.name(), ca.display())
+}
+
+/// What is added to the scheme of the servers at `hosts`, and what stands for these in a URL.
+fn place(kind: Kind, hosts: &str) -> (&'static str, String) {
+    match place_behind_sentinels(kind, hosts) {
+        Some(place) => ("+sentinel", place),
+        None if kind == Kind::Redis && are_all_clustered() => ("+cluster", hosts.to_owned()),
+        None => ("", hosts.to_owned()),
+    }
 }
 
 fn owned(arguments: &[&str]) -> Vec<String> {

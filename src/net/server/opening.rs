@@ -68,9 +68,14 @@ impl<P: Protocol> Server<P> {
                 lookup.endpoint().clone()
             } else {
                 asked += 1;
-                match lookup.ask(execution, deadline, &self.settings).await {
-                    Ok(endpoint) => endpoint,
-                    Err(error) => return Err(why.unwrap_or(Unopened::Lookup(error))),
+                match (lookup.ask(execution, deadline, &self.settings).await, lookup.found_last()) {
+                    (Ok(endpoint), _) => endpoint,
+                    // Nobody knows better than that it was there; the greeting says whether it is.
+                    (Err(error), Some(last)) if error.is_transient() && !tried.contains(last) => {
+                        why.get_or_insert(Unopened::Lookup(error));
+                        last.clone()
+                    }
+                    (Err(error), _) => return Err(why.unwrap_or(Unopened::Lookup(error))),
                 }
             };
             if !tried.contains(&endpoint) {

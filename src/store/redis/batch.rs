@@ -37,7 +37,12 @@ impl<'a> Commands<'a> {
 
     pub(super) fn push(&mut self, operation: &Op<'_>) -> Result<()> {
         let command = match operation {
-            Op::Get { key } => commands::get(key),
+            Op::Get { key } => {
+                if self.commands.last_mut().is_some_and(|before| before.append_get(key)) {
+                    return Ok(());
+                }
+                commands::get(key)
+            }
             Op::Set { key, value, ttl, when } => commands::set(key, value, *ttl, *when)?,
             Op::Delete { key } => commands::unlink(&[*key]),
             Op::CompareAndSet { key, expected, new, ttl } => {
@@ -165,8 +170,8 @@ pub(super) fn outcome(operation: &Op<'_>, reply: Value, endpoint: &Endpoint) -> 
 }
 
 /// A batch of reads alone may be sent twice.
-pub(super) fn retry(operations: &[&Op<'_>]) -> Retry {
-    if operations.iter().all(|operation| operation.is_read()) { Retry::Idempotent } else { Retry::Never }
+pub(super) fn retry<'o>(mut operations: impl Iterator<Item = &'o Op<'o>>) -> Retry {
+    if operations.all(Op::is_read) { Retry::Idempotent } else { Retry::Never }
 }
 
 /// Names the permission that a script needs, where the account does not have it.

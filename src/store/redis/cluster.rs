@@ -182,14 +182,16 @@ impl Cluster {
         self.table.nodes().for_each(Node::reset);
     }
 
-    /// Dials every master.
+    /// Dials every master. Those that do not answer cost one wait together.
     pub(super) async fn reconnect(&self) -> Result<()> {
         self.reset();
-        let mut outcome = Ok(());
-        for node in self.masters().await? {
-            outcome = outcome.and(reconnect(&node.link).await);
+        let masters = self.masters().await?;
+        let company = Company::until(self.deadline());
+        let mut dialled = Vec::with_capacity(masters.len());
+        for node in masters {
+            dialled.push(reconnect(&node.link, Some(&company)));
         }
-        outcome
+        together(dialled).await.into_iter().collect()
     }
 
     pub(super) fn servers(&self) -> Vec<ServerStats> {

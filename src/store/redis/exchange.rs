@@ -20,9 +20,9 @@ pub(super) async fn exchange(
 }
 
 /// Forgets every connection to a server, then dials and has it answer.
-pub(super) async fn reconnect(link: &Link<Resp>) -> Result<()> {
+pub(super) async fn reconnect(link: &Link<Resp>, company: Option<&Company>) -> Result<()> {
     let ping = Request::one(super::commands::ping());
-    let replies = traced(link, &ping, pin!(link.reconnect(&ping))).await?;
+    let replies = traced(link, &ping, pin!(link.reconnect(&ping, company))).await?;
     replies.into_iter().try_for_each(|answer| reply::Reply::new(answer, link.endpoint()).map(|_| ()))
 }
 

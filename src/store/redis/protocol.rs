@@ -259,7 +259,7 @@ impl Protocol for Resp {
     }
 
     fn is_read(request: &Request) -> bool {
-        request.expected().all(Expected::is_read)
+        request.is_read()
     }
 
     fn key(request: &Request) -> &[u8] {
@@ -280,7 +280,8 @@ impl Protocol for Resp {
 
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
         request.write(outgoing);
-        Partial { expected: request.expected().collect(), replies: Replies::new() }
+        let expected = request.expected();
+        Partial { replies: Replies::with_capacity(expected.len()), expected }
     }
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {

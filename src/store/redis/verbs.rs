@@ -140,7 +140,7 @@ impl CacheStore for RedisStore {
 
     async fn reconnect(&self) -> Result<()> {
         match &self.servers {
-            Servers::One(link) => reconnect(link).await,
+            Servers::One(link) => reconnect(link, None).await,
             Servers::Cluster(cluster) => cluster.reconnect().await,
         }
     }

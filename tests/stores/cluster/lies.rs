@@ -13,10 +13,10 @@ use support::wait::PATIENCE;
 
 use super::run;
 
-const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
+pub(super) const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
 
 /// A server of RESP2 that says these slots, and answers anything else but a greeting in this way.
-fn node(
+pub(super) fn node(
     slots: impl Fn(u16) -> String + Send + Sync + 'static,
     answer: impl Fn(&[String], u16) -> String + Send + Sync + 'static,
 ) -> u16 {
@@ -24,11 +24,13 @@ fn node(
     let (known, slots, answer) = (Arc::clone(&own), Arc::new(slots), Arc::new(answer));
     let (port, _) = serve(move |stream| {
         let own = *known.wait();
+        stream.set_nodelay(true).unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut stream: TcpStream = stream;
         while let Some(command) = command(&mut reader) {
             let reply = match command[0].as_str() {
                 "HELLO" => "-ERR unknown command 'HELLO'\r\n".to_owned(),
+                "PING" if command.len() == 1 => "+PONG\r\n".to_owned(),
                 "ECHO" | "PING" => bulk(&command[1]),
                 "CLUSTER" => slots(own),
                 "ASKING" => "+OK\r\n".to_owned(),
@@ -62,24 +64,24 @@ fn command(reader: &mut impl BufRead) -> Option<Vec<String>> {
     Some(words)
 }
 
-fn bulk(text: &str) -> String {
+pub(super) fn bulk(text: &str) -> String {
     format!("${}\r\n{text}\r\n", text.len())
 }
 
 /// A reply to `CLUSTER SLOTS`: ranges, each with the host and port of its master.
-fn ranges(ranges: &[(i64, i64, &str, u16)]) -> String {
+pub(super) fn ranges(ranges: &[(i64, i64, &str, u16)]) -> String {
     let range = |(first, last, host, port): &(i64, i64, &str, u16)| {
         format!("*3\r\n:{first}\r\n:{last}\r\n*3\r\n{}:{port}\r\n{}", bulk(host), bulk("an id"))
     };
     format!("*{}\r\n{}", ranges.len(), ranges.iter().map(range).collect::<String>())
 }
 
-fn all_slots(port: u16) -> String {
+pub(super) fn all_slots(port: u16) -> String {
     ranges(&[(0, 16_383, "127.0.0.1", port)])
 }
 
 /// What a read, a change and a batch end in, in both ways.
-fn failures(port: u16, options: &str) -> Vec<Error> {
+pub(super) fn failures(port: u16, options: &str) -> Vec<Error> {
     let mut failures = Vec::new();
     for way in WAYS {
         let store = from_url(&format!("redis+cluster://127.0.0.1:{port}?{options}")).unwrap();
@@ -95,17 +97,17 @@ fn failures(port: u16, options: &str) -> Vec<Error> {
     failures
 }
 
-fn all_say(failures: &[Error], kind: ErrorKind, what: &str) {
+pub(super) fn all_say(failures: &[Error], kind: ErrorKind, what: &str) {
     for error in failures {
         assert_eq!(error.kind(), kind, "{error:#}");
         assert!(format!("{error:#}").contains(what), "{error:#}");
     }
 }
 
-const PATIENT: &str = "timeout=10s&connect_timeout=10s";
+pub(super) const PATIENT: &str = "timeout=10s&connect_timeout=10s";
 
 /// In a transaction the queued commands are refused, and then the whole.
-fn moved(command: &[String], to: u16) -> String {
+pub(super) fn moved(command: &[String], to: u16) -> String {
     match command[0].as_str() {
         "MULTI" => "+OK\r\n".to_owned(),
         "EXEC" => "-EXECABORT Transaction discarded because of previous errors.\r\n".to_owned(),

@@ -2,6 +2,8 @@
 
 mod lies;
 mod moves;
+mod replicas;
+mod views;
 mod whole;
 
 use crate::conformance::current_thread;

@@ -1,6 +1,7 @@
 //! Behind sentinels: who is asked, who is believed, and what becomes of connections to a server that is the master no more.
 
 mod answers;
+mod disagreement;
 mod failover;
 
 use prefork_cache::{Cache, Result, stores};

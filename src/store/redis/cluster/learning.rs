@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::table::{Index, Node, Table};
-use super::topology;
+use super::topology::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, execution, pause, until};
 use crate::lifecycle::{ProcessLocal, generation};
@@ -21,6 +21,9 @@ use crate::sync::Lock;
 
 /// How long an outcome, good or bad, is taken for the present state.
 const FRESH: Duration = Duration::from_millis(100);
+
+/// How many nodes are asked that do not know the owners of all slots: some slots may have none.
+const MOST_INCOMPLETE: usize = 8;
 
 /// The pauses between two looks at whether another caller is done.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
@@ -169,24 +172,36 @@ impl Learning {
         Ok(Turn::Own(Asking { learning: self, state, line, since: now, generation: generation(), outcome: None }))
     }
 
-    /// Asks one node after the other. One that does not answer leaves half of the time for the others.
+    /// Asks one node after the other, until one knows the owners of all slots; else what the one says counts that knows
+    /// most of them. One that does not answer leaves half of the time for the others.
     async fn ask(&self, table: &Table, deadline: Instant, timeout: Duration) -> Result<()> {
         self.is_in_doubt.store(false, Ordering::Relaxed);
         let candidates = self.candidates(table);
         let mut failed = None;
+        let mut most: Option<(&Node, View)> = None;
+        let mut incomplete = 0;
         for (place, node) in candidates.iter().enumerate() {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
-            if left.is_zero() && failed.is_some() {
+            if (left.is_zero() && (failed.is_some() || most.is_some())) || incomplete == MOST_INCOMPLETE {
                 break;
             }
             let is_last = place + 1 == candidates.len();
             let until_then = if is_last { deadline } else { now + left / 2 };
-            match until(until_then, timeout, ask_one(table, node)).await {
-                Ok(()) => return Ok(()),
+            match until(until_then, timeout, seen_by(node)).await {
+                Ok(view) if view.is_complete() => return adopt(table, node, &view),
+                Ok(view) => {
+                    incomplete += 1;
+                    if most.as_ref().is_none_or(|(_, most)| view.covered > most.covered) {
+                        most = Some((node, view));
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Forked => return Err(error),
                 Err(error) => failed = Some(error),
             }
+        }
+        if let Some((node, view)) = most {
+            return adopt(table, node, &view);
         }
         self.is_in_doubt.store(true, Ordering::Relaxed);
         let error = failed.expect("a URL names at least one node");
@@ -205,14 +220,24 @@ impl Learning {
     }
 }
 
-async fn ask_one(table: &Table, node: &Node) -> Result<()> {
+async fn seen_by(node: &Node) -> Result<View> {
     let request = Request::one(commands::cluster_slots());
     let replies = exchange(&node.link, &request, Retry::Idempotent, None).await?;
     let answer = replies.first().ok_or_else(crate::store::wrong_count)?;
     if let Some(error) = reply::errors(&replies).next() {
         return Err(reply::server_error(node.endpoint(), error));
     }
-    table.adopt(&topology::read(answer, node.endpoint())?)?;
+    let view = View::read(answer, node.endpoint())?;
+    if view.covered == 0 {
+        // It was taken out of the cluster, which knows better, or is in none yet.
+        let context = format!("{} is in no cluster that has slots", node.endpoint());
+        return Err(Error::answered(ErrorKind::Server, true, context));
+    }
+    Ok(view)
+}
+
+fn adopt(table: &Table, node: &Node, view: &View) -> Result<()> {
+    table.adopt(&view.ranges)?;
     if !node.is_listed() {
         // It has a name of its own in the cluster, or none.
         node.reset();

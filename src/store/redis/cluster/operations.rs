@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use redis::Value;
-use smallvec::SmallVec;
 
 use super::Cluster;
 use super::redirection::{Course, How, Target, Turned, said, without_end};
@@ -224,9 +223,9 @@ impl Nodes<'_> {
             }
             commands.push(item.operation)?;
         }
-        let operations: SmallVec<[&Op<'_>; 1]> = items.iter().map(|item| item.operation).collect();
         let request = Request::several(commands.commands);
-        let exchange = exchange(link, &request, batch::retry(&operations), company);
+        let retry = batch::retry(items.iter().map(|item| item.operation));
+        let exchange = exchange(link, &request, retry, company);
         let mut replies = self.cluster.in_time(course.deadline, exchange).await?;
         if target.how == How::Asking {
             // Every other one answers ASKING.

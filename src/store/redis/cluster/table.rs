@@ -5,6 +5,7 @@
 //! lock that a vanished thread may hold, nothing to leak, and nothing that a reader keeps from being freed. A node that
 //! the cluster has left is closed, and is found here when it comes back.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
@@ -107,6 +108,16 @@ impl Table {
         index.and_then(|index| Index::try_from(index).ok())
     }
 
+    /// The same for a node that is likely to be named again and again: slots may be scattered.
+    fn remembered<'e>(&self, endpoint: &'e Endpoint, known: &mut HashMap<&'e Endpoint, Index>) -> Result<Index> {
+        if let Some(index) = known.get(endpoint) {
+            return Ok(*index);
+        }
+        let index = self.index_of(endpoint.clone()).ok_or_else(too_many)?;
+        known.insert(endpoint, index);
+        Ok(index)
+    }
+
     fn open(&self, endpoint: Endpoint) -> Node {
         let resp = || Resp::new(Address::Fixed(endpoint.clone()), self.access.clone());
         let reader = (self.replicas == Replicas::Prefer).then(|| Link::new(resp().reading_replica(), self.settings));
@@ -135,9 +146,10 @@ impl Table {
     pub(super) fn adopt(&self, ranges: &[Range]) -> Result<()> {
         let mut owners = vec![NO_NODE; SLOTS];
         let mut listed = Vec::new();
+        let mut known = HashMap::new();
         for range in ranges {
             let Some(master) = &range.master else { continue };
-            let index = |endpoint: &Endpoint| self.index_of(endpoint.clone()).ok_or_else(too_many);
+            let mut index = |endpoint| self.remembered(endpoint, &mut known);
             let owner = index(master)?;
             let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
             let node = self.node(owner).ok_or_else(too_many)?;

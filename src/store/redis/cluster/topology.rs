@@ -19,16 +19,46 @@ pub(super) struct Range {
     pub(super) replicas: Vec<Endpoint>,
 }
 
-/// Reads a reply of the node at `asked`.
-///
-/// # Errors
-///
-/// [`ErrorKind::Protocol`], with what is wrong with it.
-pub(super) fn read(reply: &Value, asked: &Endpoint) -> Result<Vec<Range>> {
-    let ranges = array(reply)
-        .ok_or("is no list")
-        .and_then(|ranges| ranges.iter().map(|range| read_range(range, asked)).collect());
-    ranges.map_err(|what| Error::new(ErrorKind::Protocol, format!("{asked} describes a cluster that {what}")))
+/// What a node knows of the cluster.
+#[derive(Debug)]
+pub(super) struct View {
+    /// No slot is in two of them.
+    pub(super) ranges: Vec<Range>,
+    /// How many slots have an owner that can be reached.
+    pub(super) covered: usize,
+}
+
+impl View {
+    /// Reads a reply of the node at `asked`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Protocol`], with what is wrong with it.
+    pub(super) fn read(reply: &Value, asked: &Endpoint) -> Result<View> {
+        let view = read(reply, asked);
+        view.map_err(|what| Error::new(ErrorKind::Protocol, format!("{asked} describes a cluster that {what}")))
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.covered == SLOTS
+    }
+}
+
+fn read(reply: &Value, asked: &Endpoint) -> Result<View, &'static str> {
+    let listed = array(reply).ok_or("is no list")?;
+    let mut view = View { ranges: Vec::new(), covered: 0 };
+    let mut is_known = vec![false; SLOTS];
+    for range in listed {
+        let range = read_range(range, asked)?;
+        let slots = usize::from(range.first)..=usize::from(range.last);
+        if is_known[slots.clone()].contains(&true) {
+            return Err("has a slot that two nodes have");
+        }
+        is_known[slots.clone()].fill(true);
+        view.covered += if range.master.is_some() { slots.count() } else { 0 };
+        view.ranges.push(range);
+    }
+    Ok(view)
 }
 
 fn read_range(range: &Value, asked: &Endpoint) -> Result<Range, &'static str> {
@@ -89,7 +119,7 @@ fn array(value: &Value) -> Option<&[Value]> {
 mod tests {
     use redis::Value;
 
-    use super::{Endpoint, Range, read};
+    use super::{Endpoint, Range, View};
 
     fn tcp(host: &str, port: u16) -> Endpoint {
         Endpoint::Tcp { host: host.to_owned(), port }
@@ -122,7 +152,20 @@ mod tests {
             Range { first: 100, last: 100, master: Some(tcp("asked", 7001)), replicas: vec![] },
             Range { first: 101, last: 16_383, master: Some(tcp("cache.internal", 7002)), replicas: vec![] },
         ];
-        assert_eq!(read(&reply, &tcp("asked", 1)).unwrap(), expected);
+        let view = View::read(&reply, &tcp("asked", 1)).unwrap();
+        assert_eq!(view.ranges, expected);
+        assert!(view.is_complete());
+    }
+
+    #[test]
+    fn what_has_no_owner_is_not_covered() {
+        let unknown = range(100, 199, vec![node(text("?"), 1)]);
+        let reply = Value::Array(vec![range(0, 99, vec![node(text("a"), 1)]), unknown]);
+        let view = View::read(&reply, &tcp("asked", 1)).unwrap();
+        assert_eq!((view.covered, view.is_complete()), (100, false));
+        let twice = Value::Array(vec![range(0, 99, vec![node(text("a"), 1)]), range(99, 99, vec![node(text("b"), 1)])]);
+        let error = View::read(&twice, &tcp("asked", 1)).unwrap_err().to_string();
+        assert!(error.contains("slot that two nodes have"), "{error}");
     }
 
     #[test]
@@ -142,9 +185,9 @@ mod tests {
             (Value::Array(vec![Value::Int(0)]), "without slots"),
             (Value::Int(0), "no list"),
         ] {
-            let error = read(&Value::Array(vec![range]), &tcp("asked", 1)).unwrap_err().to_string();
+            let error = View::read(&Value::Array(vec![range]), &tcp("asked", 1)).unwrap_err().to_string();
             assert!(error.starts_with("asked:1 describes") && error.contains(what), "{what}: {error}");
         }
-        assert!(read(&Value::Okay, &tcp("asked", 1)).is_err());
+        assert!(View::read(&Value::Okay, &tcp("asked", 1)).is_err());
     }
 }

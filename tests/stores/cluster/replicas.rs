@@ -1,0 +1,62 @@
+//! `replicas=prefer`: what of the contract it does not keep, by name.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use prefork_cache::conformance::{CHECKS, Check};
+use prefork_cache::stores::RedisStore;
+
+use crate::conformance::{current_thread, multi_thread};
+use support::cluster::Cluster;
+
+/// The checks that read by `get` or `get_many` what was changed a moment ago, as [`prefork_cache::conformance`] lists
+/// them.
+const EXEMPT: [&str; 16] = [
+    "what_was_set_is_what_is_read",
+    "empty_binary_and_large_values_come_back_as_they_were",
+    "two_keys_are_two_entries_whatever_characters_they_hold",
+    "conditional_writes_look_first",
+    "compare_and_set_compares",
+    "an_append_goes_behind_what_is_there",
+    "counters_count",
+    "what_is_no_counter_is_refused_and_kept",
+    "entries_expire",
+    "an_increment_keeps_the_time_that_is_left",
+    "batches_answer_in_the_order_of_their_keys",
+    "one_bad_key_spoils_no_batch",
+    "one_of_many_compare_and_sets_wins",
+    "a_dropped_future_disturbs_no_other",
+    "clear_removes_what_starts_with_the_prefix",
+    "reset_and_reconnect_leave_the_store_usable",
+];
+
+fn is_exempt(check: &Check) -> bool {
+    EXEMPT.contains(&check.name())
+}
+
+#[test]
+fn whatever_is_not_exempt_holds() {
+    let cluster = Cluster::start();
+    let store = RedisStore::new(&cluster.url("replicas=prefer&timeout=20s&connect_timeout=20s")).unwrap();
+    let kept = || CHECKS.iter().filter(|check| !is_exempt(check));
+    kept().for_each(|check| check.run_inline(&store));
+    for runtime in [current_thread(), multi_thread()] {
+        runtime.block_on(async {
+            for check in kept() {
+                check.run(&store).await;
+            }
+        });
+    }
+}
+
+/// Of replicas that hear of nothing any more. Each that fails is on the list, and each on the list fails.
+#[test]
+fn whatever_is_exempt_does_not_hold_where_replicas_are_behind() {
+    let cluster = Cluster::start();
+    for replica in 3..cluster.nodes().len() {
+        cluster.cut_off(replica);
+    }
+    let store = RedisStore::new(&cluster.url("replicas=prefer&timeout=20s&connect_timeout=20s")).unwrap();
+    let fails = |check: &&Check| catch_unwind(AssertUnwindSafe(|| check.run_inline(&store))).is_err();
+    let failed: Vec<&str> = CHECKS.iter().filter(fails).map(Check::name).collect();
+    assert_eq!(failed, EXEMPT);
+}
