@@ -263,17 +263,17 @@ impl<P: Protocol> Connection<P> {
     }
 
     /// Begins an exchange over a blocking stream. Returns its deadline.
-    pub(super) fn begin(&mut self, timeout: Duration) -> Instant {
-        self.begun = Instant::now();
+    pub(super) fn begin(&mut self, now: Instant, timeout: Duration) -> Instant {
+        self.begun = now;
         self.answered = false;
         self.is_in_step = false;
-        self.stream.set_deadline(self.begun + timeout);
-        self.begun + timeout
+        self.stream.set_deadline(now, timeout);
+        now + timeout
     }
 
     /// Whether the last exchange was a while ago, so that the server may have sent something since.
-    pub(super) fn has_rested(&self) -> bool {
-        self.begun.elapsed() > REST
+    pub(super) fn has_rested(&self, now: Instant) -> bool {
+        now - self.begun > REST
     }
 
     /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used
@@ -299,9 +299,9 @@ impl<P: Protocol> Connection<P> {
     pub(super) async fn set_aside(&mut self, company: &Company, deadline: Instant) {
         let since = Instant::now();
         company.set_aside().await;
-        if !self.stream.is_quiet() {
-            self.stream.set_deadline(deadline + since.elapsed());
-        }
+        let now = Instant::now();
+        let uncharged = if self.stream.is_quiet() { Duration::ZERO } else { now - since };
+        self.stream.set_deadline(now, (deadline + uncharged).saturating_duration_since(now));
     }
 
     /// Receives the reply to what was sent, and the proof that it is.

@@ -49,7 +49,8 @@ pub(crate) async fn ask_once<P: Protocol>(
     settings: &Settings,
 ) -> Result<P::Reply> {
     let mut connection = connection(drive, protocol, protocol.endpoint(), deadline, settings).await?;
-    connection.stream.set_deadline(deadline);
+    let now = Instant::now();
+    connection.stream.set_deadline(now, deadline.saturating_duration_since(now));
     within(drive, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
 }
 

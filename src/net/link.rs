@@ -111,12 +111,13 @@ async fn call_inline<P: Protocol>(
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
     if server.is_address_due() {
+    let now = Instant::now();
         Box::pin(server.refresh_address(Drive::Inline)).await;
     }
     let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
     if let Some(connection) = lease.connection() {
-        let has_rested = connection.has_rested();
+        let has_rested = connection.has_rested(now);
         if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
             lease.discard();
             server.lost();
@@ -124,11 +125,11 @@ async fn call_inline<P: Protocol>(
             lease.discard();
         }
     }
-    match attempt(server, &mut lease, admission, request, company).await {
+    match attempt(server, &mut lease, admission, now, request, company).await {
         Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
             lease.discard();
             server.lost();
-            let again = Box::pin(attempt(server, &mut lease, admission, request, company)).await;
+            let again = Box::pin(attempt(server, &mut lease, admission, now, request, company)).await;
             concluded(server, lease, is_hurried, again)
         }
         outcome => concluded(server, lease, is_hurried, outcome),
@@ -191,11 +192,13 @@ async fn wait_for_lease<'s, P: Protocol>(
     })
 }
 
+    mut now: Instant,
 async fn attempt<P: Protocol>(
     server: &Server<P>,
     lease: &mut Lease<'_, Box<Connection<P>>>,
     admission: Admission,
     request: &P::Request,
+        now = Instant::now();
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     if lease.connection().is_none() {
@@ -203,7 +206,7 @@ async fn attempt<P: Protocol>(
     }
     let connection = lease.connection().expect("the lease is filled");
     let protocol = &server.protocol;
-    let deadline = connection.begin(exchange_timeout(server.timeouts().exchange));
+    let deadline = connection.begin(now, exchange_timeout(server.timeouts().exchange));
     let exchange = connection.send(protocol, request).await?;
     if let Some(company) = company {
         Box::pin(connection.set_aside(company, deadline)).await;

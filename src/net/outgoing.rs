@@ -150,7 +150,7 @@ impl Outgoing {
 mod tests {
     use std::io::{self, IoSlice};
     use std::task::{Context, Poll, Waker};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use bytes::Bytes;
 
@@ -178,7 +178,7 @@ mod tests {
             Err(io::ErrorKind::WouldBlock.into())
         }
 
-        fn set_deadline(&mut self, _: Instant) {}
+        fn set_deadline(&mut self, _: Instant, _: Duration) {}
 
         fn is_quiet(&mut self) -> bool {
             true
