@@ -74,7 +74,7 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let request = Request::one(commands::get(key));
         let (replies, endpoint) = match &self.servers {
-            Servers::One(_) => self.call(key, &request, Retry::Idempotent).await?,
+            Servers::One(link) => (exchange(link, &request, Retry::Idempotent, None).await?, link.endpoint()),
             Servers::Cluster(cluster) => cluster.read(key, &request).await?,
         };
         Reply::read(only(replies), endpoint)
