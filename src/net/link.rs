@@ -78,11 +78,7 @@ impl<P: Protocol> Link<P> {
 
     #[cfg(feature = "tokio")]
     async fn call_on(&self, runtime: RuntimeId, request: &P::Request, retry: Retry) -> Result<P::Reply> {
-        let outcome = match pipeline::submit(&self.0, runtime, request, retry) {
-            Ok(appended) => appended.await,
-            Err(failure) => Err(failure),
-        };
-        match outcome {
+        match pipeline::submit(&self.0, runtime, request, retry).await {
             Ok(reply) => {
                 pipeline::note(&self.0, request, &reply);
                 Ok(reply)
@@ -111,11 +107,11 @@ async fn call_inline<P: Protocol>(
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
     if server.is_address_due() {
-    let now = Instant::now();
         Box::pin(server.refresh_address(Drive::Inline)).await;
     }
     let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
+    let now = Instant::now();
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested(now);
         if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
@@ -192,17 +188,17 @@ async fn wait_for_lease<'s, P: Protocol>(
     })
 }
 
-    mut now: Instant,
 async fn attempt<P: Protocol>(
     server: &Server<P>,
     lease: &mut Lease<'_, Box<Connection<P>>>,
     admission: Admission,
+    mut now: Instant,
     request: &P::Request,
-        now = Instant::now();
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     if lease.connection().is_none() {
         lease.fill(Box::new(Box::pin(open(server, admission, company)).await?));
+        now = Instant::now();
     }
     let connection = lease.connection().expect("the lease is filled");
     let protocol = &server.protocol;
