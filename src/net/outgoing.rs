@@ -79,8 +79,12 @@ impl Outgoing {
     /// Sends all of it. After an error nothing is left.
     pub(crate) fn poll_send(&mut self, stream: &mut dyn ByteStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
-            let sent = ready!(stream.poll_send(cx, &self.pieces()));
-            match sent {
+            let sent = if self.large.is_empty() {
+                stream.poll_send(cx, &[IoSlice::new(&self.buffer[self.sent..])])
+            } else {
+                stream.poll_send(cx, &self.pieces())
+            };
+            match ready!(sent) {
                 Ok(sent) => self.advance(sent),
                 Err(error) => {
                     self.clear();

@@ -212,9 +212,14 @@ impl Request {
         (operation, names.len())
     }
 
-    /// Appends it as it goes over the wire.
-    pub(super) fn write(&self, outgoing: &mut Outgoing) {
-        self.0.iter().for_each(|command| command.write(outgoing));
+    /// Appends it as it goes over the wire. Returns what the replies must be.
+    pub(super) fn write(&self, outgoing: &mut Outgoing) -> SmallVec<[Expected; 4]> {
+        let mut expected = SmallVec::new();
+        for command in &self.0 {
+            command.write(outgoing);
+            expected.push(command.expected);
+        }
+        expected
     }
 }
 

@@ -278,8 +278,7 @@ impl Protocol for Resp {
     }
 
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
-        request.write(outgoing);
-        Partial { expected: request.expected().collect(), replies: Replies::new() }
+        Partial { expected: request.write(outgoing), replies: Replies::new() }
     }
 
     fn accept(&self, partial: &mut Partial, frame: Frame<'_>) -> Result<Accepted> {

@@ -216,8 +216,8 @@ impl CacheStore for RedisStore {
     }
 }
 
-fn only(replies: Replies) -> Value {
-    replies.into_iter().next().expect("as many replies as requests")
+fn only(mut replies: Replies) -> Value {
+    replies.pop().expect("as many replies as requests")
 }
 
 fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
