@@ -13,12 +13,6 @@
 //! The spans are what OpenTelemetry's conventions for database clients call for. No key and no value is told, and of an
 //! error only its kind: the text may name a key.
 
-use std::future::Future;
-use std::pin::Pin;
-
-use crate::endpoint::Endpoint;
-use crate::error::{ErrorKind, Result};
-
 #[cfg(not(feature = "tracing"))]
 mod off;
 #[cfg(feature = "tracing")]
@@ -30,25 +24,6 @@ use off as told;
 use on as told;
 
 pub(crate) use told::{
-    Span, breaker_closed, breaker_opened, connected, failed, instrumented, moved, refreshed, unchecked_role, unproven,
-    unverified,
+    Span, breaker_closed, breaker_opened, connected, exchange, failed, instrumented, moved, refreshed, unchecked_role,
+    unproven, unverified,
 };
-
-/// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;
-/// `failure` looks for an error in what the server has answered.
-pub(crate) async fn exchange<T, F: Future<Output = Result<T>>>(
-    system: &'static str,
-    endpoint: &Endpoint,
-    database: Option<u32>,
-    operation: impl FnOnce() -> (String, usize),
-    exchange: Pin<&mut F>,
-    failure: impl FnOnce(&T) -> Option<ErrorKind>,
-) -> Result<T> {
-    let span = Span::exchange(system, endpoint, database, operation);
-    let outcome = instrumented(&span, exchange).await;
-    span.failed(|| match &outcome {
-        Ok(answer) => failure(answer),
-        Err(error) => Some(error.kind()),
-    });
-    outcome
-}

@@ -131,7 +131,7 @@ pub(crate) enum Marking {
     Impossible,
 }
 
-/// 64 random bits in hexadecimal digits.
+/// 64 random bits in letters, four in each.
 pub(super) type Token = [u8; 16];
 
 /// The tokens of a connection, which no other one has.
@@ -148,13 +148,13 @@ impl Tokens {
 
     /// The next number of SplitMix64 (Steele, Lea and Flood 2014).
     fn draw(&mut self) -> Token {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^= mixed >> 31;
-        std::array::from_fn(|place| DIGITS[(mixed >> (4 * place)) as usize & 15])
+        let (low, high) = (letters(mixed as u32), letters((mixed >> 32) as u32));
+        (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
     }
 
     pub(super) fn write_marker(&mut self, command: &[u8], outgoing: &mut Outgoing) -> Token {
@@ -165,6 +165,15 @@ impl Tokens {
         buffer.extend_from_slice(b"\r\n");
         token
     }
+}
+
+/// Eight letters from a to p, one in each byte.
+fn letters(bits: u32) -> u64 {
+    let mut spread = u64::from(bits);
+    spread = (spread | spread << 16) & 0x0000_FFFF_0000_FFFF;
+    spread = (spread | spread << 8) & 0x00FF_00FF_00FF_00FF;
+    spread = (spread | spread << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+    spread + u64::from_le_bytes([b'a'; 8])
 }
 
 /// Whether a frame is the reply to the marker with this token.
@@ -255,17 +264,17 @@ impl<P: Protocol> Connection<P> {
     }
 
     /// Begins an exchange over a blocking stream. Returns its deadline.
-    pub(super) fn begin(&mut self, timeout: Duration) -> Instant {
-        self.begun = Instant::now();
+    pub(super) fn begin(&mut self, now: Instant, timeout: Duration) -> Instant {
+        self.begun = now;
         self.answered = false;
         self.is_in_step = false;
-        self.stream.set_deadline(self.begun + timeout);
-        self.begun + timeout
+        self.stream.set_deadline(now, timeout);
+        now + timeout
     }
 
     /// Whether the last exchange was a while ago, so that the server may have sent something since.
-    pub(super) fn has_rested(&self) -> bool {
-        self.begun.elapsed() > REST
+    pub(super) fn has_rested(&self, now: Instant) -> bool {
+        now - self.begun > REST
     }
 
     /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used
@@ -291,9 +300,9 @@ impl<P: Protocol> Connection<P> {
     pub(super) async fn set_aside(&mut self, company: &Company, deadline: Instant) {
         let since = Instant::now();
         company.set_aside().await;
-        if !self.stream.is_quiet() {
-            self.stream.set_deadline(deadline + since.elapsed());
-        }
+        let now = Instant::now();
+        let uncharged = if self.stream.is_quiet() { Duration::ZERO } else { now - since };
+        self.stream.set_deadline(now, (deadline + uncharged).saturating_duration_since(now));
     }
 
     /// Receives the reply to what was sent, and the proof that it is.

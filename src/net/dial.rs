@@ -50,7 +50,8 @@ pub(crate) async fn ask_once<P: Protocol>(
     settings: &Settings,
 ) -> Result<P::Reply> {
     let mut connection = connection(execution, protocol, protocol.endpoint(), deadline, settings).await?;
-    connection.stream.set_deadline(deadline);
+    let now = Instant::now();
+    connection.stream.set_deadline(now, deadline.saturating_duration_since(now));
     within(execution, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
 }
 

@@ -154,6 +154,9 @@ impl<F: Framing> FrameReader<F> {
     /// As [`next`](FrameReader::next). Of a frame that is not wanted, a large value is not kept.
     pub(super) fn next_if(&mut self, is_wanted: bool) -> Result<Option<Cut>, String> {
         loop {
+            if self.start == self.end {
+                return Ok(None);
+            }
             if let Some(mut value) = self.value.take() {
                 let from = self.start + value.place;
                 let taken = value.take(&self.buffer[from..self.end]);

@@ -80,11 +80,7 @@ impl<P: Protocol> Link<P> {
 
     #[cfg(feature = "tokio")]
     async fn call_on(&self, runtime: RuntimeId, request: &P::Request, retry: Retry) -> Result<P::Reply> {
-        let outcome = match pipeline::submit(&self.0, runtime, request, retry) {
-            Ok(appended) => appended.await,
-            Err(failure) => Err(failure),
-        };
-        match outcome {
+        match pipeline::submit(&self.0, runtime, request, retry).await {
             Ok(reply) => {
                 pipeline::note(&self.0, request, &reply);
                 Ok(reply)
@@ -117,8 +113,9 @@ async fn call_inline<P: Protocol>(
     }
     let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
     let mut lease = lease(server, company).await?;
+    let now = Instant::now();
     if let Some(connection) = lease.connection() {
-        let has_rested = connection.has_rested();
+        let has_rested = connection.has_rested(now);
         if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
             lease.discard();
             server.lost();
@@ -126,11 +123,11 @@ async fn call_inline<P: Protocol>(
             lease.discard();
         }
     }
-    match attempt(server, &mut lease, admission, request, company).await {
+    match attempt(server, &mut lease, admission, now, request, company).await {
         Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
             lease.discard();
             server.lost();
-            let again = Box::pin(attempt(server, &mut lease, admission, request, company)).await;
+            let again = Box::pin(attempt(server, &mut lease, admission, now, request, company)).await;
             concluded(server, lease, is_hurried, again)
         }
         outcome => concluded(server, lease, is_hurried, outcome),
@@ -197,15 +194,17 @@ async fn attempt<P: Protocol>(
     server: &Server<P>,
     lease: &mut Lease<'_, Box<Connection<P>>>,
     admission: Admission,
+    mut now: Instant,
     request: &P::Request,
     company: Option<&Company>,
 ) -> Result<P::Reply> {
     if lease.connection().is_none() {
         lease.fill(Box::new(Box::pin(open(server, admission, company)).await?));
+        now = Instant::now();
     }
     let connection = lease.connection().expect("the lease is filled");
     let protocol = &server.protocol;
-    let deadline = connection.begin(exchange_timeout(server.timeouts().exchange));
+    let deadline = connection.begin(now, exchange_timeout(server.timeouts().exchange));
     let exchange = connection.send(protocol, request).await?;
     if let Some(company) = company {
         Box::pin(connection.set_aside(company, deadline)).await;

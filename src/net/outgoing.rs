@@ -79,8 +79,12 @@ impl Outgoing {
     /// Sends all of it. After an error nothing is left.
     pub(crate) fn poll_send(&mut self, stream: &mut dyn ByteStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
-            let sent = ready!(stream.poll_send(cx, &self.pieces()));
-            match sent {
+            let sent = if self.large.is_empty() {
+                stream.poll_send(cx, &[IoSlice::new(&self.buffer[self.sent..])])
+            } else {
+                stream.poll_send(cx, &self.pieces())
+            };
+            match ready!(sent) {
                 Ok(sent) => self.advance(sent),
                 Err(error) => {
                     self.clear();
@@ -150,7 +154,7 @@ impl Outgoing {
 mod tests {
     use std::io::{self, IoSlice};
     use std::task::{Context, Poll, Waker};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use bytes::Bytes;
 
@@ -178,7 +182,7 @@ mod tests {
             Err(io::ErrorKind::WouldBlock.into())
         }
 
-        fn set_deadline(&mut self, _: Instant) {}
+        fn set_deadline(&mut self, _: Instant, _: Duration) {}
 
         fn is_quiet(&mut self) -> bool {
             true

@@ -24,7 +24,8 @@
 //! The table of pipelines is a process's own. The driver and the future of a request are bound to their process: in
 //! another one they touch no lock, no waker and no socket, and are forgotten when they are dropped.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -54,13 +55,13 @@ const LARGE_VALUE: usize = 64 << 10;
 /// How often a request that was not sent is tried over another connection.
 const ATTEMPTS: usize = 4;
 
-/// Appends a request to this runtime's pipeline. The outcome goes to [`conclude`].
+/// Appends a request to this runtime's pipeline, and waits for the reply. A failure goes to [`conclude`].
 pub(super) fn submit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
-) -> Result<Appended<P>, Failure> {
+) -> impl Future<Output = Result<P::Reply, Failure>> + Send {
     submit_as(server.pipelines.kind(request), server, runtime, request, retry)
 }
 
@@ -70,10 +71,19 @@ fn submit_as<P: Protocol>(
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
-) -> Result<Appended<P>, Failure> {
-    let route = server.pipelines.route(server, runtime, kind)?;
-    let appended = route.append_or_wait(server, request, retry, None)?;
-    appended.ok_or_else(|| Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom })
+) -> impl Future<Output = Result<P::Reply, Failure>> + Send {
+    let mut appended: Option<Appended<P>> = None;
+    poll_fn(move |cx| match &mut appended {
+        Some(appended) => Pin::new(appended).poll(cx),
+        None => {
+            let route = server.pipelines.route(server, runtime, kind)?;
+            appended = route.append_or_wait(server, request, retry, None, cx.waker())?;
+            if appended.is_some() {
+                return Poll::Pending;
+            }
+            Poll::Ready(Err(Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom }))
+        }
+    })
 }
 
 /// Notes a reply that kept others waiting, or that says that this is the wrong server.
@@ -97,27 +107,27 @@ pub(super) async fn conclude<P: Protocol>(
 ) -> Result<P::Reply> {
     let mut attempts = 1;
     loop {
-        let submitted = match failure.progress {
-            Progress::NoRoom => append_when_there_is_room(server, runtime, request, retry).await,
-            Progress::Evaded => submit_as(Kind::EvadedRead, server, runtime, request, retry),
+        let outcome = match failure.progress {
+            Progress::NoRoom => match append_when_there_is_room(server, runtime, request, retry).await {
+                Ok(appended) => appended.await,
+                Err(failure) => Err(failure),
+            },
+            Progress::Evaded => submit_as(Kind::EvadedRead, server, runtime, request, retry).await,
             Progress::Unsent if attempts < ATTEMPTS => {
                 attempts += 1;
-                submit(server, runtime, request, retry)
+                submit(server, runtime, request, retry).await
             }
             Progress::Unanswered if retry == Retry::Idempotent => {
                 retry = Retry::Never;
-                submit(server, runtime, request, retry)
+                submit(server, runtime, request, retry).await
             }
             Progress::Unsent | Progress::Unanswered | Progress::Unknown => return Err(failure.error),
         };
-        failure = match submitted {
-            Ok(appended) => match appended.await {
-                Ok(reply) => {
-                    note(server, request, &reply);
-                    return Ok(reply);
-                }
-                Err(failure) => failure,
-            },
+        failure = match outcome {
+            Ok(reply) => {
+                note(server, request, &reply);
+                return Ok(reply);
+            }
             Err(failure) => failure,
         };
     }
@@ -136,7 +146,7 @@ async fn append_when_there_is_room<P: Protocol>(
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
         let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
         let mut turn = Turn::new(&route.pipeline.inbox, deadline.into_std());
-        poll_fn(|cx| match route.append_or_wait(server, request, retry, Some((&mut turn, cx.waker()))) {
+        poll_fn(|cx| match route.append_or_wait(server, request, retry, Some(&mut turn), cx.waker()) {
             Ok(None) => Poll::Pending,
             Ok(Some(appended)) => Poll::Ready(Ok(appended)),
             Err(failure) => Poll::Ready(Err(failure)),

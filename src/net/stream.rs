@@ -9,7 +9,8 @@
 //! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each
 //! wait the time that is left is compared with what is set, and set again only where they differ by more than a
 //! fiftieth: after a slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a
-//! normal exchange is two system calls. Over tokio, a timer of its own bounds an exchange.
+//! normal exchange is two system calls and one reading of the clock, when it begins. Over tokio, a timer of its own
+//! bounds an exchange.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -33,8 +34,8 @@ pub(crate) trait ByteStream: Debug + Send {
     /// Receives what there is, without waiting: [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
     fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Bounds every wait of a blocking stream from now on.
-    fn set_deadline(&mut self, deadline: Instant);
+    /// Bounds every wait of a blocking stream from `now` on: all of them together by `timeout`.
+    fn set_deadline(&mut self, now: Instant, timeout: Duration);
 
     /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like. Of an encrypted
     /// stream, nothing that is left when it is decrypted.
@@ -45,6 +46,8 @@ pub(crate) trait ByteStream: Debug + Send {
 pub(super) struct BlockingStream {
     socket: Socket,
     deadline: Instant,
+    /// The time until the deadline, while nothing has waited since that was set.
+    whole: Option<Duration>,
     /// What the kernel's timeout is set to.
     receive_timeout: Duration,
 }
@@ -54,13 +57,14 @@ impl BlockingStream {
     pub(super) fn new(socket: Socket, timeout: Duration) -> io::Result<BlockingStream> {
         socket.set_blocking()?;
         socket.set_receive_timeout(timeout)?;
-        Ok(BlockingStream { socket, deadline: Instant::now() + timeout, receive_timeout: timeout })
+        Ok(BlockingStream { socket, deadline: Instant::now() + timeout, whole: None, receive_timeout: timeout })
     }
 
-    fn send(&self, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             match self.socket.send(pieces) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.whole = None;
                     let until = wait_end(self.deadline);
                     match self.socket.wait_writable(until) {
                         Some(writable) => writable?,
@@ -77,7 +81,8 @@ impl BlockingStream {
     fn receive(&mut self, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let until = wait_end(self.deadline);
-            let left = until.saturating_duration_since(Instant::now());
+            let whole = self.whole.take().filter(|_| until == self.deadline);
+            let left = whole.unwrap_or_else(|| until.saturating_duration_since(Instant::now()));
             let received = if !left.is_zero() {
                 self.wait_for(left)?;
                 self.socket.receive(buffer)
@@ -119,8 +124,8 @@ impl ByteStream for BlockingStream {
         self.socket.receive_at_once(buffer)
     }
 
-    fn set_deadline(&mut self, deadline: Instant) {
-        self.deadline = deadline;
+    fn set_deadline(&mut self, now: Instant, timeout: Duration) {
+        (self.deadline, self.whole) = (now + timeout, Some(timeout));
     }
 
     fn is_quiet(&mut self) -> bool {
@@ -164,7 +169,7 @@ mod tests {
         BlockingStream::new(socket, TIMEOUT).unwrap()
     }
 
-    fn send_all(stream: &BlockingStream, mut bytes: &[u8]) -> io::Result<()> {
+    fn send_all(stream: &mut BlockingStream, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             bytes = &bytes[now(stream.send(&[IoSlice::new(bytes)]))?..];
         }
@@ -181,7 +186,7 @@ mod tests {
         });
         let started = Instant::now();
         stream.deadline = started + TIMEOUT;
-        let written = send_all(&stream, &vec![0; 32 << 20]);
+        let written = send_all(&mut stream, &vec![0; 32 << 20]);
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(started.elapsed() < MUCH_TOO_LONG, "{:?}", started.elapsed());
     }

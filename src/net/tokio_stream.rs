@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
@@ -75,7 +75,7 @@ impl ByteStream for TokioStream {
     }
 
     /// The pipeline has a timer.
-    fn set_deadline(&mut self, _: Instant) {}
+    fn set_deadline(&mut self, _: Instant, _: Duration) {}
 
     fn is_quiet(&mut self) -> bool {
         self.socket().is_quiet()

@@ -40,7 +40,11 @@ impl Waiters {
     }
 
     /// Takes the first ones out of the queue. One that wakes in vain waits again, at its old place.
+    #[inline]
     pub(super) fn take(&mut self, count: usize) -> Vec<Waker> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
         let count = count.min(self.queue.len());
         self.queue.drain(..count).map(|waiting| waiting.waker).collect()
     }

@@ -1,7 +1,6 @@
 //! Memcached, over the meta protocol.
 
 use std::fmt;
-use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -238,7 +237,7 @@ impl CacheStore for MemcachedStore {
         let probe = Request::probe(self.servers.tokens(1))?;
         let mut outcome = Ok(());
         for server in self.servers.iter() {
-            let answered = pin!(server.link.reconnect(&probe, None));
+            let answered = server.link.reconnect(&probe, None);
             outcome = outcome.and(told(server, || ("get".to_owned(), 1), answered, |_| None).await.map(|_| ()));
         }
         outcome

@@ -4,24 +4,29 @@ use std::fmt;
 use std::future::Future;
 
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The exchange as it is: what awaits it keeps no second future around it.
+#[inline]
+pub(crate) fn exchange<T, F: Future<Output = Result<T>>>(
+    _: &'static str,
+    _: &Endpoint,
+    _: Option<u32>,
+    _: impl FnOnce() -> (String, usize),
+    exchange: F,
+    _: impl FnOnce(&T) -> Option<ErrorKind>,
+) -> F {
+    exchange
+}
 
 #[derive(Clone)]
 pub(crate) struct Span;
 
 impl Span {
     #[inline]
-    pub(super) fn exchange(_: &'static str, _: &Endpoint, _: Option<u32>, _: impl FnOnce() -> (String, usize)) -> Span {
-        Span
-    }
-
-    #[inline]
     pub(crate) fn fetch(_: &str) -> Span {
         Span
     }
-
-    #[inline]
-    pub(super) fn failed(&self, _: impl FnOnce() -> Option<ErrorKind>) {}
 
     #[inline]
     pub(crate) fn outcome(&self, _: &'static str) {}

@@ -9,15 +9,34 @@ use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 const TARGET: &str = "prefork_cache";
 
 #[derive(Clone)]
 pub(crate) struct Span(tracing::Span);
 
+/// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;
+/// `failure` looks for an error in what the server has answered.
+pub(crate) async fn exchange<T, F: Future<Output = Result<T>>>(
+    system: &'static str,
+    endpoint: &Endpoint,
+    database: Option<u32>,
+    operation: impl FnOnce() -> (String, usize),
+    exchange: F,
+    failure: impl FnOnce(&T) -> Option<ErrorKind>,
+) -> Result<T> {
+    let span = Span::exchange(system, endpoint, database, operation);
+    let outcome = instrumented(&span, exchange).await;
+    span.failed(|| match &outcome {
+        Ok(answer) => failure(answer),
+        Err(error) => Some(error.kind()),
+    });
+    outcome
+}
+
 impl Span {
-    pub(super) fn exchange(
+    fn exchange(
         system: &'static str,
         endpoint: &Endpoint,
         database: Option<u32>,
@@ -46,7 +65,7 @@ impl Span {
         Span(tracing::debug_span!(target: TARGET, "fetch", cache.name = cache, cache.outcome = Empty))
     }
 
-    pub(super) fn failed(&self, kind: impl FnOnce() -> Option<ErrorKind>) {
+    fn failed(&self, kind: impl FnOnce() -> Option<ErrorKind>) {
         if self.0.is_disabled() {
             return;
         }

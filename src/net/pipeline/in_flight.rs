@@ -243,6 +243,7 @@ impl<P: Protocol> InFlight<P> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
     use std::time::Duration;
 
     use super::{
@@ -322,7 +323,7 @@ mod tests {
         let protocol = Plain(Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 1 });
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
-            let slot = Arc::new(Slot::new());
+            let slot = Arc::new(Slot::new(Waker::noop()));
             in_flight.push(Awaited::Reply(Request::new(slot, (), false, Duration::ZERO)), Instant::now());
         };
         let late = Error::new(ErrorKind::Timeout, "late");

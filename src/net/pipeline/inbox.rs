@@ -195,20 +195,19 @@ impl<P: Protocol> Route<P> {
         server: &Server<P>,
         request: &P::Request,
         retry: Retry,
-        turn: Option<(&mut Turn<'_, Inbox<P>>, &Waker)>,
+        turn: Option<&mut Turn<'_, Inbox<P>>>,
+        waker: &Waker,
     ) -> Result<Option<Appended<P>>, Failure> {
         let protocol = &server.protocol;
         let mut inbox = self.pipeline.inbox.lock();
         if let Some(error) = &inbox.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
-        let has_turn = turn.as_ref().is_some_and(|(turn, _)| turn.has_waited());
+        let has_turn = turn.as_ref().is_some_and(|turn| turn.has_waited());
         if inbox.room() == 0 || (!has_turn && !inbox.waiters.is_empty()) {
             return match turn {
-                Some((turn, _)) if turn.deadline() <= Instant::now().into_std() => {
-                    Err(full(protocol.endpoint()).into())
-                }
-                Some((turn, waker)) => {
+                Some(turn) if turn.deadline() <= Instant::now().into_std() => Err(full(protocol.endpoint()).into()),
+                Some(turn) => {
                     turn.wait(&mut inbox, waker);
                     Ok(None)
                 }
@@ -217,7 +216,7 @@ impl<P: Protocol> Route<P> {
         }
         let before = inbox.outgoing.len();
         let partial = protocol.write(request, &mut inbox.outgoing);
-        let slot = Arc::new(Slot::new());
+        let slot = Arc::new(Slot::new(waker));
         let timeout = server.timeouts().exchange;
         let extra = exchange_timeout(timeout).saturating_sub(timeout);
         inbox.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade, extra)));

@@ -16,14 +16,15 @@ use crate::sync::Lock;
 pub(super) struct Slot<P: Protocol>(Lock<SlotState<P>>);
 
 enum SlotState<P: Protocol> {
-    Empty,
     Awaited(Waker),
     Done(Result<P::Reply, Failure>),
+    Taken,
 }
 
 impl<P: Protocol> Slot<P> {
-    pub(super) fn new() -> Slot<P> {
-        Slot(Lock::new("slot", SlotState::Empty))
+    /// Awaited from the beginning, by the task that appends the request.
+    pub(super) fn new(waker: &Waker) -> Slot<P> {
+        Slot(Lock::new("slot", SlotState::Awaited(waker.clone())))
     }
 
     pub(super) fn complete(&self, outcome: Result<P::Reply, Failure>) {
@@ -58,16 +59,16 @@ impl<P: Protocol> Future for Appended<P> {
         match &*state {
             SlotState::Done(_) => {}
             SlotState::Awaited(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
-            SlotState::Awaited(_) | SlotState::Empty => {
+            SlotState::Awaited(_) | SlotState::Taken => {
                 let before = mem::replace(&mut *state, SlotState::Awaited(cx.waker().clone()));
                 drop(state);
                 drop(before);
                 return Poll::Pending;
             }
         }
-        match mem::replace(&mut *state, SlotState::Empty) {
+        match mem::replace(&mut *state, SlotState::Taken) {
             SlotState::Done(outcome) => Poll::Ready(outcome),
-            SlotState::Empty | SlotState::Awaited(_) => unreachable!("it was done a moment ago"),
+            SlotState::Taken | SlotState::Awaited(_) => unreachable!("it was done a moment ago"),
         }
     }
 }

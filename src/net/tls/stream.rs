@@ -41,7 +41,8 @@ pub(in crate::net) async fn secure(
     timeout: Duration,
 ) -> Result<Box<dyn ByteStream>> {
     let name = tls.server_name(endpoint)?;
-    inner.set_deadline(deadline);
+    let now = Instant::now();
+    inner.set_deadline(now, deadline.saturating_duration_since(now));
     let handshake = async {
         let mut stream = TlsStream::new(tls, name.clone(), inner)?;
         poll_fn(|cx| stream.poll_handshake(cx)).await?;
@@ -50,7 +51,7 @@ pub(in crate::net) async fn secure(
     let stream = bounded(execution, deadline, handshake).await;
     let mut stream = stream.map_err(|error| handshake_failed(endpoint, &name, error))?;
     tls.warn(endpoint);
-    stream.set_deadline(Instant::now() + timeout);
+    stream.set_deadline(Instant::now(), timeout);
     Ok(Box::new(stream))
 }
 
@@ -247,8 +248,8 @@ impl ByteStream for TlsStream {
         self.session.reader().read(buffer)
     }
 
-    fn set_deadline(&mut self, deadline: Instant) {
-        self.inner.set_deadline(deadline);
+    fn set_deadline(&mut self, now: Instant, timeout: Duration) {
+        self.inner.set_deadline(now, timeout);
     }
 
     /// What comes unasked and says nothing, as the tickets of TLS 1.3 do, is taken in.

@@ -1,6 +1,5 @@
 //! Removing every entry under a prefix: list, and delete what was listed.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +51,7 @@ async fn list(server: &Server, prefix: &str) -> Result<(Vec<Vec<u8>>, bool)> {
     let endpoint = server.link.endpoint();
     let prefix = Arc::from(prefix.as_bytes());
     for _ in 0..ATTEMPTS {
-        let listing = pin!(server.crawler.call(&prefix, Retry::Idempotent, None));
+        let listing = server.crawler.call(&prefix, Retry::Idempotent, None);
         match told(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
             Listing::Keys(keys, has_more) => {
                 // A listing is rare: no connection is kept for the next.

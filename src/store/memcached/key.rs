@@ -40,9 +40,9 @@ impl Key<'_> {
     /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for the empty key.
     pub(super) fn new(key: &str) -> Result<Key<'_>> {
         check_key(key)?;
-        let stored = stored(key);
-        let base64 = (!is_plain(&stored)).then(|| base64(&stored));
-        Ok(Key { stored, leased: key_of_lease(key).map(self::stored), base64 })
+        let (stored, is_plain) = stored(key);
+        let base64 = (!is_plain).then(|| base64(&stored));
+        Ok(Key { stored, leased: key_of_lease(key).map(|key| self::stored(key).0), base64 })
     }
 
     /// A key as the server listed it. Another program may have written it, so it may be anything that a server accepts.
@@ -87,13 +87,17 @@ pub(super) fn starts_with(stored: &[u8], prefix: &[u8]) -> bool {
     split_digest(stored).unwrap_or(stored).starts_with(prefix)
 }
 
-fn stored(key: &str) -> Cow<'_, [u8]> {
+/// What the server stores, and whether that is plain.
+fn stored(key: &str) -> (Cow<'_, [u8]>, bool) {
     let bytes = key.as_bytes();
-    let longest = if is_plain(bytes) { LONGEST } else { LONGEST_ENCODED };
+    let is_plain = is_plain(bytes);
+    let longest = if is_plain { LONGEST } else { LONGEST_ENCODED };
     if bytes.len() > longest || split_digest(bytes).is_some() {
-        Cow::Owned(digested(key).into_bytes())
+        let digested = digested(key).into_bytes();
+        let is_plain = self::is_plain(&digested);
+        (Cow::Owned(digested), is_plain)
     } else {
-        Cow::Borrowed(bytes)
+        (Cow::Borrowed(bytes), is_plain)
     }
 }
 

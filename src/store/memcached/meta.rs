@@ -328,14 +328,14 @@ impl Meta {
 
     /// The answer in a frame to a meta command, and whether it carries the command's token.
     fn answer(&self, frame: Frame<'_>, token: u64, expected: Expected) -> Result<(Result<Answer, String>, bool)> {
-        let (line, _) = split(frame.bytes);
+        let (line, rest) = split(frame.bytes);
         if let Some(text) = error_text(line) {
             // Behind a store that was not understood, the value may have been taken for commands.
             let is_understood = expected != Expected::Stored || text.starts_with("SERVER_ERROR");
             return if is_understood { Ok((Err(text), false)) } else { Err(self.refused(&text)) };
         }
         let header = MetaResponse::parse_header(line).map_err(|_| self.refused_or_malformed(line))?;
-        let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame)).transpose();
+        let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame, rest)).transpose();
         let reply = parse_meta_result(header).map_err(|_| self.refused_or_malformed(line))?;
         if reply.opaque.as_deref().and_then(parse_number) != Some(token) {
             return Err(self.malformed(format_args!("{}, which answers another request", show(line))));
@@ -355,14 +355,14 @@ impl Meta {
     fn value(&self, frame: Frame<'_>, partial: &mut Partial) -> Result<bool> {
         let Partial { commands, come, values, answers } = partial;
         let Awaited::Values(keys) = &commands.awaited[*come] else { unreachable!("a text get is awaited") };
-        let (line, _) = split(frame.bytes);
+        let (line, rest) = split(frame.bytes);
         let is_end = line == b"END";
         let skipped = match line.strip_prefix(b"VALUE ") {
             _ if is_end => keys.len() - *values,
-            Some(rest) => {
+            Some(named) => {
                 let is_of = |key: &Range<usize>| {
                     let key = &commands.outgoing.bytes()[key.clone()];
-                    rest.strip_prefix(key).is_some_and(|rest| rest.first() == Some(&b' '))
+                    named.strip_prefix(key).is_some_and(|rest| rest.first() == Some(&b' '))
                 };
                 let skipped = keys[*values..].iter().position(is_of);
                 skipped.ok_or_else(|| self.malformed(format_args!("{}, which was not asked for", show(line))))?
@@ -373,7 +373,7 @@ impl Meta {
         *values += skipped;
         if !is_end {
             *values += 1;
-            answers.push(value_of(frame).map(|value| Answer::Value { value, cas: 0 }));
+            answers.push(value_of(frame, rest).map(|value| Answer::Value { value, cas: 0 }));
         }
         Ok(is_end)
     }
@@ -482,12 +482,11 @@ fn error_text(line: &[u8]) -> Option<String> {
     is_error.then(|| String::from_utf8_lossy(line).into_owned())
 }
 
-/// The value in a frame that has one, unless it was not kept.
-fn value_of(mut frame: Frame<'_>) -> Result<Bytes, String> {
+/// The value behind the line of a frame that has one, unless it was not kept.
+fn value_of(mut frame: Frame<'_>, value: &[u8]) -> Result<Bytes, String> {
     if let Some((_, value)) = frame.large.pop() {
         return value.map(Bytes::from).ok_or_else(|| LARGER_THAN_ALLOWED.to_owned());
     }
-    let (_, value) = split(frame.bytes);
     Ok(Bytes::copy_from_slice(value.strip_suffix(LINE_END).unwrap_or(value)))
 }
 

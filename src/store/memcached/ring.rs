@@ -34,7 +34,7 @@ impl Ring {
     }
 
     pub(super) fn owner(&self, key: &[u8]) -> usize {
-        self.at(crc32fast::hash(key))
+        if self.points.is_empty() { 0 } else { self.at(crc32fast::hash(key)) }
     }
 
     /// The owner of a key, and then whom to ask where those before are down. A server may come up more than once.

@@ -7,7 +7,6 @@
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher;
-use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -175,12 +174,12 @@ impl Servers {
     ) -> Result<Vec<Result<Answer>>> {
         let commands: Vec<_> = entries.iter().map(|entry| (&entry.key, &entry.command)).collect();
         let request = Request::of(&commands, self.tokens(commands.len()))?;
-        let exchange = pin!(async {
+        let exchange = async {
             let answers = server.link.call(&request, retry, company).await?;
             let explained =
                 entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refused(server, entry, &text)));
             Ok(explained.collect::<Vec<Result<Answer>>>())
-        });
+        };
         let failure =
             |answers: &Vec<Result<Answer>>| answers.iter().find_map(|answer| Some(answer.as_ref().err()?.kind()));
         told(server, || operation(entries), exchange, failure).await
@@ -233,13 +232,13 @@ impl<'e> Fleet for Batch<'e> {
 }
 
 /// An exchange that is told of.
-pub(super) async fn told<T, F: Future<Output = Result<T>>>(
+pub(super) fn told<T: Send, F: Future<Output = Result<T>> + Send>(
     server: &Server,
-    operation: impl FnOnce() -> (String, usize),
-    exchange: Pin<&mut F>,
-    failure: impl FnOnce(&T) -> Option<ErrorKind>,
-) -> Result<T> {
-    telemetry::exchange("memcached", server.link.endpoint(), None, operation, exchange, failure).await
+    operation: impl FnOnce() -> (String, usize) + Send,
+    exchange: F,
+    failure: impl FnOnce(&T) -> Option<ErrorKind> + Send,
+) -> impl Future<Output = Result<T>> + Send {
+    telemetry::exchange("memcached", server.link.endpoint(), None, operation, exchange, failure)
 }
 
 /// What an exchange is called in a trace, and of how many commands it consists. All of them do the same.

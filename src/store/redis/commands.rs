@@ -213,15 +213,6 @@ impl Request {
         self.0.iter().all(|command| command.expected.is_read())
     }
 
-    /// What each reply must be.
-    pub(super) fn expected(&self) -> SmallVec<[Expected; 4]> {
-        let mut expected = SmallVec::new();
-        for command in &self.0 {
-            expected.resize(expected.len() + command.replies, command.expected);
-        }
-        expected
-    }
-
     /// What it is called in a trace, and of how many commands it consists besides MULTI and EXEC.
     pub(super) fn operation(&self) -> (String, usize) {
         let names = self.0.iter().flat_map(|command| iter::repeat_n(command.name, command.replies));
@@ -238,9 +229,14 @@ impl Request {
         (operation, names.len())
     }
 
-    /// Appends it as it goes over the wire.
-    pub(super) fn write(&self, outgoing: &mut Outgoing) {
-        self.0.iter().for_each(|command| command.write(outgoing));
+    /// Appends it as it goes over the wire. Returns what the replies must be.
+    pub(super) fn write(&self, outgoing: &mut Outgoing) -> SmallVec<[Expected; 4]> {
+        let mut expected = SmallVec::new();
+        for command in &self.0 {
+            command.write(outgoing);
+            expected.resize(expected.len() + command.replies, command.expected);
+        }
+        expected
     }
 }
 

@@ -279,8 +279,7 @@ impl Protocol for Resp {
     }
 
     fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
-        request.write(outgoing);
-        let expected = request.expected();
+        let expected = request.write(outgoing);
         Partial { replies: Replies::with_capacity(expected.len()), expected }
     }
 

@@ -77,7 +77,15 @@ impl Scanned {
     fn go_on(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         loop {
             let searched = match self.state {
-                State::Line => 0,
+                State::Line => {
+                    if let Some((header, length)) = short_string(&bytes[self.position..]) {
+                        self.count()?;
+                        self.position += header;
+                        self.state = State::Value { end: self.position + length + 2 };
+                        continue;
+                    }
+                    0
+                }
                 State::Searched(length) => length,
                 State::Large => {
                     if self.ends_value() {
@@ -136,10 +144,7 @@ impl Scanned {
     fn header(&mut self, line: &[u8]) -> Result<Header, String> {
         let malformed = || format!("{}, which is no reply", crate::net::show(line));
         let (kind, rest) = line.strip_suffix(b"\r\n").and_then(<[u8]>::split_first).ok_or_else(malformed)?;
-        self.values += 1;
-        if self.values > MOST_VALUES {
-            return Err(format!("a reply of more than {MOST_VALUES} values"));
-        }
+        self.count()?;
         if matches!(kind, b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(') {
             return Ok(Header::Whole);
         }
@@ -164,6 +169,12 @@ impl Scanned {
         let open = Open { left, is_attribute };
         self.open.try_push(open).map_err(|_| format!("a reply that is more than {DEEPEST} deep"))?;
         Ok(Header::Open)
+    }
+
+    fn count(&mut self) -> Result<(), String> {
+        self.values += 1;
+        let is_bounded = self.values <= MOST_VALUES;
+        if is_bounded { Ok(()) } else { Err(format!("a reply of more than {MOST_VALUES} values")) }
     }
 
     /// A value has ended. Returns whether the frame has.
@@ -197,6 +208,18 @@ enum Header {
     Whole,
 }
 
+/// The lengths of the header of a string of at most four digits, which most values are, and of the string.
+#[inline]
+fn short_string(bytes: &[u8]) -> Option<(usize, usize)> {
+    let digits = bytes.strip_prefix(b"$")?;
+    let count = digits.iter().take(5).take_while(|byte| byte.is_ascii_digit()).count();
+    let is_header = (1..=4).contains(&count) && digits[count..].starts_with(b"\r\n");
+    is_header.then(|| {
+        let length = digits[..count].iter().fold(0, |length, digit| 10 * length + usize::from(digit - b'0'));
+        (b"$".len() + count + b"\r\n".len(), length)
+    })
+}
+
 #[inline]
 fn integer(digits: &[u8]) -> Option<i64> {
     let (is_negative, digits) = digits.strip_prefix(b"-").map_or((false, digits), |digits| (true, digits));
@@ -217,10 +240,8 @@ const TOO_LARGE: &[u8] = b"-TOOLARGE it is larger than max_value\r\n";
 
 /// What is in a frame. An attribute is left out.
 pub(super) fn value(frame: Frame<'_>) -> RedisResult<Value> {
-    if let ([b'$', b'0'..=b'9', ..], []) = (frame.bytes, frame.large.as_slice()) {
-        // A small string, whose length was checked when its end was found.
-        let start = frame.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |place| place + 1);
-        return Ok(Value::BulkString(frame.bytes[start..frame.bytes.len() - 2].to_vec()));
+    if let Some((header, length)) = short_string(frame.bytes) {
+        return Ok(Value::BulkString(frame.bytes[header..header + length].to_vec()));
     }
     Values { bytes: frame.bytes, position: 0, large: frame.large.into_iter().peekable() }.next()
 }
@@ -234,6 +255,11 @@ struct Values<'a> {
 
 impl<'a> Values<'a> {
     fn next(&mut self) -> RedisResult<Value> {
+        if let Some((header, length)) = short_string(&self.bytes[self.position..]) {
+            let start = self.position + header;
+            self.position = start + length + 2;
+            return Ok(Value::BulkString(self.bytes[start..start + length].to_vec()));
+        }
         let mut line = self.line();
         while let [b'|', count @ .., _, _] = line {
             self.pairs(integer(count).and_then(|count| usize::try_from(count).ok()).unwrap_or(0))?;
@@ -345,6 +371,21 @@ mod tests {
             assert_eq!(frames(&reply.repeat(3)).unwrap().len(), 3, "{}", reply.escape_ascii());
             let cut = value(Frame { bytes: reply, large: Vec::new() });
             assert_eq!(cut.unwrap(), parse_redis_value(reply).unwrap(), "{}", reply.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_string_is_cut_and_read_whatever_the_digits_of_its_length() {
+        for length in [0, 9, 10, 999, 9_999, 10_000, LARGE] {
+            let string = [format!("${length}\r\n").as_bytes(), &vec![b'7'; length], b"\r\n"].concat();
+            let array = [b"*2\r\n", string.as_slice(), b"$-1\r\n"].concat();
+            for reply in [&string, &array] {
+                assert_eq!(frames(&reply.repeat(2)).unwrap(), [reply.as_slice(), reply]);
+                let cut = value(Frame { bytes: reply, large: Vec::new() });
+                assert_eq!(cut.unwrap(), parse_redis_value(reply).unwrap());
+            }
+            let cut_short = [&string[..string.len() - 2], b"77"].concat();
+            assert!(RespFraming::default().scan(&cut_short).unwrap_err().contains("does not end"), "{length}");
         }
     }
 

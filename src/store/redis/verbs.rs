@@ -76,7 +76,7 @@ impl CacheStore for RedisStore {
         check_key(key)?;
         let request = Request::one(commands::get(key));
         let (replies, endpoint) = match &self.servers {
-            Servers::One(_) => self.call(key, &request, Retry::Idempotent).await?,
+            Servers::One(link) => (exchange(link, &request, Retry::Idempotent, None).await?, link.endpoint()),
             Servers::Cluster(cluster) => cluster.read(key, &request).await?,
         };
         Reply::read(only(replies), endpoint)
@@ -218,8 +218,8 @@ impl CacheStore for RedisStore {
     }
 }
 
-fn only(replies: Replies) -> Value {
-    replies.into_iter().next().expect("as many replies as requests")
+fn only(mut replies: Replies) -> Value {
+    replies.pop().expect("as many replies as requests")
 }
 
 fn checked<'a>(keys: &[&'a str]) -> Vec<Result<&'a str>> {
