@@ -162,7 +162,7 @@ fn forked_while_other_threads_dial(kind: Kind) {
 static STOPPED: AtomicBool = AtomicBool::new(false);
 static RELEASED: AtomicBool = AtomicBool::new(false);
 
-/// The child has no such socket even if the fork does not wait for the move, or waits in vain.
+/// The child has no such socket even if the fork does not wait for the move, or stops waiting for it.
 fn forked_before_a_socket_is_moved(kind: Kind) {
     let server = Server::start(kind);
     for way in Way::COMMON {

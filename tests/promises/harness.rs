@@ -1,4 +1,4 @@
-//! Runs each scenario in a process of its own.
+//! Runs each scenario in a new process.
 //!
 //! The test binary runs itself again with [`FLAG`] and the scenario's name. That process has an alarm as its watchdog
 //! and a directory for its files. Its output is shown if it fails, and under `STRESS=1`.
