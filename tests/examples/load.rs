@@ -20,28 +20,27 @@ const EDITS: usize = 25;
 const READS_PER_EDIT: usize = 4;
 
 /// Every client reads its own last word in each response. Words of others are theirs, and never older than one seen
-/// before.
-/// `memory_of` returns the memory that a worker reads: 0 if all share one.
+/// before. `memory_of` returns the memory that a worker reads: 0 if all share one.
 pub(crate) fn edit_and_read(shop: &Shop, memory_of: fn(u32) -> u32) {
     std::thread::scope(|scope| {
-        for key in WORDS {
-            scope.spawn(move || client(shop, key, memory_of));
+        for own in WORDS {
+            scope.spawn(move || client(shop, own, memory_of));
         }
     });
 }
 
-fn client(shop: &Shop, (language, key): (&str, &str), memory_of: fn(u32) -> u32) {
+fn client(shop: &Shop, (language, own): (&str, &str), memory_of: fn(u32) -> u32) {
     let mut seen: HashMap<(u32, &str), usize> = HashMap::new();
     for edit in 1..=EDITS {
-        let author = shop.save(language, key, &word(language, key, edit));
-        seen.insert((memory_of(author), key), edit);
+        let author = shop.save(language, own, &word(language, own, edit));
+        seen.insert((memory_of(author), own), edit);
         for _ in 0..READS_PER_EDIT {
             let page = shop.get(&format!("/?lang={language}"));
             let memory = memory_of(page.worker());
             for (_, key) in WORDS.into_iter().filter(|(word_language, _)| *word_language == language) {
                 let shown = number(language, key, &page.word(key));
                 let last = seen.insert((memory, key), shown).unwrap_or(0);
-                let is_expected = if key == key { shown == last } else { shown >= last };
+                let is_expected = if key == own { shown == last } else { shown >= last };
                 assert!(is_expected, "{language}.{key} is {shown} at worker {}, after {last}", page.worker());
             }
         }

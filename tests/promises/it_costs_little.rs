@@ -57,7 +57,7 @@ fn a_blocking_get_is_two_system_calls(kind: Kind) {
 fn a_hit_in_memory_is_no_system_call() {
     let cache = Cache::builder(MemoryStore::new()).build();
     cache.blocking().set_raw("key", "value", MINUTE).expect("memory does not fail");
-    let get = || assert!(cache.blocking().get_raw("key").expect("the server is running").is_some());
+    let get = || assert!(cache.blocking().get_raw("key").expect("memory does not fail").is_some());
     assert_eq!(system_calls_of(get), Vec::<u64>::new());
 }
 
