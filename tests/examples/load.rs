@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::shop::Shop;
 
-/// Each has one client, who alone edits it. A new customer has no words of its own here.
+/// Each word has one client, which alone edits it. A new customer starts without its own words.
 const WORDS: [(&str, &str); 8] = [
     ("en", "shop.welcome"),
     ("en", "shop.in_stock"),
@@ -19,8 +19,8 @@ const WORDS: [(&str, &str); 8] = [
 const EDITS: usize = 25;
 const READS_PER_EDIT: usize = 4;
 
-/// Every client sees its own last word in each answer, and of the others' words none that is not theirs or is older than
-/// what it has seen. `memory_of` says which of the memories a worker reads.
+/// Every client reads its own last word in each response. Words of others are theirs, and never older than one seen
+/// before. `memory_of` returns the memory that a worker reads: 0 if all share one.
 pub(crate) fn edit_and_read(shop: &Shop, memory_of: fn(u32) -> u32) {
     std::thread::scope(|scope| {
         for own in WORDS {
@@ -37,11 +37,11 @@ fn client(shop: &Shop, (language, own): (&str, &str), memory_of: fn(u32) -> u32)
         for _ in 0..READS_PER_EDIT {
             let page = shop.get(&format!("/?lang={language}"));
             let memory = memory_of(page.worker());
-            for (_, key) in WORDS.into_iter().filter(|(of, _)| *of == language) {
+            for (_, key) in WORDS.into_iter().filter(|(word_language, _)| *word_language == language) {
                 let shown = number(language, key, &page.word(key));
                 let last = seen.insert((memory, key), shown).unwrap_or(0);
-                let right = if key == own { shown == last } else { shown >= last };
-                assert!(right, "{language}.{key} is {shown} at worker {}, after {last}", page.worker());
+                let is_expected = if key == own { shown == last } else { shown >= last };
+                assert!(is_expected, "{language}.{key} is {shown} at worker {}, after {last}", page.worker());
             }
         }
     }
@@ -51,9 +51,9 @@ fn word(language: &str, key: &str, edit: usize) -> String {
     format!("{language} <{key}> {edit}")
 }
 
-/// Which edit a word is from; 0 where there was none.
+/// Returns which edit a word is from; 0 before the first edit.
 fn number(language: &str, key: &str, shown: &str) -> usize {
     let number =
         (0..=EDITS).find(|edit| if *edit == 0 { shown.is_empty() } else { shown == word(language, key, *edit) });
-    number.unwrap_or_else(|| panic!("{language}.{key} is {shown:?}, which nobody has saved"))
+    number.unwrap_or_else(|| panic!("{language}.{key} is {shown:?}, which no client has saved"))
 }

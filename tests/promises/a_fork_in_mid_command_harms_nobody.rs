@@ -1,7 +1,7 @@
-//! Promises 1 and 2 where they are hardest to keep: the command is written, its reply is not read, and the process forks.
+//! Promises 1 and 2 in the hardest case: the process forks after a command is written and before its reply is read.
 //!
-//! The parent's exchange goes on as if nothing had been. The child's copy of it ends at once, with an error or (of what may be
-//! repeated) with an answer of the child's own; a write that it reports as done is done.
+//! The parent's exchange continues unchanged. The child's copy of it ends at once: with an error or, for an operation
+//! that may be repeated, with a result of the child's own. A write that the child reports as done is done.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,23 +23,23 @@ use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
-    all.extend(with_each_server("a_get_that_a_signal_handler_forks_in", |kind| in_a_handler(kind, Verb::Get)));
-    all.extend(with_each_server("an_increment_that_a_signal_handler_forks_in", |kind| {
+    all.extend(with_each_server("a_signal_handler_forks_during_a_get", |kind| in_a_handler(kind, Verb::Get)));
+    all.extend(with_each_server("a_signal_handler_forks_during_an_increment", |kind| {
         in_a_handler(kind, Verb::Increment);
     }));
-    all.extend(with_each_server("a_get_that_is_polled_again_in_the_child", |kind| {
+    all.extend(with_each_server("a_get_is_polled_again_in_the_child", |kind| {
         polled_again_in_the_child(kind, Verb::Get);
     }));
-    all.extend(with_each_server("an_increment_that_is_polled_again_in_the_child", |kind| {
+    all.extend(with_each_server("an_increment_is_polled_again_in_the_child", |kind| {
         polled_again_in_the_child(kind, Verb::Increment);
     }));
-    all.extend(with_each_server("a_future_that_waits_for_a_connection", waits_for_a_connection));
-    all.extend(with_each_server("a_fetch_that_waits_for_another_ones_loader", waits_for_a_loader));
-    all.extend(with_each_server("connections_that_other_threads_had_leased_are_cut", leased_by_other_threads));
+    all.extend(with_each_server("a_future_waits_for_a_connection", waits_for_a_connection));
+    all.extend(with_each_server("a_fetch_waits_for_the_loader_of_another_task", waits_for_a_loader));
+    all.extend(with_each_server("connections_in_use_by_other_threads_are_cut", in_use_by_other_threads));
     all
 }
 
-/// In every reply that the proxy holds.
+/// Part of every reply that the proxy holds.
 const HELD: &str = "10000";
 const ROSES: &str = "10000 roses";
 const COUNTED: i64 = 1_000_000;
@@ -48,7 +48,7 @@ const COUNTED: i64 = 1_000_000;
 enum Verb {
     /// May be repeated.
     Get,
-    /// Must not be.
+    /// Must not be repeated.
     Increment,
 }
 
@@ -74,13 +74,13 @@ fn check(value: Option<bytes::Bytes>) {
     assert_eq!(value.as_deref(), Some(ROSES.as_bytes()));
 }
 
-/// What the verbs work on, in a process that is connected.
+/// Stores the entries that the operations use, and opens a connection.
 fn prepare(cache: &Cache) {
-    cache.blocking().set_raw("key", ROSES, MINUTE).expect("the server is there");
-    cache.blocking().increment("counter", COUNTED, MINUTE).expect("the server is there");
+    cache.blocking().set_raw("key", ROSES, MINUTE).expect("the server is running");
+    cache.blocking().increment("counter", COUNTED, MINUTE).expect("the server is running");
 }
 
-/// Where the handler puts what it made. The interrupted code waits for a reply and holds no lock.
+/// The result of the fork in the handler. The interrupted code waits for a reply and holds no lock.
 static SIDE: Mutex<Option<Side<bool>>> = Mutex::new(None);
 
 fn in_a_handler(kind: Kind, verb: Verb) {
@@ -109,11 +109,11 @@ fn in_a_handler(kind: Kind, verb: Verb) {
                     outcome.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
                     child
                 }
-                // The scope is never left in the child: its other thread is not there.
+                // The child never leaves the scope: its other thread does not exist there.
                 Side::Child(reporter) => reporter.run_and_exit(|| {
                     let error = outcome.as_ref().err().map(Error::kind);
                     assert!(matches!(error, None | Some(ErrorKind::Forked)), "after {way:?}: {outcome:?}");
-                    assert_none_of(&before, proxy.port(), way);
+                    assert_none_inherited(&before, proxy.port(), way);
                     Caller::new(Mode::Blocking, &cache).converse("child", 20);
                     outcome.is_ok()
                 }),
@@ -123,22 +123,25 @@ fn in_a_handler(kind: Kind, verb: Verb) {
         Caller::new(Mode::Blocking, &cache).converse("parent", 20);
         assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connection after {way:?}");
     }
-    println!("of {verb:?}, {done} are reported as done");
+    println!("{verb:?}: {done} reported as done");
     assert_counted(&cache, if verb == Verb::Increment { done } else { 0 });
 }
 
-/// What was reported as done was done, and nothing twice.
+/// Each increment that was reported as done was applied, and none was applied twice.
 fn assert_counted(cache: &Cache, done: i64) {
-    assert_eq!(cache.blocking().counter("counter").expect("the server is there"), Some(COUNTED + done));
+    assert_eq!(cache.blocking().counter("counter").expect("the server is running"), Some(COUNTED + done));
 }
 
-/// In a child: it holds none of its parent's sockets.
-fn assert_none_of(parents: &[u64], port: u16, way: Way) {
+/// Called in a child. Asserts that it holds none of its parent's sockets.
+fn assert_none_inherited(inherited: &[u64], port: u16, way: Way) {
     let held = inodes_connected_to(port);
-    assert!(held.iter().all(|inode| !parents.contains(inode)), "a socket of the parent's, after {way:?}");
+    assert!(
+        held.iter().all(|inode| !inherited.contains(inode)),
+        "the child holds a socket of its parent after {way:?}"
+    );
 }
 
-/// In the context of the inherited runtime: that is where an inherited future is.
+/// Polls in the context of the inherited runtime, where an inherited future is.
 fn polled_again_in_the_child(kind: Kind, verb: Verb) {
     restore_sigpipe();
     let server = Server::start(kind);
@@ -148,24 +151,27 @@ fn polled_again_in_the_child(kind: Kind, verb: Verb) {
     let runtime = current_thread_runtime();
     for way in Way::COMMON {
         runtime.block_on(async {
-            verb.perform(&cache).await.expect("the server is there");
+            verb.perform(&cache).await.expect("the server is running");
             let before = inodes_connected_to(proxy.port());
             proxy.hold_replies_with(HELD);
             let mut exchange = Some(Box::pin(verb.perform(&cache)));
-            until_held(&proxy, 1, exchange.as_mut().expect("made above").as_mut()).await;
+            until_held(&proxy, 1, exchange.as_mut().expect("created above").as_mut()).await;
             let child = fork_by(way, || {
-                let mut stale = exchange.take().expect("made above");
-                let ended = poll_in_vain(stale.as_mut());
-                // In the child alone: this takes nothing from the parent, which waits for its reply.
+                let mut stale = exchange.take().expect("created above");
+                let ended = poll_stale(stale.as_mut());
+                // Dropped in the child only: the parent's future, which waits for its reply, is not affected.
                 drop(stale);
-                assert_none_of(&before, proxy.port(), way);
+                assert_none_inherited(&before, proxy.port(), way);
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
             });
             let ended = child.join();
             assert!(ended.starts_with("Err"), "the child's copy of the future, after {way:?}: {ended}");
             proxy.release();
-            exchange.expect("made above").await.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
+            exchange
+                .expect("created above")
+                .await
+                .unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}"));
             assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connection after {way:?}");
         });
     }
@@ -173,8 +179,8 @@ fn polled_again_in_the_child(kind: Kind, verb: Verb) {
     assert_counted(&cache, if verb == Verb::Increment { 2 * ways } else { 0 });
 }
 
-/// Polls a stale future twice: it must not wait for what will never come.
-fn poll_in_vain<T: std::fmt::Debug>(mut stale: Pin<&mut impl Future<Output = T>>) -> String {
+/// Polls a stale future twice. It must not wait for an event that will never occur.
+fn poll_stale<T: std::fmt::Debug>(mut stale: Pin<&mut impl Future<Output = T>>) -> String {
     for _ in 0..2 {
         if let Poll::Ready(ended) = stale.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return format!("{ended:?}");
@@ -183,16 +189,15 @@ fn poll_in_vain<T: std::fmt::Debug>(mut stale: Pin<&mut impl Future<Output = T>>
     "still pending".to_owned()
 }
 
-/// This thread is in the middle of the inherited runtime, where no other can be started.
+/// Uses another thread: this one is inside the inherited runtime, where no other runtime can be started.
 fn in_a_thread_with_a_new_runtime(cache: &Cache) {
     Caller::new(Mode::Blocking, cache).converse("child, blocking", 20);
-    let tokio = thread::scope(|scope| {
-        scope.spawn(|| Caller::new(Mode::Tokio, cache).converse("child, on tokio", 20)).join()
-    });
+    let tokio =
+        thread::scope(|scope| scope.spawn(|| Caller::new(Mode::Tokio, cache).converse("child, on tokio", 20)).join());
     tokio.expect("no panic");
 }
 
-/// The whole pool is leased, and a future stands in the queue when the process forks.
+/// At the fork, every connection of the pool is in use and a future is queued for one.
 fn waits_for_a_connection(kind: Kind) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
@@ -205,10 +210,10 @@ fn waits_for_a_connection(kind: Kind) {
             let mut first = pin!(cache.get_raw("key"));
             let mut queued = Some(Box::pin(cache.get_raw("key")));
             until_held(&proxy, 1, first.as_mut()).await;
-            assert_pending(queued.as_mut().expect("made above").as_mut()).await;
+            assert_pending(queued.as_mut().expect("created above").as_mut()).await;
             let child = fork_by(way, || {
-                let mut stale = queued.take().expect("made above");
-                let ended = poll_in_vain(stale.as_mut());
+                let mut stale = queued.take().expect("created above");
+                let ended = poll_stale(stale.as_mut());
                 drop(stale);
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
@@ -216,20 +221,20 @@ fn waits_for_a_connection(kind: Kind) {
             let ended = child.join();
             assert!(ended.starts_with("Err"), "the child's copy of the queued future, after {way:?}: {ended}");
             proxy.release();
-            for answer in [first.await, queued.expect("made above").await] {
+            for answer in [first.await, queued.expect("created above").await] {
                 check(answer.unwrap_or_else(|error| panic!("the parent, after {way:?}: {error:?}")));
             }
         }
     });
 }
 
-/// Polls a future once, which has to wait.
+/// Polls a future once, and asserts that it is pending.
 async fn assert_pending(mut waiting: Pin<&mut impl Future>) {
     let pending = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
     assert!(pending, "the future has to wait");
 }
 
-/// Polls a future, which has to wait all the while, until it has come as far as `condition` says.
+/// Polls a future, which has to stay pending, until `condition` holds.
 async fn pend_until(mut waiting: Pin<&mut impl Future>, condition: impl Fn() -> bool) {
     while !condition() {
         assert_pending(waiting.as_mut()).await;
@@ -237,39 +242,39 @@ async fn pend_until(mut waiting: Pin<&mut impl Future>, condition: impl Fn() -> 
     }
 }
 
-/// One task loads and another waits for what it loads when the process forks. In the child nobody will load it: whoever polls
-/// the waiting one there loads for itself.
+/// At the fork, one task loads and another waits for the loaded value. In the child the load never ends: the waiting
+/// future loads by itself when it is polled there.
 fn waits_for_a_loader(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let runtime = current_thread_runtime();
     runtime.block_on(async {
         for way in Way::COMMON {
-            let (go_on, released) = tokio::sync::oneshot::channel::<()>();
+            let (release, released) = tokio::sync::oneshot::channel::<()>();
             let key = format!("loaded across a {way:?}");
             let misses = cache.stats().misses;
             let mut loading = pin!(cache.fetch(&key, MINUTE, async || {
-                released.await.expect("it is told to go on");
+                released.await.expect("the loader is released");
                 Ok::<_, Infallible>("the loader's".to_owned())
             }));
             pend_until(loading.as_mut(), || cache.stats().misses == misses + 1).await;
-            let mut waiting = pin!(cache.fetch(&key, MINUTE, async || Ok::<_, Infallible>("its own".to_owned())));
+            let mut waiting = pin!(cache.fetch(&key, MINUTE, async || Ok::<_, Infallible>("the waiter's".to_owned())));
             pend_until(waiting.as_mut(), || cache.stats().misses == misses + 2).await;
             let child = fork_by(way, || {
-                let ended = poll_in_vain(waiting.as_mut());
+                let ended = poll_stale(waiting.as_mut());
                 in_a_thread_with_a_new_runtime(&cache);
                 ended
             });
-            assert_eq!(child.join(), r#"Ok("its own")"#, "the child's copy of the waiting future, after {way:?}");
-            go_on.send(()).expect("the loader waits");
+            assert_eq!(child.join(), r#"Ok("the waiter's")"#, "the child's copy of the waiting future, after {way:?}");
+            release.send(()).expect("the loader waits");
             assert_eq!(loading.await.expect("never fails"), "the loader's");
             assert_eq!(waiting.await.expect("never fails"), "the loader's");
         }
     });
 }
 
-/// The threads do not exist in the child, and nobody there could give their connections back.
-fn leased_by_other_threads(kind: Kind) {
+/// The threads do not exist in the child, so they cannot return their connections to the pool there.
+fn in_use_by_other_threads(kind: Kind) {
     const THREADS: usize = 4;
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
@@ -278,7 +283,7 @@ fn leased_by_other_threads(kind: Kind) {
     for way in Way::COMMON {
         proxy.hold_replies_with(HELD);
         thread::scope(|scope| {
-            let asking: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| cache.blocking().get_raw("key"))).collect();
+            let requests: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| cache.blocking().get_raw("key"))).collect();
             proxy.wait_until_held(THREADS);
             let before = inodes_connected_to(proxy.port());
             assert_eq!(before.len(), THREADS, "a connection for each thread");
@@ -291,8 +296,8 @@ fn leased_by_other_threads(kind: Kind) {
             });
             child.join();
             proxy.release();
-            for asked in asking {
-                check(asked.join().expect("no panic").expect("the parent's exchange goes on"));
+            for request in requests {
+                check(request.join().expect("no panic").expect("the parent's exchange continues"));
             }
             assert_eq!(inodes_connected_to(proxy.port()), before, "the parent keeps its connections");
         });

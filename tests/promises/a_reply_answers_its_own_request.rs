@@ -1,4 +1,4 @@
-//! Promise 2: a reply answers its own request, or nobody's.
+//! Promise 2: a reply answers its own request or none.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,19 +15,19 @@ use support::servers::{Kind, Server};
 use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    with_each_server_and_mode("however_exchanges_end", however_exchanges_end)
+    with_each_server_and_mode("under_network_faults", under_network_faults)
 }
 
 const KEYS: usize = 100;
 const CALLERS: usize = 3;
 
-/// Less than what the proxy delays by.
+/// The timeout is shorter than the proxy's delay.
 const OPTIONS: &str = "timeout=15ms&connect_timeout=5s&failures=1000000&retry_after=1ms";
 const LATE: Duration = Duration::from_millis(20);
 
-/// What came of the gets.
+/// The outcomes of the operations.
 #[derive(Debug, Default)]
-struct Tally {
+struct Outcomes {
     right: AtomicUsize,
     missed: AtomicUsize,
     failed: AtomicUsize,
@@ -35,8 +35,8 @@ struct Tally {
     wrong: Mutex<Vec<String>>,
 }
 
-/// Several callers at once; replies that are late, lost, cut and garbled; on tokio, futures that are dropped as well.
-fn however_exchanges_end(kind: Kind, mode: Mode) {
+/// Several callers at once; replies that are late, lost, cut and garbled. On tokio, some futures are dropped as well.
+fn under_network_faults(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
     let cache = cache_at(kind, proxy.port(), OPTIONS);
@@ -46,26 +46,27 @@ fn however_exchanges_end(kind: Kind, mode: Mode) {
     }
     proxy.plan(|number, piece| fault(number, piece.len()));
     let operations = count(10_000, 100_000);
-    let tally = ask_at_once(mode, &cache, operations);
-    println!("{operations} operations: {tally:?}");
-    assert_none_wrong(&tally, operations);
+    let outcomes = operate_concurrently(mode, &cache, operations);
+    println!("{operations} operations: {outcomes:?}");
+    assert_none_wrong(&outcomes, operations);
 
-    // The same once more in a child, which is born while the faults go on.
-    fork(|| assert_none_wrong(&ask_at_once(mode, &cache, operations / 5), operations / 5)).join();
+    // Again, in a child that is forked while the faults continue.
+    fork(|| assert_none_wrong(&operate_concurrently(mode, &cache, operations / 5), operations / 5)).join();
 
     proxy.release();
-    until("the cache works without faults", || {
-        matches!(cache.blocking().get::<String>(&key(1)), Ok(Some(found)) if found == value(&key(1)))
-    });
+    until(
+        "the cache works without faults",
+        || matches!(cache.blocking().get::<String>(&key(1)), Ok(Some(found)) if found == value(&key(1))),
+    );
 }
 
-fn assert_none_wrong(tally: &Tally, operations: usize) {
-    assert_eq!(*tally.wrong.lock().expect("no panic"), Vec::<String>::new());
-    let right = tally.right.load(Ordering::SeqCst);
-    assert!(right > operations / 20, "hardly anything was answered: {tally:?}");
+fn assert_none_wrong(outcomes: &Outcomes, operations: usize) {
+    assert_eq!(*outcomes.wrong.lock().expect("no panic"), Vec::<String>::new());
+    let right = outcomes.right.load(Ordering::SeqCst);
+    assert!(right > operations / 20, "too few replies were right: {outcomes:?}");
 }
 
-/// One reply in six meets with something.
+/// Returns a fault for one reply in six.
 fn fault(number: usize, length: usize) -> Fault {
     match random(number) % 36 {
         0 => Fault::Cut(0),
@@ -77,75 +78,77 @@ fn fault(number: usize, length: usize) -> Fault {
     }
 }
 
-fn ask_at_once(mode: Mode, cache: &Cache, operations: usize) -> Tally {
-    let tally = std::sync::Arc::new(Tally::default());
+fn operate_concurrently(mode: Mode, cache: &Cache, operations: usize) -> Outcomes {
+    let outcomes = std::sync::Arc::new(Outcomes::default());
     let numbers = move |caller: usize| (0..operations).skip(caller).step_by(CALLERS);
     match mode {
         Mode::Blocking => thread::scope(|scope| {
             for caller in 0..CALLERS {
-                let tally = &tally;
-                scope.spawn(move || numbers(caller).for_each(|number| ask(cache, number, tally)));
+                let outcomes = &outcomes;
+                scope.spawn(move || numbers(caller).for_each(|number| operate(cache, number, outcomes)));
             }
         }),
         Mode::Tokio => current_thread_runtime().block_on(async {
-            let ask_all = |caller| {
-                let (cache, tally) = (cache.clone(), tally.clone());
+            let operate_all = |caller| {
+                let (cache, outcomes) = (cache.clone(), outcomes.clone());
                 async move {
                     for number in numbers(caller) {
-                        ask_and_perhaps_cancel(&cache, number, &tally).await;
+                        operate_or_cancel(&cache, number, &outcomes).await;
                     }
                 }
             };
-            let tasks: Vec<_> = (0..CALLERS).map(|caller| tokio::spawn(ask_all(caller))).collect();
+            let tasks: Vec<_> = (0..CALLERS).map(|caller| tokio::spawn(operate_all(caller))).collect();
             for task in tasks {
                 task.await.expect("no panic");
             }
         }),
     }
-    std::sync::Arc::into_inner(tally).expect("every caller is done")
+    std::sync::Arc::into_inner(outcomes).expect("every caller is done")
 }
 
-/// A verb or another, inline.
-fn ask(cache: &Cache, number: usize, tally: &Tally) {
+/// Runs one operation, inline.
+fn operate(cache: &Cache, number: usize, outcomes: &Outcomes) {
     let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
     match number % 5 {
-        0 => tally.count_set(cache.blocking().set(&keys[0], &value(&keys[0]), MINUTE)),
+        0 => outcomes.count_set(cache.blocking().set(&keys[0], &value(&keys[0]), MINUTE)),
         1 => {
-            let asked = keys.each_ref().map(String::as_str);
-            keys.iter().zip(cache.blocking().get_many(&asked)).for_each(|(key, got)| tally.count_get(key, got));
+            let keys_read = keys.each_ref().map(String::as_str);
+            keys.iter()
+                .zip(cache.blocking().get_many(&keys_read))
+                .for_each(|(key, result)| outcomes.count_get(key, result));
         }
-        2 => tally.count_set(cache.blocking().increment("counter", 1, MINUTE).map(|_| ())),
-        _ => tally.count_get(&keys[0], cache.blocking().get(&keys[0])),
+        2 => outcomes.count_set(cache.blocking().increment("counter", 1, MINUTE).map(|_| ())),
+        _ => outcomes.count_get(&keys[0], cache.blocking().get(&keys[0])),
     }
 }
 
-/// A verb or another; one future in four is dropped early, wherever it is then.
-async fn ask_and_perhaps_cancel(cache: &Cache, number: usize, tally: &Tally) {
+/// Runs one operation. One future in four is dropped early, at any point.
+async fn operate_or_cancel(cache: &Cache, number: usize, outcomes: &Outcomes) {
     let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
-    let ask = async {
+    let operate = async {
         match number % 5 {
-            0 => tally.count_set(cache.set(&keys[0], &value(&keys[0]), MINUTE).await),
+            0 => outcomes.count_set(cache.set(&keys[0], &value(&keys[0]), MINUTE).await),
             1 => {
-                let asked = keys.each_ref().map(String::as_str);
-                let got = cache.get_many(&asked).await;
-                keys.iter().zip(got).for_each(|(key, got)| tally.count_get(key, got));
+                let keys_read = keys.each_ref().map(String::as_str);
+                let results = cache.get_many(&keys_read).await;
+                keys.iter().zip(results).for_each(|(key, result)| outcomes.count_get(key, result));
             }
-            2 => tally.count_set(cache.increment("counter", 1, MINUTE).await.map(|_| ())),
-            _ => tally.count_get(&keys[0], cache.get(&keys[0]).await),
+            2 => outcomes.count_set(cache.increment("counter", 1, MINUTE).await.map(|_| ())),
+            _ => outcomes.count_get(&keys[0], cache.get(&keys[0]).await),
         }
     };
     let patience = match random(number) % 4 {
         0 => Duration::from_micros((random(number + 1) % 1_000) as u64),
         _ => MINUTE,
     };
-    if tokio::time::timeout(patience, ask).await.is_err() {
-        tally.cancelled.fetch_add(1, Ordering::SeqCst);
+    if tokio::time::timeout(patience, operate).await.is_err() {
+        outcomes.cancelled.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-impl Tally {
-    fn count_get(&self, key: &str, got: Result<Option<String>>) {
-        let counter = match got {
+impl Outcomes {
+    fn count_get(&self, key: &str, result: Result<Option<String>>) {
+        let counter = match result {
             Ok(Some(found)) if found == value(key) => &self.right,
             Ok(Some(other)) => {
                 self.wrong.lock().expect("no panic").push(format!("asked for {key}, got {other}"));
@@ -168,12 +171,12 @@ fn key(number: usize) -> String {
     format!("key {}", number % KEYS)
 }
 
-/// The one value that a key ever has.
+/// The only value that a key ever has.
 fn value(key: &str) -> String {
     format!("the value of {key}")
 }
 
-/// The same numbers in every run.
+/// A pseudo-random number: the same in every run.
 fn random(number: usize) -> usize {
     let mixed = (number as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) as usize

@@ -1,4 +1,4 @@
-//! The two ways to call a cache, as one.
+//! The blocking and the asynchronous API behind one type.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -16,30 +16,30 @@ use support::wait::PATIENCE;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-/// Options of a store for which a busy machine is no outage.
+/// Store options with long timeouts, so that a busy machine is not an outage.
 pub(crate) const PATIENT: &str = "timeout=20s&connect_timeout=20s";
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A registered cache on a server.
+/// Returns a registered cache on a server.
 pub(crate) fn cache_on(server: &Server, options: &str) -> Cache {
     builder_on(server, options).register()
 }
 
-/// A cache on a server, with settings of its own.
+/// Returns a builder of a cache on a server.
 pub(crate) fn builder_on(server: &Server, options: &str) -> Builder {
     Cache::builder(stores::from_url(&server.url(options)).expect("a good URL"))
 }
 
-/// A registered cache on whatever listens on `port`.
+/// Returns a registered cache on the server that listens on `port`.
 pub(crate) fn cache_at(kind: Kind, port: u16, options: &str) -> Cache {
     Cache::register(stores::from_url(&url_of(kind, port, options)).expect("a good URL"))
 }
 
-/// Uses a cache in one mode, in one process.
+/// Calls a cache in one mode, in one process.
 pub(crate) struct Caller<'a> {
     cache: &'a Cache,
-    /// A current-thread runtime, in tokio's mode.
+    /// A current-thread runtime, in tokio mode.
     runtime: Option<Runtime>,
 }
 
@@ -63,12 +63,12 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// Fetches with a loader that gives this value.
+    /// Fetches with a loader that returns this value.
     pub(crate) fn fetch(&self, key: &str, loaded: &str) -> String {
         self.fetch_with(key, MINUTE, || loaded.to_owned(), async || loaded.to_owned())
     }
 
-    /// Fetches with a loader that takes its time, for either mode.
+    /// Fetches with a loader for each mode.
     pub(crate) fn fetch_with(
         &self,
         key: &str,
@@ -100,8 +100,8 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// Makes this many operations, in pairs of a set and a get. Each value names its key and its side, so that a reply that
-    /// was meant for somebody else is seen.
+    /// Runs this many operations, in pairs of a set and a get. Each value names its key and its side, so a reply to
+    /// another request is noticed.
     pub(crate) fn converse(&self, side: &str, operations: usize) {
         for round in 0..operations / 2 {
             let key = format!("{side}:{}", round % 64);
@@ -117,16 +117,16 @@ pub(crate) fn current_thread_runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// As [`until`](support::wait::until), without blocking the runtime.
+/// Like [`until`](support::wait::until), without blocking the runtime.
 pub(crate) async fn until_async(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Drives a future until the proxy holds this many replies, one of which the future waits for.
+/// Drives a future until the proxy holds this many replies, one of which is for the future.
 pub(crate) async fn until_held<F: Future<Output: Debug>>(proxy: &Proxy, count: usize, awaited: Pin<&mut F>) {
     let held = async {
         while proxy.held() < count {
@@ -134,16 +134,16 @@ pub(crate) async fn until_held<F: Future<Output: Debug>>(proxy: &Proxy, count: u
         }
     };
     tokio::select! {
-        held = tokio::time::timeout(PATIENCE, held) => held.expect("waited in vain until the proxy holds the reply"),
-        early = awaited => panic!("answered without a reply: {early:?}"),
+        held = tokio::time::timeout(PATIENCE, held) => held.expect("timed out waiting until the proxy holds the reply"),
+        early = awaited => panic!("the future completed without a reply: {early:?}"),
     }
 }
 
-/// Dials over and over, with a key of this thread's own, until it is told that all is done.
-pub(crate) fn dial_on(cache: &Cache, thread: usize, done: &AtomicBool, dials: &AtomicUsize) {
-    let key = format!("of thread {thread}");
+/// Writes and resets in a loop, so that every write dials, until `done` is set. The key is this thread's own.
+pub(crate) fn dial_until_done(cache: &Cache, thread: usize, done: &AtomicBool, dials: &AtomicUsize) {
+    let key = format!("thread {thread}");
     while !done.load(Ordering::Relaxed) {
-        cache.blocking().set(&key, &key, MINUTE).expect("the server is there");
+        cache.blocking().set(&key, &key, MINUTE).expect("the server is running");
         cache.reset();
         dials.fetch_add(1, Ordering::Relaxed);
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use prefork_cache::stores::{AtFork, MemoryStore};
 use prefork_cache::Cache;
+use prefork_cache::stores::{AtFork, MemoryStore};
 
 use crate::callers::HOUR;
 use crate::harness::{Scenario, count, scenario};
@@ -30,7 +30,9 @@ fn by_workers_that_read_everything() {
     assert!(store.freeze());
     let frozen = private_memory(&cache, entries).saturating_sub(empty);
     let copies = u64::try_from(WORKERS * entries * 100 / 1024).expect("a number of kilobytes");
-    println!("{entries} entries, {WORKERS} workers: {ordinary} kB of their own, frozen {frozen} kB; the copies: {copies} kB");
+    println!(
+        "{entries} entries, {WORKERS} workers: {ordinary} kB of their own, frozen {frozen} kB; the copies: {copies} kB"
+    );
     assert!(frozen < copies / 10, "frozen entries are copied: {frozen} kB of {copies} kB");
 }
 
@@ -38,18 +40,22 @@ fn by_workers_that_read_everything() {
 fn private_memory(cache: &Cache, entries: usize) -> u64 {
     let read_everything = || {
         for number in (0..entries).chain(0..entries) {
-            assert!(cache.blocking().get_raw(&key(number)).expect("memory does not fail").is_some(), "a miss: {number}");
+            assert!(
+                cache.blocking().get_raw(&key(number)).expect("memory does not fail").is_some(),
+                "a miss: {number}"
+            );
         }
         private_kilobytes()
     };
-    let workers: Vec<_> = 
+    let workers: Vec<_> =
         (0..WORKERS).map(|_| try_fork_by(Way::Fork, CHILD_TIME * 20, read_everything).expect("a child")).collect();
     workers.into_iter().map(|worker| worker.join()).sum()
 }
 
 fn private_kilobytes() -> u64 {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").expect("/proc is mounted");
-    let private = rollup.lines().filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"));
+    let private =
+        rollup.lines().filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"));
     private.map(|line| line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number")).sum()
 }
 

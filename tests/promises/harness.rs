@@ -1,7 +1,7 @@
-//! Runs each scenario in a process of its own.
+//! Runs each scenario in a new process.
 //!
 //! The test binary runs itself again with [`FLAG`] and the scenario's name. That process has an alarm as its watchdog
-//! and a directory for its files; what it prints is shown if it fails, and under `STRESS=1`.
+//! and a directory for its files. Its output is shown if it fails, and under `STRESS=1`.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -18,23 +18,23 @@ use support::servers::{Kind, cluster_all, encrypt_all};
 pub(crate) use support::stress::{count, is_stress};
 use support::wait::readable;
 
-/// Comes before a scenario's name.
+/// The argument before a scenario's name.
 const FLAG: &str = "--scenario";
 
 /// The exit status of a scenario that cannot run here.
 const SKIPPED: i32 = 77;
 
-/// How many scenarios run at once, unless the command line says otherwise.
+/// How many scenarios run at once, unless `--test-threads` is given.
 const AT_ONCE: usize = 4;
 
-/// How long a scenario may take.
+/// The time limit of a scenario.
 const TIME: Duration = Duration::from_secs(120);
 const STRESS_TIME: Duration = Duration::from_secs(1800);
 
-/// By what a scenario may take longer over TLS: a handshake costs a thousand times what an exchange does.
-const OVER_TLS_LONGER: u32 = 3;
+/// The factor by which the limit is longer over TLS: a handshake takes a thousand times as long as an exchange.
+const TLS_TIME_FACTOR: u32 = 3;
 
-/// How a cache is called.
+/// Which API of a cache is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Blocking,
@@ -54,7 +54,7 @@ impl Mode {
 
 pub(crate) struct Scenario {
     name: String,
-    /// The server that it has, and so is run in other settings as well.
+    /// The scenario's server, if it has one. The scenario then runs in other settings as well.
     server: Option<Kind>,
     run: Box<dyn Fn() + Send>,
 }
@@ -115,7 +115,7 @@ impl Setting {
     }
 }
 
-/// The scenarios of one promise, under its name.
+/// Returns the scenarios of one promise, with its name as their prefix.
 pub(crate) fn promise(name: &str, scenarios: Vec<Scenario>) -> impl Iterator<Item = Scenario> {
     scenarios.into_iter().map(move |scenario| Scenario { name: format!("{name}::{}", scenario.name), ..scenario })
 }
@@ -125,24 +125,24 @@ pub(crate) fn scenario(name: &str, run: fn()) -> Scenario {
 }
 
 pub(crate) fn with_each_server(name: &str, run: fn(Kind)) -> Vec<Scenario> {
-    let one = |kind: Kind| {
+    let create = |kind: Kind| {
         let name = format!("{name}::{}", kind.name());
         Scenario { name, server: Some(kind), run: Box::new(move || run(kind)) }
     };
-    Kind::BOTH.map(one).into()
+    Kind::BOTH.map(create).into()
 }
 
 pub(crate) fn with_each_server_and_mode(name: &str, run: fn(Kind, Mode)) -> Vec<Scenario> {
-    let one = |kind: Kind, mode: Mode| {
+    let create = |kind: Kind, mode: Mode| {
         let name = format!("{name}::{}::{}", kind.name(), mode.name());
         Scenario { name, server: Some(kind), run: Box::new(move || run(kind, mode)) }
     };
-    Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| one(kind, mode))).collect()
+    Kind::BOTH.into_iter().flat_map(|kind| Mode::BOTH.map(|mode| create(kind, mode))).collect()
 }
 
-/// Ends the scenario: it cannot run here. Said aloud by the harness.
-pub(crate) fn skip(why: &str) -> ! {
-    println!("skipped: {why}");
+/// Ends the scenario, which cannot run here. The harness prints the reason.
+pub(crate) fn skip(reason: &str) -> ! {
+    println!("skipped: {reason}");
     exit_now(SKIPPED)
 }
 
@@ -170,16 +170,16 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
         let suffixes = std::iter::once("").chain(settings.map(|setting| setting.suffix));
         suffixes.map(move |suffix| format!("{name}{suffix}"))
     });
-    let trial = |name: String| Trial::test(name.clone(), move || run_in_a_process_of_its_own(&name));
+    let trial = |name: String| Trial::test(name.clone(), move || run_in_new_process(&name));
     libtest_mimic::run(&arguments, names.map(trial).collect()).exit_code()
 }
 
 fn time(name: &str) -> Duration {
     let time = if is_stress() { STRESS_TIME } else { TIME };
-    if name.ends_with("over_tls") { time * OVER_TLS_LONGER } else { time }
+    if name.ends_with("over_tls") { time * TLS_TIME_FACTOR } else { time }
 }
 
-fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {
+fn run_in_new_process(name: &str) -> Result<(), Failed> {
     let directory = Directory::make(name)?;
     let (status, output) = run(name, &directory)?;
     match status.code() {
@@ -191,14 +191,14 @@ fn run_in_a_process_of_its_own(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Runs the scenario, for a little longer than its own watchdog lets it.
+/// Runs the scenario in a process, for a little longer than its own watchdog allows.
 fn run(name: &str, directory: &Directory) -> Result<(ExitStatus, String), Failed> {
-    let (output, theirs) = std::io::pipe()?;
+    let (output, write_end) = std::io::pipe()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args([FLAG, name]).env("TMPDIR", &directory.0).env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
+    command.stdin(Stdio::null()).stdout(write_end.try_clone()?).stderr(write_end);
     let mut process = command.spawn()?;
-    // Its own ends of the pipe would keep it from ending.
+    // The command holds write ends of the pipe, which would keep the loop below from ending.
     drop(command);
     let mut text = Vec::new();
     let patience = time(name) + Duration::from_secs(10);
@@ -215,12 +215,12 @@ fn run(name: &str, directory: &Directory) -> Result<(ExitStatus, String), Failed
     Err(format!("{name}: still running after {patience:?}\n{}", String::from_utf8_lossy(&text)).into())
 }
 
-/// For a scenario's files, also if it is killed.
+/// The directory of a scenario's files. It is removed even if the scenario is killed.
 struct Directory(PathBuf);
 
 impl Directory {
     fn make(name: &str) -> std::io::Result<Directory> {
-        // Short: the path of a Unix socket has some hundred characters.
+        // Short, because the path of a Unix socket is limited to about a hundred characters.
         let number = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let path = std::env::temp_dir().join(format!("promise-{}-{number:x}", std::process::id()));
         std::fs::create_dir_all(&path)?;
@@ -230,7 +230,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What is left is a few empty files, in the system's place for such.
+        // A failure leaves only a few empty files in the temporary directory.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,5 +1,6 @@
-//! What every operation pays, counted in system calls: one to send and one to receive; none in memory, and none to know
-//! which process this is. And a value that is kept takes its own memory, and not that of what came with it.
+//! The costs that every operation has, counted in system calls: one to send and one to receive; none in memory, and
+//! none to check the process. A value that the caller keeps takes memory for itself only, not for the buffer that it
+//! arrived in.
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -24,14 +25,14 @@ const MIB: usize = 1 << 20;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = with_each_server("a_blocking_get_is_two_system_calls", a_blocking_get_is_two_system_calls);
-    all.extend(with_each_server("values_that_are_kept_keep_no_buffer", values_that_are_kept_keep_no_buffer));
-    all.extend(with_each_server("what_is_announced_is_not_held", what_is_announced_is_not_held));
-    all.push(scenario("a_hit_in_memory_is_none", a_hit_in_memory_is_none));
-    all.push(scenario("which_process_this_is_takes_none", which_process_this_is_takes_none));
+    all.extend(with_each_server("kept_values_hold_no_read_buffer", kept_values_hold_no_read_buffer));
+    all.extend(with_each_server("an_announced_length_is_not_allocated", an_announced_length_is_not_allocated));
+    all.push(scenario("a_hit_in_memory_is_no_system_call", a_hit_in_memory_is_no_system_call));
+    all.push(scenario("the_generation_is_no_system_call", the_generation_is_no_system_call));
     all
 }
 
-/// The system calls of so many operations, in a child and after a first one.
+/// The system calls of [`OPERATIONS`] operations, in a child and after a first operation.
 fn system_calls_of(operation: impl Fn()) -> Vec<u64> {
     let calls = system_calls(&operation, || (0..OPERATIONS).for_each(|_| operation()));
     calls.unwrap_or_else(|error| skip(&format!("tracing is not permitted: {error}")))
@@ -40,40 +41,41 @@ fn system_calls_of(operation: impl Fn()) -> Vec<u64> {
 fn a_blocking_get_is_two_system_calls(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
-    cache.blocking().set_raw("key", "value", MINUTE).expect("the server is there");
-    let get = || assert_eq!(cache.blocking().get_raw("key").expect("an answer").as_deref(), Some(&b"value"[..]));
+    cache.blocking().set_raw("key", "value", MINUTE).expect("the server is running");
+    let get =
+        || assert_eq!(cache.blocking().get_raw("key").expect("the server is running").as_deref(), Some(&b"value"[..]));
     let [send, receive] = [nix::libc::SYS_sendto, nix::libc::SYS_recvfrom].map(i64::cast_unsigned);
     let calls = system_calls_of(get);
-    // Under a tracer on a busy machine some operations come after a rest, and look at their connection before they
+    // Under a tracer on a busy machine some operations find their connection idle for a while, and check it before they
     // send.
     let count = |wanted: u64| calls.iter().filter(|call| **call == wanted).count();
-    let looks = count(receive).saturating_sub(OPERATIONS);
-    assert!(looks <= OPERATIONS / 10, "{looks} of {OPERATIONS} operations looked at their connection first");
-    assert_eq!((count(send), calls.len()), (OPERATIONS, 2 * OPERATIONS + looks), "{calls:?}");
+    let checks = count(receive).saturating_sub(OPERATIONS);
+    assert!(checks <= OPERATIONS / 10, "{checks} of {OPERATIONS} operations checked their connection first");
+    assert_eq!((count(send), calls.len()), (OPERATIONS, 2 * OPERATIONS + checks), "{calls:?}");
 }
 
-fn a_hit_in_memory_is_none() {
+fn a_hit_in_memory_is_no_system_call() {
     let cache = Cache::builder(MemoryStore::new()).build();
-    cache.blocking().set_raw("key", "value", MINUTE).expect("memory is there");
-    let get = || assert!(cache.blocking().get_raw("key").expect("an answer").is_some());
+    cache.blocking().set_raw("key", "value", MINUTE).expect("memory does not fail");
+    let get = || assert!(cache.blocking().get_raw("key").expect("memory does not fail").is_some());
     assert_eq!(system_calls_of(get), Vec::<u64>::new());
 }
 
-fn which_process_this_is_takes_none() {
+fn the_generation_is_no_system_call() {
     assert_eq!(lifecycle::generation(), 1);
-    let look = || assert_eq!(lifecycle::generation(), 2);
-    assert_eq!(system_calls_of(look), Vec::<u64>::new());
+    let generation = || assert_eq!(lifecycle::generation(), 2);
+    assert_eq!(system_calls_of(generation), Vec::<u64>::new());
 }
 
-/// In tokio, where the replies to many tasks are read in one block.
-fn values_that_are_kept_keep_no_buffer(kind: Kind) {
+/// In tokio, where the replies to many tasks are read into one buffer.
+fn kept_values_hold_no_read_buffer(kind: Kind) {
     const VALUES: usize = 20_000;
     const LENGTH: usize = 108;
     const TASKS: usize = 64;
     const MOST: usize = 4 * VALUES * LENGTH + (8 << 20);
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
-    // In a child: what it takes to write them is not counted.
+    // In a child, so that the memory for writing them is not counted.
     fork(|| {
         let keys: Vec<String> = (0..VALUES).map(|number| format!("key:{number}")).collect();
         let value = Bytes::from(vec![b'x'; LENGTH]);
@@ -83,7 +85,7 @@ fn values_that_are_kept_keep_no_buffer(kind: Kind) {
         let Poll::Ready(set) = setting.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             panic!("a store that suspends outside of a runtime");
         };
-        assert!(set.iter().all(Result::is_ok), "the server is there");
+        assert!(set.iter().all(Result::is_ok), "the server is running");
     })
     .join();
     current_thread_runtime().block_on(async {
@@ -93,7 +95,7 @@ fn values_that_are_kept_keep_no_buffer(kind: Kind) {
                 tokio::spawn(async move {
                     let mut kept = Vec::with_capacity(count / TASKS + 1);
                     for number in (task..count).step_by(TASKS) {
-                        let value = cache.get_raw(&format!("key:{number}")).await.expect("an answer");
+                        let value = cache.get_raw(&format!("key:{number}")).await.expect("the server is running");
                         kept.push(value.expect("a hit"));
                     }
                     kept
@@ -106,7 +108,7 @@ fn values_that_are_kept_keep_no_buffer(kind: Kind) {
             }
             kept
         };
-        // Everything but the values is there after a few.
+        // After a few reads, everything but the values is allocated.
         drop(read_first(10 * TASKS).await);
         let before = resident();
         let kept = read_first(VALUES).await;
@@ -117,35 +119,36 @@ fn values_that_are_kept_keep_no_buffer(kind: Kind) {
     });
 }
 
-/// Two gigabytes are announced, and as much is sent as anybody takes.
-fn what_is_announced_is_not_held(kind: Kind) {
+/// The server announces two gigabytes and sends until the client disconnects.
+fn an_announced_length_is_not_allocated(kind: Kind) {
     for in_greeting in [true, false] {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                thread::spawn(move || floods(stream.expect("a client"), kind, in_greeting));
+                thread::spawn(move || flood(stream.expect("a client"), kind, in_greeting));
             }
         });
         let cache = cache_at(kind, port, "max_value=1000000&timeout=2s&failures=1000000&retry_after=1ms");
         let before = resident();
-        cache.blocking().get_raw("k").expect_err("it is too much");
-        current_thread_runtime().block_on(cache.get_raw("k")).expect_err("it is too much");
-        // Not what is resident now: a value that was received and dropped has been freed.
+        cache.blocking().get_raw("k").expect_err("the value is too large");
+        current_thread_runtime().block_on(cache.get_raw("k")).expect_err("the value is too large");
+        // The peak, not the current memory: a value that was received and dropped has been freed.
         let grown = peak().saturating_sub(before);
-        assert!(grown < 64 * MIB, "in the greeting: {in_greeting}: {grown} bytes more");
+        assert!(grown < 64 * MIB, "in the greeting: {in_greeting}: {grown} bytes more than before");
     }
 }
 
-/// Greets, unless it floods at once; to the first command behind it, it announces two gigabytes and sends them.
-fn floods(mut stream: TcpStream, kind: Kind, in_greeting: bool) {
+/// Answers the greeting, unless the flood begins there. In reply to the next command, announces two gigabytes and sends
+/// them.
+fn flood(mut stream: TcpStream, kind: Kind, in_greeting: bool) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
-        let asked = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        let last = asked.trim_end().rsplit("\r\n").next().unwrap_or_default();
+        let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let last = request.trim_end().rsplit("\r\n").next().unwrap_or_default();
         let greeting = match kind {
-            Kind::Redis if asked.contains("HELLO") => Some("%0\r\n".to_owned()),
-            Kind::Redis if !asked.contains("GET") => Some(format!("${}\r\n{last}\r\n", last.len())),
+            Kind::Redis if request.contains("HELLO") => Some("%0\r\n".to_owned()),
+            Kind::Redis if !request.contains("GET") => Some(format!("${}\r\n{last}\r\n", last.len())),
             Kind::Memcached => last.split_once("prefork-cache O").map(|(_, token)| format!("HD O{token}\r\n")),
             Kind::Redis => None,
         };

@@ -1,5 +1,6 @@
-//! Beside tasks that read large values, others read small ones: none fails, the small ones do not wait for the large
-//! ones to end, and memory is in proportion to what is being read. The blocking way in the same run is the measure.
+//! Tasks read small values beside tasks that read large ones. No read fails, no small read waits for the large ones to
+//! end, and memory stays in proportion to the values that are being read. The blocking API in the same run is the
+//! reference.
 //!
 //! `STRESS=1` reads values of 50 MiB.
 
@@ -24,26 +25,26 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const MIB: usize = 1 << 20;
 const LARGE: usize = 4;
 const SMALL: usize = 10;
-/// How often each of the large ones is read.
+/// How often each large value is read.
 const READS: usize = 3;
-/// How often it is tried: another process may have had the processor in the middle of a wait.
+/// How often the measurement is tried: another process may have had the processor during a wait.
 const ROUNDS: usize = 3;
-/// How many times the blocking way's worst wait the worst wait may be. The aim is 2; this is for busy machines.
+/// The highest permitted ratio of the worst waits, tokio to blocking. The aim is 2; this allows for busy machines.
 const MOST: f64 = 10.0;
 
 fn small_reads_beside_large_ones(kind: Kind) {
     let size = count(16, 50) * MIB;
     let (extra, more) = match kind {
         Kind::Redis => (vec![], ""),
-        // It puts a large item together from pieces: with little memory they do not fit beside each other.
+        // Memcached assembles a large item from chunks: with little memory, several do not fit at once.
         Kind::Memcached => (vec!["-I", "64m", "-m", "1024"], "&max_value=67108864"),
     };
     let server = Server::with(kind, &extra);
-    // In tokio the default, which large values outlast as long as they go on arriving; and more on busy machines.
+    // In tokio the default, which does not end the read of a large value while bytes arrive; more on busy machines.
     let timeout = count(5, 1);
     let cache = cache_on(&server, &format!("timeout={timeout}s&connect_timeout=20s{more}"));
     let patient = cache_on(&server, &format!("{PATIENT}{more}"));
-    // In a child, so that what it takes to write them does not count.
+    // In a child, so that the memory for writing them is not counted.
     fork(|| {
         for number in 0..LARGE {
             patient.blocking().set_raw(&large(number), vec![b'x'; size], HOUR).expect("room for a large value");
@@ -58,59 +59,61 @@ fn small_reads_beside_large_ones(kind: Kind) {
     let mut tokio = in_tasks(&cache, size);
     let grown = peak() - before;
     let most = LARGE * size * 3 / 2 + 64 * MIB;
-    println!("{kind:?}: in tokio {} MiB more than before, of at most {} MiB", grown / MIB, most / MIB);
+    println!("{kind:?}: in tokio {} MiB more than before, at most {} MiB allowed", grown / MIB, most / MIB);
     let mut rounds = 0;
     loop {
         let blocking = in_threads(&patient, size);
         let ratio = tokio.worst.as_secs_f64() / blocking.worst.as_secs_f64();
-        println!("{kind:?}: small reads in tokio: {tokio:?}; blocking: {blocking:?}; ratio of the worst waits {ratio:.2}");
+        println!(
+            "{kind:?}: small reads in tokio: {tokio:?}; blocking: {blocking:?}; ratio of the worst waits {ratio:.2}"
+        );
         assert!(tokio.failed.is_empty(), "{kind:?}, tokio: {tokio:?}");
         assert!(blocking.failed.is_empty(), "{kind:?}, blocking: {blocking:?}");
         rounds += 1;
         if ratio <= MOST {
             break;
         }
-        assert!(rounds < ROUNDS, "{kind:?}: the worst wait is {ratio:.2} times that of the blocking way");
+        assert!(rounds < ROUNDS, "{kind:?}: the worst wait is {ratio:.2} times that of the blocking API");
         tokio = in_tasks(&cache, size);
     }
-    assert!(grown <= most, "{kind:?}: {grown} bytes more than before, of at most {most}");
+    assert!(grown <= most, "{kind:?}: {grown} bytes more than before, at most {most} allowed");
 }
 
 fn large(number: usize) -> String {
     format!("large:{number}")
 }
 
-/// A key, and its value too.
+/// A small value's key, which is also its value.
 fn small(number: usize) -> String {
     format!("small:{number}")
 }
 
-/// What came of a round.
+/// The results of a round.
 #[derive(Default)]
-struct Figures {
+struct Results {
     small_reads: usize,
-    /// The longest that a small read took.
+    /// The longest time that a small read took.
     worst: Duration,
     failed: Vec<String>,
 }
 
-impl std::fmt::Debug for Figures {
+impl std::fmt::Debug for Results {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Figures { small_reads, worst, failed } = self;
+        let Results { small_reads, worst, failed } = self;
         write!(f, "{small_reads} reads, the worst {worst:.2?}, {} failed {:?}", failed.len(), failed.first())
     }
 }
 
-impl Figures {
-    fn sum(all: impl Iterator<Item = Figures>) -> Figures {
-        all.fold(Figures::default(), |sum, one| Figures {
+impl Results {
+    fn sum(all: impl Iterator<Item = Results>) -> Results {
+        all.fold(Results::default(), |sum, one| Results {
             small_reads: sum.small_reads + one.small_reads,
             worst: sum.worst.max(one.worst),
             failed: [sum.failed, one.failed].concat(),
         })
     }
 
-    fn note_large(&mut self, got: Result<Option<Bytes>>, size: usize) {
+    fn record_large(&mut self, got: Result<Option<Bytes>>, size: usize) {
         match got {
             Ok(Some(value)) if value.len() == size => {}
             Ok(other) => self.failed.push(format!("a large value is {:?} long", other.map(|value| value.len()))),
@@ -118,7 +121,7 @@ impl Figures {
         }
     }
 
-    fn note_small(&mut self, number: usize, begun: Instant, got: Result<Option<Bytes>>) {
+    fn record_small(&mut self, number: usize, begun: Instant, got: Result<Option<Bytes>>) {
         self.small_reads += 1;
         self.worst = self.worst.max(begun.elapsed());
         match got {
@@ -129,7 +132,7 @@ impl Figures {
     }
 }
 
-/// Counts the readers of large values that have not ended, also if one panics.
+/// Counts the readers of large values that are still running, even if one panics.
 struct Reading(Arc<AtomicUsize>);
 
 impl Drop for Reading {
@@ -138,29 +141,29 @@ impl Drop for Reading {
     }
 }
 
-fn in_tasks(cache: &Cache, size: usize) -> Figures {
+fn in_tasks(cache: &Cache, size: usize) -> Results {
     let reading = Arc::new(AtomicUsize::new(LARGE));
     current_thread_runtime().block_on(async {
         let large_ones = (0..LARGE).map(|number| {
             let (cache, reading) = (cache.clone(), Reading(Arc::clone(&reading)));
             tokio::spawn(async move {
                 let _reading = reading;
-                let mut figures = Figures::default();
+                let mut results = Results::default();
                 for _ in 0..READS {
-                    figures.note_large(cache.get_raw(&large(number)).await, size);
+                    results.record_large(cache.get_raw(&large(number)).await, size);
                 }
-                figures
+                results
             })
         });
         let small_ones = (0..SMALL).map(|number| {
             let (cache, reading) = (cache.clone(), Arc::clone(&reading));
             tokio::spawn(async move {
-                let mut figures = Figures::default();
+                let mut results = Results::default();
                 while reading.load(Ordering::SeqCst) > 0 {
                     let begun = Instant::now();
-                    figures.note_small(number, begun, cache.get_raw(&small(number)).await);
+                    results.record_small(number, begun, cache.get_raw(&small(number)).await);
                 }
-                figures
+                results
             })
         });
         let tasks: Vec<_> = large_ones.chain(small_ones).collect();
@@ -168,11 +171,11 @@ fn in_tasks(cache: &Cache, size: usize) -> Figures {
         for task in tasks {
             all.push(task.await.expect("no panic"));
         }
-        Figures::sum(all.into_iter())
+        Results::sum(all.into_iter())
     })
 }
 
-fn in_threads(cache: &Cache, size: usize) -> Figures {
+fn in_threads(cache: &Cache, size: usize) -> Results {
     let reading = Arc::new(AtomicUsize::new(LARGE));
     thread::scope(|scope| {
         let mut all = Vec::new();
@@ -180,24 +183,24 @@ fn in_threads(cache: &Cache, size: usize) -> Figures {
             let reading = Reading(Arc::clone(&reading));
             all.push(scope.spawn(move || {
                 let _reading = reading;
-                let mut figures = Figures::default();
+                let mut results = Results::default();
                 for _ in 0..READS {
-                    figures.note_large(cache.blocking().get_raw(&large(number)), size);
+                    results.record_large(cache.blocking().get_raw(&large(number)), size);
                 }
-                figures
+                results
             }));
         }
         for number in 0..SMALL {
             let reading = Arc::clone(&reading);
             all.push(scope.spawn(move || {
-                let mut figures = Figures::default();
+                let mut results = Results::default();
                 while reading.load(Ordering::SeqCst) > 0 {
                     let begun = Instant::now();
-                    figures.note_small(number, begun, cache.blocking().get_raw(&small(number)));
+                    results.record_small(number, begun, cache.blocking().get_raw(&small(number)));
                 }
-                figures
+                results
             }));
         }
-        Figures::sum(all.into_iter().map(|thread| thread.join().expect("no panic")))
+        Results::sum(all.into_iter().map(|thread| thread.join().expect("no panic")))
     })
 }

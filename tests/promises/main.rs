@@ -1,16 +1,17 @@
-//! The promises, each with forked processes and real servers.
+//! The promises, tested with forked processes and real servers.
 //!
-//! A file here is a promise. A test is a *scenario*: it runs in a fresh process, which starts with one thread and with
-//! nothing used yet, see [`harness`]. `STRESS=1` runs the long versions and shows what each scenario measured.
+//! Each file is a promise. A test is a *scenario*: it runs in a fresh process with one thread, before the crate was
+//! used, see [`harness`]. `STRESS=1` runs the long versions and shows the measurements of each scenario.
 
 #![expect(unsafe_code, reason = "forks, signals and what a child may look at")]
 
-/// How much memory there is in use is a promise too.
+/// Some promises limit the memory in use.
 #[global_allocator]
 static ALLOCATOR: support::allocator::Counting = support::allocator::Counting;
 
 mod callers;
 mod harness;
+mod loads;
 
 macro_rules! promises {
     ($($promise:ident),* $(,)?) => {
@@ -48,6 +49,7 @@ promises! {
     large_values_hold_up_nobody,
     a_cluster_is_one_server,
     one_loads_for_all,
+    no_lease_outlives_its_load,
     claims_belong_to_a_process,
     a_delete_is_final,
     the_master_needs_no_runtime,

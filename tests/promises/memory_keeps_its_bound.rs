@@ -1,8 +1,8 @@
 //! Memory: what a store holds, its garbage included, keeps to its bound, whatever the size of the values and the number of
 //! threads that write them.
 
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use prefork_cache::Cache;
@@ -46,7 +46,10 @@ fn while_written_by(threads: usize) {
                 writes * threads
             );
             assert!(peak <= allowed, "{threads} threads, {size} bytes: {peak} bytes were live, allowed are {allowed}");
-            assert!(idle <= bound * 5 / 4 + UPKEEP, "{threads} threads, {size} bytes: {idle} bytes are live while idle");
+            assert!(
+                idle <= bound * 5 / 4 + UPKEEP,
+                "{threads} threads, {size} bytes: {idle} bytes are live while idle"
+            );
             assert!(idle >= bound / 4, "{threads} threads, {size} bytes: hardly anything is kept: {idle}");
         }
     }

@@ -1,4 +1,4 @@
-//! Promise 3: nothing of this crate that another thread held at the fork can make the child wait.
+//! Promise 3: a child never waits for a lock, a connection or a load that another thread held at the fork.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -21,54 +21,55 @@ use support::wait::{Latch, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
-    all.extend(with_each_server("a_pool_that_was_wholly_leased_is_free_in_the_child", wholly_leased));
-    all.extend(with_each_server_and_mode("whichever_lock_is_held", |kind, mode| {
+    all.extend(with_each_server("an_exhausted_pool_is_free_in_the_child", exhausted_pool));
+    all.extend(with_each_server_and_mode("any_lock_is_held", |kind, mode| {
         let server = Server::start(kind);
-        whichever_lock_is_held(mode, &cache_on(&server, PATIENT));
+        any_lock_is_held(mode, &cache_on(&server, PATIENT));
     }));
-    all.push(scenario("whichever_lock_is_held::memory", || whichever_lock_is_held(Mode::Blocking, &in_memory())));
-    all.extend(with_each_server("a_loader_at_work_in_another_thread", |kind| {
+    all.push(scenario("any_lock_is_held::memory", || any_lock_is_held(Mode::Blocking, &in_memory())));
+    all.extend(with_each_server("a_loader_runs_in_another_thread", |kind| {
         let server = Server::start(kind);
-        // The process whose lease it is lives on, and is waited for until that ends; the thread is not.
-        a_loader_at_work(&builder_on(&server, PATIENT).lease(SHORT_LEASE).load_timeout(SHORT_LEASE).register());
+        // The process that holds the lease lives on, so the child waits until the lease ends. It does not wait for the
+        // thread.
+        a_loader_runs(&builder_on(&server, PATIENT).lease(SHORT_LEASE).load_timeout(SHORT_LEASE).register());
     }));
-    all.push(scenario("a_loader_at_work_in_another_thread::memory", || a_loader_at_work(&in_memory())));
-    all.extend(with_each_server("a_fork_from_inside_a_loader", |kind| {
+    all.push(scenario("a_loader_runs_in_another_thread::memory", || a_loader_runs(&in_memory())));
+    all.extend(with_each_server("a_loader_forks", |kind| {
         let server = Server::start(kind);
-        a_fork_from_inside_a_loader(&cache_on(&server, PATIENT));
+        a_loader_forks(&cache_on(&server, PATIENT));
     }));
-    all.push(scenario("a_fork_from_inside_a_loader::memory", || a_fork_from_inside_a_loader(&in_memory())));
+    all.push(scenario("a_loader_forks::memory", || a_loader_forks(&in_memory())));
     all
 }
 
-/// Memcached makes a second of it.
+/// Memcached rounds it up to a second.
 const SHORT_LEASE: Duration = Duration::from_millis(100);
 
 fn in_memory() -> Cache {
     Cache::register(MemoryStore::new())
 }
 
-/// As many threads as the pool has places wait for replies at the fork; and as many get places in the child, all at
-/// once.
-fn wholly_leased(kind: Kind) {
-    const PLACES: usize = 4;
+/// At the fork, as many threads as the pool has slots wait for replies. In the child, as many threads get a connection
+/// at once.
+fn exhausted_pool(kind: Kind) {
+    const SLOTS: usize = 4;
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
-    let cache = cache_at(kind, proxy.port(), &format!("{PATIENT}&pool_size={PLACES}"));
-    cache.blocking().set_raw("key", "precious", MINUTE).expect("the server is there");
+    let cache = cache_at(kind, proxy.port(), &format!("{PATIENT}&pool_size={SLOTS}"));
+    cache.blocking().set_raw("key", "precious", MINUTE).expect("the server is running");
     let ask = |_| {
         let value = cache.blocking().get_raw("key").unwrap_or_else(|error| panic!("{error:?}"));
         assert_eq!(value.as_deref(), Some(&b"precious"[..]));
     };
-    let ask_at_once = || thread::scope(|scope| (0..PLACES).for_each(|n| drop(scope.spawn(move || ask(n)))));
+    let ask_at_once = || thread::scope(|scope| (0..SLOTS).for_each(|n| drop(scope.spawn(move || ask(n)))));
     for way in Way::COMMON {
         proxy.hold_replies_with("precious");
         thread::scope(|scope| {
             scope.spawn(ask_at_once);
-            proxy.wait_until_held(PLACES);
+            proxy.wait_until_held(SLOTS);
             let child = fork_by(way, ask_at_once);
-            // The child's are held besides the parent's: they are under way at the same time.
-            proxy.wait_until_held(2 * PLACES);
+            // The proxy holds the child's replies beside the parent's: all are in flight at the same time.
+            proxy.wait_until_held(2 * SLOTS);
             proxy.release();
             child.join();
         });
@@ -76,15 +77,15 @@ fn wholly_leased(kind: Kind) {
     }
 }
 
-/// Which lock a thread stops at, and how often it has to come by first.
+/// The lock at which a thread stops, and the number of the pass at which it does.
 static TARGET: Mutex<Option<(&str, usize)>> = Mutex::new(None);
 
 /// How often the marked thread has reached each lock.
 static REACHED: Mutex<BTreeMap<&str, usize>> = Mutex::new(BTreeMap::new());
 
-/// [`MOVING`], [`STOPPED`] (at the target) or [`RELEASED`].
-static STATE: AtomicUsize = AtomicUsize::new(MOVING);
-const MOVING: usize = 0;
+/// [`RUNNING`], [`STOPPED`] (at the target) or [`RELEASED`].
+static STATE: AtomicUsize = AtomicUsize::new(RUNNING);
+const RUNNING: usize = 0;
 const STOPPED: usize = 1;
 const RELEASED: usize = 2;
 
@@ -92,37 +93,37 @@ thread_local! {
     static IS_MARKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Called wherever this crate holds a lock, or is inside the gate.
+/// Called wherever this crate holds a lock or is inside a section.
 fn observe(name: &'static str) {
     if !IS_MARKED.get() {
         return;
     }
-    let times = {
+    let count = {
         let mut reached = REACHED.lock().expect("no panic");
-        let times = reached.entry(name).or_default();
-        *times += 1;
-        *times
+        let count = reached.entry(name).or_default();
+        *count += 1;
+        *count
     };
-    let is_target = *TARGET.lock().expect("no panic") == Some((name, times));
+    let is_target = *TARGET.lock().expect("no panic") == Some((name, count));
     if is_target {
         STATE.store(STOPPED, Ordering::SeqCst);
         until("the parent has forked", || STATE.load(Ordering::SeqCst) == RELEASED);
     }
 }
 
-/// A marked thread stops with the lock in its hands, at its first, a middle and its last time there. The process forks,
-/// and the child does all that the thread was doing.
-fn whichever_lock_is_held(mode: Mode, cache: &Cache) {
+/// A marked thread stops while it holds the lock, at its first, a middle and its last pass. The process forks, and the
+/// child runs the same operations as the thread.
+fn any_lock_is_held(mode: Mode, cache: &Cache) {
     injection::on_reach(observe);
     use_everything_marked(mode, cache);
     let all = std::mem::take(&mut *REACHED.lock().expect("no panic"));
-    println!("locks, and how often they are taken: {all:?}");
+    println!("locks, and how often each is taken: {all:?}");
     assert!(all.contains_key("gate"), "the workload reaches the gate: {all:?}");
-    for (name, times) in all {
-        let mut moments = vec![1, times.div_ceil(2), times];
-        moments.dedup();
-        for (moment, way) in moments.into_iter().flat_map(|moment| [(moment, Way::Fork), (moment, Way::RawClone)]) {
-            fork_while_it_is_held(mode, cache, (name, moment), way);
+    for (name, count) in all {
+        let mut passes = vec![1, count.div_ceil(2), count];
+        passes.dedup();
+        for (pass, way) in passes.into_iter().flat_map(|pass| [(pass, Way::Fork), (pass, Way::RawClone)]) {
+            fork_while_it_is_held(mode, cache, (name, pass), way);
         }
     }
 }
@@ -130,7 +131,7 @@ fn whichever_lock_is_held(mode: Mode, cache: &Cache) {
 fn fork_while_it_is_held(mode: Mode, cache: &Cache, target: (&'static str, usize), way: Way) {
     *TARGET.lock().expect("no panic") = Some(target);
     REACHED.lock().expect("no panic").clear();
-    STATE.store(MOVING, Ordering::SeqCst);
+    STATE.store(RUNNING, Ordering::SeqCst);
     thread::scope(|scope| {
         let marked = scope.spawn(|| use_everything_marked(mode, cache));
         until("the thread stops at its target, or has ended", || {
@@ -142,7 +143,7 @@ fn fork_while_it_is_held(mode: Mode, cache: &Cache, target: (&'static str, usize
             STATE.store(RELEASED, Ordering::SeqCst);
             assert!(ended.is_ok(), "the child of a process whose thread held {target:?}, by {way:?}");
         }
-        marked.join().expect("the parent's thread goes on");
+        marked.join().expect("the parent's thread continues");
     });
 }
 
@@ -161,7 +162,7 @@ fn use_everything(mode: Mode, cache: &Cache) {
     caller.converse("everything", 6);
     caller.fetch("fetched", "loaded");
     caller.increment("counter").expect("a number");
-    caller.reconnect().expect("the server is there");
+    caller.reconnect().expect("the server is running");
     caller.converse("everything", 2);
     let hook = lifecycle::on_after_fork(|| {});
     let _ = lifecycle::after_fork();
@@ -172,36 +173,36 @@ fn use_everything(mode: Mode, cache: &Cache) {
     cache.reset();
 }
 
-/// It works until it is told to stop, which is after the child has ended.
-fn a_loader_at_work(cache: &Cache) {
+/// The loader runs until it is released, after the child has ended.
+fn a_loader_runs(cache: &Cache) {
     for way in Way::COMMON {
         let key = format!("loaded across a {way:?}");
-        let (begun, go_on) = (Latch::new(), Latch::new());
+        let (started, release) = (Latch::new(), Latch::new());
         thread::scope(|scope| {
             let loading = scope.spawn(|| {
                 cache.blocking().fetch(&key, MINUTE, || {
-                    begun.raise();
-                    go_on.wait("the loader may go on");
+                    started.raise();
+                    release.wait("the loader is released");
                     Ok::<_, Infallible>("the parent's".to_owned())
                 })
             });
-            begun.wait("the loader has begun");
+            started.wait("the loader has begun");
             let child = fork_by(way, || {
                 Caller::new(Mode::Blocking, cache).converse("child", 20);
                 let fetched = cache.blocking().fetch(&key, MINUTE, || Ok::<_, Infallible>("the child's".to_owned()));
-                (fetched.expect("never fails"), go_on.is_raised())
+                (fetched.expect("never fails"), release.is_raised())
             });
             let (fetched, released) = child.join();
-            assert!(!released, "the loader was still at work");
+            assert!(!released, "the loader was still running");
             assert_eq!(fetched, "the child's", "after {way:?}");
-            go_on.raise();
+            release.raise();
             assert_eq!(loading.join().expect("no panic").expect("never fails"), "the parent's");
         });
     }
 }
 
-/// Both processes come back from the loader, each with a value of its own.
-fn a_fork_from_inside_a_loader(cache: &Cache) {
+/// Both processes return from the loader, each with its own value.
+fn a_loader_forks(cache: &Cache) {
     for way in Way::COMMON {
         let key = format!("loaded across a {way:?}");
         let mut side = None;

@@ -1,4 +1,4 @@
-//! Promise 5: everything holds when the host calls nothing, and calling `after_fork` at any time changes nothing else.
+//! Promise 5: everything holds if the host calls no hook. Calling `after_fork` at any time changes nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +10,8 @@ use prefork_cache::{Cache, CacheStore, Result, Ttl, When, lifecycle, stores};
 
 use crate::callers::{Caller, MINUTE, PATIENT, cache_at};
 use crate::harness::{Mode, Scenario, scenario, skip, with_each_server_and_mode};
-use support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
 use support::descriptors::connected_to;
+use support::forks::{CHILD_TIME, End, Way, exit_now, fork, fork_by, try_fork_by};
 use support::proxy::Proxy;
 use support::recorder::recorded;
 use support::servers::{Kind, Server};
@@ -25,12 +25,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("forks_are_noticed_on_a_kernel_without_wiped_pages", without_wiped_pages),
         scenario("ten_generations_are_counted", ten_generations_are_counted),
         scenario("a_daemon_that_forks_twice_is_counted", a_daemon_that_forks_twice_is_counted),
-        scenario("hooks_run_once_per_process_and_a_panic_stops_no_other", hooks_run_once_per_process),
+        scenario("hooks_run_once_per_process_even_if_one_panics", hooks_run_once_per_process),
         scenario("after_fork_in_a_process_that_was_not_forked_does_nothing", after_fork_without_a_fork),
         scenario("a_custom_store_is_reset_once_in_each_process", a_custom_store_is_reset_once),
-        scenario("a_refresh_is_told_once_in_each_process", a_refresh_is_told_once),
+        scenario("a_refresh_is_logged_once_in_each_process", a_refresh_is_logged_once),
     ];
-    all.extend(with_each_server_and_mode("after_fork_at_any_time_leads_to_the_same_end", after_fork_at_any_time));
+    all.extend(with_each_server_and_mode("after_fork_may_be_called_at_any_time", after_fork_at_any_time));
     all
 }
 
@@ -43,32 +43,32 @@ fn every_way_of_forking_is_noticed() {
     }
 }
 
-/// All threads of a child see one and the same generation, whichever of them looks first.
+/// All threads of a child see the same generation, regardless of which one checks first.
 fn noticed_from_several_threads() {
     let before = lifecycle::generation();
     for way in Way::COMMON {
-        let seen = fork_by(way, || {
-            let looks: Vec<_> = (0..8).map(|_| std::thread::spawn(lifecycle::generation)).collect();
-            looks.into_iter().map(|look| look.join().expect("no panic")).collect::<Vec<u64>>()
+        let resets_at_use = fork_by(way, || {
+            let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(lifecycle::generation)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<u64>>()
         });
-        assert_eq!(seen.join(), vec![before + 1; 8], "{way:?}");
+        assert_eq!(resets_at_use.join(), vec![before + 1; 8], "{way:?}");
     }
 }
 
-/// Whoever comes first in the process: the hook, or an operation.
-fn a_refresh_is_told_once() {
+/// The first refresh in a process is by the hook or by an operation.
+fn a_refresh_is_logged_once() {
     let server = Server::start(Kind::Redis);
     let store = stores::TieredStore::new(stores::MemoryStore::new(), stores::from_url(&server.url("")).expect("a URL"));
     let cache = Cache::builder(store).name("words").register();
-    cache.blocking().set("k", &1, MINUTE).expect("a server that answers");
+    cache.blocking().set("k", &1, MINUTE).expect("the server is running");
     for hook_comes_first in [true, false] {
-        let told = fork(|| {
+        let logged = fork(|| {
             let ((), records) = recorded(|| {
                 for _ in 0..2 {
                     if hook_comes_first {
                         let _ = lifecycle::after_fork();
                     }
-                    cache.blocking().touch("k", MINUTE).expect("a server that answers");
+                    cache.blocking().touch("k", MINUTE).expect("the server is running");
                     let _ = lifecycle::after_fork();
                 }
             });
@@ -82,11 +82,11 @@ fn a_refresh_is_told_once() {
             ("sockets_cut", "1"),
         ];
         let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        assert_eq!(told.join(), [("DEBUG".to_owned(), expected)]);
+        assert_eq!(logged.join(), [("DEBUG".to_owned(), expected)]);
     }
 }
 
-/// There the child has a process id that its parent may have as well.
+/// The child's process id in its namespace may be equal to its parent's.
 fn a_nested_process_id_namespace_is_noticed() {
     let before = lifecycle::generation();
     let child = try_fork_by(Way::NewNamespace, CHILD_TIME, || (getpid().as_raw(), lifecycle::generation()));
@@ -115,19 +115,19 @@ fn ten_generations_are_counted() {
     assert_eq!(descend(0), expected);
 }
 
-/// The classic daemon: the process in the middle ends before the crate was ever looked at there.
+/// The classic daemon: the intermediate process ends before it uses the crate.
 fn a_daemon_that_forks_twice_is_counted() {
     let before = lifecycle::generation();
     let (adopted, reported) = (Latch::new(), Latch::new());
-    let (numbers, theirs) = nix::unistd::pipe().expect("a pipe");
+    let (read_end, write_end) = nix::unistd::pipe().expect("a pipe");
     let middle = fork::<()>(|| {
-        setsid().expect("a session of its own");
+        setsid().expect("a new session");
         let middle = getpid();
-        // Not waited for: whoever adopts it reaps it.
+        // Not waited for: the process that adopts it reaps it.
         let _daemon = fork::<()>(|| {
             support::wait::until("the daemon is adopted", || getppid() != middle);
             adopted.raise();
-            nix::unistd::write(&theirs, &lifecycle::generation().to_ne_bytes()).expect("room in a pipe");
+            nix::unistd::write(&write_end, &lifecycle::generation().to_ne_bytes()).expect("room in a pipe");
             reported.raise();
         });
         exit_now(0);
@@ -136,9 +136,9 @@ fn a_daemon_that_forks_twice_is_counted() {
     adopted.wait("the daemon is adopted");
     reported.wait("the daemon has reported");
     let mut generation = [0; 8];
-    nix::unistd::read(&numbers, &mut generation).expect("eight bytes");
+    nix::unistd::read(&read_end, &mut generation).expect("eight bytes");
     let generation = u64::from_ne_bytes(generation);
-    // The handlers run in the middle as well: it is a generation of its own.
+    // The fork handlers run in the intermediate process as well: it is a generation of its own.
     assert_eq!(generation, before + 2, "the daemon's generation");
 }
 
@@ -179,7 +179,7 @@ fn hooks_run_once_per_process() {
 }
 
 fn after_fork_without_a_fork() {
-    lifecycle::on_after_fork(|| panic!("nobody was forked"));
+    lifecycle::on_after_fork(|| panic!("a hook ran without a fork"));
     for _ in 0..5 {
         let report = lifecycle::after_fork();
         assert!(!report.forked(), "{report}");
@@ -188,8 +188,8 @@ fn after_fork_without_a_fork() {
     }
 }
 
-/// Never, once or five times before the first use, or late, or in the parent: nothing is dialled but by a use, and a
-/// connection that a process has made it keeps.
+/// It is called never, once or five times before the first use, or later, or in the parent. Only a use dials, and a
+/// process keeps the connections that it has opened.
 fn after_fork_at_any_time(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
@@ -202,7 +202,7 @@ fn after_fork_at_any_time(kind: Kind, mode: Mode) {
             let dialled = proxy.connects();
             let child = fork_by(way, || {
                 call_often(early);
-                assert!(early == 0 || connected_to(proxy.port()).is_empty(), "calling it dials nothing");
+                assert!(early == 0 || connected_to(proxy.port()).is_empty(), "after_fork dials nothing");
                 let caller = Caller::new(mode, &cache);
                 caller.converse("child", 4);
                 let own = connected_to(proxy.port());
@@ -215,17 +215,17 @@ fn after_fork_at_any_time(kind: Kind, mode: Mode) {
             assert_eq!(connections, 1, "{early} calls before the first use, {late} after it");
             call_often(early);
             caller.converse("parent", 4);
-            assert_eq!(proxy.connects() - dialled, 1, "one connection, and it is the child's");
+            assert_eq!(proxy.connects() - dialled, 1, "only the child dials");
         }
     }
 }
 
-/// It knows nothing of forks: every method but `reset` is what anybody would write.
+/// A store without knowledge of forks: only `reset` is specific to this crate.
 #[derive(Debug, Default)]
 struct Custom {
     resets: AtomicUsize,
-    /// How often it had been reset when it was used last.
-    seen: AtomicUsize,
+    /// The number of resets at the time of the last use.
+    resets_at_use: AtomicUsize,
 }
 
 #[async_trait]
@@ -235,7 +235,7 @@ impl CacheStore for Custom {
     }
 
     async fn get(&self, _: &str) -> Result<Option<Bytes>> {
-        self.seen.store(self.resets.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.resets_at_use.store(self.resets.load(Ordering::SeqCst), Ordering::SeqCst);
         Ok(None)
     }
 
@@ -268,14 +268,14 @@ impl CacheStore for Custom {
 fn a_custom_store_is_reset_once() {
     let store = Arc::new(Custom::default());
     let cache = Cache::register(Arc::clone(&store));
-    let use_it = || cache.blocking().set("key", &1, MINUTE).expect("it never fails");
+    let use_it = || cache.blocking().set("key", &1, MINUTE).expect("the store never fails");
     use_it();
-    assert_eq!(store.resets.load(Ordering::SeqCst), 0, "the parent has nothing to forget");
+    assert_eq!(store.resets.load(Ordering::SeqCst), 0, "the parent's store is not reset");
     for (way, calls) in Way::COMMON.into_iter().flat_map(|way| [(way, 0), (way, 1), (way, 5)]) {
         let child = fork_by(way, || {
             (0..calls).for_each(|_| drop(lifecycle::after_fork()));
             std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(use_it))));
-            let in_child = (store.resets.load(Ordering::SeqCst), store.seen.load(Ordering::SeqCst));
+            let in_child = (store.resets.load(Ordering::SeqCst), store.resets_at_use.load(Ordering::SeqCst));
             let grandchild = fork(|| {
                 use_it();
                 store.resets.load(Ordering::SeqCst)

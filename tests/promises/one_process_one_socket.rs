@@ -17,30 +17,30 @@ const FEWER: usize = 200;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
-    all.extend(with_each_server_and_mode("both_sides_talk_at_once_after_a_fork", |kind, mode| {
-        both_sides_talk_at_once(kind, mode, Way::Fork, OPERATIONS);
+    all.extend(with_each_server_and_mode("both_sides_use_the_cache_after_a_fork", |kind, mode| {
+        both_sides_use_the_cache(kind, mode, Way::Fork, OPERATIONS);
     }));
-    all.extend(with_each_server_and_mode("both_sides_talk_at_once_after_an_underscore_fork", |kind, mode| {
-        both_sides_talk_at_once(kind, mode, Way::UnderscoreFork, FEWER);
+    all.extend(with_each_server_and_mode("both_sides_use_the_cache_after_an_underscore_fork", |kind, mode| {
+        both_sides_use_the_cache(kind, mode, Way::UnderscoreFork, FEWER);
     }));
-    all.extend(with_each_server_and_mode("both_sides_talk_at_once_after_a_raw_clone", |kind, mode| {
-        both_sides_talk_at_once(kind, mode, Way::RawClone, FEWER);
+    all.extend(with_each_server_and_mode("both_sides_use_the_cache_after_a_raw_clone", |kind, mode| {
+        both_sides_use_the_cache(kind, mode, Way::RawClone, FEWER);
     }));
-    all.extend(with_each_server_and_mode("both_sides_talk_at_once_in_a_nested_namespace", |kind, mode| {
-        both_sides_talk_at_once(kind, mode, Way::NewNamespace, FEWER);
+    all.extend(with_each_server_and_mode("both_sides_use_the_cache_in_a_nested_namespace", |kind, mode| {
+        both_sides_use_the_cache(kind, mode, Way::NewNamespace, FEWER);
     }));
-    all.extend(with_each_server_and_mode("both_sides_talk_at_once_on_a_kernel_without_wiped_pages", |kind, mode| {
+    all.extend(with_each_server_and_mode("both_sides_use_the_cache_on_a_kernel_without_wiped_pages", |kind, mode| {
         prefork_cache::injection::without_wipe();
-        both_sides_talk_at_once(kind, mode, Way::Fork, FEWER);
+        both_sides_use_the_cache(kind, mode, Way::Fork, FEWER);
     }));
-    all.extend(with_each_server_and_mode("five_generations_talk_at_once", five_generations_talk_at_once));
+    all.extend(with_each_server_and_mode("five_generations_use_the_cache", five_generations_use_the_cache));
     all.extend(with_each_server_and_mode("a_daemon_that_forks_twice", a_daemon_that_forks_twice));
     all.extend(with_each_server("a_fork_on_a_runtimes_thread", a_fork_on_a_runtimes_thread));
     all
 }
 
-/// Nobody calls a hook. No reply is wrong, no operation fails, and each side has connections of its own.
-fn both_sides_talk_at_once(kind: Kind, mode: Mode, way: Way, operations: usize) {
+/// No hook is called. No reply is wrong, no operation fails, and each side has its own connections.
+fn both_sides_use_the_cache(kind: Kind, mode: Mode, way: Way, operations: usize) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let caller = Caller::new(mode, &cache);
@@ -51,7 +51,7 @@ fn both_sides_talk_at_once(kind: Kind, mode: Mode, way: Way, operations: usize) 
     let start = Latch::new();
     let child = try_fork_by(way, CHILD_TIME, || {
         start.wait("both sides start");
-        talk_as_a_child(mode, &cache, &server, "child", operations)
+        use_as_a_child(mode, &cache, &server, "child", operations)
     });
     let child = child.unwrap_or_else(|error| skip(&format!("{way:?} is not permitted here: {error}")));
     start.raise();
@@ -59,25 +59,25 @@ fn both_sides_talk_at_once(kind: Kind, mode: Mode, way: Way, operations: usize) 
     let in_child = child.join();
 
     assert_eq!(own_connections(&server), before, "the parent keeps its connections");
-    assert_apart(&before, &in_child);
-    println!("{operations} operations a side; parent {before:?}; child {in_child:?}");
+    assert_disjoint(&before, &in_child);
+    println!("{operations} operations per side; parent {before:?}; child {in_child:?}");
 }
 
-/// A caller of this process's own, and what the server then knows of it.
-fn talk_as_a_child(mode: Mode, cache: &Cache, server: &Server, side: &str, operations: usize) -> BTreeSet<Identity> {
+/// Uses the cache with a new caller. Returns the connections of this process as the server sees them.
+fn use_as_a_child(mode: Mode, cache: &Cache, server: &Server, side: &str, operations: usize) -> BTreeSet<Identity> {
     let caller = Caller::new(mode, cache);
     caller.converse(side, operations);
     own_connections(server)
 }
 
-fn assert_apart(one: &BTreeSet<Identity>, other: &BTreeSet<Identity>) {
-    assert!(!other.is_empty(), "the child is connected");
+fn assert_disjoint(parents: &BTreeSet<Identity>, childs: &BTreeSet<Identity>) {
+    assert!(!childs.is_empty(), "the child is connected");
     let ports = |identities: &BTreeSet<Identity>| identities.iter().map(|i| i.local_port).collect::<BTreeSet<_>>();
-    assert!(ports(one).is_disjoint(&ports(other)), "no connection is shared: {one:?} and {other:?}");
+    assert!(ports(parents).is_disjoint(&ports(childs)), "no connection is shared: {parents:?} and {childs:?}");
 }
 
-/// Each generation forks the next while it talks.
-fn five_generations_talk_at_once(kind: Kind, mode: Mode) {
+/// Each generation forks the next while it uses the cache.
+fn five_generations_use_the_cache(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let all = generation(mode, &cache, &server, 0);
@@ -86,7 +86,7 @@ fn five_generations_talk_at_once(kind: Kind, mode: Mode) {
     assert_eq!(ports.len(), all.iter().map(BTreeSet::len).sum::<usize>(), "no connection is shared: {all:?}");
 }
 
-/// The connections of this generation and of all that come after it.
+/// Returns the connections of this generation and of all later ones.
 fn generation(mode: Mode, cache: &Cache, server: &Server, depth: usize) -> Vec<BTreeSet<Identity>> {
     let side = format!("generation {depth}");
     let caller = Caller::new(mode, cache);
@@ -101,7 +101,7 @@ fn generation(mode: Mode, cache: &Cache, server: &Server, depth: usize) -> Vec<B
     all
 }
 
-/// The process in the middle never looks at the cache.
+/// The intermediate process never uses the cache.
 fn a_daemon_that_forks_twice(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
@@ -110,38 +110,38 @@ fn a_daemon_that_forks_twice(kind: Kind, mode: Mode) {
     let before = own_connections(&server);
     let done = Latch::new();
     let middle = fork_by::<()>(Way::Fork, || {
-        nix::unistd::setsid().expect("a session of its own");
-        // Not waited for: whoever adopts it reaps it.
+        nix::unistd::setsid().expect("a new session");
+        // Not waited for: the process that adopts it reaps it.
         let _daemon = fork_by::<()>(Way::Fork, || {
-            let own = talk_as_a_child(mode, &cache, &server, "daemon", FEWER);
-            assert_apart(&before, &own);
+            let own = use_as_a_child(mode, &cache, &server, "daemon", FEWER);
+            assert_disjoint(&before, &own);
             done.raise();
         });
         exit_now(0);
     });
     caller.converse("parent", FEWER);
     assert_eq!(middle.end(), End::Exited(0));
-    done.wait("the daemon is done, with connections of its own");
+    done.wait("the daemon is done");
     assert_eq!(own_connections(&server), before, "the parent keeps its connections");
 }
 
-/// The child goes on blocking: its runtime is its parent's.
+/// The child uses the blocking API: its runtime is inherited.
 fn a_fork_on_a_runtimes_thread(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let ask = async |cache: &Cache| cache.set("parent", &"value", MINUTE).await.expect("the server is there");
-        ask(&cache).await;
+        let set = async |cache: &Cache| cache.set("parent", &"value", MINUTE).await.expect("the server is running");
+        set(&cache).await;
         let (in_task, before) = (cache.clone(), own_connections(&server));
         let on_a_worker = tokio::spawn(async move {
-            ask(&in_task).await;
-            // Joined here: the worker waits, and the other one goes on.
+            set(&in_task).await;
+            // Joined here: this worker waits, and the other one continues.
             fork_by(Way::Fork, || Caller::new(Mode::Blocking, &in_task).converse("child", FEWER)).join();
-            ask(&in_task).await;
+            set(&in_task).await;
         });
         on_a_worker.await.expect("no panic");
-        ask(&cache).await;
+        set(&cache).await;
         let after = own_connections(&server);
         assert!(before.is_subset(&after), "the parent keeps its connections: {before:?}, {after:?}");
     });

@@ -1,4 +1,4 @@
-//! What everything else is built on: each process builds its own value, and never waits for a build of its parent's.
+//! The basis of all other promises: each process builds its own value, and never waits for a build in its parent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -17,24 +17,24 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Another thread is in the middle of the build at the fork. What the child does is to build its own.
+/// Another thread is in the middle of the build at the fork. The child builds its own value.
 fn under_construction() {
     static LOCAL: ProcessLocal<&str> = ProcessLocal::new();
-    let (begun, go_on) = (Latch::new(), Latch::new());
+    let (started, release) = (Latch::new(), Latch::new());
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
             *LOCAL.get_or_init(|| {
-                begun.raise();
-                go_on.wait("the builder may go on");
+                started.raise();
+                release.wait("the builder is released");
                 "the parent's"
             })
         });
-        begun.wait("the build has begun");
+        started.wait("the build has begun");
         for way in Way::COMMON {
             let in_child = fork_by(way, || (*LOCAL.get_or_init(|| "the child's")).to_owned());
             assert_eq!(in_child.join(), "the child's", "{way:?}");
         }
-        go_on.raise();
+        release.raise();
         assert_eq!(builder.join().expect("no panic"), "the parent's");
     });
     assert_eq!(*LOCAL.get_or_init(|| "too late"), "the parent's");
@@ -48,8 +48,8 @@ fn built_once_in_each_process() {
     for way in Way::COMMON {
         let in_child = fork_by(way, || {
             thread::scope(|scope| {
-                let looks: Vec<_> = (0..8).map(|_| scope.spawn(|| *local.get_or_init(build))).collect();
-                looks.into_iter().map(|look| look.join().expect("no panic")).collect::<Vec<usize>>()
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| *local.get_or_init(build))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<usize>>()
             })
         });
         assert_eq!(in_child.join(), [2; 8], "{way:?}: one build for all threads");
@@ -68,7 +68,7 @@ fn inherited_is_not_dropped() {
     for way in Way::COMMON {
         let local = ProcessLocal::new();
         local.get_or_init(|| Counted);
-        // The child has a copy of its own of all that is moved in here: it can drop the whole.
+        // The child has its own copy of the whole value, and can drop it.
         let copy = std::ptr::from_ref(&local);
         let drops = fork_by(way, || {
             // SAFETY: the child never returns to the owner of `local`, so this is its only drop.
@@ -82,8 +82,8 @@ fn inherited_is_not_dropped() {
             (unused, DROPS.load(Ordering::SeqCst))
         });
         let (unused, used) = drops.join();
-        assert_eq!(unused, 0, "{way:?}: the parent's value is not the child's to drop");
-        assert_eq!(used, 1, "{way:?}: the child's own is");
+        assert_eq!(unused, 0, "{way:?}: the child does not drop the parent's value");
+        assert_eq!(used, 1, "{way:?}: the child drops its own value");
         let before = DROPS.load(Ordering::SeqCst);
         drop(local);
         assert_eq!(DROPS.load(Ordering::SeqCst), before + 1, "the parent drops its own");

@@ -1,5 +1,5 @@
-//! Promise 3, where the thread that vanishes is half there: a signal handler forks, and its child comes back to what was
-//! interrupted.
+//! Promise 3, where the fork interrupts a thread of this crate: a signal handler forks, and its child returns to the
+//! interrupted code.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork as bare_fork};
+use nix::unistd::{ForkResult, fork as raw_fork};
 use prefork_cache::lifecycle::{self, HookId};
 use prefork_cache::stores::MemoryStore;
 use prefork_cache::{Cache, injection};
@@ -23,7 +23,7 @@ use support::signals::{interrupt_every, on_interrupt};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario("while_the_current_runtime_changes", || while_the_current_runtime_changes(SaFlags::empty())),
-        scenario("while_the_current_runtime_changes::without_blocking_their_signal", || {
+        scenario("while_the_current_runtime_changes::without_blocking_the_signal", || {
             while_the_current_runtime_changes(SaFlags::SA_NODEFER);
         }),
         scenario("while_a_hook_is_registered", while_a_hook_is_registered),
@@ -33,16 +33,16 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 static FORKED: AtomicUsize = AtomicUsize::new(0);
 static PANICKED: AtomicUsize = AtomicUsize::new(0);
 
-/// Nearly all that this thread does is to change which runtime is current.
+/// This thread does little else than change which runtime is current.
 fn while_the_current_runtime_changes(flags: SaFlags) {
     extern "C" fn fork_and_wait(_: libc::c_int) {
-        // SAFETY: the only thread; what was interrupted does not allocate.
-        match unsafe { bare_fork() }.expect("a child") {
+        // SAFETY: this is the only thread, and the interrupted code does not allocate.
+        match unsafe { raw_fork() }.expect("a child") {
             ForkResult::Child => exit_now(0),
             ForkResult::Parent { child } => {
                 let ended = loop {
                     match waitpid(child, None) {
-                        // By another of its kind, if that is not blocked.
+                        // Interrupted by another signal, if it is not blocked.
                         Err(Errno::EINTR) => {}
                         ended => break ended,
                     }
@@ -54,7 +54,7 @@ fn while_the_current_runtime_changes(flags: SaFlags) {
     }
     let _cache = Cache::register(MemoryStore::new());
     let runtime = current_thread_runtime();
-    // What is allocated at the first use of a thread is allocated.
+    // Does the allocations of a thread's first use.
     drop(runtime.enter());
     std::panic::set_hook(Box::new(|_| _ = PANICKED.fetch_add(1, Ordering::Relaxed)));
     let action = SigAction::new(SigHandler::Handler(fork_and_wait), flags, SigSet::empty());
@@ -67,8 +67,8 @@ fn while_the_current_runtime_changes(flags: SaFlags) {
     }
     drop(timer);
     let panicked = PANICKED.load(Ordering::Relaxed);
-    println!("{forks} forks in a handler, {panicked} panics that were caught");
-    // Where it is known to be one, nothing is tried.
+    println!("{forks} forks in a handler, {panicked} caught panics");
+    // Where the crate knows that it is in a handler, it does not try, so nothing panics.
     assert!(panicked == 0 || flags.contains(SaFlags::SA_NODEFER), "{panicked} panics in a handler");
 }
 
@@ -79,8 +79,8 @@ thread_local! {
 static SIDE: Mutex<Option<Side<bool>>> = Mutex::new(None);
 static REGISTERED_BY_THE_CHILD: Mutex<Option<HookId>> = Mutex::new(None);
 
-/// Between the copy of the list and its replacement a handler forks; the child registers a hook of its own there, and comes
-/// back.
+/// A handler forks between the copy of the list of hooks and its replacement. The child registers a hook in the handler
+/// and returns.
 fn while_a_hook_is_registered() {
     on_interrupt(|| {
         let side = split(Way::Fork, CHILD_TIME).expect("a child");
@@ -98,16 +98,16 @@ fn while_a_hook_is_registered() {
     IS_TO_FORK.set(true);
     let own = lifecycle::on_after_fork(|| {});
     let side = SIDE.lock().expect("no panic").take();
-    let found = || [before, own].map(lifecycle::remove_hook);
+    let remove_both = || [before, own].map(lifecycle::remove_hook);
     match side.expect("the handler has run") {
         Side::Parent(child) => {
-            assert!(child.join(), "a hook of the child's was lost");
-            assert_eq!(found(), [true, true], "hooks of the parent's");
+            assert!(child.join(), "the child's hook is found");
+            assert_eq!(remove_both(), [true, true], "the parent's hooks are found");
         }
         Side::Child(reporter) => reporter.run_and_exit(|| {
-            let of_the_child = REGISTERED_BY_THE_CHILD.lock().expect("no panic").take();
-            assert_eq!(found(), [true, true], "hooks of before the fork");
-            lifecycle::remove_hook(of_the_child.expect("the handler has registered it"))
+            let child_hook = REGISTERED_BY_THE_CHILD.lock().expect("no panic").take();
+            assert_eq!(remove_both(), [true, true], "the hooks from before the fork are found");
+            lifecycle::remove_hook(child_hook.expect("the handler has registered it"))
         }),
     }
 }

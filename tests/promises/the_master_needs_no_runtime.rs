@@ -1,5 +1,5 @@
-//! Promise 7: everything can be done through the blocking API, which starts no thread and no runtime. And a runtime that
-//! came through a fork is refused in so many words.
+//! Promise 7: everything can be done through the blocking API, which starts no thread and no runtime. Using an
+//! inherited runtime is a clear error.
 
 use prefork_cache::ErrorKind;
 
@@ -42,17 +42,17 @@ fn use_everything(caller: &Caller<'_>) {
     caller.converse("one thread", 20);
     assert_eq!(caller.fetch("fetched", "loaded"), "loaded");
     caller.increment("counter").expect("a number");
-    caller.reconnect().expect("the server is there");
+    caller.reconnect().expect("the server is running");
     caller.converse("one thread again", 20);
 }
 
-/// It was used with the crate before the fork, or it was current at the fork: both are known. (After a fork that goes round
-/// the handlers a runtime that was never used passes for a new one.)
+/// The runtime was used with the crate before the fork, or was current at the fork: the crate knows both. After a fork
+/// that bypasses the handlers, a runtime that was never used cannot be told from a new one.
 fn an_inherited_runtime_is_refused(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let used = current_thread_runtime();
-    let use_it = || used.block_on(cache.set("key", &"value", MINUTE)).expect("the server is there");
+    let use_it = || used.block_on(cache.set("key", &"value", MINUTE)).expect("the server is running");
     use_it();
     for way in Way::COMMON {
         let in_its_context = fork_by(way, || {
@@ -70,7 +70,7 @@ fn an_inherited_runtime_is_refused(kind: Kind) {
     use_it();
 }
 
-/// Polls a `get` once, in the context that this thread is in, and answers what came of it.
+/// Polls a `get` once in the context of this thread, and returns its result as a string.
 fn get_now(cache: &prefork_cache::Cache) -> String {
     use std::future::Future;
     use std::task::{Context, Poll, Waker};

@@ -13,14 +13,14 @@ use support::servers::{Kind, Server};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
-    all.extend(with_each_server_and_mode("whatever_its_child_does", whatever_its_child_does));
+    all.extend(with_each_server_and_mode("after_each_action_of_a_child", after_each_action_of_a_child));
     all.extend(with_each_server("while_it_awaits_a_reply", while_it_awaits_a_reply));
     all
 }
 
-/// What a child does with a cache that it has inherited.
+/// An action of a child with an inherited cache.
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Action {
     Nothing,
     FirstUse,
     Drop,
@@ -33,37 +33,37 @@ enum Deed {
     Panic,
 }
 
-const DEEDS: [Deed; 10] = [
-    Deed::Nothing,
-    Deed::FirstUse,
-    Deed::Drop,
-    Deed::Reset,
-    Deed::Reconnect,
-    Deed::AfterFork,
-    Deed::Exit,
-    Deed::ExitAfterUse,
-    Deed::UnderscoreExit,
-    Deed::Panic,
+const ACTIONS: [Action; 10] = [
+    Action::Nothing,
+    Action::FirstUse,
+    Action::Drop,
+    Action::Reset,
+    Action::Reconnect,
+    Action::AfterFork,
+    Action::Exit,
+    Action::ExitAfterUse,
+    Action::UnderscoreExit,
+    Action::Panic,
 ];
 
-impl Deed {
-    /// In the child. `mode` is how it uses the cache.
+impl Action {
+    /// Runs in the child. `mode` is how it uses the cache.
     fn perform(self, mode: Mode, cache: Cache) {
         match self {
-            Deed::Nothing => {}
-            Deed::FirstUse => Caller::new(mode, &cache).converse("child", 4),
-            Deed::Drop => drop(cache),
-            Deed::Reset => cache.reset(),
-            Deed::Reconnect => Caller::new(mode, &cache).reconnect().expect("the server is there"),
-            Deed::AfterFork => assert!(lifecycle::after_fork().forked()),
-            // What C and Rust have registered for the end of a process is run.
-            Deed::Exit => std::process::exit(0),
-            Deed::ExitAfterUse => {
+            Action::Nothing => {}
+            Action::FirstUse => Caller::new(mode, &cache).converse("child", 4),
+            Action::Drop => drop(cache),
+            Action::Reset => cache.reset(),
+            Action::Reconnect => Caller::new(mode, &cache).reconnect().expect("the server is running"),
+            Action::AfterFork => assert!(lifecycle::after_fork().forked()),
+            // Runs the exit handlers of C and Rust.
+            Action::Exit => std::process::exit(0),
+            Action::ExitAfterUse => {
                 Caller::new(mode, &cache).converse("child", 4);
                 std::process::exit(0)
             }
-            Deed::UnderscoreExit => exit_now(0),
-            Deed::Panic => {
+            Action::UnderscoreExit => exit_now(0),
+            Action::Panic => {
                 let _unwound = cache;
                 std::panic::resume_unwind(Box::new("as planned"))
             }
@@ -72,57 +72,58 @@ impl Deed {
 
     fn assert_ended(self, child: Child<()>) {
         let expected = match self {
-            Deed::Exit | Deed::ExitAfterUse | Deed::UnderscoreExit => End::Exited(0),
-            Deed::Panic => End::Panicked("as planned".to_owned()),
+            Action::Exit | Action::ExitAfterUse | Action::UnderscoreExit => End::Exited(0),
+            Action::Panic => End::Panicked("as planned".to_owned()),
             _ => End::Returned(()),
         };
         assert_eq!(child.end(), expected, "{self:?}");
     }
 }
 
-fn whatever_its_child_does(kind: Kind, mode: Mode) {
+fn after_each_action_of_a_child(kind: Kind, mode: Mode) {
     let server = Server::start(kind);
     let cache = cache_on(&server, PATIENT);
     let caller = Caller::new(mode, &cache);
     caller.converse("parent before", 10);
     let before = own_connections(&server);
-    for deed in DEEDS {
+    for action in ACTIONS {
         for way in Way::COMMON {
-            // The child's handle is a copy of the bits: to drop it there takes nothing from the parent.
+            // The child's handle is a bitwise copy: dropping it there does not affect the parent.
             let copy = cache.clone();
-            let child = fork_by(way, || deed.perform(mode, copy));
-            deed.assert_ended(child);
+            let child = fork_by(way, || action.perform(mode, copy));
+            action.assert_ended(child);
             caller.converse("parent", 4);
-            assert_eq!(own_connections(&server), before, "the parent's connections after {deed:?} by {way:?}");
+            assert_eq!(own_connections(&server), before, "the parent's connections after {action:?} by {way:?}");
         }
     }
 }
 
-/// The parent has sent a command on tokio and waits for the reply, which the proxy holds until the child has done its deed.
+/// The parent has sent a command on tokio and waits for the reply, which the proxy holds until the child's action is
+/// done.
 fn while_it_awaits_a_reply(kind: Kind) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port());
     let cache = cache_at(kind, proxy.port(), PATIENT);
     let runtime = current_thread_runtime();
     runtime.block_on(async {
-        cache.set_raw("key", "precious", MINUTE).await.expect("the server is there");
-        for deed in DEEDS {
+        cache.set_raw("key", "precious", MINUTE).await.expect("the server is running");
+        for action in ACTIONS {
             proxy.hold_replies_with("precious");
             let mut awaited = pin!(cache.get_raw("key"));
             until_held(&proxy, 1, awaited.as_mut()).await;
             let connects = proxy.connects();
             let copy = cache.clone();
-            // The child may not use the runtime that it is born in: it blocks.
+            // The child may not use the runtime that it was forked in, so it uses the blocking API.
             let child = fork(|| {
-                deed.perform(Mode::Blocking, copy);
+                action.perform(Mode::Blocking, copy);
             });
-            deed.assert_ended(child);
+            action.assert_ended(child);
             let dialled_by_child = proxy.connects() - connects;
             proxy.release();
-            let answer = awaited.await.unwrap_or_else(|error| panic!("after {deed:?}: {error:?}"));
-            assert_eq!(answer.as_deref(), Some(&b"precious"[..]), "after {deed:?}");
-            cache.get_raw("key").await.unwrap_or_else(|error| panic!("after {deed:?}: {error:?}"));
-            assert_eq!(proxy.connects(), connects + dialled_by_child, "the parent did not dial again after {deed:?}");
+            let answer = awaited.await.unwrap_or_else(|error| panic!("after {action:?}: {error:?}"));
+            assert_eq!(answer.as_deref(), Some(&b"precious"[..]), "after {action:?}");
+            cache.get_raw("key").await.unwrap_or_else(|error| panic!("after {action:?}: {error:?}"));
+            assert_eq!(proxy.connects(), connects + dialled_by_child, "the parent did not dial again after {action:?}");
         }
     });
 }

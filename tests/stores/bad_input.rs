@@ -1,4 +1,4 @@
-//! Bad input gets an error that names the offending part. The texts are pinned: people search for them.
+//! Bad input gets an error that names the offending part. The error texts are fixed, because people search for them.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use support::servers::{Kind, Server, free_port};
 
 const TTL: Duration = Duration::from_secs(60);
 
-fn refused(outcome: Result<impl Sized, Error>, kind: ErrorKind, text: &str) {
+fn assert_refused(outcome: Result<impl Sized, Error>, kind: ErrorKind, text: &str) {
     let error = outcome.err().unwrap_or_else(|| panic!("expected: {text}"));
     assert_eq!((error.kind(), error.to_string().as_str()), (kind, text));
 }
 
 #[test]
 fn urls() {
-    let refusals = [
+    let cases = [
         ("localhost", "the URL does not begin with scheme://"),
         (
             "gopher://localhost",
@@ -87,12 +87,12 @@ fn urls() {
         ("memory://?at_fork=never", "the option at_fork=\"never\" is not inherit or fresh"),
         ("null://?a=1", "unknown option \"a\": known are "),
     ];
-    for (url, text) in refusals {
-        refused(from_url(url), ErrorKind::InvalidUrl, text);
+    for (url, text) in cases {
+        assert_refused(from_url(url), ErrorKind::InvalidUrl, text);
     }
 }
 
-/// Whatever is wrong with it, and wherever the password stands.
+/// For every error in a URL, and every position of the password.
 #[test]
 fn a_password_is_never_shown() {
     let port = free_port();
@@ -113,7 +113,7 @@ fn a_password_is_never_shown() {
             Err(error) => format!("{error} {error:?}"),
             Ok(store) => {
                 let cache = Cache::builder(store).build();
-                let error = cache.blocking().exists("k").expect_err("nobody listens there");
+                let error = cache.blocking().exists("k").expect_err("no server listens there");
                 format!("{error} {error:?} {cache:?}")
             }
         };
@@ -125,12 +125,12 @@ fn a_password_is_never_shown() {
 fn keys_and_times_to_live() {
     let cache = Cache::builder(MemoryStore::new()).namespace("n").build();
     let cache = cache.blocking();
-    refused(cache.get::<u8>(""), ErrorKind::InvalidKey, "the key is empty");
-    refused(cache.set("", &1, TTL), ErrorKind::InvalidKey, "the key is empty");
+    assert_refused(cache.get::<u8>(""), ErrorKind::InvalidKey, "the key is empty");
+    assert_refused(cache.set("", &1, TTL), ErrorKind::InvalidKey, "the key is empty");
     let zero = "a TTL of zero: an entry that does not expire has Ttl::Never, or Expiry::NEVER";
-    refused(cache.set("k", &1, Duration::ZERO), ErrorKind::InvalidTtl, zero);
-    refused(cache.touch("k", Duration::ZERO), ErrorKind::InvalidTtl, zero);
-    refused(
+    assert_refused(cache.set("k", &1, Duration::ZERO), ErrorKind::InvalidTtl, zero);
+    assert_refused(cache.touch("k", Duration::ZERO), ErrorKind::InvalidTtl, zero);
+    assert_refused(
         cache.set("k", &1, Duration::MAX),
         ErrorKind::InvalidTtl,
         "a TTL of 18446744073709551615 s is longer than a hundred years: an entry that does not expire has Ttl::Never, or Expiry::NEVER",
@@ -150,23 +150,23 @@ fn counters_on(cache: &Cache) {
     let cache = cache.blocking();
     cache.set_raw("words", "twelve", TTL).unwrap();
     let text = "the entry \"words\" is not a decimal number of 64 bits";
-    refused(cache.increment("words", 1, TTL), ErrorKind::NotANumber, text);
-    refused(cache.counter("words"), ErrorKind::NotANumber, text);
+    assert_refused(cache.increment("words", 1, TTL), ErrorKind::NotANumber, text);
+    assert_refused(cache.counter("words"), ErrorKind::NotANumber, text);
     cache.set_raw("full", i64::MAX.to_string(), TTL).unwrap();
     let text = "adding 1 to the counter \"full\" does not fit into 64 bits";
-    refused(cache.increment("full", 1, TTL), ErrorKind::NotANumber, text);
-    refused(
+    assert_refused(cache.increment("full", 1, TTL), ErrorKind::NotANumber, text);
+    assert_refused(
         cache.decrement("full", i64::MIN, TTL),
         ErrorKind::NotANumber,
         "adding -9223372036854775808 to the counter \"full\" does not fit into 64 bits",
     );
 }
 
-/// The value is refused by name and size, and the connection lives on.
+/// The error names the key and the size, and the connection stays open.
 #[test]
-fn values_that_are_too_large() {
+fn values_above_max_value() {
     let memory = Cache::builder(MemoryStore::builder().max_bytes(100).build()).build();
-    refused(
+    assert_refused(
         memory.blocking().set_raw("k", vec![0; 200], TTL),
         ErrorKind::ValueTooLarge,
         "the value of \"k\" has 200 bytes (585 with its key and upkeep), and the memory store holds 100 in all",
@@ -175,17 +175,18 @@ fn values_that_are_too_large() {
         let server = Server::start(kind);
         let cache = Cache::builder(from_url(&server.url("max_value=1000")).unwrap()).build();
         let cache = cache.blocking();
-        let taker = if kind == Kind::Redis { format!("127.0.0.1:{}", server.port()) } else { "memcached".to_owned() };
-        let text = format!("the value of \"k\" has 1001 bytes, and {taker} takes at most 1000");
-        refused(cache.set_raw("k", vec![0; 1001], TTL), ErrorKind::ValueTooLarge, &text);
+        let receiver =
+            if kind == Kind::Redis { format!("127.0.0.1:{}", server.port()) } else { "memcached".to_owned() };
+        let text = format!("the value of \"k\" has 1001 bytes, and {receiver} takes at most 1000");
+        assert_refused(cache.set_raw("k", vec![0; 1001], TTL), ErrorKind::ValueTooLarge, &text);
         cache.set_raw("k", vec![0; 1000], TTL).unwrap();
         assert_eq!(cache.get_raw("k").unwrap().map(|value| value.len()), Some(1000));
     }
 }
 
-/// This side may have been told of a higher limit than the server's own.
+/// `max_value` may be configured higher than the server's own limit.
 #[test]
-fn values_that_the_server_finds_too_large() {
+fn values_above_the_servers_own_limit() {
     let server = Server::start(Kind::Memcached);
     let port = server.port();
     let cache = Cache::builder(from_url(&server.url("max_value=3000000&pool_size=1")).unwrap()).build();
@@ -198,12 +199,16 @@ fn values_that_the_server_finds_too_large() {
     assert_eq!(error.to_string(), format!("the value of 2000000 bytes for \"k\" is too large for 127.0.0.1:{port}"));
     cache.set_raw("k", "small", TTL).unwrap();
     let count = |line: Option<String>| line.and_then(|line| line.trim().rsplit(' ').next()?.parse::<u32>().ok());
-    assert_eq!(count(connections()), count(before).map(|before| before + 1), "the one that asks; the cache's lives on");
+    assert_eq!(
+        count(connections()),
+        count(before).map(|before| before + 1),
+        "only the connection that reads the statistics is new"
+    );
 }
 
-/// A fetch is not stopped by what the cache refuses.
+/// An error of the cache does not fail a fetch.
 #[test]
-fn a_fetch_gives_the_loaders_value_whatever_the_cache_refuses() {
+fn a_fetch_returns_the_loaded_value_if_the_cache_refuses_it() {
     let reported = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = std::sync::Arc::clone(&reported);
     let cache = Cache::builder(MemoryStore::new()).on_error(move |error| log.lock().unwrap().push(error.to_string()));
@@ -218,48 +223,48 @@ fn a_fetch_gives_the_loaders_value_whatever_the_cache_refuses() {
     assert_eq!(cache.stats().errors, 2);
 }
 
-/// What is refused before the store hears of it is a failed operation like any other.
+/// An operation that is refused before it reaches the store counts as failed.
 #[test]
-fn every_refusal_is_counted() {
+fn every_refused_operation_is_counted() {
     let cache = Cache::builder(MemoryStore::new()).codec(Codec::Json).build();
     let cache = cache.blocking();
-    // JSON has no name for such a key.
-    let unnamed = || std::collections::HashMap::from([((1, 2), 3)]);
+    // JSON has no keys of this type.
+    let unencodable = || std::collections::HashMap::from([((1, 2), 3)]);
     cache.get_raw("").unwrap_err();
-    cache.set("k", &unnamed(), TTL).unwrap_err();
-    cache.update("k", TTL, |_: Option<std::collections::HashMap<(u8, u8), u8>>| Some(unnamed())).unwrap_err();
+    cache.set("k", &unencodable(), TTL).unwrap_err();
+    cache.update("k", TTL, |_: Option<std::collections::HashMap<(u8, u8), u8>>| Some(unencodable())).unwrap_err();
     cache.decrement("k", i64::MIN, TTL).unwrap_err();
     cache.set_raw("k", "words", TTL).unwrap();
     cache.counter("k").unwrap_err();
     assert_eq!(cache.stats().errors, 5);
-    let loaded = cache.fetch("other", TTL, || Ok::<_, std::convert::Infallible>(unnamed()));
-    assert_eq!(loaded, Ok(unnamed()));
+    let loaded = cache.fetch("other", TTL, || Ok::<_, std::convert::Infallible>(unencodable()));
+    assert_eq!(loaded, Ok(unencodable()));
     assert_eq!(cache.stats().errors, 6);
     cache.set_many(&[("", 1)], TTL).pop().unwrap().unwrap_err();
     assert_eq!(cache.stats().errors, 7);
 }
 
 #[test]
-fn a_server_that_is_not_there() {
+fn a_server_that_does_not_listen() {
     let port = free_port();
     for scheme in ["redis", "memcached"] {
         let cache =
             Cache::builder(from_url(&format!("{scheme}://127.0.0.1:{port}?failures=1&retry_after=1m")).unwrap());
         let cache = cache.build();
         let text = format!("could not connect to 127.0.0.1:{port}");
-        refused(cache.blocking().exists("k"), ErrorKind::Connect, &text);
+        assert_refused(cache.blocking().exists("k"), ErrorKind::Connect, &text);
         let error = cache.blocking().exists("k").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        let left_alone = format!("127.0.0.1:{port} has failed, and is not tried again before retry_after is over");
-        assert_eq!(error.to_string(), left_alone, "the same words each time, for those who count errors by them");
+        let unavailable = format!("127.0.0.1:{port} has failed, and is not tried again before retry_after is over");
+        assert_eq!(error.to_string(), unavailable, "the text is the same each time, so errors can be grouped by it");
         assert_eq!(error.source().map(ToString::to_string), Some(text), "the first failure");
         assert!(error.is_transient());
     }
 }
 
-/// As Redis has it, whose counters everybody else's follow.
+/// The other stores follow Redis in what a counter is.
 #[test]
-fn what_is_no_counter_in_memory_is_none_in_redis() {
+fn memory_and_redis_accept_the_same_counters() {
     let server = Server::start(Kind::Redis);
     let redis = Cache::builder(from_url(&server.url("")).unwrap()).build();
     let memory = Cache::builder(MemoryStore::new()).build();

@@ -1,4 +1,4 @@
-//! The handle: types, namespaces, versions, other programs' bytes, and what is counted.
+//! `Cache`: types, namespaces, versions, other programs' bytes, and statistics.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) fn everywhere(test: impl Fn(Cache)) {
 }
 
 #[test]
-fn every_verb_blocking_and_asynchronous() {
+fn every_operation_blocking_and_asynchronous() {
     everywhere(|cache| {
         let name = format!("{cache:?}");
         let blocking = cache.blocking();
@@ -61,9 +61,10 @@ fn every_verb_blocking_and_asynchronous() {
             assert_eq!(cache.increment("n", 5, TTL).await.unwrap(), 5);
             assert_eq!(cache.decrement("n", 2, TTL).await.unwrap(), 3);
             assert_eq!(cache.counter("n").await.unwrap(), Some(3));
-            let renamed = |held: Option<Widget>| held.map(|held| Widget { name: "renamed".into(), ..held });
+            let renamed =
+                |previous: Option<Widget>| previous.map(|previous| Widget { name: "renamed".into(), ..previous });
             assert_eq!(
-                cache.update("b", TTL, renamed).await.unwrap().map(|held| held.name).as_deref(),
+                cache.update("b", TTL, renamed).await.unwrap().map(|previous| previous.name).as_deref(),
                 Some("renamed")
             );
             assert_eq!(cache.update("b", TTL, |_: Option<Widget>| None).await.unwrap(), None);
@@ -77,25 +78,25 @@ fn every_verb_blocking_and_asynchronous() {
 #[test]
 fn a_namespace_is_cleared_alone() {
     everywhere(|cache| {
-        let [ours, theirs] = ["a*", "a*b"].map(|part| cache.namespace(part));
-        for cache in [&ours, &theirs] {
+        let [first, second] = ["a*", "a*b"].map(|part| cache.namespace(part));
+        for cache in [&first, &second] {
             cache.blocking().set("k", &1, TTL).unwrap();
         }
-        ours.blocking().clear().unwrap();
-        assert_eq!(ours.blocking().get::<u8>("k").unwrap(), None);
-        assert_eq!(theirs.blocking().get("k").unwrap(), Some(1));
+        first.blocking().clear().unwrap();
+        assert_eq!(first.blocking().get::<u8>("k").unwrap(), None);
+        assert_eq!(second.blocking().get("k").unwrap(), Some(1));
         cache.blocking().clear().unwrap();
-        assert_eq!(theirs.blocking().get::<u8>("k").unwrap(), None);
+        assert_eq!(second.blocking().get::<u8>("k").unwrap(), None);
     });
 }
 
-/// They are a miss, are counted, and the next fetch overwrites them.
+/// Foreign bytes are a miss and are counted, and the next fetch overwrites them.
 #[test]
-fn bytes_that_are_no_value_are_a_miss() {
+fn bytes_without_an_envelope_are_a_miss() {
     everywhere(|cache| {
         let cache = cache.blocking();
-        let strangers: [&[u8]; 4] = [b"12", b"", b"\x04\x08i\x11", b"\0\x11\x02\0\0\0\0\0\0\xf0\xbf\xff\xff\xff\xffhi"];
-        for (number, bytes) in strangers.into_iter().enumerate() {
+        let foreign: [&[u8]; 4] = [b"12", b"", b"\x04\x08i\x11", b"\0\x11\x02\0\0\0\0\0\0\xf0\xbf\xff\xff\xff\xffhi"];
+        for (number, bytes) in foreign.into_iter().enumerate() {
             cache.set_raw("k", bytes.to_vec(), TTL).unwrap();
             assert_eq!(cache.get::<u8>("k").unwrap(), None, "{bytes:?}");
             assert_eq!(cache.get_raw("k").unwrap().as_deref(), Some(bytes));
@@ -110,7 +111,7 @@ fn bytes_that_are_no_value_are_a_miss() {
 }
 
 #[test]
-fn a_reader_understands_every_codec() {
+fn every_codec_can_be_read() {
     let server = Server::start(Kind::Redis);
     let [packed, json] = [Codec::MessagePack, Codec::Json]
         .map(|codec| Cache::builder(from_url(&server.url("")).unwrap()).codec(codec).build());
@@ -137,7 +138,7 @@ fn other_programs_read_raw_values_and_counters() {
 }
 
 #[test]
-fn what_is_done_is_counted() {
+fn operations_are_counted() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let cache = cache.blocking();
     cache.set("k", &1, TTL).unwrap();
@@ -152,12 +153,12 @@ fn what_is_done_is_counted() {
 }
 
 #[test]
-fn the_last_of_a_name_is_found() {
-    assert!(Cache::named("a name of this test's").is_none());
+fn the_last_cache_of_a_name_is_found() {
+    assert!(Cache::named("the_last_cache_of_a_name").is_none());
     for part in ["first", "second"] {
-        Cache::builder(MemoryStore::new()).name("a name of this test's").namespace(part).register();
+        Cache::builder(MemoryStore::new()).name("the_last_cache_of_a_name").namespace(part).register();
     }
-    let found = Cache::named("a name of this test's").unwrap();
+    let found = Cache::named("the_last_cache_of_a_name").unwrap();
     found.blocking().set_raw("k", "v", TTL).unwrap();
     assert!(format!("{found:?}").contains("second:"), "{found:?}");
 }

@@ -1,5 +1,5 @@
-//! Futures that are dropped, in tokio: no reply goes to another request, no connection is lost by it, and what a
-//! dropped change had already sent does not overtake a later change of its key. `STRESS=1` drops 100,000.
+//! Futures that are dropped, in tokio: no reply goes to another request, no connection is lost, and a change that was
+//! already sent when its future was dropped does not overtake a later change of its key. `STRESS=1` drops 100,000.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -21,9 +21,9 @@ const TTL: Duration = Duration::from_secs(3600);
 const PATIENT: &str = "timeout=20s&connect_timeout=20s";
 const TASKS: usize = 32;
 const KEYS: usize = 100;
-/// One request in so many is not dropped, and its answer is looked at.
+/// One request in this many is not dropped, and its reply is checked.
 const CHECKED: usize = 4;
-/// Single figures.
+/// The most dials that are permitted.
 const MOST_DIALS: usize = 9;
 
 fn cache_at(kind: Kind, port: u16) -> Cache {
@@ -45,18 +45,18 @@ fn dropped_requests_cost_no_connection(kind: Kind) {
     let proxy = Proxy::before(server.port());
     let cache = cache_at(kind, proxy.port());
     let requests = count(4_800, 100_000);
-    let figures = Arc::new(Mutex::new(Figures::default()));
+    let results = Arc::new(Mutex::new(Results::default()));
     current_thread().block_on(async {
         for number in 0..KEYS {
             cache.set_raw(&key(number), value(&key(number)), TTL).await.unwrap();
         }
         let tasks: Vec<_> = (0..TASKS)
             .map(|task| {
-                let (cache, figures) = (cache.clone(), Arc::clone(&figures));
+                let (cache, results) = (cache.clone(), Arc::clone(&results));
                 tokio::spawn(async move {
                     let (mut number, mut dropped) = (task, 0);
                     while dropped < requests / TASKS {
-                        dropped += usize::from(ask(&cache, number, &figures).await);
+                        dropped += usize::from(operate(&cache, number, &results).await);
                         number += TASKS;
                     }
                 })
@@ -66,8 +66,8 @@ fn dropped_requests_cost_no_connection(kind: Kind) {
             task.await.expect("no panic");
         }
     });
-    let figures = figures.lock().expect("no panic");
-    let Figures { dropped, ended, wrong, failed } = &*figures;
+    let results = results.lock().expect("no panic");
+    let Results { dropped, ended, wrong, failed } = &*results;
     let dials = proxy.connects();
     let case = format!(
         "{kind:?}: {dropped} dropped, {ended} ended, {} wrong answers, {} failed, {dials} dials",
@@ -81,40 +81,40 @@ fn dropped_requests_cost_no_connection(kind: Kind) {
 }
 
 #[derive(Debug, Default)]
-struct Figures {
+struct Results {
     dropped: usize,
-    /// Whether it was to be dropped or not.
+    /// Completed requests, whether they were meant to be dropped or not.
     ended: usize,
     wrong: Vec<String>,
     failed: Vec<String>,
 }
 
-/// A verb or another, to its end or until it is dropped. Returns whether it was dropped.
-async fn ask(cache: &Cache, number: usize, figures: &Mutex<Figures>) -> bool {
+/// Runs an operation to its end, or until it is dropped. Returns whether it was dropped.
+async fn operate(cache: &Cache, number: usize, results: &Mutex<Results>) -> bool {
     let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
-    let verb = async {
+    let operation = async {
         match random(number + 7) % 5 {
             0 => cache.set_raw(&keys[0], value(&keys[0]), TTL).await.map(|()| Vec::new()),
             1 => cache.increment("counter", 1, TTL).await.map(|_| Vec::new()),
             2 => cache.get_many_raw(&keys.each_ref().map(String::as_str)).await.into_iter().collect(),
-            _ => cache.get_raw(&keys[0]).await.map(|got| vec![got]),
+            _ => cache.get_raw(&keys[0]).await.map(|found| vec![found]),
         }
     };
     let ended = match random(number) % (2 * CHECKED) {
-        0 | 1 => Some(verb.await),
-        2..=4 => polled(verb, random(number + 1) % 3 + 1).await,
-        _ => tokio::time::timeout(Duration::from_micros((random(number + 2) % 1_000) as u64), verb).await.ok(),
+        0 | 1 => Some(operation.await),
+        2..=4 => poll_times(operation, random(number + 1) % 3 + 1).await,
+        _ => tokio::time::timeout(Duration::from_micros((random(number + 2) % 1_000) as u64), operation).await.ok(),
     };
     let is_dropped = ended.is_none();
-    let mut figures = figures.lock().expect("no panic");
+    let mut results = results.lock().expect("no panic");
     match ended {
-        None => figures.dropped += 1,
-        Some(Err(error)) => figures.failed.push(format!("{error:#}")),
-        Some(Ok(got)) => {
-            figures.ended += 1;
-            for (key, got) in keys.iter().zip(got) {
-                if got.as_deref() != Some(value(key).as_bytes()) {
-                    figures.wrong.push(format!("asked for {key}, got {got:?}"));
+        None => results.dropped += 1,
+        Some(Err(error)) => results.failed.push(format!("{error:#}")),
+        Some(Ok(found)) => {
+            results.ended += 1;
+            for (key, found) in keys.iter().zip(found) {
+                if found.as_deref() != Some(value(key).as_bytes()) {
+                    results.wrong.push(format!("asked for {key}, got {found:?}"));
                 }
             }
         }
@@ -122,8 +122,8 @@ async fn ask(cache: &Cache, number: usize, figures: &Mutex<Figures>) -> bool {
     is_dropped
 }
 
-/// Polls a future so many times, whenever others have run in between, and drops it.
-async fn polled<F: Future>(future: F, times: usize) -> Option<F::Output> {
+/// Polls a future at most this many times, letting other tasks run in between, and drops it.
+async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..times {
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
@@ -134,12 +134,12 @@ async fn polled<F: Future>(future: F, times: usize) -> Option<F::Output> {
     None
 }
 
-/// How a key is changed by a future that is dropped.
+/// How a dropped future changes its key.
 #[derive(Clone, Copy, Debug)]
 enum Dropped {
     Set,
     Add,
-    /// A lease: its loader never ends.
+    /// Takes a lease. Its loader never ends.
     Fetch,
 }
 
@@ -153,8 +153,7 @@ fn a_dropped_change_never_overtakes_a_later_one_on_memcached() {
     a_dropped_change_never_overtakes_a_later_one(Kind::Memcached);
 }
 
-/// Each round has a key of its own; what is there is looked at when the later change has returned, and again at the
-/// end.
+/// Each round has its own key. The key is read when the later change has returned, and again at the end.
 fn a_dropped_change_never_overtakes_a_later_one(kind: Kind) {
     let server = Server::start(kind);
     let cache = cache_at(kind, server.port());
@@ -163,16 +162,16 @@ fn a_dropped_change_never_overtakes_a_later_one(kind: Kind) {
     current_thread().block_on(async {
         let mut rereads = Vec::new();
         for round in 0..rounds {
-            // One in ten begins on a store that is not connected yet: the dropped change waits for the dial.
+            // Every tenth round uses a store without a connection: the dropped change waits for the dial.
             let cache = if round % 10 == 0 { cache_at(kind, server.port()) } else { cache.clone() };
             let busy = keep_busy(&cache, round % 4);
             let key = format!("changed:{round}");
             let dropped = [Dropped::Set, Dropped::Add, Dropped::Fetch][round % 3];
             drop_a_change(&cache, dropped, &key, random(round) % 3 + 1).await;
             let expected = change_again(&cache, &key, random(round + 1)).await;
-            let got = cache.get_raw(&key).await.unwrap();
-            if got.as_deref() != expected {
-                wrong.push(format!("at once: {key} after {dropped:?}: {got:?} in place of {expected:?}"));
+            let found = cache.get_raw(&key).await.unwrap();
+            if found.as_deref() != expected {
+                wrong.push(format!("at once: {key} after {dropped:?}: {found:?} instead of {expected:?}"));
             }
             rereads.push((key, dropped, expected));
             for task in busy {
@@ -180,9 +179,9 @@ fn a_dropped_change_never_overtakes_a_later_one(kind: Kind) {
             }
         }
         for (key, dropped, expected) in rereads {
-            let got = cache.get_raw(&key).await.unwrap();
-            if got.as_deref() != expected {
-                wrong.push(format!("at the end: {key} after {dropped:?}: {got:?} in place of {expected:?}"));
+            let found = cache.get_raw(&key).await.unwrap();
+            if found.as_deref() != expected {
+                wrong.push(format!("at the end: {key} after {dropped:?}: {found:?} instead of {expected:?}"));
             }
         }
     });
@@ -190,7 +189,7 @@ fn a_dropped_change_never_overtakes_a_later_one(kind: Kind) {
     assert!(wrong.is_empty(), "{kind:?}: {} in {rounds} rounds: {:?}", wrong.len(), &wrong[..wrong.len().min(3)]);
 }
 
-/// Others read meanwhile, so that the change stands in a row with theirs.
+/// Other tasks read meanwhile, so that the change is queued with their requests.
 fn keep_busy(cache: &Cache, readers: usize) -> Vec<tokio::task::JoinHandle<()>> {
     let read = |reader| {
         let cache = cache.clone();
@@ -201,16 +200,16 @@ fn keep_busy(cache: &Cache, readers: usize) -> Vec<tokio::task::JoinHandle<()>> 
 
 async fn drop_a_change(cache: &Cache, dropped: Dropped, key: &str, polls: usize) {
     match dropped {
-        Dropped::Set => drop(polled(cache.set_raw(key, "dropped", TTL), polls).await),
-        Dropped::Add => drop(polled(cache.add(key, "dropped", TTL), polls).await),
+        Dropped::Set => drop(poll_times(cache.set_raw(key, "dropped", TTL), polls).await),
+        Dropped::Add => drop(poll_times(cache.add(key, "dropped", TTL), polls).await),
         Dropped::Fetch => {
             let load = async || std::future::pending::<Result<String, Infallible>>().await;
-            drop(polled(cache.fetch(key, TTL, load), polls).await);
+            drop(poll_times(cache.fetch(key, TTL, load), polls).await);
         }
     }
 }
 
-/// Changes the key to its end, and returns what must be there from then on.
+/// Changes the key and waits for the result. Returns the value that must be stored from then on.
 async fn change_again(cache: &Cache, key: &str, choice: usize) -> Option<&'static [u8]> {
     if choice.is_multiple_of(2) {
         cache.delete(key).await.unwrap();
@@ -222,24 +221,24 @@ async fn change_again(cache: &Cache, key: &str, choice: usize) -> Option<&'stati
 }
 
 #[test]
-fn the_lease_of_a_dropped_fetch_keeps_nobody_waiting_on_redis() {
-    the_lease_of_a_dropped_fetch_keeps_nobody_waiting(Kind::Redis);
+fn the_lease_of_a_dropped_fetch_is_released_on_redis() {
+    the_lease_of_a_dropped_fetch_is_released(Kind::Redis);
 }
 
 #[test]
-fn the_lease_of_a_dropped_fetch_keeps_nobody_waiting_on_memcached() {
-    the_lease_of_a_dropped_fetch_keeps_nobody_waiting(Kind::Memcached);
+fn the_lease_of_a_dropped_fetch_is_released_on_memcached() {
+    the_lease_of_a_dropped_fetch_is_released(Kind::Memcached);
 }
 
-/// A claim that lands after its release would stay for its whole time.
-fn the_lease_of_a_dropped_fetch_keeps_nobody_waiting(kind: Kind) {
+/// A claim that arrived after its release would last for its whole TTL.
+fn the_lease_of_a_dropped_fetch_is_released(kind: Kind) {
     const LONG: Duration = Duration::from_secs(600);
     let server = Server::start(kind);
     let leasing = || {
         let store = stores::from_url(&server.url(PATIENT)).unwrap();
         Cache::builder(store).lease(LONG).fetch_wait(LONG).build()
     };
-    // As another process would be: it shares no flight with the one whose fetches are dropped.
+    // `other` stands for another process: it shares no flight with the cache whose fetches are dropped.
     let (cache, other) = (leasing(), leasing());
     current_thread().block_on(async {
         for round in 0..count(500, 10_000) {
@@ -249,7 +248,7 @@ fn the_lease_of_a_dropped_fetch_keeps_nobody_waiting(kind: Kind) {
             drop_a_change(&cache, Dropped::Fetch, &key, random(round) % 5 + 1).await;
             let load = async || Ok::<_, Infallible>("loaded".to_owned());
             let fetched = tokio::time::timeout(PATIENCE, other.fetch(&key, TTL, load)).await;
-            let fetched = fetched.unwrap_or_else(|_| panic!("{kind:?}: waited in vain for the lease of {key}"));
+            let fetched = fetched.unwrap_or_else(|_| panic!("{kind:?}: timed out waiting for the lease of {key}"));
             assert_eq!(fetched.as_deref(), Ok("loaded"));
             for task in busy {
                 task.await.expect("no panic");
@@ -266,7 +265,7 @@ fn value(key: &str) -> String {
     format!("the value of {key}")
 }
 
-/// The same numbers in every run.
+/// A pseudo-random number: the same in every run.
 fn random(number: usize) -> usize {
     let mixed = (number as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) as usize

@@ -1,4 +1,4 @@
-//! The end of a process waits for what is done in the background.
+//! `close` waits for background work before the end of a process.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn a_close_waits_for_detached_loads_and_releases() {
                 assert_eq!(late.to_string(), text);
                 release.send(()).unwrap();
                 cache.close(HOUR).await.unwrap();
-                assert_eq!(cache.get("k").await.unwrap(), Some(2), "at once");
+                assert_eq!(cache.get("k").await.unwrap(), Some(2), "the loaded value is stored");
             });
         }
     });

@@ -1,4 +1,4 @@
-//! What every store promises, on every store, on what wraps it, inside a runtime and outside of one.
+//! The conformance suite on every store and every wrapper, inside and outside a runtime.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use support::cluster::Cluster;
 use support::sentinels::Group;
 use support::servers::{Encryption, Kind, Server};
 
-/// Inline, in a current-thread runtime, and in a multi-thread one.
+/// Runs the suite inline, in a current-thread runtime and in a multi-thread runtime.
 fn conforms(store: &dyn CacheStore) {
     check_all(store);
     for runtime in [current_thread(), multi_thread()] {
@@ -151,7 +151,7 @@ fn a_tiered_pair() {
     conforms(&TieredStore::new(MemoryStore::new(), far).near_ttl(Duration::from_millis(300)));
 }
 
-/// What is written through one store is read through another, without either of them knowing.
+/// An entry that one API writes is read by the other.
 #[test]
 fn blocking_and_asynchronous_callers_share_one_store() {
     for kind in Kind::BOTH {

@@ -1,4 +1,4 @@
-//! Who logs in: passwords that change under load, and that nothing shows them.
+//! Logins: passwords that change under load, and passwords that must not be shown.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -22,16 +22,16 @@ const TTL: Duration = Duration::from_secs(60);
 const PATIENT: &str = "timeout=20s&connect_timeout=20s&failures=1000";
 
 /// A server whose user `worker` has a password, which may change.
-struct Guarded {
+struct LoginServer {
     server: Server,
-    /// Of Memcached.
+    /// Memcached's file of logins.
     logins: PathBuf,
-    /// Keeps the directory of the files.
+    /// Owns the directory of the files.
     _directory: Authority,
 }
 
-impl Guarded {
-    fn start(kind: Kind, password: &str) -> Guarded {
+impl LoginServer {
+    fn start(kind: Kind, password: &str) -> LoginServer {
         let directory = Authority::new();
         let logins = directory.ca().with_file_name("logins");
         fs::write(&logins, "admin:admin\n").unwrap();
@@ -39,13 +39,13 @@ impl Guarded {
             Kind::Redis => Server::start(kind),
             Kind::Memcached => Server::with_logins(None, &logins, "admin admin"),
         };
-        let guarded = Guarded { server, logins, _directory: directory };
-        guarded.admit(&[password]);
-        guarded
+        let server = LoginServer { server, logins, _directory: directory };
+        server.set_passwords(&[password]);
+        server
     }
 
-    /// Has the server let in who has one of these passwords, and nobody else.
-    fn admit(&self, passwords: &[&str]) {
+    /// Makes the server accept exactly these passwords.
+    fn set_passwords(&self, passwords: &[&str]) {
         match self.server.kind() {
             Kind::Redis => {
                 let passwords: String = passwords.iter().map(|password| format!(" >{password}")).collect();
@@ -58,8 +58,8 @@ impl Guarded {
                 self.server.reload();
             }
         }
-        let admits = |password: &str| self.cache_of("worker", password).blocking().exists("k").is_ok();
-        until("the passwords are known", || passwords.iter().all(|password| admits(password)));
+        let accepts = |password: &str| self.cache_of("worker", password).blocking().exists("k").is_ok();
+        until("the server accepts the passwords", || passwords.iter().all(|password| accepts(password)));
     }
 
     fn cache_of(&self, username: &str, password: &str) -> Cache {
@@ -67,7 +67,7 @@ impl Guarded {
         Cache::builder(from_url(&url).unwrap()).build()
     }
 
-    /// Has everybody dial anew.
+    /// Makes every client dial again.
     fn disconnect(&self, caches: &[&Cache]) {
         match self.server.kind() {
             Kind::Redis => assert!(self.server.ask("CLIENT KILL USER worker").starts_with(':')),
@@ -83,7 +83,7 @@ fn built(kind: Kind, url: &str, with: Source) -> Cache {
     }
 }
 
-/// Where a cache has its password from.
+/// The source of a cache's password.
 enum Source {
     File(PathBuf),
     Callback(Arc<Mutex<String>>),
@@ -115,21 +115,21 @@ fn current(token: &Mutex<String>) -> Credentials {
     Credentials::new("worker", token.lock().unwrap().clone())
 }
 
-/// As a program does that others read the file of.
+/// Replaces the file by a rename, as a program does whose file others read.
 fn replace(path: &Path, password: &str) {
     let new = path.with_extension("new");
     fs::write(&new, format!("{password}\n")).unwrap();
     fs::rename(&new, path).unwrap();
 }
 
-/// The new password is let in, then given out, then the old one is refused, and all connections are ended. What begins
-/// after that succeeds.
+/// The server accepts the new password, the sources return it, the server refuses the old one, and all connections are
+/// closed. Operations that start after that succeed.
 #[test]
 fn a_password_is_replaced_under_load() {
     for kind in Kind::BOTH {
-        let guarded = Guarded::start(kind, "first-secret");
-        let url = guarded.server.url(PATIENT);
-        let path = guarded.logins.with_file_name("password");
+        let server = LoginServer::start(kind, "first-secret");
+        let url = server.server.url(PATIENT);
+        let path = server.logins.with_file_name("password");
         replace(&path, "first-secret");
         let token = Arc::new(Mutex::new("first-secret".to_owned()));
         let caches = [Source::File(path.clone()), Source::Callback(Arc::clone(&token))];
@@ -140,23 +140,23 @@ fn a_password_is_replaced_under_load() {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             let _over = SetOnDrop(&is_over);
-            for (place, cache) in caches.iter().enumerate() {
+            for (index, cache) in caches.iter().enumerate() {
                 let (phase, is_over) = (&phase, &is_over);
-                let [in_threads, in_tasks] = [&done[2 * place], &done[2 * place + 1]];
+                let [in_threads, in_tasks] = [&done[2 * index], &done[2 * index + 1]];
                 scope.spawn(move || {
                     while !is_over.load(Ordering::Relaxed) {
-                        let begun = phase.load(Ordering::SeqCst);
+                        let phase_at_start = phase.load(Ordering::SeqCst);
                         let outcome = cache.blocking().increment("counter", 1, TTL);
-                        check(outcome, begun, phase);
+                        check(outcome, phase_at_start, phase);
                         in_threads.fetch_add(1, Ordering::Relaxed);
                     }
                 });
                 scope.spawn(move || {
                     multi_thread().block_on(async {
                         while !is_over.load(Ordering::Relaxed) {
-                            let begun = phase.load(Ordering::SeqCst);
+                            let phase_at_start = phase.load(Ordering::SeqCst);
                             let outcome = cache.increment("counter", 1, TTL).await;
-                            check(outcome, begun, phase);
+                            check(outcome, phase_at_start, phase);
                             in_tasks.fetch_add(1, Ordering::Relaxed);
                         }
                     });
@@ -164,23 +164,23 @@ fn a_password_is_replaced_under_load() {
             }
             let progress = || {
                 let before = done.each_ref().map(|done| done.load(Ordering::Relaxed));
-                until("everybody has gone on", || {
+                until("every caller has made progress", || {
                     done.iter().zip(before).all(|(done, before)| done.load(Ordering::Relaxed) > before + 10)
                 });
             };
             let mut old = "first-secret";
             for new in ["second-secret", "third-secret"] {
                 progress();
-                guarded.admit(&[old, new]);
+                server.set_passwords(&[old, new]);
                 replace(&path, new);
                 new.clone_into(&mut token.lock().unwrap());
-                guarded.admit(&[new]);
+                server.set_passwords(&[new]);
                 until("the old password is refused", || {
-                    let refused = guarded.cache_of("worker", old).blocking().exists("k");
+                    let refused = server.cache_of("worker", old).blocking().exists("k");
                     refused.is_err_and(|error| error.kind() == ErrorKind::Auth)
                 });
                 phase.fetch_add(1, Ordering::SeqCst);
-                guarded.disconnect(&caches.each_ref());
+                server.disconnect(&caches.each_ref());
                 phase.fetch_add(1, Ordering::SeqCst);
                 progress();
                 old = new;
@@ -189,20 +189,20 @@ fn a_password_is_replaced_under_load() {
     }
 }
 
-/// What was in flight when the connections ended may have failed.
-fn check(outcome: prefork_cache::Result<i64>, begun: usize, phase: &AtomicUsize) {
+/// Only an operation that was in flight when the connections were closed may fail.
+fn check(outcome: prefork_cache::Result<i64>, phase_at_start: usize, phase: &AtomicUsize) {
     if let Err(error) = outcome {
-        let was_in_flight = begun % 2 == 1 || phase.load(Ordering::SeqCst) != begun;
-        assert!(was_in_flight && error.kind() == ErrorKind::Io, "begun in phase {begun}: {error:#}");
+        let was_in_flight = phase_at_start % 2 == 1 || phase.load(Ordering::SeqCst) != phase_at_start;
+        assert!(was_in_flight && error.kind() == ErrorKind::Io, "begun in phase {phase_at_start}: {error:#}");
     }
 }
 
 #[test]
 fn a_wrong_password_is_refused_and_not_shown() {
     for kind in Kind::BOTH {
-        let guarded = Guarded::start(kind, "right-secret");
+        let server = LoginServer::start(kind, "right-secret");
         for (username, password) in [("worker", "wrong-secret"), ("nobody", "right-secret")] {
-            let cache = guarded.cache_of(username, password);
+            let cache = server.cache_of(username, password);
             let blocking = cache.blocking().exists("k").unwrap_err();
             let asynchronous = current_thread().block_on(cache.exists("k")).unwrap_err();
             for error in [blocking, asynchronous] {
@@ -213,9 +213,10 @@ fn a_wrong_password_is_refused_and_not_shown() {
     }
 }
 
-/// Memcached without logins takes one for a value, which must not stay where everybody can read it.
+/// A Memcached server without logins stores a login as a value. The value must not stay where other clients can read
+/// it.
 #[test]
-fn a_login_on_a_server_that_wants_none_leaves_nothing_behind() {
+fn a_login_on_a_server_without_logins_stores_no_password() {
     let server = Server::start(Kind::Memcached);
     let url = server.url("").replace("://", "://worker:a-secret@");
     let store = MemcachedStore::new(&url).unwrap();
@@ -225,17 +226,17 @@ fn a_login_on_a_server_that_wants_none_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_source_of_credentials_that_fails() {
-    let guarded = Guarded::start(Kind::Redis, "a-secret");
-    let place = format!("127.0.0.1:{}", guarded.server.port());
+fn credentials_that_fail() {
+    let server = LoginServer::start(Kind::Redis, "a-secret");
+    let address = format!("127.0.0.1:{}", server.server.port());
     let stores = [
-        (RedisStore::new(&format!("redis://worker@{place}?password_file=/nowhere")), "the password file /nowhere: "),
+        (RedisStore::new(&format!("redis://worker@{address}?password_file=/nowhere")), "the password file /nowhere: "),
         (
-            RedisStore::builder(&format!("redis://{place}")).credentials(|| Err("no token yet".into())).build(),
+            RedisStore::builder(&format!("redis://{address}")).credentials(|| Err("no token yet".into())).build(),
             "the callback for credentials has failed: no token yet",
         ),
         (
-            RedisStore::builder(&format!("redis://{place}")).credentials(|| panic!("as planned")).build(),
+            RedisStore::builder(&format!("redis://{address}")).credentials(|| panic!("as planned")).build(),
             "the callback for credentials panicked",
         ),
     ];
@@ -250,22 +251,22 @@ fn a_source_of_credentials_that_fails() {
     }
 }
 
-/// Whatever it says, and however much of what it was sent is in it.
+/// The reply may contain any part of the login in any form.
 #[test]
-fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
-    type Answer = fn(&[u8]) -> Vec<u8>;
-    let answers: [Answer; 7] = [
-        |sent| sent.to_vec(),
-        |sent| [b"-ERR you said ", flat(sent).as_slice(), b"\r\n"].concat(),
-        |sent| [b"-", flat(sent).as_slice(), b"\r\n"].concat(),
-        |sent| [b"+", flat(sent).as_slice(), b"\r\n"].concat(),
-        |sent| [b"VA ", flat(sent).as_slice(), b"\r\n"].concat(),
-        |sent| [b"CLIENT_ERROR ", flat(sent).as_slice(), b"\r\n"].concat(),
-        |sent| [b"STORED ", &flat(sent)[flat(sent).len() / 2..], b"\r\n"].concat(),
+fn a_login_that_a_server_repeats_is_not_shown() {
+    type Reply = fn(&[u8]) -> Vec<u8>;
+    let replies: [Reply; 7] = [
+        |request| request.to_vec(),
+        |request| [b"-ERR you said ", without_line_ends(request).as_slice(), b"\r\n"].concat(),
+        |request| [b"-", without_line_ends(request).as_slice(), b"\r\n"].concat(),
+        |request| [b"+", without_line_ends(request).as_slice(), b"\r\n"].concat(),
+        |request| [b"VA ", without_line_ends(request).as_slice(), b"\r\n"].concat(),
+        |request| [b"CLIENT_ERROR ", without_line_ends(request).as_slice(), b"\r\n"].concat(),
+        |request| [b"STORED ", &without_line_ends(request)[without_line_ends(request).len() / 2..], b"\r\n"].concat(),
     ];
     for kind in Kind::BOTH {
-        for (number, answer) in answers.into_iter().enumerate() {
-            let port = repeating(answer);
+        for (number, reply) in replies.into_iter().enumerate() {
+            let port = reply_with(reply);
             let url = format!("{}://worker:hunter2hunter2@127.0.0.1:{port}?timeout=300ms", kind.name());
             let cache = Cache::builder(from_url(&url).unwrap()).build();
             let (errors, records) = recorded(|| {
@@ -274,17 +275,17 @@ fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
             });
             for error in errors {
                 let shown = format!("{error:#} {error:?} {cache:?} {records:?}");
-                assert!(!shown.contains("hunter2"), "answer {number} of {}: {shown}", kind.name());
+                assert!(!shown.contains("hunter2"), "reply {number} of {}: {shown}", kind.name());
             }
         }
     }
 }
 
-fn flat(sent: &[u8]) -> Vec<u8> {
-    sent.iter().map(|byte| if b"\r\n".contains(byte) { b' ' } else { *byte }).collect()
+fn without_line_ends(request: &[u8]) -> Vec<u8> {
+    request.iter().map(|byte| if b"\r\n".contains(byte) { b' ' } else { *byte }).collect()
 }
 
-fn repeating(answer: fn(&[u8]) -> Vec<u8>) -> u16 {
+fn reply_with(reply: fn(&[u8]) -> Vec<u8>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -292,7 +293,7 @@ fn repeating(answer: fn(&[u8]) -> Vec<u8>) -> u16 {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
             if let Ok(length) = stream.read(&mut request) {
-                let _ = stream.write_all(&answer(&request[..length]));
+                let _ = stream.write_all(&reply(&request[..length]));
             }
             thread::spawn(move || stream.read(&mut [0]));
         }
@@ -301,7 +302,7 @@ fn repeating(answer: fn(&[u8]) -> Vec<u8>) -> u16 {
 }
 
 #[test]
-fn nothing_shows_a_password() {
+fn a_password_is_never_shown() {
     let port = free_port();
     for kind in Kind::BOTH {
         let url = format!("{}://worker:hunter2@127.0.0.1:{port}?timeout=1s", kind.name());

@@ -1,4 +1,4 @@
-//! Loads that go on without their callers.
+//! Loads that continue without their callers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::conformance::{current_thread, multi_thread};
 use crate::staleness::{ALWAYS_AHEAD, HOUR, STALE_FOR_AN_HOUR, make_stale, until_it_holds};
 
 #[test]
-fn a_detached_load_makes_nobody_wait() {
+fn a_detached_load_makes_no_caller_wait() {
     everywhere(|cache| {
         for runtime in [current_thread(), multi_thread()] {
             runtime.block_on(async {
@@ -28,7 +28,7 @@ fn a_detached_load_makes_nobody_wait() {
                     })
                 };
                 cache.set("k", &1, STALE_FOR_AN_HOUR).await.unwrap();
-                assert_eq!(fetch().await, Ok(1), "it is fresh");
+                assert_eq!(fetch().await, Ok(1), "the value is fresh");
                 cache.expire("k").await.unwrap();
                 for _ in 0..10 {
                     assert_eq!(fetch().await, Ok(1));
@@ -45,9 +45,9 @@ fn a_detached_load_makes_nobody_wait() {
     });
 }
 
-/// The value of the load if it comes in time, the stale one if not, and the load goes on.
+/// `soft_timeout` returns the loaded value if the load ends in time, otherwise the stale value, and the load continues.
 #[test]
-fn a_soft_timeout_is_waited_for() {
+fn a_detached_fetch_waits_for_its_soft_timeout() {
     let cache = Cache::builder(MemoryStore::new()).build();
     current_thread().block_on(async {
         let stale = async || {
@@ -73,8 +73,8 @@ fn a_soft_timeout_is_waited_for() {
         let brief = cache.soft_timeout(Duration::from_millis(5));
         assert_eq!(brief.fetch_detached("k", STALE_FOR_AN_HOUR, slow).await, Ok(1));
         release.send(()).unwrap();
-        until_it_holds("the load has gone on", || cache.blocking().get("k").unwrap() == Some(3)).await;
-        // Refreshed ahead it is fresh: there is nothing to wait for.
+        until_it_holds("the load has ended", || cache.blocking().get("k").unwrap() == Some(3)).await;
+        // A value that is refreshed ahead is fresh: the fetch does not wait.
         cache.set("k", &4, ALWAYS_AHEAD).await.unwrap();
         let pending = async || std::future::pending::<Result<u32, Infallible>>().await;
         assert_eq!(patient.fetch_detached("k", ALWAYS_AHEAD, pending).await, Ok(4));
@@ -85,7 +85,7 @@ fn a_soft_timeout_is_waited_for() {
 fn a_detached_load_outlives_its_caller() {
     let cache = Cache::builder(MemoryStore::new()).build();
     current_thread().block_on(async {
-        let (begun, begun_here) = tokio::sync::oneshot::channel();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let caller = tokio::spawn({
             let cache = cache.clone();
@@ -96,11 +96,11 @@ fn a_detached_load_outlives_its_caller() {
             };
             async move { cache.fetch_detached("k", HOUR, load).await }
         });
-        begun_here.await.unwrap();
+        has_begun.await.unwrap();
         caller.abort();
         assert!(caller.await.unwrap_err().is_cancelled());
         let waiting = cache.clone();
-        let load = async || -> Result<u32, Infallible> { panic!("it is being loaded") };
+        let load = async || -> Result<u32, Infallible> { panic!("another caller loads") };
         let waiter = tokio::spawn(async move { waiting.fetch("k", HOUR, load).await });
         tokio::task::yield_now().await;
         release.send(()).unwrap();
@@ -109,7 +109,7 @@ fn a_detached_load_outlives_its_caller() {
 }
 
 #[test]
-fn a_detached_load_that_fails_or_panics_is_its_own_callers() {
+fn a_detached_load_fails_or_panics_in_its_own_caller() {
     let cache = Cache::builder(MemoryStore::new()).build();
     current_thread().block_on(async {
         assert_eq!(cache.fetch_detached("k", HOUR, async || Err::<u32, _>("no")).await, Err("no"));
@@ -124,7 +124,7 @@ fn a_detached_load_that_fails_or_panics_is_its_own_callers() {
     });
 }
 
-/// Where there is no runtime it is a fetch.
+/// Without a runtime it is a plain fetch.
 #[test]
 fn a_detached_fetch_works_without_a_runtime() {
     everywhere(|cache| {

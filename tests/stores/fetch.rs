@@ -1,4 +1,4 @@
-//! Fetch: one loader per key, whatever becomes of it.
+//! `fetch`: one loader per key, however the load ends.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -69,9 +69,9 @@ fn tasks_that_miss_together_load_once() {
     }
 }
 
-/// Those who wait get the value even if no store keeps it.
+/// Callers that wait get the value even if no store keeps it.
 #[test]
-fn a_value_is_shared_although_nothing_is_stored() {
+fn a_loaded_value_is_shared_even_if_it_is_not_stored() {
     let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
     for cache in [Cache::builder(NullStore::new()).build(), Cache::builder(dead).build()] {
         let loads = AtomicUsize::new(0);
@@ -88,40 +88,43 @@ fn a_value_is_shared_although_nothing_is_stored() {
             started.wait();
             waiting.store(1, Ordering::SeqCst);
             let second = cache.blocking().fetch("k", TTL, || Ok::<_, Infallible>(loads.fetch_add(1, Ordering::SeqCst)));
-            // It either waited for the first, or came when that one had landed.
+            // It either waited for the first caller, or arrived after the first had ended.
             assert!(second.is_ok());
         });
     }
 }
 
 #[test]
-fn bytes_are_fetched_as_they_are() {
+fn raw_values_are_fetched_without_an_envelope() {
     everywhere(|cache| {
         let name = format!("{cache:?}");
         let cache = cache.blocking();
         assert_eq!(cache.fetch_raw("n", TTL, || Ok::<_, Infallible>("41")).unwrap(), "41", "{name}");
-        assert_eq!(cache.increment("n", 1, TTL).unwrap(), 42, "a counter may begin like that");
-        assert_eq!(cache.fetch_raw("n", TTL, || -> Result<&str, Infallible> { panic!("it is there") }).unwrap(), "42");
+        assert_eq!(cache.increment("n", 1, TTL).unwrap(), 42, "a raw number is a counter");
+        assert_eq!(
+            cache.fetch_raw("n", TTL, || -> Result<&str, Infallible> { panic!("the value is stored") }).unwrap(),
+            "42"
+        );
         cache.set("typed", &1_u8, TTL).unwrap();
         let typed = cache.get_raw("typed").unwrap();
-        assert_eq!(cache.fetch_raw("typed", TTL, || Err::<&str, _>("not asked")).ok(), typed, "{name}");
+        assert_eq!(cache.fetch_raw("typed", TTL, || Err::<&str, _>("not called")).ok(), typed, "{name}");
         assert_eq!(cache.fetch_raw("none", TTL, || Err::<&str, _>("no")), Err("no"));
         assert!(!cache.exists("none").unwrap());
     });
 }
 
 #[test]
-fn a_failure_is_its_own_callers_and_is_not_cached() {
+fn a_failure_goes_to_its_own_caller_and_is_not_cached() {
     let cache = memory();
     let cache = cache.blocking();
     assert_eq!(cache.fetch("k", TTL, || Err::<u8, _>("no")), Err("no"));
     assert!(!cache.exists("k").unwrap());
     assert_eq!(cache.fetch("k", TTL, || Ok::<u8, &str>(1)), Ok(1));
-    assert_eq!(cache.fetch("k", TTL, || Err::<u8, _>("not asked")), Ok(1));
+    assert_eq!(cache.fetch("k", TTL, || Err::<u8, _>("not called")), Ok(1));
 }
 
 #[test]
-fn a_panic_poisons_nobody() {
+fn a_panic_does_not_poison_the_key() {
     let cache = memory();
     let load = || -> Result<u8, Infallible> { panic!("as planned") };
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cache.blocking().fetch("k", TTL, load)));
@@ -130,21 +133,21 @@ fn a_panic_poisons_nobody() {
 }
 
 #[test]
-fn when_a_leader_fails_one_who_waits_takes_over() {
+fn when_a_leader_fails_a_waiter_takes_over() {
     let cache = memory();
-    let (begun, begun_here) = mpsc::channel();
-    let (fail, fail_there) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
+    let (fail, may_fail) = mpsc::channel();
     std::thread::scope(|scope| {
         let leader = scope.spawn(|| {
-            let (begun, fail_there) = (begun, fail_there);
+            let (begun, may_fail) = (begun, may_fail);
             let load = || {
                 begun.send(()).unwrap();
-                fail_there.recv().unwrap();
+                may_fail.recv().unwrap();
                 Err::<u8, _>("the leader's")
             };
             cache.blocking().fetch("k", TTL, load)
         });
-        begun_here.recv().unwrap();
+        has_begun.recv().unwrap();
         let waiter = scope.spawn(|| cache.blocking().fetch("k", TTL, || Ok::<u8, &str>(2)));
         fail.send(()).unwrap();
         assert_eq!(leader.join().unwrap(), Err("the leader's"));
@@ -154,10 +157,10 @@ fn when_a_leader_fails_one_who_waits_takes_over() {
 }
 
 #[test]
-fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
+fn when_a_leader_is_cancelled_a_waiter_takes_over() {
     let cache = memory();
     current_thread().block_on(async {
-        let (begun, begun_here) = oneshot::channel();
+        let (begun, has_begun) = oneshot::channel();
         let leading = cache.clone();
         let leader = tokio::spawn(async move {
             let load = async || {
@@ -166,7 +169,7 @@ fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
             };
             leading.fetch("k", TTL, load).await
         });
-        begun_here.await.unwrap();
+        has_begun.await.unwrap();
         let waiting = cache.clone();
         let waiter = tokio::spawn(async move { waiting.fetch("k", TTL, async || Ok::<u8, Infallible>(2)).await });
         tokio::task::yield_now().await;
@@ -176,9 +179,9 @@ fn when_a_leader_is_cancelled_one_who_waits_takes_over() {
     });
 }
 
-/// A leader that is stuck delays one caller, not every one for as long as it is stuck.
+/// A leader that hangs delays one caller, not every caller while it hangs.
 #[test]
-fn what_is_loaded_after_a_wait_in_vain_is_stored() {
+fn a_value_loaded_after_a_timed_out_wait_is_stored() {
     let cache = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_millis(50)).build();
     current_thread().block_on(async {
         let leading = cache.clone();
@@ -192,16 +195,16 @@ fn what_is_loaded_after_a_wait_in_vain_is_stored() {
 }
 
 #[test]
-fn a_wait_may_be_as_long_as_one_likes() {
+fn the_longest_wait_is_accepted() {
     let cache = Cache::builder(MemoryStore::new()).fetch_wait(Duration::MAX).load_timeout(Duration::MAX).build();
     assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
 }
 
-/// The wait has a bound: then everybody loads for themselves, asynchronous callers too.
+/// The wait is bounded. After that every caller loads for itself, asynchronous callers too.
 #[test]
-fn nobody_waits_for_ever() {
+fn waits_are_bounded() {
     let cache = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_millis(50)).build();
-    let (begun, begun_here) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
     let (release, released) = mpsc::channel();
     std::thread::scope(|scope| {
         let leader = scope.spawn(|| {
@@ -213,7 +216,7 @@ fn nobody_waits_for_ever() {
             };
             cache.blocking().fetch("k", TTL, load)
         });
-        begun_here.recv().unwrap();
+        has_begun.recv().unwrap();
         assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(2)), Ok(2));
         cache.blocking().delete("k").unwrap();
         assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(3))), Ok(3));
@@ -223,13 +226,13 @@ fn nobody_waits_for_ever() {
 }
 
 #[test]
-fn a_loader_that_fetches_what_it_loads_does_not_wait_for_itself() {
+fn a_loader_that_fetches_its_own_key_does_not_wait_for_itself() {
     let cache = memory();
     let inner = || cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1));
     assert_eq!(cache.blocking().fetch("k", TTL, || inner().map(|value| value + 1)), Ok(2));
 }
 
-/// Inside a loader of the blocking API, code runs as it would outside of it.
+/// A loader of the blocking API may do everything that code outside a loader may.
 #[test]
 fn a_blocking_loader_may_use_a_runtime() {
     let cache = memory();
@@ -238,27 +241,27 @@ fn a_blocking_loader_may_use_a_runtime() {
     assert_eq!(cache.blocking().get("inner").unwrap(), Some(7));
 }
 
-/// One failure is told, not two, and nobody waits twice for one outage.
+/// One failure is reported, not two, and no caller waits twice for one outage.
 #[test]
-fn a_store_that_did_not_answer_is_not_asked_to_keep_the_value() {
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+fn after_a_failed_read_nothing_is_written() {
+    let reported = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&reported);
     let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
     let cache = Cache::builder(dead).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst)).build();
     assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<u8, Infallible>(1)), Ok(1));
     assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || Ok::<u8, Infallible>(2))), Ok(2));
-    assert_eq!(told.load(Ordering::SeqCst), 2, "one failure for each fetch");
+    assert_eq!(reported.load(Ordering::SeqCst), 2, "one failure for each fetch");
 }
 
-/// Also while the store is down: the outage and the value that cannot be encoded are two failures.
+/// While the store is down, the outage and the value that cannot be encoded are two failures.
 #[test]
-fn a_value_that_cannot_be_encoded_is_told_during_an_outage_too() {
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+fn an_encode_error_is_reported_during_an_outage_too() {
+    let reported = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&reported);
     let dead = from_url(&format!("redis://127.0.0.1:{}", free_port())).unwrap();
     let cache = Cache::builder(dead).codec(Codec::Json).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
-    let unnamed = HashMap::from([((1_u8, 2_u8), 3_u8)]);
-    let load = || Ok::<_, Infallible>(unnamed.clone());
-    assert_eq!(cache.build().blocking().fetch("k", TTL, load), Ok(unnamed.clone()));
-    assert_eq!(told.load(Ordering::SeqCst), 2);
+    let unencodable = HashMap::from([((1_u8, 2_u8), 3_u8)]);
+    let load = || Ok::<_, Infallible>(unencodable.clone());
+    assert_eq!(cache.build().blocking().fetch("k", TTL, load), Ok(unencodable.clone()));
+    assert_eq!(reported.load(Ordering::SeqCst), 2);
 }

@@ -1,5 +1,5 @@
-//! What a fetch must not do, whoever else is at work: put back what was deleted, keep a lease that cannot be given
-//! back, wait for itself, wait without an end.
+//! What a fetch must not do beside other operations: store a value that was deleted, keep a lease that cannot be
+//! released, wait for itself, or wait without a bound.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ use support::servers::{Kind, Server};
 use support::wait::until;
 
 #[test]
-fn what_was_deleted_is_not_put_back() {
+fn a_value_deleted_during_its_load_is_not_stored() {
     everywhere(|cache| {
         let cache = cache.blocking();
         make_stale(cache, "k", 1);
@@ -40,7 +40,7 @@ fn what_was_deleted_is_not_put_back() {
 }
 
 #[test]
-fn many_do_not_overwrite_what_was_set_meanwhile() {
+fn fetch_many_does_not_overwrite_a_value_set_meanwhile() {
     everywhere(|cache| {
         let cache = cache.blocking();
         let fetched = cache.fetch_many(&["a", "b"], HOUR, |_| {
@@ -52,8 +52,8 @@ fn many_do_not_overwrite_what_was_set_meanwhile() {
     });
 }
 
-/// Two processes, as it were, with the same keys in another order: each key is loaded by one, and the other waits for
-/// it.
+/// Two caches stand for two processes, with the same keys in opposite order. Each key is loaded by one, and the other
+/// waits for it.
 #[test]
 fn many_keys_are_loaded_once_among_processes() {
     for kind in Kind::BOTH {
@@ -80,33 +80,33 @@ fn many_keys_are_loaded_once_among_processes() {
     }
 }
 
-/// An account that could take a lease and not end it would block the key for as long as the lease lasts.
+/// An account that may take a lease but not release it would block the key for as long as the lease lasts.
 #[test]
-fn without_scripts_there_are_no_leases_and_loads_go_on() {
+fn without_scripts_loads_work_without_leases() {
     let server = Server::start(Kind::Redis);
     server.ask("ACL SETUSER default -@scripting");
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let reported = Arc::new(Mutex::new(Vec::new()));
     let process = || {
-        let told = Arc::clone(&told);
-        let tell = move |error: &Error| told.lock().unwrap().push((error.kind(), error.to_string()));
-        Cache::builder(from_url(&server.url("")).unwrap()).load_timeout(HOUR).on_error(tell).build()
+        let reported = Arc::clone(&reported);
+        let report = move |error: &Error| reported.lock().unwrap().push((error.kind(), error.to_string()));
+        Cache::builder(from_url(&server.url("")).unwrap()).load_timeout(HOUR).on_error(report).build()
     };
     let [one, other] = [process(), process()];
     for cache in [&one, &other] {
         let declined = || Ok::<_, Infallible>(Loaded::uncached(1));
-        assert_eq!(cache.blocking().fetch_loaded("k", declined), Ok(1), "nobody is waited for");
+        assert_eq!(cache.blocking().fetch_loaded("k", declined), Ok(1), "no lease is waited for");
     }
     for value in [2, 3] {
         assert_eq!(
             one.blocking().fetch("k", STALE_FOR_AN_HOUR, || Ok::<u32, Infallible>(value)),
             Ok(2),
-            "it is stored"
+            "the value is stored"
         );
     }
-    let told = std::mem::take(&mut *told.lock().unwrap());
-    let kinds: Vec<ErrorKind> = told.iter().map(|(kind, _)| *kind).collect();
+    let reported = std::mem::take(&mut *reported.lock().unwrap());
+    let kinds: Vec<ErrorKind> = reported.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, [ErrorKind::Unsupported; 2], "once in each process");
-    assert!(told[0].1.contains("+@scripting"), "{}", told[0].1);
+    assert!(reported[0].1.contains("+@scripting"), "{}", reported[0].1);
     let change = |_: Option<u32>| Some(4);
     let refused = [
         one.blocking().update("k", HOUR, change).unwrap_err(),
@@ -119,12 +119,12 @@ fn without_scripts_there_are_no_leases_and_loads_go_on() {
     }
 }
 
-/// The task needs this very thread.
+/// The task can only run on this thread.
 #[test]
 fn a_blocking_fetch_does_not_wait_for_a_task_of_its_own_thread() {
     everywhere(|cache| {
         current_thread().block_on(async {
-            let (begun, begun_here) = tokio::sync::oneshot::channel();
+            let (begun, has_begun) = tokio::sync::oneshot::channel();
             let (release, released) = tokio::sync::oneshot::channel::<()>();
             let leading = cache.clone();
             let leader = tokio::spawn(async move {
@@ -135,7 +135,7 @@ fn a_blocking_fetch_does_not_wait_for_a_task_of_its_own_thread() {
                 };
                 leading.fetch("k", HOUR, load).await
             });
-            begun_here.await.unwrap();
+            has_begun.await.unwrap();
             assert_eq!(cache.blocking().fetch("k", HOUR, || Ok::<u32, Infallible>(2)), Ok(2));
             let many = cache.blocking().fetch_many(&["k"], HOUR, |_| vec![Ok::<u32, Infallible>(3)]);
             assert_eq!(many, [Ok(3)]);
@@ -146,7 +146,7 @@ fn a_blocking_fetch_does_not_wait_for_a_task_of_its_own_thread() {
     });
 }
 
-/// A future on a thread of its own, inside of a runtime that somebody else drives.
+/// Runs a future on its own thread, inside a runtime that another thread drives.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
@@ -167,28 +167,28 @@ fn block_on<F: Future>(future: F) -> F::Output {
 #[test]
 fn a_detached_fetch_ends_with_its_runtime() {
     let cache = Cache::builder(MemoryStore::new()).build();
-    for begins in [false, true] {
+    for load_begins in [false, true] {
         let runtime = current_thread();
-        let (begun, begun_here) = mpsc::channel();
+        let (begun, has_begun) = mpsc::channel();
         let handle = runtime.handle().clone();
         let ended = std::thread::scope(|scope| {
             let caller = scope.spawn(|| {
                 let _entered = handle.enter();
                 let load = move || async move {
                     begun.send(()).unwrap();
-                    if begins {
+                    if load_begins {
                         std::future::pending::<()>().await;
                     }
                     Ok::<u32, Infallible>(1)
                 };
                 catch_unwind(AssertUnwindSafe(|| block_on(cache.fetch_detached("k", HOUR, load))))
             });
-            if begins {
-                while begun_here.try_recv().is_err() {
+            if load_begins {
+                while has_begun.try_recv().is_err() {
                     runtime.block_on(tokio::task::yield_now());
                 }
             } else {
-                // Nobody drives the runtime.
+                // No thread drives the runtime.
                 let tasks = || handle.metrics().num_alive_tasks();
                 until("the load is spawned", || tasks() == 1);
             }
@@ -196,9 +196,9 @@ fn a_detached_fetch_ends_with_its_runtime() {
             caller.join().unwrap()
         });
         match ended {
-            Ok(fetched) => assert_eq!((fetched, begins), (Ok(1), false), "the caller has run its loader"),
+            Ok(fetched) => assert_eq!((fetched, load_begins), (Ok(1), false), "the caller has run its loader"),
             Err(panic) => {
-                assert!(begins);
+                assert!(load_begins);
                 let text = panic.downcast_ref::<&str>().expect("a message");
                 assert!(text.contains("was shut down before the load had ended"), "{text}");
             }
@@ -206,12 +206,12 @@ fn a_detached_fetch_ends_with_its_runtime() {
     }
 }
 
-/// One of those who have waited for long enough loads, and the others wait for that one.
+/// One of the callers whose wait has timed out loads, and the others wait for it.
 #[test]
-fn those_who_give_up_do_not_all_load() {
+fn callers_that_time_out_do_not_all_load() {
     let cache = Cache::builder(MemoryStore::new()).load_timeout(Duration::from_millis(500)).build();
     let loads = AtomicUsize::new(0);
-    let (begun, begun_here) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
     let (release, released) = mpsc::channel();
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| {
@@ -223,7 +223,7 @@ fn those_who_give_up_do_not_all_load() {
             };
             cache.blocking().fetch("k", HOUR, load)
         });
-        begun_here.recv().unwrap();
+        has_begun.recv().unwrap();
         let waiting: Vec<_> = (0..50)
             .map(|_| {
                 scope.spawn(|| {
@@ -242,7 +242,7 @@ fn those_who_give_up_do_not_all_load() {
     assert_eq!(loads.into_inner(), 1);
 }
 
-/// What runs in a load while the server evicts; whether `change` deletes the key at its end.
+/// Loads a key while the server evicts other entries. `change` runs at the end of the load.
 fn load_under_pressure([loading, other]: [&Cache; 2], key: &str, fillers: usize, change: impl FnOnce()) {
     let load = || {
         for n in 0..fillers {
@@ -256,7 +256,7 @@ fn load_under_pressure([loading, other]: [&Cache; 2], key: &str, fillers: usize,
 
 const FILLER: usize = 20 << 10;
 
-/// Loads many keys, and deletes as many in mid-load: what was loaded is kept, what was deleted is not.
+/// Loads many keys, and deletes as many during their loads: the loaded values are kept, the deleted ones are not.
 fn loads_are_kept(server: &Server, policy: &str, fillers: usize) {
     const ROUNDS: usize = 200;
     let process = || Cache::builder(from_url(&server.url("timeout=20s")).unwrap()).build();
@@ -269,24 +269,24 @@ fn loads_are_kept(server: &Server, policy: &str, fillers: usize) {
         kept += usize::from(other.blocking().get(&key).unwrap() == Some(key));
         let key = format!("deleted {round}");
         load_under_pressure(both, &key, fillers, || assert!(!other.blocking().delete(&key).unwrap()));
-        assert_eq!(other.blocking().get::<String>(&key).unwrap(), None, "{policy}: older than the delete");
+        assert_eq!(other.blocking().get::<String>(&key).unwrap(), None, "{policy}: a value from before the delete");
     }
     println!("{policy}: {kept} of {ROUNDS} kept");
     assert!(100 * kept >= 99 * ROUNDS, "{policy}: {kept} of {ROUNDS} kept");
-    assert!(!server.ask("INFO stats").contains("evicted_keys:0\r"), "there was pressure");
+    assert!(!server.ask("INFO stats").contains("evicted_keys:0\r"), "entries were evicted");
 }
 
-/// Leases outlive what they would be evicted for: their lifetime is long.
+/// The policy evicts the entries with the shortest TTL first. A lease has a long TTL, so it stays.
 #[test]
-fn loads_are_kept_although_the_server_evicts_what_ends_first() {
+fn loads_are_kept_while_the_server_evicts_by_ttl() {
     let server = Server::with(Kind::Redis, &["--maxmemory", "6mb", "--maxmemory-policy", "volatile-ttl"]);
     loads_are_kept(&server, "volatile-ttl", 80);
 }
 
-/// A lease is used when it is taken. Redis counts in seconds: what is to be evicted first is older than that here, as
-/// in a server whose memory lasts for longer than a load.
+/// Taking a lease counts as a use. Redis measures idle time in seconds, so the entries to be evicted first have to be
+/// older than that, as on a server whose memory lasts for longer than a load.
 #[test]
-fn loads_are_kept_although_the_server_evicts_what_is_least_recently_used() {
+fn loads_are_kept_while_the_server_evicts_by_last_use() {
     let limits = ["--maxmemory", "48mb", "--maxmemory-policy", "allkeys-lru", "--maxmemory-samples", "10"];
     let server = Server::with(Kind::Redis, &limits);
     let cache = Cache::builder(from_url(&server.url("timeout=20s")).unwrap()).build();
@@ -297,11 +297,11 @@ fn loads_are_kept_although_the_server_evicts_what_is_least_recently_used() {
             old += 1;
         }
     }
-    // The last: it is hardly evicted yet.
+    // The newest entry: it is unlikely to be evicted yet.
     let idle = format!("OBJECT IDLETIME old-{}", old - 1);
-    until("what is there is some seconds old", || {
-        let answer = server.ask(&idle);
-        answer.trim_start_matches(':').lines().next().and_then(|seconds| seconds.parse().ok()).unwrap_or(2) >= 2
+    until("the entries are some seconds old", || {
+        let reply = server.ask(&idle);
+        reply.trim_start_matches(':').lines().next().and_then(|seconds| seconds.parse().ok()).unwrap_or(2) >= 2
     });
     loads_are_kept(&server, "allkeys-lru", 2);
 }

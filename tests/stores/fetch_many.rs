@@ -1,4 +1,4 @@
-//! Many keys fetched together.
+//! `fetch_many`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -43,42 +43,42 @@ fn many_keys_are_loaded_together() {
 
 #[test]
 #[should_panic = "the loader was asked for 2 keys, and has answered for 1"]
-fn a_loader_answers_for_every_key() {
+fn a_loader_returns_a_result_for_every_key() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let _ = cache.blocking().fetch_many(&["a", "b"], HOUR, |_| vec![Ok::<u32, Infallible>(1)]);
 }
 
-/// Two that want the same keys in another order do not wait for each other for ever.
+/// Two callers that fetch the same keys in a different order do not deadlock.
 #[test]
-fn many_keys_are_loaded_once_at_a_time() {
+fn concurrent_batches_load_each_key_once() {
     let cache = Cache::builder(MemoryStore::new()).load_timeout(HOUR).build();
     current_thread().block_on(async {
-        let asked = std::sync::Mutex::new(Vec::new());
+        let loaded = std::sync::Mutex::new(Vec::new());
         let load = async |missing: Vec<&str>| {
-            asked.lock().unwrap().extend(missing.iter().map(|key| (*key).to_owned()));
+            loaded.lock().unwrap().extend(missing.iter().map(|key| (*key).to_owned()));
             tokio::task::yield_now().await;
             missing.iter().map(|_| Ok::<u32, Infallible>(1)).collect()
         };
         let (one, other, third) = tokio::join!(
             cache.fetch_many(&["a", "b"], HOUR, load),
             cache.fetch_many(&["b", "c", "a"], HOUR, load),
-            cache.fetch("b", HOUR, async || -> Result<u32, Infallible> { panic!("it is being loaded") }),
+            cache.fetch("b", HOUR, async || -> Result<u32, Infallible> { panic!("another caller loads") }),
         );
         assert_eq!((one, other, third), (vec![Ok(1); 2], vec![Ok(1); 3], Ok(1)));
-        let mut asked = asked.into_inner().unwrap();
-        asked.sort();
-        assert_eq!(asked, ["a", "b", "c"]);
+        let mut loaded = loaded.into_inner().unwrap();
+        loaded.sort();
+        assert_eq!(loaded, ["a", "b", "c"]);
     });
 }
 
-/// Those keys whose server is down are loaded, the others come from theirs.
+/// The keys of the server that is down are loaded. The others come from their server.
 #[test]
-fn many_keys_are_fetched_although_a_server_is_down() {
+fn many_keys_are_fetched_while_a_server_is_down() {
     let mut servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
     let url = format!("memcached://{hosts}?failover=false&timeout=20s&connect_timeout=20s");
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+    let reported = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&reported);
     let cache = Cache::builder(from_url(&url).unwrap()).on_error(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
     let cache = cache.build();
     let cache = cache.blocking();
@@ -89,12 +89,12 @@ fn many_keys_are_fetched_although_a_server_is_down() {
     };
     cache.fetch_many(&keys, HOUR, load);
     servers[0].kill();
-    let mut asked = 0;
+    let mut loaded = 0;
     let fetched = cache.fetch_many(&keys, HOUR, |missing| {
-        asked = missing.len();
+        loaded = missing.len();
         load(missing)
     });
-    assert!((1..20).contains(&asked), "{asked} keys of the server that is down");
+    assert!((1..20).contains(&loaded), "{loaded} keys of the server that is down");
     assert_eq!(fetched, keys.iter().map(|key| Ok((*key).to_owned())).collect::<Vec<_>>());
-    assert_eq!(told.load(Ordering::SeqCst), asked, "one failure for each");
+    assert_eq!(reported.load(Ordering::SeqCst), loaded, "one failure for each key");
 }

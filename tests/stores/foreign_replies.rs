@@ -1,9 +1,9 @@
-//! A surplus reply, or one that is lost, never has a request answered by another one's reply.
+//! After a surplus or a lost reply, no request gets the reply to another request.
 //!
-//! Some callers read keys whose values name their keys, one at a time and in batches, while a proxy damages the stream
-//! of replies once a round. No answer is wrong, and a miss is wrong as well: every key is there. At most the requests
-//! in flight on the damaged connection fail, and none that was issued after a failure was seen. `STRESS=1` makes 200
-//! rounds of each.
+//! Several callers read keys whose values name their keys, one key at a time and in batches, while a proxy damages the
+//! stream of replies once per round. No result is wrong. A miss is wrong as well, because every key is stored. At most
+//! the requests in flight on the damaged connection fail, and none that was issued after a failure was seen. `STRESS=1`
+//! runs 200 rounds of each.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use prefork_cache::{Cache, Result, stores};
 
 use crate::conformance::current_thread;
-use support::proxy::{Proxy, Strike};
+use support::proxy::{FrameFault, Proxy};
 use support::servers::{Kind, Server, url_of};
 use support::stress::count;
 use support::wait::PATIENCE;
@@ -28,32 +28,32 @@ enum Way {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Damage {
-    /// A surplus reply behind one or more that came together.
+    /// A surplus reply after one or more replies that arrived together.
     Between,
-    /// A surplus reply before the last of those that came together.
+    /// A surplus reply before the last of several replies that arrived together.
     Within,
-    /// The same, and the rest comes a little later.
+    /// Like `Within`, and the rest arrives a little later.
     Apart,
-    /// A surplus reply while nothing is in flight, on every connection.
+    /// A surplus reply on every connection while no request is in flight.
     Idle,
-    /// One reply never comes.
+    /// One reply never arrives.
     Lost,
 }
 
 const TTL: Duration = Duration::from_secs(3600);
 const CALLERS: [usize; 4] = [1, 4, 16, 64];
 const KEYS: usize = 100;
-/// The size of a batch, and one request in so many is one.
+/// The size of a batch; one request in [`BATCHES`] is a batch.
 const BATCH: usize = 8;
 const BATCHES: usize = 3;
-/// How many requests each caller makes after the damage is done.
+/// The number of requests that each caller makes after the damage.
 const AFTER: usize = 4;
-/// How long after an exchange a surplus comes on an idle connection.
+/// The time between an exchange and a surplus reply on an idle connection.
 const IDLE: Duration = Duration::from_millis(20);
 
 macro_rules! damages {
     ($($name:ident: $kind:ident, $way:ident, $damage:ident;)*) => {
-        $(#[test] fn $name() { with_any_number_of_callers(Kind::$kind, Way::$way, Damage::$damage); })*
+        $(#[test] fn $name() { with_each_number_of_callers(Kind::$kind, Way::$way, Damage::$damage); })*
     };
 }
 
@@ -80,8 +80,8 @@ damages! {
     memcached_tokio_lost_reply: Memcached, Tokio, Lost;
 }
 
-/// All the numbers at once: most of the time is spent in waiting for lost replies.
-fn with_any_number_of_callers(kind: Kind, way: Way, damage: Damage) {
+/// Runs all numbers of callers at once: most of the time is spent waiting for lost replies.
+fn with_each_number_of_callers(kind: Kind, way: Way, damage: Damage) {
     let server = Server::start(kind);
     let seeding = Cache::builder(stores::from_url(&server.url("")).unwrap()).build();
     for number in 0..KEYS {
@@ -92,15 +92,15 @@ fn with_any_number_of_callers(kind: Kind, way: Way, damage: Damage) {
         let cases = CALLERS.map(|callers| scope.spawn(move || rounds(&Case::new(server, way, damage, callers))));
         cases.map(|case| case.join().expect("no panic"))
     });
-    for (callers, figures) in CALLERS.iter().zip(&all) {
-        println!("{kind:?}, {way:?}, {damage:?}, {callers} callers: {figures}");
+    for (callers, results) in CALLERS.iter().zip(&all) {
+        println!("{kind:?}, {way:?}, {damage:?}, {callers} callers: {results}");
     }
-    for (callers, figures) in CALLERS.iter().zip(&all) {
-        figures.assert_fine(&format!("{kind:?}, {way:?}, {damage:?}, {callers} callers"));
+    for (callers, results) in CALLERS.iter().zip(&all) {
+        results.assert_correct(&format!("{kind:?}, {way:?}, {damage:?}, {callers} callers"));
     }
 }
 
-/// One number of callers, with connections of their own.
+/// One number of callers, with its own connections.
 struct Case {
     cache: Cache,
     proxy: Proxy,
@@ -113,7 +113,7 @@ struct Case {
 impl Case {
     fn new(server: &Server, way: Way, damage: Damage, callers: usize) -> Case {
         let proxy = Proxy::with_frames(server);
-        // A lost reply is noticed by its timeout at the latest; nothing else here should come near one.
+        // A lost reply is noticed when its timeout expires, at the latest. Nothing else here should take that long.
         let timeout = if damage == Damage::Lost { "500ms" } else { "20s" };
         let options =
             format!("timeout={timeout}&connect_timeout=20s&pool_size={callers}&failures=1000000&retry_after=1ms");
@@ -121,7 +121,7 @@ impl Case {
         Case { cache: Cache::builder(store).build(), proxy, kind: server.kind(), way, damage, callers }
     }
 
-    /// How many requests may fail in a round.
+    /// The number of requests that may fail in a round.
     fn most_failures(&self) -> usize {
         match (self.damage, self.way) {
             (Damage::Idle, _) => 0,
@@ -130,19 +130,19 @@ impl Case {
         }
     }
 
-    fn strike(&self, round: usize) {
+    fn inject(&self, round: usize) {
         let surplus = surplus(self.kind, round);
         match self.damage {
-            Damage::Between => self.proxy.strike(Strike::Between(surplus)),
-            Damage::Within => self.proxy.strike(Strike::Within(surplus)),
-            Damage::Apart => self.proxy.strike(Strike::Apart(surplus)),
-            Damage::Lost => self.proxy.strike(Strike::Lose),
-            Damage::Idle => self.proxy.send_unasked(surplus),
+            Damage::Between => self.proxy.inject(FrameFault::Between(surplus)),
+            Damage::Within => self.proxy.inject(FrameFault::Within(surplus)),
+            Damage::Apart => self.proxy.inject(FrameFault::Apart(surplus)),
+            Damage::Lost => self.proxy.inject(FrameFault::Lose),
+            Damage::Idle => self.proxy.send_surplus(surplus),
         }
     }
 }
 
-/// Replies that are whole and right, but to nobody's request.
+/// Well-formed replies to no request.
 fn surplus(kind: Kind, round: usize) -> &'static [u8] {
     let all: &[&[u8]] = match kind {
         Kind::Redis => &[b"$3\r\nbad\r\n", b"+OK\r\n", b"$-1\r\n"],
@@ -151,95 +151,95 @@ fn surplus(kind: Kind, round: usize) -> &'static [u8] {
     all[round % all.len()]
 }
 
-fn rounds(case: &Case) -> Figures {
-    let mut figures = Figures::default();
+fn rounds(case: &Case) -> Results {
+    let mut results = Results::default();
     let runtime = current_thread();
     for round in 0..count(4, 200) {
         let each = |until: Until| match case.way {
-            Way::Blocking => ask_in_threads(case, until),
-            Way::Tokio => runtime.block_on(ask_in_tasks(case, until)),
+            Way::Blocking => read_in_threads(case, until),
+            Way::Tokio => runtime.block_on(read_in_tasks(case, until)),
         };
         let connected = each(Until::Requests(AFTER));
-        figures.add(connected, 0);
-        let struck = case.proxy.struck();
-        let until = if case.damage == Damage::Idle { Until::Requests(AFTER) } else { Until::Struck(struck + 1) };
+        results.add(connected, 0);
+        let injected = case.proxy.injected();
+        let until = if case.damage == Damage::Idle { Until::Requests(AFTER) } else { Until::Injected(injected + 1) };
         if case.damage == Damage::Idle {
             damage_idle_connections(case, round, &runtime);
         } else {
-            case.strike(round);
+            case.inject(round);
         }
-        figures.add(each(until), case.most_failures());
+        results.add(each(until), case.most_failures());
     }
-    figures
+    results
 }
 
-/// In every other round of tokio's the connection's driver runs meanwhile, and may see the surplus before the next
+/// In every other round on tokio the connection's driver runs meanwhile, and may see the surplus reply before the next
 /// request.
 fn damage_idle_connections(case: &Case, round: usize, runtime: &tokio::runtime::Runtime) {
     if case.way == Way::Tokio && round.is_multiple_of(2) {
         runtime.block_on(async {
             tokio::time::sleep(IDLE).await;
-            case.strike(round);
+            case.inject(round);
             tokio::time::sleep(IDLE).await;
         });
     } else {
         thread::sleep(IDLE);
-        case.strike(round);
+        case.inject(round);
     }
 }
 
-/// How long callers go on.
+/// When callers stop.
 #[derive(Clone, Copy)]
 enum Until {
     Requests(usize),
-    /// The proxy has struck so often, and then for a few more.
-    Struck(usize),
+    /// The proxy has injected this many faults, and the caller has made a few more requests.
+    Injected(usize),
 }
 
-fn ask_in_threads(case: &Case, until: Until) -> Figures {
-    let asking = Asking::new(until);
+fn read_in_threads(case: &Case, until: Until) -> Results {
+    let round = Round::new(until);
     thread::scope(|scope| {
         for caller in 0..case.callers {
-            let asking = &asking;
+            let round = &round;
             scope.spawn(move || {
                 let mut left = AFTER;
                 for number in 0.. {
-                    if !asking.goes_on(case.proxy.struck(), number, &mut left) {
+                    if !round.continues(case.proxy.injected(), number, &mut left) {
                         break;
                     }
                     let keys = keys(caller, number);
-                    let is_after = asking.has_failed.load(Ordering::SeqCst);
-                    let got = match &keys[..] {
+                    let is_after = round.has_failed.load(Ordering::SeqCst);
+                    let found = match &keys[..] {
                         [key] => vec![case.cache.blocking().get_raw(key)],
                         _ => case.cache.blocking().get_many_raw(&names(&keys)),
                     };
-                    asking.note(is_after, &keys, got);
+                    round.record(is_after, &keys, found);
                 }
             });
         }
     });
-    asking.figures.into_inner().expect("no panic")
+    round.results.into_inner().expect("no panic")
 }
 
-async fn ask_in_tasks(case: &Case, until: Until) -> Figures {
-    let asking = Arc::new(Asking::new(until));
-    let struck = case.proxy.watch();
+async fn read_in_tasks(case: &Case, until: Until) -> Results {
+    let round = Arc::new(Round::new(until));
+    let injected = case.proxy.watch();
     let tasks: Vec<_> = (0..case.callers)
         .map(|caller| {
-            let (cache, asking, struck) = (case.cache.clone(), Arc::clone(&asking), struck.clone());
+            let (cache, round, injected) = (case.cache.clone(), Arc::clone(&round), injected.clone());
             tokio::spawn(async move {
                 let mut left = AFTER;
                 for number in 0.. {
-                    if !asking.goes_on(struck(), number, &mut left) {
+                    if !round.continues(injected(), number, &mut left) {
                         break;
                     }
                     let keys = keys(caller, number);
-                    let is_after = asking.has_failed.load(Ordering::SeqCst);
-                    let got = match &keys[..] {
+                    let is_after = round.has_failed.load(Ordering::SeqCst);
+                    let found = match &keys[..] {
                         [key] => vec![cache.get_raw(key).await],
                         _ => cache.get_many_raw(&names(&keys)).await,
                     };
-                    asking.note(is_after, &keys, got);
+                    round.record(is_after, &keys, found);
                 }
             })
         })
@@ -247,30 +247,30 @@ async fn ask_in_tasks(case: &Case, until: Until) -> Figures {
     for task in tasks {
         task.await.expect("no panic");
     }
-    Arc::into_inner(asking).expect("every task has ended").figures.into_inner().expect("no panic")
+    Arc::into_inner(round).expect("every task has ended").results.into_inner().expect("no panic")
 }
 
-/// What the callers of a round share.
-struct Asking {
+/// The state that the callers of a round share.
+struct Round {
     until: Until,
     begun: Instant,
     has_failed: AtomicBool,
-    figures: Mutex<Figures>,
+    results: Mutex<Results>,
 }
 
-impl Asking {
-    fn new(until: Until) -> Asking {
-        let (has_failed, figures) = (AtomicBool::new(false), Mutex::default());
-        Asking { until, begun: Instant::now(), has_failed, figures }
+impl Round {
+    fn new(until: Until) -> Round {
+        let (has_failed, results) = (AtomicBool::new(false), Mutex::default());
+        Round { until, begun: Instant::now(), has_failed, results }
     }
 
-    /// `left` is how many requests a caller makes after the damage.
-    fn goes_on(&self, struck: usize, number: usize, left: &mut usize) -> bool {
+    /// Returns whether a caller makes another request. `left` is the number of requests that it makes after the damage.
+    fn continues(&self, injected: usize, number: usize, left: &mut usize) -> bool {
         match self.until {
             Until::Requests(requests) => number < requests,
-            Until::Struck(times) => {
-                assert!(self.begun.elapsed() < PATIENCE, "waited in vain until the proxy strikes");
-                if struck >= times {
+            Until::Injected(times) => {
+                assert!(self.begun.elapsed() < PATIENCE, "timed out waiting until the proxy injects a fault");
+                if injected >= times {
                     *left -= 1;
                 }
                 *left > 0
@@ -278,43 +278,43 @@ impl Asking {
         }
     }
 
-    fn note(&self, is_after_a_failure: bool, keys: &[String], got: Vec<Result<Option<Bytes>>>) {
-        let mut figures = self.figures.lock().expect("no panic");
-        figures.requests += 1;
-        if let Some(error) = got.iter().find_map(|got| got.as_ref().err()) {
-            figures.failed += 1;
-            *figures.kinds.entry(format!("{:?}", error.kind())).or_default() += 1;
+    fn record(&self, is_after_a_failure: bool, keys: &[String], found: Vec<Result<Option<Bytes>>>) {
+        let mut results = self.results.lock().expect("no panic");
+        results.requests += 1;
+        if let Some(error) = found.iter().find_map(|found| found.as_ref().err()) {
+            results.failed += 1;
+            *results.kinds.entry(format!("{:?}", error.kind())).or_default() += 1;
             if is_after_a_failure {
-                figures.failed_later.push(format!("{keys:?}: {error:#}"));
+                results.failed_later.push(format!("{keys:?}: {error:#}"));
             }
             self.has_failed.store(true, Ordering::SeqCst);
         }
-        for (key, got) in keys.iter().zip(got) {
-            match got {
+        for (key, found) in keys.iter().zip(found) {
+            match found {
                 Ok(Some(found)) if found == value(key) => {}
-                Ok(other) => figures.wrong.push(format!("asked for {key}, got {other:?}")),
+                Ok(other) => results.wrong.push(format!("asked for {key}, got {other:?}")),
                 Err(_) => {}
             }
         }
     }
 }
 
-/// What came of the requests.
+/// The results of the requests.
 #[derive(Debug, Default)]
-struct Figures {
+struct Results {
     requests: usize,
     failed: usize,
-    /// The kinds of the failures.
+    /// The number of failures by kind.
     kinds: BTreeMap<String, usize>,
     wrong: Vec<String>,
-    /// Of those that were issued after a failure was seen.
+    /// Failures of requests that were issued after a failure was seen.
     failed_later: Vec<String>,
-    /// Rounds with more failures than there may be.
+    /// Rounds with more failures than permitted.
     rounds_over: usize,
 }
 
-impl Figures {
-    fn add(&mut self, round: Figures, most_failures: usize) {
+impl Results {
+    fn add(&mut self, round: Results, most_failures: usize) {
         self.rounds_over += usize::from(round.failed > most_failures);
         self.requests += round.requests;
         self.failed += round.failed;
@@ -325,7 +325,7 @@ impl Figures {
         }
     }
 
-    fn assert_fine(&self, case: &str) {
+    fn assert_correct(&self, case: &str) {
         let shown = |all: &[String]| all.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
         assert!(self.wrong.is_empty(), "{case}: {self}: {}", shown(&self.wrong));
         assert!(self.failed_later.is_empty(), "{case}: {self}: {}", shown(&self.failed_later));
@@ -333,9 +333,9 @@ impl Figures {
     }
 }
 
-impl std::fmt::Display for Figures {
+impl std::fmt::Display for Results {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Figures { requests, failed, kinds, wrong, failed_later, rounds_over } = self;
+        let Results { requests, failed, kinds, wrong, failed_later, rounds_over } = self;
         let (wrong, later) = (wrong.len(), failed_later.len());
         write!(
             f,
@@ -345,7 +345,7 @@ impl std::fmt::Display for Figures {
     }
 }
 
-/// One key or a batch of them, never the same twice in a row.
+/// One key or a batch of keys, never the same as in the previous request.
 fn keys(caller: usize, number: usize) -> Vec<String> {
     let first = caller * 31 + number * 17;
     let many = if number % BATCHES == BATCHES - 1 { BATCH } else { 1 };

@@ -1,4 +1,4 @@
-//! A store of somebody else's that suspends, under the blocking API.
+//! A user's own store that suspends, under the blocking API.
 
 use std::future::poll_fn;
 use std::mem;
@@ -15,15 +15,15 @@ use crate::conformance::{current_thread, multi_thread};
 
 const TTL: Duration = Duration::from_secs(600);
 
-/// Memory whose every answer comes from another thread.
+/// A memory store whose operations are woken by another thread.
 #[derive(Debug)]
-struct Elsewhere(MemoryStore);
+struct OtherThread(MemoryStore);
 
-/// Always, however quick that thread is.
+/// Suspends once, however fast the other thread is.
 async fn suspend() {
-    let mut is_answered = false;
+    let mut has_suspended = false;
     poll_fn(|cx| {
-        if mem::replace(&mut is_answered, true) {
+        if mem::replace(&mut has_suspended, true) {
             return Poll::Ready(());
         }
         let waker = cx.waker().clone();
@@ -34,9 +34,9 @@ async fn suspend() {
 }
 
 #[async_trait]
-impl CacheStore for Elsewhere {
+impl CacheStore for OtherThread {
     fn name(&self) -> &str {
-        "elsewhere"
+        "other thread"
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
@@ -69,18 +69,18 @@ impl CacheStore for Elsewhere {
 }
 
 fn cache() -> Cache {
-    Cache::builder(Elsewhere(MemoryStore::new())).build()
+    Cache::builder(OtherThread(MemoryStore::new())).build()
 }
 
 #[test]
-fn outside_of_a_runtime_it_is_waited_for() {
+fn outside_a_runtime_the_thread_waits() {
     let cache = cache();
     cache.blocking().set("k", &1, TTL).unwrap();
     assert_eq!(cache.blocking().get("k").unwrap(), Some(1));
 }
 
 #[test]
-fn on_a_multi_thread_runtime_it_is_waited_for() {
+fn on_a_multi_thread_runtime_the_worker_waits() {
     multi_thread().block_on(async {
         let task = tokio::spawn(async {
             let cache = cache();
@@ -92,7 +92,7 @@ fn on_a_multi_thread_runtime_it_is_waited_for() {
 }
 
 #[test]
-fn on_the_thread_of_a_current_thread_runtime_it_is_an_error() {
+fn on_a_current_thread_runtime_waiting_is_an_error() {
     let cache = cache();
     let error = current_thread().block_on(async { cache.blocking().get::<u8>("k").unwrap_err() });
     assert_eq!(error.kind(), ErrorKind::WouldDeadlock);
@@ -104,7 +104,7 @@ fn on_the_thread_of_a_current_thread_runtime_it_is_an_error() {
 }
 
 #[test]
-fn asynchronously_it_is_awaited() {
+fn an_asynchronous_caller_awaits_the_store() {
     let cache = cache();
     current_thread().block_on(async {
         cache.set("k", &1, TTL).await.unwrap();
@@ -112,14 +112,14 @@ fn asynchronously_it_is_awaited() {
     });
 }
 
-/// Says that there is an entry where it then finds none.
+/// Reports that an entry exists, and then finds none.
 #[derive(Debug)]
-struct Fickle(MemoryStore);
+struct Inconsistent(MemoryStore);
 
 #[async_trait]
-impl CacheStore for Fickle {
+impl CacheStore for Inconsistent {
     fn name(&self) -> &str {
-        "fickle"
+        "inconsistent"
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
@@ -149,10 +149,10 @@ impl CacheStore for Fickle {
     }
 }
 
-/// There is no lease to win, and none to wait for: the bound of the wait is what ends it.
+/// There is no lease to take and none to wait for: the bound of the wait ends the fetch.
 #[test]
-fn a_fetch_ends_whatever_a_store_says_of_leases() {
-    let cache = Cache::builder(Fickle(MemoryStore::new())).load_timeout(Duration::from_millis(50)).build();
+fn a_fetch_ends_on_a_store_with_inconsistent_leases() {
+    let cache = Cache::builder(Inconsistent(MemoryStore::new())).load_timeout(Duration::from_millis(50)).build();
     let load = || Ok::<u32, std::convert::Infallible>(1);
     assert_eq!(cache.blocking().fetch("k", TTL, load), Ok(1));
     assert_eq!(current_thread().block_on(cache.fetch("k", TTL, async || load())), Ok(1));

@@ -1,4 +1,4 @@
-//! What is frozen is an entry like any other, until it is written.
+//! A frozen entry behaves like any other entry, until it is written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,19 +37,19 @@ async fn a_frozen_entry_is_read_without_the_live_layer() {
         let key = format!("key {number}");
         let found = store.get(&key).await.unwrap().unwrap();
         assert_eq!(found, format!("value {number}"));
-        assert_eq!(found.as_ptr(), store.get(&key).await.unwrap().unwrap().as_ptr(), "one place in one table");
+        assert_eq!(found.as_ptr(), store.get(&key).await.unwrap().unwrap().as_ptr(), "one address in one table");
     }
     assert_eq!(get(&store, "missing").await, None);
-    // The collector is every test's: one that looks at an entry meanwhile holds it up, and reads help it on.
+    // All tests share the collector: a thread that reads an entry delays it, and later reads advance it.
     until("nothing is in the live layer", || {
-        (0..200).for_each(|_| drop(futures_ready(store.get("missing"))));
+        (0..200).for_each(|_| drop(ready_now(store.get("missing"))));
         store.usage().held == store.usage().frozen
     });
 }
 
-/// Each verb, on an entry of its own.
+/// Each operation, on its own entry.
 #[tokio::test]
-async fn every_verb_has_its_meaning_on_a_frozen_entry() {
+async fn every_operation_works_on_a_frozen_entry() {
     let store = frozen().await;
     let (never, always) = (Ttl::Never, When::Always);
     assert!(store.set("key 0", "new".into(), never, always).await.unwrap());
@@ -64,10 +64,10 @@ async fn every_verb_has_its_meaning_on_a_frozen_entry() {
     assert!(!store.compare_and_set("key 4", Some(b"other"), Some("new".into()), never).await.unwrap());
     assert!(store.compare_and_set("key 4", Some(b"value 4"), Some("new".into()), never).await.unwrap());
     assert_eq!(get(&store, "key 4").await.as_deref(), Some("new"));
-    assert!(store.increment("key 5", 1, never).await.is_err(), "no number");
+    assert!(store.increment("key 5", 1, never).await.is_err(), "not a number");
     assert_eq!(get(&store, "key 5").await.as_deref(), Some("value 5"));
     assert!(store.touch("key 6", Ttl::After(Duration::from_millis(20))).await.unwrap());
-    until("the touched entry has expired", || futures_ready(store.get("key 6")).unwrap().is_none());
+    until("the touched entry has expired", || ready_now(store.get("key 6")).unwrap().is_none());
     store.clear("key 7").await.unwrap();
     assert_eq!((get(&store, "key 7").await, get(&store, "key 71").await), (None, None));
     assert_eq!(get(&store, "key 8").await.as_deref(), Some("value 8"));
@@ -79,7 +79,7 @@ async fn every_verb_has_its_meaning_on_a_frozen_entry() {
     }
 }
 
-fn futures_ready<T>(future: impl Future<Output = T>) -> T {
+fn ready_now<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
         std::task::Poll::Ready(ready) => ready,
@@ -88,7 +88,7 @@ fn futures_ready<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn counters_go_on_counting() {
+async fn a_frozen_counter_can_be_incremented() {
     let store = MemoryStore::new();
     store.increment("visits", 41, Ttl::Never).await.unwrap();
     assert!(store.freeze());
@@ -102,15 +102,15 @@ async fn a_frozen_entry_expires_in_its_time() {
     store.set("key", "value".into(), Ttl::After(Duration::from_millis(50)), When::Always).await.unwrap();
     set(&store, "other", "value").await;
     assert!(store.freeze());
-    until("the frozen entry has expired", || futures_ready(store.get("key")).unwrap().is_none());
+    until("the frozen entry has expired", || ready_now(store.get("key")).unwrap().is_none());
     assert!(!store.delete("key").await.unwrap());
     assert!(store.set("key", "new".into(), Ttl::Never, When::IfAbsent).await.unwrap());
     assert_eq!(get(&store, "key").await.as_deref(), Some("new"));
 }
 
-/// An old value does not come back when the new one is evicted.
+/// An old value does not reappear when the new one is evicted.
 #[tokio::test]
-async fn what_was_overwritten_does_not_come_back() {
+async fn an_overwritten_value_does_not_reappear() {
     let store = MemoryStore::builder().max_bytes(100_000).build();
     for number in 0..20 {
         set(&store, &format!("key {number}"), "old").await;
@@ -127,7 +127,7 @@ async fn what_was_overwritten_does_not_come_back() {
         if number < 10 {
             assert!(found.is_none_or(|found| found == "new"), "key {number}");
         } else {
-            assert_eq!(found.as_deref(), Some("old"), "what is frozen is not evicted");
+            assert_eq!(found.as_deref(), Some("old"), "frozen entries are not evicted");
         }
     }
     let usage = store.usage();
@@ -135,11 +135,11 @@ async fn what_was_overwritten_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn freezing_again_needs_a_reason_and_has_an_end() {
+async fn freezing_again_needs_enough_changes() {
     let store = frozen().await;
     assert!(!store.freeze(), "nothing was written since");
     set(&store, "key 0", "new").await;
-    assert!(!store.freeze(), "hardly anything was written since");
+    assert!(!store.freeze(), "too little was written since");
     let mut tables = 1;
     for round in 0..10 {
         for number in 0..ENTRIES {
@@ -154,7 +154,7 @@ async fn freezing_again_needs_a_reason_and_has_an_end() {
     assert_eq!(tables, 4);
 }
 
-/// Writers, readers and a thread that freezes: each key has one writer, which finds what it has written.
+/// Writers, readers and a thread that freezes: each key has one writer, which reads back its own writes.
 #[test]
 fn freezing_beside_writers_loses_nothing() {
     let store = MemoryStore::new();
@@ -167,12 +167,12 @@ fn freezing_beside_writers_loses_nothing() {
                     for round in 0..4_000 {
                         let (key, value) = (format!("{thread} {}", round % 50), format!("{round}"));
                         let value_bytes = Bytes::from(value.clone());
-                        futures_ready(store.set(&key, value_bytes, Ttl::Never, When::Always)).unwrap();
-                        let found = futures_ready(store.get(&key)).unwrap();
+                        ready_now(store.set(&key, value_bytes, Ttl::Never, When::Always)).unwrap();
+                        let found = ready_now(store.get(&key)).unwrap();
                         assert_eq!(found.as_deref(), Some(value.as_bytes()), "{key}");
                         if round % 7 == 0 {
-                            assert!(futures_ready(store.delete(&key)).unwrap());
-                            assert_eq!(futures_ready(store.get(&key)).unwrap(), None, "{key}");
+                            assert!(ready_now(store.delete(&key)).unwrap());
+                            assert_eq!(ready_now(store.get(&key)).unwrap(), None, "{key}");
                         }
                     }
                 })

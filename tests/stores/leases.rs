@@ -1,4 +1,5 @@
-//! Leases: none is left behind, none is waited for without need. Two stores on one server stand for two processes.
+//! Leases: none is left behind, and no caller waits for one unnecessarily. Two stores on one server stand for two
+//! processes.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,7 +18,7 @@ use support::proxy::Proxy;
 use support::servers::{Kind, Server, url_of};
 use support::wait::until;
 
-/// With a tag, so that its lease has no letters that are to be guessed.
+/// With a hash tag, so that the lease's key needs no computed tag.
 const KEY: &str = "{k}";
 const LEASE: &str = "{k}:prefork-lease";
 
@@ -29,11 +30,11 @@ fn shared(server: &Server) -> (Arc<dyn CacheStore>, impl Fn() -> Cache) {
     (store, move || Cache::builder(from_url(&url).unwrap()).lease(HOUR).load_timeout(HOUR).build())
 }
 
-/// Outside of a runtime a store's future is ready at once.
+/// Outside a runtime a store's future is ready at its first poll.
 fn is_leased(store: &dyn CacheStore) -> bool {
-    let mut looked = pin!(store.get(LEASE));
-    match looked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        // A mark says that it has ended, and that nothing was stored.
+    let mut found = pin!(store.get(LEASE));
+    match found.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        // A mark records that the lease has ended and that nothing was stored.
         Poll::Ready(found) => found.unwrap().is_some_and(|lease| lease != "nothing stored"),
         Poll::Pending => panic!("a store of this crate does not suspend without a runtime"),
     }
@@ -64,9 +65,9 @@ fn a_lease_lasts_as_long_as_the_load() {
     }
 }
 
-/// Otherwise a user's key could keep everybody from loading another one.
+/// Otherwise a user's key could keep all processes from loading another key.
 #[test]
-fn the_key_of_a_lease_is_nobodys() {
+fn a_lease_key_cannot_be_used_by_callers() {
     let cache = Cache::builder(MemoryStore::new()).build();
     for (cache, key) in
         [(cache.clone(), "user:bob:prefork-lease"), (cache.namespace("user").namespace("bob"), "prefork-lease")]
@@ -78,15 +79,15 @@ fn the_key_of_a_lease_is_nobodys() {
     }
 }
 
-/// Whoever has waited for it loads without a lease, so that those who wait do so at the same time: each would find out
-/// for itself that nothing is to be stored.
+/// A process that has waited for such a load then loads without a lease, so that all waiting processes load at the same
+/// time: each would find out for itself that nothing is to be stored.
 #[test]
-fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
+fn after_a_load_that_stores_nothing_waiters_load_at_once() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let (_, process) = shared(&server);
         let [first, second, third] = [(); 3].map(|()| process());
-        let (begun, begun_here) = mpsc::channel();
+        let (begun, has_begun) = mpsc::channel();
         let (release, released) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -98,40 +99,40 @@ fn a_load_that_stores_nothing_is_not_waited_for_in_turn() {
                 };
                 assert_eq!(first.blocking().fetch_loaded(KEY, load), Ok(1));
             });
-            begun_here.recv().unwrap();
+            has_begun.recv().unwrap();
             let before = server.gets();
             let waiting = scope.spawn(|| {
                 let load = || {
-                    // It would wait for an hour, if the second had a lease.
+                    // It would wait for an hour if the second process had a lease.
                     let inner = third.blocking().fetch_loaded(KEY, || Ok::<_, Infallible>(Loaded::uncached(3)));
                     assert_eq!(inner, Ok(3));
                     Ok::<_, Infallible>(Loaded::uncached(2))
                 };
                 second.blocking().fetch_loaded(KEY, load)
             });
-            // The first look, one at the lease and one at the value, and the same again.
-            until("the second waits", || server.gets() >= before + 5);
+            // The first read, one read of the lease and one of the value, and the last two again.
+            until("the second process waits", || server.gets() >= before + 5);
             release.send(()).unwrap();
             assert_eq!(waiting.join().unwrap(), Ok(2));
         });
     }
 }
 
-/// The store has granted it, and the answer was lost.
+/// The store has granted the lease, and the reply was lost.
 #[test]
-fn a_lease_whose_answer_was_lost_is_released() {
+fn a_lease_whose_reply_was_lost_is_released() {
     let server = Server::start(Kind::Redis);
     let proxy = Proxy::before(server.port());
     let url = url_of(Kind::Redis, proxy.port(), "timeout=300ms&failures=1000");
     let cache = Cache::builder(from_url(&url).unwrap()).lease(HOUR).build();
     let (store, _) = shared(&server);
-    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "there is a connection");
+    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "the cache has a connection");
     let fetched = std::thread::scope(|scope| {
         // The reply to the script that takes the lease.
         proxy.hold_replies_with(":1\r\n");
         let fetching = scope.spawn(|| {
             cache.blocking().fetch(KEY, HOUR, || {
-                assert!(is_leased(&store), "it was granted");
+                assert!(is_leased(&store), "the lease was granted");
                 proxy.release();
                 Ok::<u32, Infallible>(1)
             })
@@ -140,12 +141,12 @@ fn a_lease_whose_answer_was_lost_is_released() {
     });
     assert_eq!(fetched, Ok(1));
     assert!(!is_leased(&store));
-    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "a store that did not answer is not asked to keep it");
+    assert_eq!(cache.blocking().get::<u32>(KEY).unwrap(), None, "after a lost reply nothing is written");
 }
 
-/// The value's own server is up: it is stored, although nobody could be kept from loading it as well.
+/// The value's own server is up, so the value is stored, although another process could load it at the same time.
 #[test]
-fn a_lease_that_cannot_be_had_keeps_nothing_from_being_stored() {
+fn without_a_lease_the_value_is_still_stored() {
     let mut servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
     let url = format!("memcached://{hosts}?failover=false&timeout=20s&connect_timeout=20s");
@@ -161,7 +162,7 @@ fn a_lease_that_cannot_be_had_keeps_nothing_from_being_stored() {
     }
 }
 
-/// On an executor that is not tokio, in the blocking loader's own thread: nobody else could end that wait.
+/// On an executor other than tokio, in the blocking loader's own thread: nothing else could end the wait.
 #[test]
 fn a_blocking_loader_does_not_wait_for_itself_asynchronously() {
     let cache = Cache::builder(MemoryStore::new()).fetch_wait(HOUR).lease(HOUR).build();
@@ -169,15 +170,15 @@ fn a_blocking_loader_does_not_wait_for_itself_asynchronously() {
         let mut fetch = pin!(cache.fetch(KEY, HOUR, async || Ok::<u32, Infallible>(1)));
         match fetch.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(fetched) => fetched,
-            Poll::Pending => panic!("it waits for itself"),
+            Poll::Pending => panic!("the fetch waits for itself"),
         }
     };
     assert_eq!(cache.blocking().fetch(KEY, HOUR, || inner().map(|value| value + 1)), Ok(2));
 }
 
-/// As other processes do once its lease has ended.
+/// Other processes do the same once the lease has ended.
 #[test]
-fn a_load_that_hangs_is_begun_once_more() {
+fn a_load_that_hangs_is_started_again() {
     let server = Server::start(Kind::Redis);
     for store in [Arc::new(MemoryStore::new()) as Arc<dyn CacheStore>, from_url(&server.url("")).unwrap()] {
         let cache =
@@ -189,7 +190,7 @@ fn a_load_that_hangs_is_begun_once_more() {
             cache.expire(KEY).await.unwrap();
             assert_eq!(cache.fetch_detached(KEY, stale, hanging).await, Ok(1));
             until_it_has_begun(&cache, 1).await;
-            until("the value is loaded anew", || {
+            until("the value is loaded again", || {
                 cache.blocking().fetch(KEY, stale, || Ok::<u32, Infallible>(2)) == Ok(2)
             });
             let hangs = tokio::spawn({
@@ -213,7 +214,7 @@ async fn until_it_has_begun(cache: &Cache, loads: u64) {
     until_it_holds("the load has begun", || cache.stats().loads == loads).await;
 }
 
-/// Nobody would hear of it, and the next one would panic at once.
+/// No caller would see the panic, and the next refresh would panic at once.
 #[test]
 fn a_detached_refresh_that_panics_is_a_failure() {
     let cache = Cache::builder(MemoryStore::new()).build();
@@ -228,13 +229,13 @@ fn a_detached_refresh_that_panics_is_a_failure() {
             assert_eq!(fetch().await, Ok(1));
             tokio::task::yield_now().await;
         }
-        assert_eq!((cache.stats().loads, cache.stats().failed_loads), (1, 1), "it is put off");
+        assert_eq!((cache.stats().loads, cache.stats().failed_loads), (1, 1), "the next load is put off");
     });
 }
 
-/// Those stale values that could not be loaded anew are left alone for a while, each for itself.
+/// Stale values whose refresh has failed are not loaded again for a while, each on its own.
 #[test]
-fn many_that_fail_are_put_off() {
+fn failed_refreshes_of_a_batch_are_put_off() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let cache = cache.blocking();
     let stale = Expiry::after(HOUR).stale_for(HOUR);

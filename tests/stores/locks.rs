@@ -11,38 +11,38 @@ use crate::staleness::HOUR;
 use support::servers::{Kind, Server};
 use support::wait::until;
 
-fn held(lock: prefork_cache::Result<Option<LockGuard>>) -> LockGuard {
-    lock.unwrap().expect("nobody has it")
+fn acquired(lock: prefork_cache::Result<Option<LockGuard>>) -> LockGuard {
+    lock.unwrap().expect("the lock is free")
 }
 
 #[test]
-fn one_holds_a_lock_until_it_is_given_back() {
+fn a_lock_is_held_until_its_release() {
     everywhere(|cache| {
         let handle = cache.blocking();
-        let lock = held(handle.lock("report", HOUR));
+        let lock = acquired(handle.lock("report", HOUR));
         assert_eq!(lock.key(), "report");
         assert!(lock.time_left() > HOUR / 2);
         assert!(handle.lock("report", HOUR).unwrap().is_none());
         assert!(cache.namespace("other").blocking().lock("report", HOUR).unwrap().is_some(), "another key");
         handle.set("report", &1, HOUR).unwrap();
-        assert!(handle.delete("report").unwrap(), "the entry is another thing");
+        assert!(handle.delete("report").unwrap(), "the entry is independent of the lock");
         assert!(handle.lock("report", HOUR).unwrap().is_none());
         assert!(lock.blocking_release().unwrap());
-        drop(held(handle.lock("report", HOUR)));
-        let lock = held(handle.lock("report", HOUR));
+        drop(acquired(handle.lock("report", HOUR)));
+        let lock = acquired(handle.lock("report", HOUR));
         handle.clear().unwrap();
-        assert!(!lock.blocking_release().unwrap(), "it was lost");
+        assert!(!lock.blocking_release().unwrap(), "the lock was lost");
     });
 }
 
 #[test]
-fn a_lock_is_one_among_processes_and_tasks() {
+fn a_lock_is_exclusive_among_processes_and_tasks() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let url = server.url("timeout=20s&connect_timeout=20s");
         let [one, other] = [(); 2].map(|()| Cache::builder(from_url(&url).unwrap()).build());
         multi_thread().block_on(async {
-            let lock = held(one.lock("report", HOUR).await);
+            let lock = acquired(one.lock("report", HOUR).await);
             assert!(other.lock("report", HOUR).await.unwrap().is_none());
             assert!(tokio::spawn(lock.release()).await.unwrap().unwrap());
             let tasks = (0..32).map(|n| {
@@ -63,22 +63,22 @@ fn a_lock_is_one_among_processes_and_tasks() {
 }
 
 #[test]
-fn a_lock_ends_by_itself() {
+fn a_lock_expires() {
     everywhere(|cache| {
-        let lock = held(cache.blocking().lock("report", Duration::from_millis(900)));
+        let lock = acquired(cache.blocking().lock("report", Duration::from_millis(900)));
         let mut next = None;
-        until("the time of the lock is over", || {
+        until("the lock has expired", || {
             next = cache.blocking().lock("report", HOUR).unwrap();
             next.is_some()
         });
         assert!(!lock.blocking_release().unwrap());
-        assert!(cache.blocking().lock("report", HOUR).unwrap().is_none(), "the next one's is untouched");
+        assert!(cache.blocking().lock("report", HOUR).unwrap().is_none(), "the next holder's lock is untouched");
         assert!(next.unwrap().blocking_release().unwrap());
     });
 }
 
 #[test]
-fn what_makes_no_lock_is_refused() {
+fn invalid_locks_are_refused() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let kind = |key, ttl| cache.blocking().lock(key, ttl).unwrap_err().kind();
     assert_eq!(kind("k", Duration::ZERO), ErrorKind::InvalidTtl);

@@ -1,4 +1,5 @@
-//! What is particular to Memcached: many servers, one that is down, other programs' entries, keys that are commands.
+//! What is specific to Memcached: several servers, a server that is down, other programs' entries, keys that are
+//! commands.
 
 use std::thread;
 use std::time::Duration;
@@ -65,7 +66,7 @@ fn the_keys_of_a_server_that_is_down_go_to_the_others() {
 }
 
 #[test]
-fn without_failover_they_are_errors() {
+fn without_failover_the_keys_of_a_server_that_is_down_are_errors() {
     let (mut servers, url) = three_servers();
     let cache = cache(&format!("{url}?failover=false&failures=1&retry_after=1m&timeout=10s"));
     let cache = cache.blocking();
@@ -87,7 +88,7 @@ fn without_failover_they_are_errors() {
     }
 }
 
-/// Two servers, a proxy before each, and a cache that has a connection to both in both ways to call.
+/// Two servers, a proxy before each, and a cache with a connection to both in each API.
 fn two_proxied_servers(options: &str) -> ([Server; 2], [Proxy; 2], Cache) {
     let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let proxies = servers.each_ref().map(|server| Proxy::before(server.port()));
@@ -105,7 +106,7 @@ enum Way {
 impl Way {
     const BOTH: [Way; 2] = [Way::Blocking, Way::Asynchronous];
 
-    /// The connections of a runtime are its own.
+    /// The connections of a runtime belong to it.
     fn get_many(self, cache: &Cache, runtime: &Runtime, keys: &[&str]) -> Vec<Result<Option<String>>> {
         match self {
             Way::Blocking => cache.blocking().get_many(keys),
@@ -128,7 +129,7 @@ fn the_servers_of_a_batch_work_at_the_same_time() {
         thread::scope(|scope| {
             let batch = scope.spawn(|| way.get_many(&cache, &runtime, &names));
             for proxy in &proxies {
-                // Neither is let go before both were asked.
+                // Neither reply is released before both servers have been asked.
                 proxy.wait_until_held(1);
             }
             proxies.iter().for_each(Proxy::release);
@@ -139,8 +140,8 @@ fn the_servers_of_a_batch_work_at_the_same_time() {
     }
 }
 
-/// A reply that lies ready when the wait for another server has taken all the time is not late. This one is larger than what
-/// the kernels on both sides hold.
+/// A reply that has arrived while the wait for another server took all the time is not late. This reply is larger than
+/// the socket buffers on both sides.
 #[test]
 fn a_server_that_hangs_costs_a_batch_its_own_entries_only() {
     let (_servers, proxies, cache) = two_proxied_servers("timeout=2s&failures=100");
@@ -168,9 +169,9 @@ fn a_server_that_hangs_costs_a_batch_its_own_entries_only() {
     }
 }
 
-/// Each waits for a place with one server while it has one with the other.
+/// Each batch waits for a permit of one server while it has one of the other.
 #[test]
-fn batches_do_not_wait_for_each_other_in_a_circle() {
+fn batches_do_not_deadlock() {
     let (_servers, _proxies, cache) = two_proxied_servers("timeout=20s&pool_size=1");
     let keys = keys();
     let value = "v".repeat(2_000);
@@ -187,7 +188,7 @@ fn batches_do_not_wait_for_each_other_in_a_circle() {
 }
 
 #[test]
-fn a_batch_over_connections_that_have_died_meanwhile_is_sent_again() {
+fn a_batch_on_dead_connections_is_sent_again() {
     let (mut servers, _proxies, cache) = two_proxied_servers("");
     let keys = keys();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -201,7 +202,7 @@ fn a_batch_over_connections_that_have_died_meanwhile_is_sent_again() {
 }
 
 #[test]
-fn a_key_is_no_command() {
+fn a_key_cannot_inject_a_command() {
     let server = Server::start(Kind::Memcached);
     let cache = cache(&server.url(""));
     let cache = cache.blocking();
@@ -225,9 +226,9 @@ fn a_server_that_does_not_list_its_keys_cannot_be_cleared() {
     assert_eq!(cache.blocking().get("k").unwrap(), Some(1), "nothing was flushed instead");
 }
 
-/// Dalli and others put an empty value where one is about to be stored.
+/// Dalli and other clients store an empty value where a value is about to be stored.
 #[test]
-fn somebody_elses_lease_is_no_value() {
+fn a_lease_of_another_client_is_a_miss() {
     let server = Server::start(Kind::Memcached);
     let cache = cache(&server.url(""));
     assert!(server.ask("mg leased N30 v").starts_with("VA 0 W"));

@@ -1,4 +1,4 @@
-//! Mistakes in a program that uses the cache are seen: refused where they are made, or reported.
+//! Mistakes in a program that uses the cache are refused where they are made, or reported.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use support::servers::free_port;
 const TTL: Duration = Duration::from_secs(600);
 
 #[test]
-fn an_expiry_that_makes_no_sense_is_refused_where_it_is_made() {
+fn an_invalid_expiry_is_refused_where_it_is_made() {
     let mistakes: [fn() -> Expiry; 5] = [
         || Expiry::after(TTL).refresh_ahead(TTL),
         || Expiry::after(TTL).jitter(1.5),
@@ -29,18 +29,18 @@ fn an_expiry_that_makes_no_sense_is_refused_where_it_is_made() {
     }
 }
 
-/// What is left may be anything: a value that is about to end is kept until it does.
+/// The remaining time may have any length: a value that is about to expire is kept until it does.
 #[test]
-fn a_refresh_ahead_of_a_point_in_time_may_be_longer_than_what_is_left() {
+fn refresh_ahead_may_be_longer_than_the_remaining_time() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let soon = Expiry::at(SystemTime::now() + TTL).refresh_ahead(2 * TTL);
     cache.blocking().set("k", &1, soon).unwrap();
     assert_eq!(cache.blocking().get("k").unwrap(), Some(1));
-    assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<_, Infallible>(2)), Ok(2), "it is to be refreshed");
+    assert_eq!(cache.blocking().fetch("k", TTL, || Ok::<_, Infallible>(2)), Ok(2), "the value is due for a refresh");
 }
 
 #[test]
-fn what_a_fetch_passes_over_is_reported_with_its_cache_and_verb() {
+fn failures_that_a_fetch_ignores_are_reported_with_cache_and_verb() {
     let (cache, reports) = reporting(|builder| builder.name("prices"));
     let load = || Ok::<_, Infallible>(1);
     let cache = cache.blocking();
@@ -50,11 +50,11 @@ fn what_a_fetch_passes_over_is_reported_with_its_cache_and_verb() {
     cache.fetch_many(&[""], TTL, |_| vec![load()]).pop().unwrap().unwrap();
     cache.set("text", "hello", TTL).unwrap();
     assert_eq!(cache.get::<u8>("text").unwrap(), None);
-    let told: Vec<_> =
+    let reported: Vec<_> =
         reports.lock().unwrap().iter().map(|error| (error.kind(), error.verb().map(str::to_owned))).collect();
     let verb = |kind, verb: &str| (kind, Some(verb.to_owned()));
     assert_eq!(
-        told,
+        reported,
         [
             verb(ErrorKind::InvalidKey, "fetch"),
             verb(ErrorKind::InvalidTtl, "fetch"),
@@ -66,9 +66,9 @@ fn what_a_fetch_passes_over_is_reported_with_its_cache_and_verb() {
     assert!(reports.lock().unwrap().iter().all(|error| error.cache() == Some("prices")));
 }
 
-/// It may look into the same cache: for a text to log, or for a flag that turns the log off.
+/// It may read the same cache: for the text of a log message, or for a flag that turns the log off.
 #[test]
-fn an_observer_that_fetches_from_its_own_cache_is_not_called_for_that() {
+fn an_observer_is_not_called_for_its_own_fetches() {
     for is_blocking in [true, false] {
         let this = Arc::new(OnceLock::<Cache>::new());
         let calls = Arc::new(AtomicUsize::new(0));
@@ -80,7 +80,7 @@ fn an_observer_that_fetches_from_its_own_cache_is_not_called_for_that() {
             assert_eq!(
                 cache.blocking().fetch("k", TTL, || Ok::<_, Infallible>(1)),
                 Ok(1),
-                "also the key that is loaded"
+                "even for the key that is loaded"
             );
         });
         let cache = this.get_or_init(|| cache.build());
@@ -92,13 +92,13 @@ fn an_observer_that_fetches_from_its_own_cache_is_not_called_for_that() {
         assert_eq!(fetched, Ok(2));
         let outer = calls.load(Ordering::SeqCst);
         assert!((1..=4).contains(&outer), "{outer}");
-        assert!(cache.stats().errors > outer as u64, "those within are counted");
+        assert!(cache.stats().errors > outer as u64, "failures inside the observer are counted");
     }
 }
 
-/// Reported while its flight is led: the observer must not wait for that.
+/// The failure is reported while the flight is led: the observer must not wait for that flight.
 #[test]
-fn an_observer_does_not_wait_for_the_load_that_it_hears_of() {
+fn an_observer_does_not_wait_for_the_load_it_observes() {
     let this = Arc::new(OnceLock::<Cache>::new());
     let inner = Arc::clone(&this);
     let cache = Cache::builder(MemoryStore::new()).on_error(move |_| {

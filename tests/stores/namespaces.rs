@@ -1,4 +1,4 @@
-//! No two namespaces meet but by one containing the other, whatever their parts are called.
+//! Two namespaces share keys only if one contains the other, whatever their names are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use support::servers::{Kind, Server};
 const TTL: Duration = Duration::from_secs(600);
 
 #[test]
-fn tenants_do_not_meet_whatever_they_are_called() {
+fn tenants_share_no_keys_whatever_their_names_are() {
     everywhere(|cache| {
         let tenants = [
             cache.namespace("acme").namespace("profile"),
@@ -30,8 +30,8 @@ fn tenants_do_not_meet_whatever_they_are_called() {
             assert_eq!(tenant.blocking().get("k").unwrap(), Some(number), "{tenant:?}");
         }
         cache.namespace("acme").blocking().clear().unwrap();
-        let left: Vec<bool> = tenants.iter().map(|tenant| tenant.blocking().exists("k").unwrap()).collect();
-        assert_eq!(left, [false, true, true, true, true, false, true], "a namespace contains its sub-namespaces");
+        let remaining: Vec<bool> = tenants.iter().map(|tenant| tenant.blocking().exists("k").unwrap()).collect();
+        assert_eq!(remaining, [false, true, true, true, true, false, true], "a namespace contains its sub-namespaces");
     });
 }
 
@@ -40,23 +40,23 @@ fn an_empty_part_is_refused_by_every_verb() {
     let store = Arc::new(MemoryStore::new());
     let cache = Cache::builder(store.clone()).build();
     cache.blocking().set("k", &1, TTL).unwrap();
-    for nameless in
+    for invalid in
         [cache.namespace(""), cache.namespace("").namespace("7"), Cache::builder(store).namespace("").build()]
     {
         let kind = |outcome: Result<(), prefork_cache::Error>| outcome.unwrap_err().kind();
-        let handle = nameless.blocking();
+        let handle = invalid.blocking();
         assert_eq!(kind(handle.get::<u8>("k").map(|_| ())), ErrorKind::InvalidKey);
         assert_eq!(kind(handle.set("k", &2, TTL)), ErrorKind::InvalidKey);
         assert_eq!(kind(handle.delete("k").map(|_| ())), ErrorKind::InvalidKey);
         assert_eq!(kind(handle.increment("n", 1, TTL).map(|_| ())), ErrorKind::InvalidKey);
-        assert_eq!(kind(handle.clear()), ErrorKind::InvalidKey, "and not the whole store");
+        assert_eq!(kind(handle.clear()), ErrorKind::InvalidKey, "the whole store is not cleared");
         assert_eq!(kind(handle.get_many::<u8>(&["k"]).remove(0).map(|_| ())), ErrorKind::InvalidKey);
         assert_eq!(handle.fetch("k", TTL, || Ok::<_, std::convert::Infallible>(3)), Ok(3), "not cached");
     }
     assert_eq!(cache.blocking().get("k").unwrap(), Some(1));
 }
 
-/// As Dalli's `namespace: "app:v2"` and Rails' write it.
+/// Dalli with `namespace: "app:v2"` and Rails write keys like this.
 #[test]
 fn a_namespace_of_another_client_with_colons_is_given_as_several_parts() {
     for kind in Kind::BOTH {

@@ -1,4 +1,4 @@
-//! Values that are byte strings, as bindings keep them.
+//! Values that are byte strings, as the bindings store them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::everywhere;
 use crate::staleness::{HOUR, STALE_FOR_AN_HOUR};
 
-/// Bytes, as `serde_bytes` reads and writes them.
+/// Bytes, read and written like `serde_bytes` does.
 #[derive(Debug, PartialEq, Eq)]
 struct ByteBuf(Vec<u8>);
 
@@ -47,7 +47,7 @@ fn get(cache: &Cache, key: &str) -> Option<Bytes> {
 }
 
 #[test]
-fn they_are_stored_as_they_are_unless_their_times_go_with_them() {
+fn bytes_get_an_envelope_only_if_they_need_its_times() {
     everywhere(|cache| {
         for value in [&b""[..], b"plain", &[0xFF; 70_000]] {
             set(&cache, "plain", value, HOUR);
@@ -64,9 +64,9 @@ fn they_are_stored_as_they_are_unless_their_times_go_with_them() {
     });
 }
 
-/// Whoever can choose a value must not choose its times, nor have it read as another one.
+/// A caller that controls a value must not control its times, nor make it read as another value.
 #[test]
-fn what_looks_like_an_envelope_is_read_as_it_was_written() {
+fn bytes_that_look_like_an_envelope_are_read_back_unchanged() {
     everywhere(|cache| {
         set(&cache, "k", "inner", STALE_FOR_AN_HOUR);
         let forged = cache.blocking().get_raw("k").unwrap().unwrap();
@@ -84,7 +84,7 @@ fn what_looks_like_an_envelope_is_read_as_it_was_written() {
 }
 
 #[test]
-fn what_rust_has_stored_is_read_where_it_is_a_byte_string_or_a_text() {
+fn typed_byte_strings_and_strings_are_read() {
     everywhere(|cache| {
         cache.blocking().set("text", "gr\u{FC}\u{DF}e", HOUR).unwrap();
         assert_eq!(get(&cache, "text").unwrap(), "gr\u{FC}\u{DF}e");
@@ -99,7 +99,7 @@ fn what_rust_has_stored_is_read_where_it_is_a_byte_string_or_a_text() {
 }
 
 #[test]
-fn a_value_that_was_written_under_another_key_is_a_miss() {
+fn a_value_written_under_another_key_is_a_miss() {
     everywhere(|cache| {
         set(&cache, "k", "v", STALE_FOR_AN_HOUR);
         let moved = cache.blocking().get_raw("k").unwrap().unwrap();
@@ -109,7 +109,7 @@ fn a_value_that_was_written_under_another_key_is_a_miss() {
 }
 
 #[test]
-fn a_stale_value_is_told_from_a_fresh_one() {
+fn a_stale_value_is_marked_as_stale() {
     let clock = Clock::manual();
     let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
     let minute = Duration::from_secs(60);
@@ -121,7 +121,7 @@ fn a_stale_value_is_told_from_a_fresh_one() {
     assert_eq!(claim.old().unwrap(), "old");
     assert_eq!(begin().unwrap(), ("old".into(), true));
     assert_eq!(claim.blocking_fail().unwrap(), "old");
-    assert_eq!(begin().unwrap(), ("old".into(), true), "the next try comes later");
+    assert_eq!(begin().unwrap(), ("old".into(), true), "the next load is put off");
     clock.advance(2 * HOUR);
     assert_eq!(get(&cache, "k"), None);
 }

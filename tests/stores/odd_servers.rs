@@ -1,4 +1,4 @@
-//! Servers that say more than they were asked, or refuse a proof for a moment.
+//! Servers that send surplus replies, or refuse the marker for a while.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use prefork_cache::{Cache, stores};
 use crate::conformance::current_thread;
 use support::servers::{Kind, Server};
 
-/// A server that does with each command as it is told.
+/// Starts a server that handles each command with `serve`.
 fn fake(serve: impl Fn(&[String], &mut TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -47,8 +47,8 @@ fn fake(serve: impl Fn(&[String], &mut TcpStream) + Send + Sync + 'static) -> u1
     port
 }
 
-/// What a server answers: each key's value is its name, or is long where several are asked for.
-fn answer(command: &[String]) -> Vec<u8> {
+/// A normal reply: each key's value is its name, or a long value where several keys are read.
+fn normal_reply(command: &[String]) -> Vec<u8> {
     match command[0].as_str() {
         "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
         "ECHO" | "PING" => format!("${}\r\n{}\r\n", command[1].len(), command[1]).into_bytes(),
@@ -66,26 +66,27 @@ fn cache(port: u16) -> Cache {
 }
 
 #[test]
-fn a_surplus_reply_in_the_greeting_is_no_reason_to_do_without_proofs() {
+fn a_surplus_reply_in_the_greeting_is_an_error() {
     let port = fake(|command, stream| {
         if command[0] == "HELLO" {
             stream.write_all(b"+OK\r\n").unwrap();
         }
-        // So that each reply comes alone.
+        // So that each reply arrives alone.
         thread::sleep(Duration::from_millis(5));
-        // It may have hung up.
-        let _ = stream.write_all(&answer(command));
+        // The client may have disconnected.
+        let _ = stream.write_all(&normal_reply(command));
     });
     let blocking = cache(port).blocking().get_raw("mine");
     let tokio = current_thread().block_on(async { cache(port).get_raw("mine").await });
-    for got in [blocking, tokio] {
-        assert!(got.as_ref().is_err_and(|error| error.to_string().contains("another request")), "{got:?}");
+    for found in [blocking, tokio] {
+        assert!(found.as_ref().is_err_and(|error| error.to_string().contains("another request")), "{found:?}");
     }
 }
 
 #[test]
-fn a_push_behind_a_reply_is_no_surplus() {
-    let port = fake(|command, stream| stream.write_all(&[&answer(command), &b">1\r\n+news\r\n"[..]].concat()).unwrap());
+fn a_push_after_a_reply_is_not_surplus() {
+    let port =
+        fake(|command, stream| stream.write_all(&[&normal_reply(command), &b">1\r\n+news\r\n"[..]].concat()).unwrap());
     let cache = cache(port);
     assert_eq!(cache.blocking().get_raw("mine").unwrap().as_deref(), Some(&b"mine"[..]));
     let tokio = current_thread().block_on(cache.get_raw("mine"));
@@ -93,23 +94,23 @@ fn a_push_behind_a_reply_is_no_surplus() {
 }
 
 #[test]
-fn a_large_value_in_a_push_is_not_the_next_replys() {
+fn a_large_push_does_not_count_as_the_next_reply() {
     let port = fake(|command, stream| {
         let push =
             if command[0] == "MGET" { format!(">1\r\n$20000\r\n{}\r\n", "x".repeat(20_000)) } else { String::new() };
-        stream.write_all(&[push.as_bytes(), &answer(command)].concat()).unwrap();
+        stream.write_all(&[push.as_bytes(), &normal_reply(command)].concat()).unwrap();
     });
     let cache = cache(port);
     let blocking = cache.blocking().get_many_raw(&["mine"]);
     let tokio = current_thread().block_on(cache.get_many_raw(&["mine"]));
-    for mut got in [blocking, tokio] {
-        let value = got.pop().unwrap().unwrap().unwrap();
+    for mut found in [blocking, tokio] {
+        let value = found.pop().unwrap().unwrap().unwrap();
         assert!(value.len() == 10_000 && value.iter().all(|byte| *byte == b'v'), "{} bytes", value.len());
     }
 }
 
 #[test]
-fn replies_are_proven_again_after_a_connection_was_made_while_the_server_was_busy() {
+fn replies_are_proven_on_a_connection_opened_while_the_server_was_busy() {
     let server = Server::start(Kind::Redis);
     assert!(server.ask("CONFIG SET busy-reply-threshold 1").starts_with("+OK"));
     let cache = cache(server.port());
@@ -121,15 +122,15 @@ fn replies_are_proven_again_after_a_connection_was_made_while_the_server_was_bus
     assert!(runtime.block_on(cache.get_raw("a")).unwrap_err().to_string().contains("BUSY"));
     assert!(server.ask("SCRIPT KILL").starts_with("+OK"));
     let _ = busy.read(&mut [0; 100]);
-    let proven = || {
+    let echoes = || {
         let stats = server.ask("INFO commandstats");
         let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_echo:calls=")?.split(',').next());
         calls.map_or(0, |calls| calls.parse::<usize>().unwrap())
     };
-    let before = proven();
+    let before = echoes();
     for _ in 0..10 {
         assert_eq!(cache.blocking().get_raw("a").unwrap(), None);
         assert_eq!(runtime.block_on(cache.get_raw("a")).unwrap(), None);
     }
-    assert!(proven() >= before + 20, "{} proofs of 20 replies", proven() - before);
+    assert!(echoes() >= before + 20, "{} proofs of 20 replies", echoes() - before);
 }

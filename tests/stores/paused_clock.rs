@@ -1,5 +1,4 @@
-//! Under tokio's paused clock, which goes on whenever all tasks wait: the cache's waits are measured by it, and by no
-//! other.
+//! Under tokio's paused clock, which advances when all tasks wait: the cache measures its waits by this clock alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use prefork_cache::{Begun, Cache, CacheStore, Clock, Expiry, Result, Ttl, When};
 
 use crate::staleness::HOUR;
 
-/// A store of many processes, as it were: each handle on it is one.
+/// A store that counts as shared among processes. Each handle on it stands for one process.
 #[derive(Debug)]
 struct Shared {
     memory: Arc<MemoryStore>,
@@ -58,22 +57,22 @@ impl CacheStore for Shared {
     }
 }
 
-/// One loads for longer than a lease lives without a beat, and another one waits for it. Returns how often the store
-/// was read.
+/// One cache loads for longer than a lease lives without a renewal, and the other waits for the value. Returns the
+/// number of reads of the store.
 async fn one_loads([loading, waiting]: [&Cache; 2], reads: &AtomicUsize) -> usize {
-    const TAKES: Duration = Duration::from_secs(30);
+    const LOAD_TIME: Duration = Duration::from_secs(30);
     let loads = AtomicUsize::new(0);
     let load = async || {
         loads.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(TAKES).await;
+        tokio::time::sleep(LOAD_TIME).await;
         Ok::<u32, Infallible>(1)
     };
     let begun = tokio::time::Instant::now();
     let fetched = tokio::join!(loading.fetch("k", HOUR, load), waiting.fetch("k", HOUR, load));
     assert_eq!(fetched, (Ok(1), Ok(1)));
     assert_eq!(loads.into_inner(), 1);
-    let took = begun.elapsed();
-    assert!((TAKES..TAKES + Duration::from_secs(1)).contains(&took), "{took:?}");
+    let elapsed = begun.elapsed();
+    assert!((LOAD_TIME..LOAD_TIME + Duration::from_secs(1)).contains(&elapsed), "{elapsed:?}");
     reads.load(Ordering::SeqCst)
 }
 
@@ -82,7 +81,7 @@ async fn a_fetch_waits_for_a_flight() {
     let (memory, reads) = (Arc::new(MemoryStore::new()), Arc::default());
     let cache = Cache::builder(Shared { memory, reads: Arc::clone(&reads) }).build();
     let reads = one_loads([&cache, &cache], &reads).await;
-    assert!(reads < 50, "{reads} reads: the beats of a lease, and hardly any others");
+    assert!(reads < 50, "{reads} reads: the renewals of the lease, and few others");
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,13 +90,14 @@ async fn a_fetch_waits_for_a_lease() {
     let process = || Cache::builder(Shared { memory: Arc::clone(&memory), reads: Arc::clone(&reads) }).build();
     let [loading, waiting] = [process(), process()];
     let reads = one_loads([&loading, &waiting], &reads).await;
-    // Two in 0.1 s, once the pauses are that long.
+    // Two reads per 0.1 s, once the pauses have reached that length.
     assert!((300..750).contains(&reads), "{reads} reads");
 }
 
-/// Values grow old by it as well, where the cache is told so: fresh, to be refreshed, stale, resting after a failure, gone.
+/// Values age by this clock too, where the cache is configured so: fresh, refresh-ahead, stale, waiting after a
+/// failure, expired.
 #[tokio::test(start_paused = true)]
-async fn values_grow_old_by_the_clock_of_the_runtime() {
+async fn values_age_by_the_clock_of_the_runtime() {
     let (memory, reads) = (Arc::new(MemoryStore::new()), Arc::default());
     let shared = Shared { memory: Arc::clone(&memory), reads };
     let minute = Duration::from_secs(60);
@@ -125,7 +125,7 @@ async fn values_grow_old_by_the_clock_of_the_runtime() {
         tokio::time::advance(minute).await;
         assert_eq!(fetch(Ok(3)).await, ((Ok(3), Ok(2)), 1), "tried again");
         tokio::time::advance(80 * minute).await;
-        assert_eq!(cache.get::<u32>("k").await.unwrap(), None, "gone");
+        assert_eq!(cache.get::<u32>("k").await.unwrap(), None, "expired");
         assert!(cache.add("k", &4, minute).await.unwrap());
         tokio::time::advance(minute).await;
         assert!(!cache.exists("k").await.unwrap());
@@ -135,21 +135,21 @@ async fn values_grow_old_by_the_clock_of_the_runtime() {
     }
 }
 
-/// The other way to load once among processes: the second one takes the lease over when no beat comes.
+/// The other protocol for loading once among processes: the second process takes the lease over if it is not renewed.
 #[tokio::test(start_paused = true)]
-async fn a_lease_without_a_beat_is_taken_over_by_the_clock_of_the_runtime() {
+async fn a_lease_that_is_not_renewed_is_taken_over_by_the_clock_of_the_runtime() {
     let (memory, reads) = (Arc::new(MemoryStore::new()), Arc::new(AtomicUsize::new(0)));
     let process = || Cache::builder(Shared { memory: Arc::clone(&memory), reads: Arc::clone(&reads) }).build();
     let [first, second] = [process(), process()];
-    // What a process that has vanished on another host leaves behind.
-    let Begun::Claim(claim) = first.fetch_begin::<u32>("{k}").await else { panic!("nothing is there") };
+    // The lease of a process on another host that has died.
+    let Begun::Claim(claim) = first.fetch_begin::<u32>("{k}").await else { panic!("no value is stored") };
     let lease = memory.get("{k}:prefork-lease").await.unwrap().expect("a lease");
     drop(claim);
     first.close(HOUR).await.unwrap();
     memory.set("{k}:prefork-lease", lease, Ttl::Never, When::Always).await.unwrap();
     let begun = tokio::time::Instant::now();
     assert_eq!(second.fetch("{k}", HOUR, async || Ok::<u32, Infallible>(2)).await, Ok(2));
-    let took = begun.elapsed();
-    assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&took), "{took:?} by that clock");
+    let elapsed = begun.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&elapsed), "{elapsed:?} by the paused clock");
     assert!(reads.load(Ordering::SeqCst) < 150, "{reads:?} reads: with pauses of 0.1 s");
 }

@@ -1,4 +1,4 @@
-//! What is particular to Redis: logging in, databases, what a server says unasked, and a server that restarts.
+//! What is specific to Redis: logins, databases, push messages, and a server that restarts.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -21,49 +21,49 @@ fn cache(url: &str) -> Cache {
     Cache::builder(RedisStore::new(url).unwrap()).build()
 }
 
-/// The same in both ways to call.
-fn logs_in(cache: &Cache) {
+/// Uses the cache through both APIs.
+fn assert_logs_in(cache: &Cache) {
     cache.blocking().set("k", "v", TTL).unwrap();
     let read = current_thread().block_on(cache.get::<String>("k")).unwrap();
     assert_eq!(read.as_deref(), Some("v"));
 }
 
-fn is_refused(cache: &Cache, text: &str) {
+fn assert_refused(cache: &Cache, text: &str) {
     let kind = if text == "NOPERM" { ErrorKind::Unsupported } else { ErrorKind::Auth };
     let blocking = cache.blocking().get::<String>("k").unwrap_err();
     let asynchronous = current_thread().block_on(cache.get::<String>("k")).unwrap_err();
     for error in [blocking, asynchronous] {
         assert_eq!(error.kind(), kind, "{error:?}");
-        assert!(error.to_string().contains(text), "{error} does not say {text:?}");
+        assert!(error.to_string().contains(text), "{error} does not contain {text:?}");
     }
 }
 
 #[test]
-fn a_password_for_everybody() {
+fn a_password_for_all_users() {
     for extra in [&[][..], &ONLY_RESP2] {
         let server = Server::with(Kind::Redis, &[&["--requirepass", "geheim/?#"], extra].concat());
         let port = server.port();
-        logs_in(&cache(&format!("redis://:geheim%2F%3F%23@127.0.0.1:{port}")));
-        logs_in(&cache(&format!("redis://default:geheim%2F%3F%23@127.0.0.1:{port}/3")));
-        is_refused(&cache(&format!("redis://:wrong@127.0.0.1:{port}")), "");
-        is_refused(&cache(&format!("redis://127.0.0.1:{port}")), "NOAUTH");
+        assert_logs_in(&cache(&format!("redis://:geheim%2F%3F%23@127.0.0.1:{port}")));
+        assert_logs_in(&cache(&format!("redis://default:geheim%2F%3F%23@127.0.0.1:{port}/3")));
+        assert_refused(&cache(&format!("redis://:wrong@127.0.0.1:{port}")), "");
+        assert_refused(&cache(&format!("redis://127.0.0.1:{port}")), "NOAUTH");
     }
 }
 
 #[test]
-fn a_user_with_rights_of_its_own() {
+fn a_user_with_restricted_rights() {
     for extra in [&[][..], &ONLY_RESP2] {
         let user = ["--user", "worker", "on", ">pass", "~shop:*", "+@all", "--user", "default", "off"];
         let server = Server::with(Kind::Redis, &[&user[..], extra].concat());
         let cache = cache(&format!("redis://worker:pass@127.0.0.1:{}", server.port()));
-        logs_in(&cache.namespace("shop"));
-        is_refused(&cache, "NOPERM");
+        assert_logs_in(&cache.namespace("shop"));
+        assert_refused(&cache, "NOPERM");
     }
 }
 
-/// An unknown command is answered with what was sent.
+/// The error reply to an unknown command repeats its arguments.
 #[test]
-fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
+fn a_login_that_a_server_repeats_is_not_shown() {
     let server = Server::with(Kind::Redis, &[&["--rename-command", "AUTH", ""], &ONLY_RESP2[..]].concat());
     for login in ["me:hunter2", ":hunter2"] {
         let cache = cache(&format!("redis://{login}@127.0.0.1:{}", server.port()));
@@ -76,9 +76,9 @@ fn a_server_that_repeats_a_login_does_not_make_us_show_it() {
     }
 }
 
-/// Whatever it has against us, it is knocked at no more often than a server that is not there.
+/// For any reason of the refusal, the server is dialled no more often than one that is down.
 #[test]
-fn a_server_that_turns_us_away_is_not_dialled_on_every_call() {
+fn a_server_that_refuses_the_login_is_not_dialled_on_every_call() {
     let server = Server::with(Kind::Redis, &["--requirepass", "right"]);
     let runtime = current_thread();
     for way in ["blocking", "asynchronous"] {
@@ -95,22 +95,23 @@ fn a_server_that_turns_us_away_is_not_dialled_on_every_call() {
     }
 }
 
-/// To a greeting it means that the door is closed; to a command it is an answer, and the connection lives on.
+/// In reply to a greeting it is a refused login. In reply to a command it is an error of that command, and the
+/// connection stays open.
 #[test]
-fn a_server_that_is_loading_its_data_says_so() {
+fn a_server_that_loads_its_data_is_an_error() {
     const GREETED: &[u8] = b"%1\r\n+proto\r\n:3\r\n";
     const LOADING: &[u8] = b"-LOADING Redis is loading the dataset in memory\r\n";
     let runtime = current_thread();
     for (greeting, expected_connects) in [(LOADING, 2), (GREETED, 1)] {
         for way in ["blocking", "asynchronous"] {
-            let (port, connects) = answering(greeting, LOADING);
+            let (port, connects) = reply_with(greeting, LOADING);
             let cache = cache(&format!("redis://127.0.0.1:{port}?failures=2&retry_after=60m"));
             for call in 0..5 {
                 let failed =
                     if way == "blocking" { cache.blocking().exists("k") } else { runtime.block_on(cache.exists("k")) };
                 let error = failed.unwrap_err();
-                let is_left_alone = greeting == LOADING && call >= 2;
-                let kind = if is_left_alone { ErrorKind::Unavailable } else { ErrorKind::Server };
+                let is_breaker_open = greeting == LOADING && call >= 2;
+                let kind = if is_breaker_open { ErrorKind::Unavailable } else { ErrorKind::Server };
                 assert_eq!(error.kind(), kind, "{way}, call {call}: {error}");
                 if kind == ErrorKind::Server {
                     let text = format!("127.0.0.1:{port} answered LOADING Redis is loading the dataset in memory");
@@ -122,8 +123,9 @@ fn a_server_that_is_loading_its_data_says_so() {
     }
 }
 
-/// A server that gives one reply to a greeting and another to everything else; and how often it was connected to.
-fn answering(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<AtomicUsize>) {
+/// Starts a server with one reply to a greeting and another to everything else. Returns its port and the number of
+/// connections.
+fn reply_with(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let connects = Arc::new(AtomicUsize::new(0));
@@ -136,7 +138,7 @@ fn answering(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<Atomic
             while let Ok(1..) = stream.read(&mut request) {
                 let has = |word: &[u8]| request.windows(word.len()).any(|window| window == word);
                 let reply = if has(b"HELLO") { greeting } else { others };
-                // A server that is loading answers an ECHO, which comes alone or last.
+                // A server that is loading replies to ECHO, which comes alone or last.
                 let echo = request.rsplit(|byte| *byte == b'$').next().unwrap_or_default();
                 let echo = [b"$", echo.split(|byte| *byte == 0).next().unwrap_or_default()].concat();
                 let reply = match (has(b"ECHO"), request.starts_with(b"*2\r\n$4\r\nECHO")) {
@@ -155,7 +157,7 @@ fn answering(greeting: &'static [u8], others: &'static [u8]) -> (u16, Arc<Atomic
 }
 
 #[test]
-fn a_database_of_its_own() {
+fn databases_are_separate() {
     let server = Server::start(Kind::Redis);
     let in_database = |number: u8| cache(&format!("redis://127.0.0.1:{}/{number}", server.port()));
     let [zero, seven] = [0, 7].map(in_database);
@@ -171,7 +173,7 @@ fn a_database_of_its_own() {
 }
 
 #[test]
-fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
+fn a_restarted_server_is_used_again() {
     let mut server = Server::start(Kind::Redis);
     let cache = cache(&server.url("retry_after=1ms"));
     let runtime = current_thread();
@@ -190,9 +192,9 @@ fn a_server_that_restarts_is_found_again_and_nothing_is_lost() {
     both(3);
 }
 
-/// In parts, each of which has the whole timeout. What comes after a part that fails is not sent.
+/// Large batches are sent in parts, each with the whole timeout. Nothing is sent after a part that fails.
 #[test]
-fn a_batch_may_be_as_large_as_one_likes() {
+fn large_batches_are_sent_in_parts() {
     let server = Server::start(Kind::Redis);
     let cache = cache(&server.url(""));
     let runtime = current_thread();
@@ -204,9 +206,9 @@ fn a_batch_may_be_as_large_as_one_likes() {
         let set =
             if here { cache.blocking().set_many(&values, TTL) } else { runtime.block_on(cache.set_many(&values, TTL)) };
         assert!(set.len() == keys.len() && set.iter().all(Result::is_ok), "{way}: {set:?}");
-        let got = if here { cache.blocking().get_many(&keys) } else { runtime.block_on(cache.get_many(&keys)) };
-        let got: Vec<Option<String>> = got.into_iter().collect::<Result<_, _>>().unwrap();
-        assert!(got.into_iter().eq(values.iter().map(|(_, value)| Some(value.clone()))), "{way}");
+        let found = if here { cache.blocking().get_many(&keys) } else { runtime.block_on(cache.get_many(&keys)) };
+        let found: Vec<Option<String>> = found.into_iter().collect::<Result<_, _>>().unwrap();
+        assert!(found.into_iter().eq(values.iter().map(|(_, value)| Some(value.clone()))), "{way}");
         let deleted =
             if here { cache.blocking().delete_many(&keys) } else { runtime.block_on(cache.delete_many(&keys)) };
         assert!(deleted.len() == keys.len() && deleted.iter().all(|deleted| *deleted.as_ref().unwrap()), "{way}");
@@ -214,14 +216,14 @@ fn a_batch_may_be_as_large_as_one_likes() {
     let commands = server.ask("INFO commandstats");
     assert!(commands.contains("cmdstat_mget:calls=6,"), "{commands}");
     drop(server);
-    let got = cache.blocking().get_many::<String>(&keys);
-    assert!(got.len() == keys.len() && got.iter().all(Result::is_err));
+    let found = cache.blocking().get_many::<String>(&keys);
+    assert!(found.len() == keys.len() && found.iter().all(Result::is_err));
     assert_eq!(cache.blocking().stats().errors, 2_500);
 }
 
-/// A refused command discards the transaction that an increment is.
+/// A refused command discards the transaction that an increment uses.
 #[test]
-fn an_increment_that_is_refused_says_why() {
+fn a_refused_increment_reports_the_reason() {
     let server = Server::start(Kind::Redis);
     let cache = cache(&server.url(""));
     for (setting, kind, text) in [
@@ -235,14 +237,14 @@ fn an_increment_that_is_refused_says_why() {
         let asynchronous = current_thread().block_on(cache.increment("n", 1, TTL)).unwrap_err();
         for error in [blocking, asynchronous] {
             assert_eq!(error.kind(), kind, "{error}");
-            assert!(error.to_string().contains(text), "{error} does not say {text:?}");
+            assert!(error.to_string().contains(text), "{error} does not contain {text:?}");
         }
     }
 }
 
-/// The server says why and hangs up in the middle of the request. That is no outage.
+/// The server replies with an error and disconnects in the middle of the request. That is not an outage.
 #[test]
-fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
+fn a_request_that_is_cut_off_reports_the_servers_error() {
     let server = Server::with(Kind::Redis, &["--proto-max-bulk-len", "1mb"]);
     let cache = cache(&server.url(""));
     let runtime = current_thread();
@@ -257,10 +259,10 @@ fn a_request_that_the_server_does_not_read_to_its_end_says_why() {
     cache.blocking().set("small", "v", TTL).unwrap();
 }
 
-/// What may not be sent twice is not sent into a connection that is known to be closed, also where the runtime slept
-/// meanwhile.
+/// A command that may not be sent twice is not sent on a connection that is known to be closed, even if the runtime
+/// slept meanwhile.
 #[test]
-fn a_connection_that_the_server_closed_fails_nobody() {
+fn a_connection_closed_by_the_server_fails_no_call() {
     let server = Server::start(Kind::Redis);
     let cache = cache(&server.url(""));
     let runtime = current_thread();
@@ -277,7 +279,7 @@ fn a_connection_that_the_server_closed_fails_nobody() {
 }
 
 #[test]
-fn a_reply_that_breaks_off_is_a_broken_connection() {
+fn a_truncated_reply_is_a_connection_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let cache = cache(&format!("redis://{}", listener.local_addr().unwrap()));
     thread::spawn(move || {
@@ -294,9 +296,9 @@ fn a_reply_that_breaks_off_is_a_broken_connection() {
     assert_eq!([blocking.kind(), asynchronous.kind()], [ErrorKind::Io; 2], "{blocking:#}, {asynchronous:#}");
 }
 
-/// A RESP3 server sends what nobody asked for: here, that a key which was read has changed.
+/// A RESP3 server sends push messages: here, that a key has changed that the client read.
 #[test]
-fn what_the_server_says_unasked_is_no_reply() {
+fn a_push_message_is_not_a_reply() {
     let server = Server::start(Kind::Redis);
     let cache = cache(&server.url("pool_size=1"));
     cache.blocking().set_raw("watched", "1", TTL).unwrap();

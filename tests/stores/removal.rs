@@ -1,4 +1,4 @@
-//! What is deleted while it is being loaded: what the loader had read before is not kept.
+//! Deletes during a load: a value that the loader had read before the delete is not kept.
 
 use std::convert::Infallible;
 use std::sync::{Arc, mpsc};
@@ -15,7 +15,7 @@ use support::wait::until;
 const HOUR: Duration = Duration::from_secs(3_600);
 const STALE_FOR_AN_HOUR: Expiry = Expiry::after(HOUR).stale_for(HOUR);
 
-/// A cache that loads, and one that changes things meanwhile: the same one, or one of another process, as it were.
+/// A cache that loads and one that makes changes meanwhile: the same one, or one that stands for another process.
 fn everywhere(test: impl Fn(&Cache, &Cache)) {
     let store = Arc::new(MemoryStore::new());
     let [memory, same] = [(); 2].map(|()| Cache::builder(Arc::clone(&store)).build());
@@ -33,18 +33,18 @@ fn everywhere(test: impl Fn(&Cache, &Cache)) {
 
 /// Fetches with a loader that returns 1 after `change` has run.
 fn fetch_during(cache: &Cache, change: impl FnOnce()) -> Result<u32, Infallible> {
-    let (begun, begun_here) = mpsc::channel();
-    let (changed, changed_there) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
+    let (changed, has_changed) = mpsc::channel();
     std::thread::scope(|scope| {
         let loading = scope.spawn(move || {
             let load = || {
                 begun.send(()).unwrap();
-                changed_there.recv().unwrap();
+                has_changed.recv().unwrap();
                 Ok(1)
             };
             cache.blocking().fetch("k", STALE_FOR_AN_HOUR, load)
         });
-        begun_here.recv().unwrap();
+        has_begun.recv().unwrap();
         change();
         changed.send(()).unwrap();
         loading.join().unwrap()
@@ -52,7 +52,7 @@ fn fetch_during(cache: &Cache, change: impl FnOnce()) -> Result<u32, Infallible>
 }
 
 #[test]
-fn what_is_deleted_during_a_load_is_not_stored() {
+fn a_key_deleted_during_its_load_is_not_stored() {
     everywhere(|loading, changing| {
         let changing = changing.blocking();
         assert_eq!(fetch_during(loading, || assert!(!changing.delete("k").unwrap())), Ok(1));
@@ -66,12 +66,12 @@ fn what_is_deleted_during_a_load_is_not_stored() {
         assert_eq!(fetch_during(loading, || assert!(!changing.expire("k").unwrap())), Ok(1));
         assert_eq!(changing.get::<u32>("k").unwrap(), None);
         assert_eq!(fetch_during(loading, || ()), Ok(1));
-        assert_eq!(changing.get("k").unwrap(), Some(1), "nothing has happened meanwhile");
+        assert_eq!(changing.get("k").unwrap(), Some(1), "nothing was changed meanwhile");
     });
 }
 
 #[test]
-fn what_is_stored_during_a_load_stays() {
+fn a_value_stored_during_a_load_stays() {
     everywhere(|loading, changing| {
         let changing = changing.blocking();
         assert_eq!(fetch_during(loading, || changing.set("k", &2, HOUR).unwrap()), Ok(1));
@@ -85,9 +85,9 @@ fn what_is_stored_during_a_load_stays() {
     });
 }
 
-/// The second edit comes while the value is loaded anew for the first.
+/// The second edit comes during the load that follows the first one.
 #[test]
-fn what_expires_again_during_its_refresh_is_still_stale() {
+fn a_value_expired_again_during_its_refresh_is_still_stale() {
     everywhere(|loading, changing| {
         let changing = changing.blocking();
         changing.set("k", &0, STALE_FOR_AN_HOUR).unwrap();
@@ -99,22 +99,22 @@ fn what_expires_again_during_its_refresh_is_still_stale() {
     });
 }
 
-/// Whoever comes after the delete loads anew, and does not wait for what was read before it.
+/// A caller after the delete loads again, and does not wait for a value that was read before it.
 #[test]
-fn a_fetch_after_a_delete_does_not_wait_for_the_load_before() {
+fn a_fetch_after_a_delete_does_not_wait_for_the_earlier_load() {
     everywhere(|loading, changing| {
         let changing = changing.blocking();
         let fetched = fetch_during(loading, || {
             changing.delete("k").unwrap();
             assert_eq!(changing.fetch("k", HOUR, || Ok::<u32, Infallible>(2)), Ok(2));
         });
-        assert_eq!(fetched, Ok(1), "it had begun before");
+        assert_eq!(fetched, Ok(1), "the load had begun before the delete");
         assert_eq!(changing.get("k").unwrap(), Some(2));
     });
 }
 
 #[test]
-fn many_that_are_loaded_are_revoked_one_by_one() {
+fn the_keys_of_a_batch_are_revoked_one_by_one() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let cache = cache.blocking();
     let fetched = cache.fetch_many(&["a", "b"], HOUR, |missing| {
@@ -125,9 +125,9 @@ fn many_that_are_loaded_are_revoked_one_by_one() {
     assert_eq!((cache.get::<u32>("a").unwrap(), cache.get("b").unwrap()), (None, Some(1)));
 }
 
-/// What is no value (another program's, another version's) is replaced, unless it was changed meanwhile.
+/// Raw bytes and values of another version are replaced, unless they were changed meanwhile.
 #[test]
-fn what_is_no_value_is_replaced() {
+fn raw_bytes_and_other_versions_are_replaced() {
     everywhere(|loading, changing| {
         changing.blocking().set_raw("k", "bytes", HOUR).unwrap();
         assert_eq!(fetch_during(loading, || ()), Ok(1));
@@ -140,9 +140,9 @@ fn what_is_no_value_is_replaced() {
     });
 }
 
-/// Whoever creates what was not there, right after somebody has found nothing.
+/// A caller creates a record right after another caller has found none.
 #[test]
-fn a_load_after_one_that_stored_nothing_is_revoked_as_well() {
+fn a_load_after_one_that_stored_nothing_can_be_revoked() {
     everywhere(|loading, changing| {
         let declined = || Ok::<_, Infallible>(Loaded::uncached(0));
         assert_eq!(changing.blocking().fetch_loaded("k", declined), Ok(0));
@@ -154,9 +154,9 @@ fn a_load_after_one_that_stored_nothing_is_revoked_as_well() {
     });
 }
 
-/// Nobody knows whether the value was stored: a delete comes after it, or finds its lease.
+/// It is unknown whether the value was stored: a delete comes after it, or finds its lease.
 #[test]
-fn a_lost_answer_keeps_nothing_that_was_deleted() {
+fn a_lost_reply_keeps_no_deleted_value() {
     let server = Server::start(Kind::Redis);
     let proxy = Proxy::before(server.port());
     let options = "timeout=300ms&failures=1000";
@@ -168,15 +168,15 @@ fn a_lost_answer_keeps_nothing_that_was_deleted() {
     });
     assert_eq!(fetched, Ok(1));
     proxy.plan(|_, _| Fault::None);
-    assert_eq!(changing.blocking().get("k").unwrap(), Some(1), "it was stored");
+    assert_eq!(changing.blocking().get("k").unwrap(), Some(1), "the value was stored");
     assert!(changing.blocking().delete("k").unwrap());
     assert_eq!(changing.blocking().get::<u32>("k").unwrap(), None);
 }
 
-/// Memcached cannot store a value and end its lease in one. A delete that meets a load in between waits for it, for as
-/// long as the server may take to answer, and deletes what it has stored.
+/// Memcached cannot store a value and end its lease in one operation. A delete that comes between the two waits for the
+/// load to settle, at most as long as the server may take to reply, and deletes the stored value.
 #[test]
-fn a_delete_waits_for_what_is_being_stored() {
+fn a_delete_waits_for_a_load_that_is_settling() {
     const MARK: &str = "k:prefork-lease:prefork-lease";
     let server = Server::start(Kind::Memcached);
     let runtime = current_thread();
@@ -187,29 +187,29 @@ fn a_delete_waits_for_what_is_being_stored() {
     };
     let changing = Cache::builder(from_url(&server.url("timeout=20s")).unwrap()).build();
     let fetched = changing.blocking().fetch_raw("k", HOUR, || {
-        set(MARK, "another's");
+        set(MARK, "another load's");
         Ok::<_, Infallible>("not stored")
     });
     assert_eq!(fetched.unwrap(), "not stored");
-    assert_eq!(changing.blocking().get_raw("k").unwrap(), None, "one is settled at a time");
+    assert_eq!(changing.blocking().get_raw("k").unwrap(), None, "only one load settles at a time");
     let before = server.gets();
     std::thread::scope(|scope| {
         let deleting = scope.spawn(|| changing.blocking().delete("k"));
-        until("the delete looks at the mark again", || server.gets() >= before + 3);
+        until("the delete reads the mark again", || server.gets() >= before + 3);
         set("k", "stored behind the delete");
         assert!(runtime.block_on(store.delete(MARK)).unwrap());
         assert!(deleting.join().unwrap().unwrap(), "there was something to delete");
     });
     assert_eq!(changing.blocking().get_raw("k").unwrap(), None);
-    set(MARK, "one that nobody removes");
+    set(MARK, "never removed");
     set("k", "value");
     let hurried = Cache::builder(from_url(&server.url("timeout=200ms")).unwrap()).build();
-    assert!(hurried.blocking().delete("k").unwrap(), "it does not wait for ever");
+    assert!(hurried.blocking().delete("k").unwrap(), "the wait is bounded");
 }
 
-/// A lease is on the server of its key, where the order counts.
+/// A lease is on the server of its key, so the operations on both are ordered.
 #[test]
-fn a_delete_wins_on_a_ring_too() {
+fn a_delete_revokes_a_load_on_a_ring_too() {
     let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
     let process = || Cache::builder(from_url(&format!("memcached://{hosts}?timeout=20s")).unwrap()).build();
@@ -225,7 +225,7 @@ fn a_delete_wins_on_a_ring_too() {
     }
 }
 
-/// Near the end of its lease too, and after a second one has begun in the same process.
+/// Also near the end of its lease, and after a second load has begun in the same process.
 #[test]
 fn a_slow_load_is_revoked() {
     let server = Server::start(Kind::Redis);

@@ -1,4 +1,4 @@
-//! A Redis account that may do nothing but log in, read and write.
+//! A Redis account that may only log in, read and write.
 
 use std::thread;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use support::proxy::Proxy;
 use support::servers::{Kind, Server};
 
 const TTL: Duration = Duration::from_secs(3600);
-/// How long after an exchange a surplus reply comes.
+/// The time between an exchange and a surplus reply.
 const IDLE: Duration = Duration::from_millis(20);
 
 fn server() -> Server {
     let server = Server::start(Kind::Redis);
-    let made = server.ask("ACL SETUSER worker on >pass ~* -@all +get +set +hello");
-    assert!(made.starts_with("+OK"), "{made}");
+    let reply = server.ask("ACL SETUSER worker on >pass ~* -@all +get +set +hello");
+    assert!(reply.starts_with("+OK"), "{reply}");
     server
 }
 
@@ -26,7 +26,7 @@ fn cache(port: u16) -> Cache {
 }
 
 #[test]
-fn it_can_get_and_set() {
+fn a_restricted_account_can_get_and_set() {
     let server = server();
     let cache = cache(server.port());
     let runtime = current_thread();
@@ -42,8 +42,8 @@ fn it_can_get_and_set() {
         });
     }
     let connections = server.ask("CLIENT LIST");
-    let of_the_worker = connections.lines().filter(|line| line.contains("user=worker")).count();
-    assert_eq!(of_the_worker, 2, "one connection for each way, however often it was refused something: {connections}");
+    let worker_connections = connections.lines().filter(|line| line.contains("user=worker")).count();
+    assert_eq!(worker_connections, 2, "one connection for each API, despite refused commands: {connections}");
 }
 
 #[test]
@@ -61,19 +61,19 @@ fn a_surplus_reply_while_idle_is_noticed() {
         for way in ["blocking", "tokio"] {
             let mut read = |when: &str| {
                 for key in &keys {
-                    let got = if way == "blocking" {
+                    let found = if way == "blocking" {
                         cache.blocking().get_raw(key)
                     } else {
                         runtime.block_on(cache.get_raw(key))
                     };
-                    if !matches!(&got, Ok(Some(found)) if found == key) {
-                        wrong.push(format!("{way}, round {round}, {when}: asked for {key}, got {got:?}"));
+                    if !matches!(&found, Ok(Some(found)) if found == key) {
+                        wrong.push(format!("{way}, round {round}, {when}: asked for {key}, got {found:?}"));
                     }
                 }
             };
             read("before");
             thread::sleep(IDLE);
-            proxy.send_unasked([&b"$3\r\nbad\r\n"[..], b"+OK\r\n"][round % 2]);
+            proxy.send_surplus([&b"$3\r\nbad\r\n"[..], b"+OK\r\n"][round % 2]);
             read("after");
         }
     }
@@ -81,10 +81,10 @@ fn a_surplus_reply_while_idle_is_noticed() {
 }
 
 #[test]
-fn a_transaction_that_is_refused_costs_nobody_else_a_request() {
+fn a_refused_transaction_fails_no_other_request() {
     let server = Server::start(Kind::Redis);
-    let made = server.ask("ACL SETUSER worker on >pass ~* +@all -multi");
-    assert!(made.starts_with("+OK"), "{made}");
+    let reply = server.ask("ACL SETUSER worker on >pass ~* +@all -multi");
+    assert!(reply.starts_with("+OK"), "{reply}");
     let cache = cache(server.port());
     let runtime = current_thread();
     for _ in 0..4 {

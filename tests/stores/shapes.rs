@@ -1,4 +1,4 @@
-//! The shapes in which programs have their loaders, keys and settings at hand.
+//! The various types of loaders, keys and settings that programs have.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,7 +16,7 @@ use crate::conformance::multi_thread;
 
 const TTL: Duration = Duration::from_secs(600);
 
-async fn through_a_helper<T, F>(cache: &Cache, key: &str, load: impl FnOnce() -> F) -> Result<T, Infallible>
+async fn fetch_through_a_helper<T, F>(cache: &Cache, key: &str, load: impl FnOnce() -> F) -> Result<T, Infallible>
 where
     T: Serialize + DeserializeOwned,
     F: Future<Output = Result<T, Infallible>>,
@@ -27,7 +27,7 @@ where
 type Boxed<T> = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>> + Send>;
 
 #[test]
-fn loaders_of_every_shape_in_a_spawned_task() {
+fn loaders_of_every_type_in_a_spawned_task() {
     let cache = Cache::builder(MemoryStore::new()).build();
     multi_thread().block_on(async {
         let task = tokio::spawn(async move {
@@ -36,7 +36,7 @@ fn loaders_of_every_shape_in_a_spawned_task() {
             assert_eq!(borrowing, words[0]);
             assert_eq!(cache.fetch("b", TTL, || async { Ok::<_, Infallible>(2) }).await, Ok(2));
             assert_eq!(cache.fetch("c", TTL, || std::future::ready(Ok::<_, Infallible>(3))).await, Ok(3));
-            assert_eq!(through_a_helper(&cache, "d", async || Ok(words.len())).await, Ok(1));
+            assert_eq!(fetch_through_a_helper(&cache, "d", async || Ok(words.len())).await, Ok(1));
             let boxed: Boxed<u32> = Box::new(|| Box::pin(async { Ok(5) }));
             assert_eq!(cache.fetch("e", TTL, boxed).await, Ok(5));
             let moved = words;
@@ -60,7 +60,7 @@ fn loaders_of_every_shape_in_a_spawned_task() {
 }
 
 #[test]
-fn keys_of_every_shape() {
+fn keys_of_every_type() {
     everywhere(|cache| {
         let cache = cache.blocking();
         let owned: Vec<String> = vec!["a".into(), "b".into()];
@@ -83,7 +83,7 @@ fn keys_of_every_shape() {
 }
 
 #[test]
-fn each_of_many_values_has_an_expiry_of_its_own() {
+fn each_value_of_a_batch_has_its_own_expiry() {
     let clock = Clock::manual();
     let cache = Cache::builder(MemoryStore::new()).clock(clock.clone()).build();
     let cache = cache.blocking();
@@ -92,14 +92,14 @@ fn each_of_many_values_has_an_expiry_of_its_own() {
         vec![Ok(Loaded::new(1, TTL)), Ok(Loaded::new(2, 2 * TTL)), Ok(Loaded::uncached(3)), Err("no")]
     });
     assert_eq!(fetched, [Ok(1), Ok(2), Ok(3), Err("no")]);
-    let held = || ["short", "long", "never", "failed"].map(|key| cache.exists(key).unwrap());
-    assert_eq!(held(), [true, true, false, false]);
+    let stored = || ["short", "long", "never", "failed"].map(|key| cache.exists(key).unwrap());
+    assert_eq!(stored(), [true, true, false, false]);
     clock.advance(TTL);
-    assert_eq!(held(), [false, true, false, false]);
+    assert_eq!(stored(), [false, true, false, false]);
 }
 
 #[test]
-fn a_default_expiry_is_that_of_the_builder() {
+fn the_default_expiry_is_the_builders() {
     let clock = Clock::manual();
     let cache = Cache::builder(MemoryStore::new()).default_expiry(TTL).clock(clock.clone()).build();
     let cache = cache.blocking();
@@ -120,7 +120,7 @@ fn a_default_expiry_is_that_of_the_builder() {
 }
 
 #[test]
-fn bytes_are_added_where_there_are_none() {
+fn raw_values_can_be_added() {
     everywhere(|cache| {
         let cache = cache.blocking();
         assert!(cache.add_raw("k", "1", TTL).unwrap());
@@ -130,21 +130,21 @@ fn bytes_are_added_where_there_are_none() {
 }
 
 #[test]
-fn what_is_left_of_an_entry_is_told() {
+fn the_remaining_time_of_an_entry_is_returned() {
     everywhere(|cache| {
         let cache = cache.blocking();
-        let is_left = |key, at_most: Duration| {
+        let assert_remaining = |key, at_most: Duration| {
             let left = cache.expires_in(key).unwrap();
             assert!(matches!(left, Some(Ttl::After(left)) if left > TTL / 2 && left <= at_most), "{key}: {left:?}");
         };
         cache.set("typed", &1, Expiry::after(TTL).stale_for(TTL)).unwrap();
-        is_left("typed", 2 * TTL);
+        assert_remaining("typed", 2 * TTL);
         cache.set_raw("raw", "1", TTL).unwrap();
-        is_left("raw", TTL);
+        assert_remaining("raw", TTL);
         cache.increment("n", 1, TTL).unwrap();
-        is_left("n", TTL);
+        assert_remaining("n", TTL);
         cache.append("raw", "2", Expiry::NEVER).unwrap();
-        is_left("raw", TTL);
+        assert_remaining("raw", TTL);
         assert_eq!(cache.get_raw("raw").unwrap().as_deref(), Some(&b"12"[..]));
         for key in ["typed", "raw", "n"] {
             cache.touch(key, Expiry::NEVER).unwrap();
@@ -163,22 +163,22 @@ fn what_is_left_of_an_entry_is_told() {
     assert_eq!(cache.blocking().expires_in("k").unwrap(), Some(Ttl::After(TTL * 2 / 3)));
     clock.advance(TTL);
     assert_eq!(cache.blocking().expires_in("k").unwrap(), None);
-    assert!(!cache.blocking().touch("k", TTL).unwrap(), "it is gone");
+    assert!(!cache.blocking().touch("k", TTL).unwrap(), "the entry has expired");
     assert!(!cache.blocking().replace("k", &2, TTL).unwrap());
     assert!(cache.blocking().add("k", &3, TTL).unwrap());
 }
 
 #[test]
-fn a_cache_is_registered_once_or_instead_of_others() {
-    let one = |part: &str| Cache::builder(MemoryStore::new()).name("shapes").namespace(part);
-    let first = one("first").register_if_absent();
+fn a_cache_can_be_registered_once_or_as_a_replacement() {
+    let create = |part: &str| Cache::builder(MemoryStore::new()).name("shapes").namespace(part);
+    let first = create("first").register_if_absent();
     assert_eq!(first.name(), "shapes");
-    let again = one("again").register_if_absent();
+    let again = create("again").register_if_absent();
     assert!(format!("{again:?}").contains("\"first:\""), "{again:?}");
-    one("other").register();
+    create("other").register();
     let shown = || format!("{:?}", Cache::named("shapes"));
     assert!(shown().contains("\"other:\""));
-    one("instead").register_instead();
+    create("instead").register_instead();
     assert!(shown().contains("\"instead:\""));
     assert!(Cache::unregister("shapes"));
     assert!(Cache::named("shapes").is_none() && !Cache::unregister("shapes"));

@@ -1,5 +1,5 @@
-//! Operations that give the thread back now and then. What they wait for is a server that is stopped, another caller, or a
-//! connection: each is left at the end of a slice, and gone on with in the next.
+//! Operations that give the thread back at intervals. They wait for a stopped server, another caller or a connection.
+//! Each pauses at the end of a slice and continues in the next one.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -43,7 +43,7 @@ fn on_each_server(work: impl Fn(&Server)) {
 }
 
 #[test]
-fn an_exchange_is_gone_on_with_and_not_sent_twice() {
+fn an_exchange_continues_and_is_not_sent_twice() {
     on_each_server(|server| {
         let cache = cache(server, PATIENT);
         cache.blocking().set_raw("k", vec![b'x'; 100_000], HOUR).unwrap();
@@ -55,12 +55,12 @@ fn an_exchange_is_gone_on_with_and_not_sent_twice() {
         assert_eq!(finish(&mut increment).unwrap(), 1);
         assert_eq!(finish(&mut get).unwrap(), Some(Bytes::from(vec![b'x'; 100_000])));
         assert_eq!(cache.blocking().counter("n").unwrap(), Some(1));
-        assert_eq!(cache.stats().servers[0].dials, 2, "the connections are as they were");
+        assert_eq!(cache.stats().servers[0].dials, 2, "no connection was opened again");
     });
 }
 
 #[test]
-fn a_dial_and_a_greeting_are_gone_on_with() {
+fn a_dial_and_a_greeting_continue() {
     on_each_server(|server| {
         server.pause();
         let cache = cache(server, PATIENT);
@@ -74,7 +74,7 @@ fn a_dial_and_a_greeting_are_gone_on_with() {
 }
 
 #[test]
-fn a_dial_that_finds_a_full_queue_is_gone_on_with() {
+fn a_dial_to_a_full_queue_continues() {
     let path = std::env::temp_dir().join(format!("prefork-cache-full-queue-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).unwrap();
     let address = UnixAddr::new(&path).unwrap();
@@ -85,7 +85,7 @@ fn a_dial_that_finds_a_full_queue_is_gone_on_with() {
     .collect();
     let cache = Cache::builder(from_url(&format!("redis+unix://{}?{PATIENT}", path.display())).unwrap()).build();
     let mut get = Resumable::new(cache.get_raw("k"));
-    assert!(is_unfinished(&mut get), "behind {} others", queued.len());
+    assert!(is_unfinished(&mut get), "behind {} other clients", queued.len());
     drop(listener);
     std::fs::remove_file(&path).unwrap();
     let refused = finish(&mut get).unwrap_err();
@@ -93,22 +93,22 @@ fn a_dial_that_finds_a_full_queue_is_gone_on_with() {
 }
 
 #[test]
-fn a_wait_for_a_connection_is_gone_on_with() {
+fn a_wait_for_a_connection_continues() {
     let server = Server::start(Kind::Redis);
     let cache = cache(&server, &format!("{PATIENT}&pool_size=1"));
     server.pause();
     let mut holder = Resumable::new(cache.get_raw("k"));
-    let mut left_waiting = Resumable::new(cache.get_raw("k"));
+    let mut last_to_finish = Resumable::new(cache.get_raw("k"));
     let mut waiting = Resumable::new(cache.get_raw("k"));
-    assert!(is_unfinished(&mut holder) && is_unfinished(&mut left_waiting) && is_unfinished(&mut waiting));
+    assert!(is_unfinished(&mut holder) && is_unfinished(&mut last_to_finish) && is_unfinished(&mut waiting));
     server.resume();
     finish(&mut holder).unwrap();
     finish(&mut waiting).unwrap();
-    finish(&mut left_waiting).unwrap();
+    finish(&mut last_to_finish).unwrap();
 }
 
 #[test]
-fn several_servers_are_asked_at_the_same_time() {
+fn several_servers_work_at_the_same_time() {
     let servers = [Server::start(Kind::Memcached), Server::start(Kind::Memcached)];
     let hosts = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port())).join(",");
     let url = support::servers::url_of_hosts(Kind::Memcached, &hosts, PATIENT);
@@ -128,13 +128,13 @@ fn several_servers_are_asked_at_the_same_time() {
 
 /// Two stores on one server stand for two processes.
 #[test]
-fn a_wait_for_another_load_is_gone_on_with() {
+fn a_wait_for_another_load_continues() {
     for kind in [Kind::Redis, Kind::Memcached] {
         let server = Server::start(kind);
         let cache = cache(&server, PATIENT);
         let elsewhere = self::cache(&server, PATIENT);
-        let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("k") else { panic!("nobody has stored it") };
-        // A claim belongs to its thread: a fetch of that thread's would not wait for it.
+        let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("k") else { panic!("no value is stored") };
+        // A claim belongs to its thread: a fetch on that thread would not wait for it.
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut here = Resumable::new(cache.fetch_raw_begin("k"));
@@ -151,7 +151,7 @@ fn a_wait_for_another_load_is_gone_on_with() {
 }
 
 #[test]
-fn what_is_given_up_disturbs_no_later_operation() {
+fn an_abandoned_operation_does_not_affect_later_ones() {
     on_each_server(|server| {
         let cache = cache(server, PATIENT);
         cache.blocking().set_raw("k", "v", HOUR).unwrap();
@@ -165,7 +165,7 @@ fn what_is_given_up_disturbs_no_later_operation() {
 }
 
 #[test]
-fn a_timeout_is_one_in_slices_too() {
+fn timeouts_apply_in_slices_too() {
     on_each_server(|server| {
         let cache = cache(server, "timeout=150ms&connect_timeout=60s");
         cache.blocking().set_raw("k", "v", HOUR).unwrap();
@@ -177,15 +177,15 @@ fn a_timeout_is_one_in_slices_too() {
     });
 }
 
-/// Nothing of this crate's: a loader, or a store of another crate.
+/// The operation waits for something outside this crate: a loader, or another crate's store.
 #[test]
-fn what_suspends_before_the_slice_is_over_is_waited_for() {
+fn a_loader_that_suspends_is_waited_for_until_the_slice_ends() {
     let cache = Cache::builder(MemoryStore::new()).build();
     let (loaded, load) = tokio::sync::oneshot::channel();
     let mut fetch = Resumable::new(cache.fetch("k", HOUR, move || load));
     assert!(is_unfinished(&mut fetch));
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(move || fetch.run_for(Duration::from_secs(60)).expect("it was woken"));
+        let waiting = scope.spawn(move || fetch.run_for(Duration::from_secs(60)).expect("the fetch was woken"));
         loaded.send("v".to_owned()).unwrap();
         assert_eq!(waiting.join().unwrap().unwrap().unwrap(), "v");
     });

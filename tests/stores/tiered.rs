@@ -1,4 +1,4 @@
-//! A near store in front of a far one: which of them holds what, after which verb.
+//! A near store in front of a far one: which of them has which value after each operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,51 +24,51 @@ impl Tiers {
         Tiers { near, far, both: Cache::builder(tiered).build() }
     }
 
-    fn holds(&self, near: Option<u32>, far: Option<u32>) {
-        let held = [&self.near, &self.far].map(|tier| tier.blocking().get::<u32>("k").unwrap());
-        assert_eq!(held, [near, far], "near and far");
+    fn assert_tiers(&self, near: Option<u32>, far: Option<u32>) {
+        let stored = [&self.near, &self.far].map(|tier| tier.blocking().get::<u32>("k").unwrap());
+        assert_eq!(stored, [near, far], "near and far");
     }
 }
 
 #[test]
-fn each_verb_leaves_both_tiers_in_agreement() {
+fn both_tiers_agree_after_each_operation() {
     let server = Server::start(Kind::Redis);
     let tiers = Tiers::new(from_url(&server.url("")).unwrap());
     let both = tiers.both.blocking();
 
     both.set("k", &1, TTL).unwrap();
-    tiers.holds(Some(1), Some(1));
+    tiers.assert_tiers(Some(1), Some(1));
     both.delete("k").unwrap();
-    tiers.holds(None, None);
+    tiers.assert_tiers(None, None);
 
     tiers.far.blocking().set("k", &2, TTL).unwrap();
     assert_eq!(both.get("k").unwrap(), Some(2));
-    tiers.holds(Some(2), Some(2));
+    tiers.assert_tiers(Some(2), Some(2));
     assert!(!both.add("k", &3, TTL).unwrap());
-    tiers.holds(None, Some(2));
+    tiers.assert_tiers(None, Some(2));
 
     assert_eq!(
         both.get_many::<u32>(&["k", "other"]).into_iter().map(Result::unwrap).collect::<Vec<_>>(),
         [Some(2), None]
     );
-    tiers.holds(Some(2), Some(2));
+    tiers.assert_tiers(Some(2), Some(2));
     assert!(both.replace("k", &4, TTL).unwrap());
-    tiers.holds(None, Some(4));
-    assert_eq!(both.update("k", TTL, |held: Option<u32>| held.map(|held| held + 1)).unwrap(), Some(5));
-    tiers.holds(None, Some(5));
+    tiers.assert_tiers(None, Some(4));
+    assert_eq!(both.update("k", TTL, |previous: Option<u32>| previous.map(|previous| previous + 1)).unwrap(), Some(5));
+    tiers.assert_tiers(None, Some(5));
 
     both.set_many(&[("k", 6)], TTL).into_iter().for_each(Result::unwrap);
-    tiers.holds(Some(6), Some(6));
+    tiers.assert_tiers(Some(6), Some(6));
     assert!(both.touch("k", TTL).unwrap());
-    tiers.holds(None, Some(6));
+    tiers.assert_tiers(None, Some(6));
     assert_eq!(both.get("k").unwrap(), Some(6));
     both.clear().unwrap();
-    tiers.holds(None, None);
+    tiers.assert_tiers(None, None);
 }
 
-/// A fetch that is about to load asks the far store, where another process may have put the value meanwhile.
+/// Before a load, a fetch reads the far store: another process may have stored the value there meanwhile.
 #[test]
-fn the_latest_value_is_the_far_stores() {
+fn the_far_store_has_the_latest_value() {
     let server = Server::start(Kind::Redis);
     let tiers = Tiers::new(from_url(&server.url("")).unwrap());
     let both = tiers.both.blocking();
@@ -76,13 +76,13 @@ fn the_latest_value_is_the_far_stores() {
     both.expire("k").unwrap();
     assert_eq!(both.get("k").unwrap(), Some(1), "the near store has the stale value too");
     tiers.far.blocking().set("k", &2, TTL).unwrap();
-    assert_eq!(both.fetch("k", TTL, || Err::<u32, _>("not asked")), Ok(2));
-    tiers.holds(Some(2), Some(2));
+    assert_eq!(both.fetch("k", TTL, || Err::<u32, _>("not called")), Ok(2));
+    tiers.assert_tiers(Some(2), Some(2));
     assert_eq!(both.stats().loads, 0);
 }
 
 #[test]
-fn the_near_store_may_answer_for_as_long_as_one_likes() {
+fn the_longest_near_ttl_is_accepted() {
     let near: Arc<dyn CacheStore> = Arc::new(MemoryStore::new());
     let both = Cache::builder(TieredStore::new(Arc::clone(&near), MemoryStore::new()).near_ttl(Duration::MAX)).build();
     both.blocking().set("k", &1, Ttl::Never).unwrap();
@@ -90,7 +90,7 @@ fn the_near_store_may_answer_for_as_long_as_one_likes() {
 }
 
 #[test]
-fn both_tell_how_they_came_into_a_process() {
+fn a_refresh_reports_both_tiers() {
     let near = MemoryStore::builder().build();
     let far = TieredStore::new(MemoryStore::new(), from_url("redis://localhost").unwrap());
     let refreshed = TieredStore::new(near, far).refresh();
@@ -99,13 +99,13 @@ fn both_tell_how_they_came_into_a_process() {
     assert!(!TieredStore::new(MemoryStore::new(), MemoryStore::new()).refresh().has_reset());
 }
 
-/// What the far store did not take, the near one does not show.
+/// A value that the far store did not accept is not in the near store either.
 #[test]
-fn a_write_that_fails_is_nowhere() {
+fn a_failed_write_is_in_neither_tier() {
     let dead = format!("redis://127.0.0.1:{}", free_port());
     let tiers = Tiers::new(from_url(&dead).unwrap());
     tiers.near.blocking().set("k", &1, TTL).unwrap();
-    assert_eq!(tiers.both.blocking().get("k").unwrap(), Some(1), "the near store answers");
+    assert_eq!(tiers.both.blocking().get("k").unwrap(), Some(1), "the near store has the value");
     let error = tiers.both.blocking().set("k", &2, TTL).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert_eq!(tiers.near.blocking().get::<u32>("k").unwrap(), None);

@@ -1,4 +1,4 @@
-//! Servers over TLS, both ways of calling: what works, and what is refused in words that say why.
+//! Servers over TLS, through both APIs: what works, and errors that give the reason.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -37,7 +37,7 @@ fn encryption(authority: &Authority, identity: Identity) -> Encryption {
     Encryption { identity, ca: authority.ca().to_owned(), wants_certificate: false }
 }
 
-fn works(url: &str) {
+fn assert_works(url: &str) {
     let cache = cache(url);
     for (way, runtime) in [("blocking", None), ("tokio", Some(current_thread()))] {
         match runtime {
@@ -48,14 +48,14 @@ fn works(url: &str) {
     }
 }
 
-/// What comes of a first use, either way.
+/// The errors of a first use, through each API.
 fn failures(url: &str) -> [Error; 2] {
     let blocking = cache(url).blocking().get::<String>("k").unwrap_err();
     let asynchronous = current_thread().block_on(cache(url).get::<String>("k")).unwrap_err();
     [blocking, asynchronous]
 }
 
-fn is_refused(url: &str, kind: ErrorKind, text: &str) {
+fn assert_refused(url: &str, kind: ErrorKind, text: &str) {
     for error in failures(url) {
         assert_eq!(error.kind(), kind, "{url}: {error:#}");
         assert!(error.to_string().contains(text), "{url}: {error:#}");
@@ -68,9 +68,9 @@ fn a_certificate_for_another_name() {
     let other = encryption(&authority, authority.issue("other", &["cache.example"], Validity::Now));
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &other, &[]);
-        let why = "the server's certificate is not for the name \"127.0.0.1\" (tls_server_name)";
-        is_refused(&server.url(""), ErrorKind::Tls, why);
-        works(&server.url("tls_server_name=cache.example"));
+        let text = "the server's certificate is not for the name \"127.0.0.1\" (tls_server_name)";
+        assert_refused(&server.url(""), ErrorKind::Tls, text);
+        assert_works(&server.url("tls_server_name=cache.example"));
     }
 }
 
@@ -80,7 +80,7 @@ fn a_certificate_that_has_expired() {
     let expired = encryption(&authority, authority.issue("old", &LOCAL, Validity::Past));
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &expired, &[]);
-        is_refused(&server.url(""), ErrorKind::Tls, "the server's certificate has expired");
+        assert_refused(&server.url(""), ErrorKind::Tls, "the server's certificate has expired");
     }
 }
 
@@ -89,13 +89,13 @@ fn a_certificate_of_an_unknown_authority() {
     let (authority, other) = (Authority::new(), Authority::new());
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &Encryption::by(&authority), &[]);
-        let why = "the server's certificate is not from an authority that is trusted here (tls_ca)";
-        is_refused(&url(kind, server.port(), &trusting(&other)), ErrorKind::Tls, why);
+        let text = "the server's certificate is not from an authority that is trusted here (tls_ca)";
+        assert_refused(&url(kind, server.port(), &trusting(&other)), ErrorKind::Tls, text);
     }
 }
 
 #[test]
-fn a_certificate_of_our_own_where_the_server_wants_one() {
+fn client_certificates() {
     let (authority, other) = (Authority::new(), Authority::new());
     let wanting = Encryption { wants_certificate: true, ..Encryption::by(&authority) };
     let own = authority.issue("own", &["worker"], Validity::Now);
@@ -103,34 +103,34 @@ fn a_certificate_of_our_own_where_the_server_wants_one() {
     let expired = authority.issue("expired", &["worker"], Validity::Past);
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &wanting, &[]);
-        works(&server.url(&presenting(&own)));
-        is_refused(&server.url(""), ErrorKind::Tls, "the server wants a certificate (tls_cert, tls_key)");
-        is_refused(&server.url(&presenting(&foreign)), ErrorKind::Tls, "of our certificate (tls_cert)");
-        is_refused(&server.url(&presenting(&expired)), ErrorKind::Tls, "our certificate has expired (tls_cert)");
+        assert_works(&server.url(&presenting(&own)));
+        assert_refused(&server.url(""), ErrorKind::Tls, "the server wants a certificate (tls_cert, tls_key)");
+        assert_refused(&server.url(&presenting(&foreign)), ErrorKind::Tls, "of our certificate (tls_cert)");
+        assert_refused(&server.url(&presenting(&expired)), ErrorKind::Tls, "our certificate has expired (tls_cert)");
     }
 }
 
 #[test]
-fn the_same_over_tls_1_2() {
+fn client_certificates_over_tls_1_2() {
     let authority = Authority::new();
     let only = ["--tls-protocols", "TLSv1.2"];
     let server = Server::encrypted(Kind::Redis, &Encryption::by(&authority), &only);
-    works(&server.url(""));
+    assert_works(&server.url(""));
     let wanting = Encryption { wants_certificate: true, ..Encryption::by(&authority) };
     let server = Server::encrypted(Kind::Redis, &wanting, &only);
-    is_refused(&server.url(""), ErrorKind::Tls, "it may want a certificate (tls_cert, tls_key)");
+    assert_refused(&server.url(""), ErrorKind::Tls, "it may want a certificate (tls_cert, tls_key)");
 }
 
-/// Who does not look says so.
+/// Certificates are unchecked only if that is configured.
 #[test]
-fn any_certificate_is_accepted_only_where_that_is_said() {
+fn any_certificate_is_accepted_only_if_configured() {
     let authority = Authority::new();
     let expired = encryption(&authority, authority.issue("old", &["cache.example"], Validity::Past));
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &expired, &[]);
-        works(&url(kind, server.port(), "tls_accept_any_certificate=true"));
+        assert_works(&url(kind, server.port(), "tls_accept_any_certificate=true"));
         let trusting = trusting(&authority);
-        is_refused(
+        assert_refused(
             &url(kind, server.port(), &format!("tls_accept_any_certificate=false&{trusting}")),
             ErrorKind::Tls,
             "the server's certificate",
@@ -140,7 +140,7 @@ fn any_certificate_is_accepted_only_where_that_is_said() {
     }
 }
 
-/// A server that speaks no TLS reads on in what it takes for a command, or says something else.
+/// A server without TLS keeps reading the supposed command, or sends something else.
 #[test]
 fn a_server_without_tls() {
     let authority = Authority::new();
@@ -153,29 +153,29 @@ fn a_server_without_tls() {
             assert!(text.starts_with("the TLS handshake with 127.0.0.1:"), "{error:#}");
         }
     }
-    let port = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n", true);
-    let answered = url(Kind::Redis, port, &trusting(&authority));
-    is_refused(&answered, ErrorKind::Tls, "what the server answered is not TLS");
+    let port = reply_with(b"HTTP/1.1 400 Bad Request\r\n\r\n", true);
+    let url_of_reply = url(Kind::Redis, port, &trusting(&authority));
+    assert_refused(&url_of_reply, ErrorKind::Tls, "what the server answered is not TLS");
 }
 
 #[test]
 fn a_server_that_stops_in_the_middle_of_the_handshake() {
-    /// The header of a record that is longer than what comes of it.
-    const BEGUN: &[u8] = b"\x16\x03\x03\x00\x7a\x02\x00\x00";
+    /// The header of a record that is longer than the bytes that follow.
+    const TRUNCATED_RECORD: &[u8] = b"\x16\x03\x03\x00\x7a\x02\x00\x00";
     let authority = Authority::new();
     let options = format!("{}&connect_timeout=200ms&timeout=60m", trusting(&authority));
     for kind in Kind::BOTH {
-        for begun in [b"", BEGUN] {
-            let silent = url(kind, answering(begun, true), &options);
-            is_refused(&silent, ErrorKind::Timeout, "no answer in time (does the server speak TLS at this port?)");
-            let closing = url(kind, answering(begun, false), &options);
-            is_refused(&closing, ErrorKind::Connect, "the server closed the connection");
+        for bytes in [b"", TRUNCATED_RECORD] {
+            let silent = url(kind, reply_with(bytes, true), &options);
+            assert_refused(&silent, ErrorKind::Timeout, "no answer in time (does the server speak TLS at this port?)");
+            let closing = url(kind, reply_with(bytes, false), &options);
+            assert_refused(&closing, ErrorKind::Connect, "the server closed the connection");
         }
     }
 }
 
-/// Answers what arrives with this, and then is silent, or closes.
-fn answering(answer: &'static [u8], stays: bool) -> u16 {
+/// Starts a server that replies to the first bytes with `reply`, and then is silent or disconnects.
+fn reply_with(reply: &'static [u8], stays_open: bool) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -183,8 +183,8 @@ fn answering(answer: &'static [u8], stays: bool) -> u16 {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(answer);
-            if stays {
+            let _ = stream.write_all(reply);
+            if stays_open {
                 open.push(stream);
             }
         }
@@ -218,14 +218,14 @@ fn files_are_read_when_the_store_is_built() {
     Cache::builder(store).build().blocking().set("k", "v", TTL).unwrap();
 }
 
-/// Large values are many records, in either direction, and larger than what a socket takes at once.
+/// Large values take many records in each direction, and more space than a socket buffer has.
 #[test]
-fn large_values() {
+fn large_values_over_tls() {
     let authority = Authority::new();
     let server = Server::encrypted(Kind::Redis, &Encryption::by(&authority), &[]);
     let cache = cache(&server.url("timeout=20s"));
     for length in [1, 16 << 10, (16 << 10) + 1, 1 << 20, 20 << 20] {
-        let value: Vec<u8> = (0..length).map(|place| (place % 251) as u8).collect();
+        let value: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
         cache.blocking().set_raw("blocking", value.clone(), TTL).unwrap();
         assert!(cache.blocking().get_raw("blocking").unwrap().unwrap() == value, "{length}");
         multi_thread().block_on(async {
@@ -237,9 +237,9 @@ fn large_values() {
     }
 }
 
-/// In one write, so that the end of the value and what comes behind it are in one record, or are cut anywhere.
+/// Both are in one write, so the end of the value and the commands after it share a record, or are split anywhere.
 #[test]
-fn small_commands_behind_large_values() {
+fn small_commands_after_large_values() {
     let authority = Authority::new();
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &Encryption::by(&authority), &[]);
@@ -262,9 +262,9 @@ fn small_commands_behind_large_values() {
     }
 }
 
-/// The tickets of TLS 1.3 say nothing: a connection on which only they have arrived is used again.
+/// TLS 1.3 session tickets are no replies: a connection on which only tickets have arrived is used again.
 #[test]
-fn a_connection_is_used_again_after_a_rest() {
+fn a_connection_is_used_again_after_an_idle_time() {
     let authority = Authority::new();
     for kind in Kind::BOTH {
         let server = Server::encrypted(kind, &Encryption::by(&authority), &[]);
@@ -274,15 +274,15 @@ fn a_connection_is_used_again_after_a_rest() {
         for _ in 0..3 {
             cache.blocking().increment("blocking", 1, TTL).unwrap();
             runtime.block_on(cache.increment("tokio", 1, TTL)).unwrap();
-            // Longer than the rest after which a connection is looked at.
+            // Longer than the idle time after which a connection is checked before its use.
             thread::sleep(Duration::from_millis(15));
         }
-        assert_eq!(proxy.connects(), 2, "one connection for either way of calling");
+        assert_eq!(proxy.connects(), 2, "one connection for each API");
     }
 }
 
 #[test]
-fn a_server_that_restarts_is_found_again() {
+fn a_restarted_server_is_used_again() {
     let authority = Authority::new();
     for kind in Kind::BOTH {
         let mut server = Server::encrypted(kind, &Encryption::by(&authority), &[]);

@@ -1,4 +1,4 @@
-//! What a subscriber is told of exchanges and of servers: spans in the terms of OpenTelemetry, and no key and no value.
+//! The records of exchanges and servers for a subscriber: spans in OpenTelemetry's terms, without keys and values.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +21,8 @@ fn cache(url: &str) -> Cache {
     Cache::builder(from_url(url).unwrap()).build()
 }
 
-/// The same verbs in both ways to call, each of which has its own connection.
-fn both_ways(cache: &Cache, check: impl Fn(Vec<Record>)) {
+/// Runs the same operations through both APIs, each with its own connection.
+fn through_both_apis(cache: &Cache, check: impl Fn(Vec<Record>)) {
     let entries = KEYS.map(|key| (key, VALUE));
     let ((), records) = recorded(|| {
         let cache = cache.blocking();
@@ -52,7 +52,7 @@ fn both_ways(cache: &Cache, check: impl Fn(Vec<Record>)) {
     check(records);
 }
 
-fn is_discreet(records: &[Record]) {
+fn assert_no_secrets(records: &[Record]) {
     for record in records.iter().filter(|record| record.level <= Level::DEBUG) {
         assert!(!format!("{record:?}").contains("geheim"), "{record:?}");
     }
@@ -62,7 +62,7 @@ fn fields<const N: usize>(fields: [(&str, &str); N]) -> BTreeMap<String, String>
     fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
-/// What the spans are called, and of how many commands they consist.
+/// The names of the spans, and their numbers of commands.
 fn operations(records: &[Record]) -> Vec<(&str, Option<&str>)> {
     let spans = records.iter().filter(|record| record.is_span);
     spans
@@ -74,8 +74,8 @@ fn operations(records: &[Record]) -> Vec<(&str, Option<&str>)> {
 fn exchanges_with_redis_are_spans() {
     let server = Server::start(Kind::Redis);
     let port = server.port().to_string();
-    both_ways(&cache(&format!("redis://127.0.0.1:{port}/3")), |records| {
-        is_discreet(&records);
+    through_both_apis(&cache(&format!("redis://127.0.0.1:{port}/3")), |records| {
+        assert_no_secrets(&records);
         let expected = [
             ("SET", None),
             ("GET", None),
@@ -85,10 +85,10 @@ fn exchanges_with_redis_are_spans() {
             ("GET", None),
         ];
         assert_eq!(operations(&records), expected);
-        let where_to = [("server.address", "127.0.0.1"), ("server.port", &*port)];
-        // Inside a runtime a task of its own dials, for all that wait.
-        let connected = records.iter().find(|record| record.name == "connected").expect("it has connected");
-        assert_eq!((connected.level, connected.fields.clone()), (Level::DEBUG, fields(where_to)));
+        let server_fields = [("server.address", "127.0.0.1"), ("server.port", &*port)];
+        // Inside a runtime, a separate task dials for all callers.
+        let connected = records.iter().find(|record| record.name == "connected").expect("a connection was opened");
+        assert_eq!((connected.level, connected.fields.clone()), (Level::DEBUG, fields(server_fields)));
         let spans: Vec<_> = records.iter().filter(|record| record.is_span).collect();
         for (span, name) in [(spans[0], "SET"), (spans[1], "GET")] {
             assert_eq!((&*span.name, span.level, span.within), ("exchange", Level::DEBUG, None));
@@ -99,7 +99,7 @@ fn exchanges_with_redis_are_spans() {
                 ("db.operation.name", name),
                 ("db.namespace", "3"),
             ]);
-            expected.extend(fields(where_to));
+            expected.extend(fields(server_fields));
             assert_eq!(span.fields, expected);
         }
     });
@@ -110,8 +110,8 @@ fn exchanges_with_memcached_are_spans() {
     let server = Server::on_socket(Kind::Memcached);
     let url = server.url("");
     let path = url.trim_start_matches("memcached+unix://").trim_end_matches('?');
-    both_ways(&cache(&url), |records| {
-        is_discreet(&records);
+    through_both_apis(&cache(&url), |records| {
+        assert_no_secrets(&records);
         let expected = [
             ("set", None),
             ("get", None),
@@ -134,7 +134,7 @@ fn exchanges_with_memcached_are_spans() {
 }
 
 #[test]
-fn a_server_that_goes_and_comes_back_is_told_of() {
+fn a_servers_outage_and_return_are_logged() {
     for kind in Kind::BOTH {
         let mut server = Server::start(kind);
         let port = server.port().to_string();
@@ -149,30 +149,30 @@ fn a_server_that_goes_and_comes_back_is_told_of() {
             ]
         });
         assert!(errors.iter().all(Result::is_err), "{errors:?}");
-        is_discreet(&records);
+        assert_no_secrets(&records);
         let failed = records.iter().filter(|record| record.is_span);
         for span in failed.clone().take(2) {
             assert_eq!((&*span.fields["error.type"], &*span.fields["otel.status_code"]), ("connect", "ERROR"));
         }
         assert_eq!(failed.count(), 3);
-        let where_to = fields([("server.address", "127.0.0.1"), ("server.port", &port)]);
+        let server_fields = fields([("server.address", "127.0.0.1"), ("server.port", &port)]);
         let warned: Vec<_> = records.iter().filter(|record| record.level == Level::WARN).collect();
         assert_eq!(warned.len(), 1, "{records:?}");
-        assert_eq!(warned[0].fields, where_to);
+        assert_eq!(warned[0].fields, server_fields);
         server.restart();
         let ((), records) = recorded(|| {
-            support::wait::until("the server is asked again", || cache.blocking().exists(KEYS[0]).is_ok());
+            support::wait::until("the server is used again", || cache.blocking().exists(KEYS[0]).is_ok());
             runtime.block_on(cache.exists(KEYS[0])).unwrap();
         });
-        let told: Vec<_> = records.iter().filter(|record| record.level == Level::INFO).collect();
-        assert_eq!(told.len(), 1, "{records:?}");
-        assert_eq!(told[0].fields, where_to);
+        let logged: Vec<_> = records.iter().filter(|record| record.level == Level::INFO).collect();
+        assert_eq!(logged.len(), 1, "{records:?}");
+        assert_eq!(logged[0].fields, server_fields);
     }
 }
 
-/// The kind of it, also where it is inside of a transaction; not the text, which may name the key.
+/// The span has the kind of the error, also inside a transaction, but not its text, which may name the key.
 #[test]
-fn an_error_of_the_server_is_told_of() {
+fn error_replies_are_recorded() {
     let server = Server::start(Kind::Redis);
     server.ask("LPUSH geheim 1");
     let redis = cache(&server.url(""));
@@ -181,12 +181,12 @@ fn an_error_of_the_server_is_told_of() {
         server.ask("CONFIG SET maxmemory 1");
         redis.blocking().set_raw("geheim", VALUE, TTL).unwrap_err();
     });
-    is_discreet(&records);
+    assert_no_secrets(&records);
     let server = Server::start(Kind::Memcached);
     let memcached = cache(&server.url(""));
     memcached.blocking().set_raw("geheim", VALUE, TTL).unwrap();
     let (_, others) = recorded(|| memcached.blocking().increment("geheim", 1, TTL).unwrap_err());
-    is_discreet(&others);
+    assert_no_secrets(&others);
     let kinds = |records: &[Record]| -> Vec<String> {
         let spans = records.iter().filter(|record| record.is_span);
         spans.map(|span| span.fields["error.type"].clone()).collect()
@@ -195,9 +195,9 @@ fn an_error_of_the_server_is_told_of() {
     assert_eq!(kinds(&others), ["not_a_number"]);
 }
 
-/// Those of a batch over several servers take turns on one thread.
+/// The exchanges of a batch on several servers alternate on one thread.
 #[test]
-fn spans_of_exchanges_at_the_same_time_do_not_stand_in_each_other() {
+fn spans_of_concurrent_exchanges_are_not_nested() {
     let servers = [(); 2].map(|()| Server::start(Kind::Memcached));
     let [first, second] = servers.each_ref().map(Server::port);
     let cache = cache(&format!("memcached://127.0.0.1:{first},127.0.0.1:{second}"));
@@ -210,32 +210,32 @@ fn spans_of_exchanges_at_the_same_time_do_not_stand_in_each_other() {
     assert!(spans.iter().all(|span| span.within.is_none() && span.fields["otel.name"] == "BATCH get"), "{spans:?}");
 }
 
-/// What is not the caller's problem is seen in the log all the same: as a warning, unless it goes by itself.
+/// Failures that a fetch ignores are logged: as a warning, unless they pass by themselves like an outage.
 #[test]
-fn failures_that_no_caller_hears_of_are_events() {
+fn ignored_failures_are_events() {
     let server = Server::start(Kind::Redis);
     let load = || Ok::<u32, std::convert::Infallible>(1);
-    let told = |url: &str| {
+    let logged = |url: &str| {
         let cache = Cache::builder(from_url(url).unwrap()).name("prices").build();
         let ((), records) = recorded(|| {
             cache.blocking().fetch("", TTL, load).unwrap();
             cache.blocking().fetch(KEYS[0], Duration::ZERO, load).unwrap();
         });
-        is_discreet(&records);
-        let told = records.into_iter().filter(|record| record.name == "a failure that no caller hears of");
-        told.map(|record| (record.level, record.fields)).collect::<Vec<_>>()
+        assert_no_secrets(&records);
+        let logged = records.into_iter().filter(|record| record.name == "a failure that no caller hears of");
+        logged.map(|record| (record.level, record.fields)).collect::<Vec<_>>()
     };
     let fields = |kind: &str| {
         let fields = [("cache.name", "prices"), ("cache.verb", "fetch"), ("error.type", kind)];
         BTreeMap::from(fields.map(|(name, value)| (name.to_owned(), value.to_owned())))
     };
     let mistakes = [(Level::WARN, fields("invalid_key")), (Level::WARN, fields("invalid_ttl"))];
-    assert_eq!(told(&server.url("")), mistakes);
-    let down = told("redis://127.0.0.1:1");
+    assert_eq!(logged(&server.url("")), mistakes);
+    let down = logged("redis://127.0.0.1:1");
     assert!(down.contains(&(Level::DEBUG, fields("connect"))) && down.contains(&mistakes[0]), "{down:?}");
 }
 
-/// One span for each, around its exchanges, and how it ended.
+/// One span for each fetch, around its exchanges, with its outcome.
 #[test]
 fn fetches_are_spans_with_an_outcome() {
     let server = Server::start(Kind::Redis);
@@ -262,16 +262,20 @@ fn fetches_are_spans_with_an_outcome() {
             let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
             until_it_holds("the load has ended", || cache.blocking().get(KEYS[0]).unwrap() == Some(4)).await;
             cache.reset();
-            until_it_holds("its task has ended", || tasks() == 0).await;
+            until_it_holds("the task has ended", || tasks() == 0).await;
         });
     });
-    is_discreet(&records);
+    assert_no_secrets(&records);
     let fetches: Vec<&Record> = records.iter().filter(|record| record.is_span && record.name == "fetch").collect();
     let outcomes: Vec<&str> = fetches.iter().map(|fetch| &*fetch.fields["cache.outcome"]).collect();
     assert_eq!(outcomes, ["failed", "loaded", "hit", "stale", "loaded", "hit", "loaded", "stale", "loaded"]);
     assert!(fetches.iter().all(|fetch| fetch.fields["cache.name"] == "prices"));
-    let place = records.iter().position(|record| record.name == "fetch").unwrap();
-    let inside = records.iter().filter(|record| record.is_span && record.within == Some(place));
+    let index = records.iter().position(|record| record.name == "fetch").unwrap();
+    let inside = records.iter().filter(|record| record.is_span && record.within == Some(index));
     let operations: Vec<&str> = inside.map(|span| &*span.fields["otel.name"]).collect();
-    assert_eq!(operations, ["GET", "PIPELINE", "EVAL"], "a look; a lease, with another look; and the lease's end");
+    assert_eq!(
+        operations,
+        ["GET", "PIPELINE", "EVAL"],
+        "a read; the lease, with another read; and the end of the lease"
+    );
 }

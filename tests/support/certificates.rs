@@ -1,4 +1,4 @@
-//! Certificates, made for a test.
+//! Certificates for tests.
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +8,17 @@ use rcgen::{
 
 use super::servers::Directory;
 
-/// What a server on the loopback is called.
+/// The names of a server on the loopback.
 pub const LOCAL: [&str; 2] = ["localhost", "127.0.0.1"];
 
-/// Issues certificates; its files live as long as it does.
+/// An authority that issues certificates. Its files live as long as it does.
 pub struct Authority {
     directory: Directory,
     issuer: CertifiedIssuer<'static, KeyPair>,
     ca: PathBuf,
 }
 
-/// A certificate and its key, in files.
+/// The files of a certificate and its key.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub certificate: PathBuf,
@@ -37,20 +37,20 @@ impl Authority {
         let directory = Directory::make();
         let mut params = params(&[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // An authority is known by its name: no other one has this.
+        // Clients tell authorities apart by their names, so each needs its own.
         params.distinguished_name.push(DnType::CommonName, directory.path().display().to_string());
-        let issuer = CertifiedIssuer::self_signed(params, key()).expect("a certificate of its own");
+        let issuer = CertifiedIssuer::self_signed(params, key()).expect("a self-signed certificate");
         let ca = directory.path().join("ca.pem");
         write(&ca, &issuer.pem());
         Authority { directory, issuer, ca }
     }
 
-    /// The file with its own certificate.
+    /// The file with the authority's own certificate.
     pub fn ca(&self) -> &Path {
         &self.ca
     }
 
-    /// A certificate for these names, in files of this name.
+    /// Issues a certificate for these names, in files with this name.
     pub fn issue(&self, file: &str, names: &[&str], validity: Validity) -> Identity {
         let mut params = params(names);
         params.distinguished_name.push(DnType::CommonName, file);

@@ -1,4 +1,4 @@
-//! A Redis Cluster of real servers, made without any tool of Redis's own.
+//! A Redis Cluster of real servers, set up without Redis's own tools.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use super::certificates::Authority;
 use super::servers::{Encryption, Server, plain_port};
 use super::wait::until;
 
-/// How many slots there are.
+/// The number of hash slots.
 pub const SLOTS: u16 = 16_384;
 
-/// How long a node may be silent before the others take it for failed.
+/// How long a node may be silent before the others consider it failed, in milliseconds.
 const NODE_TIMEOUT: &str = "1000";
 
-/// Longer than nodes try to get to know each other.
+/// Longer than the time for which nodes retry a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 
-/// Masters, each with the same number of replicas. Its drop stops them all.
+/// Masters, each with the same number of replicas. Dropping it stops all nodes.
 #[derive(Debug)]
 pub struct Cluster {
     /// Masters first.
@@ -26,17 +26,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Three masters, each with a replica.
+    /// Starts three masters, each with a replica.
     pub fn start() -> Cluster {
         Cluster::of(3, 1, None)
     }
 
-    /// Three masters.
+    /// Starts three masters.
     pub fn without_replicas() -> Cluster {
         Cluster::of(3, 0, None)
     }
 
-    /// Three masters, each with a replica, that speak TLS with clients and with each other.
+    /// Starts three masters, each with a replica. They use TLS with clients and with each other.
     pub fn encrypted(authority: &Authority) -> Cluster {
         Cluster::of(3, 1, Some(Encryption::by(authority)))
     }
@@ -58,25 +58,25 @@ impl Cluster {
         let mut first = connection(first);
         for other in others {
             let meet = ["MEET", "127.0.0.1", &other.port().to_string(), &bus_port(other)];
-            done(cmd("CLUSTER").arg(&meet).query(&mut first));
+            expect_ok(cmd("CLUSTER").arg(&meet).query(&mut first));
         }
     }
 
-    /// Has the nodes know each other, and agree on who has what.
+    /// Makes the nodes know each other and agree on the slots.
     fn join(&self, masters: u16) {
         for (number, node) in (0..masters).zip(&self.nodes) {
             let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
             let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
             let mut node = connection(node);
-            done(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
-            done(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
+            expect_ok(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
+            expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
         }
         self.meet();
         let mut met = Instant::now();
         let count = self.nodes.len();
         let knows_all = |node: &Server| node.ask("CLUSTER INFO").contains(&format!("cluster_known_nodes:{count}\r\n"));
         until("the nodes of a cluster know each other", || {
-            // A node that does not get the processor in time is forgotten.
+            // A node that does not respond in time, for lack of processor time, is forgotten.
             if met.elapsed() > HANDSHAKE {
                 self.meet();
                 met = Instant::now();
@@ -86,33 +86,33 @@ impl Cluster {
         let (masters, replicas) = self.nodes.split_at(usize::from(masters));
         for (replica, master) in replicas.iter().zip(masters.iter().cycle()) {
             let id: String = cmd("CLUSTER").arg("MYID").query(&mut connection(master)).expect("the id of a node");
-            // It has to have heard that the other one is a master.
+            // This node has to learn first that the other one is a master.
             let replicate = || cmd("CLUSTER").arg("REPLICATE").arg(&id).query::<()>(&mut connection(replica)).is_ok();
             until("a node is a replica", replicate);
         }
         self.until_well();
     }
 
-    /// Waits until every node that runs sees a cluster in order, with as many replicas as there are.
+    /// Waits until every running node sees a healthy cluster, with all nodes that run.
     pub fn until_well(&self) {
         let running = || self.nodes.iter().filter(|node| node.is_running());
         let count = running().count();
-        let is_well = |node: &Server| {
+        let is_healthy = |node: &Server| {
             let listed = slots(node).into_iter().map(|range| range.nodes).collect::<Vec<_>>().concat();
             let others: std::collections::BTreeSet<u16> = listed.into_iter().collect();
             node.ask("CLUSTER INFO").contains("cluster_state:ok\r\n")
                 && others.len() == count
                 && !node.ask("INFO replication").contains("master_link_status:down")
         };
-        until("a cluster is in order", || running().all(is_well));
+        until("the cluster is healthy", || running().all(is_healthy));
     }
 
-    /// The URL of a store, with one node as its seed. `options` as in a query.
+    /// The URL of a store, with one node as its seed. `options` is the URL's query.
     pub fn url(&self, options: &str) -> String {
         self.url_with_seeds(&[self.running().port()], options)
     }
 
-    /// The URL of a store that knows the nodes at these ports.
+    /// The URL of a store with the nodes at these ports as its seeds.
     pub fn url_with_seeds(&self, ports: &[u16], options: &str) -> String {
         let seeds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let seeds = seeds.join(",");
@@ -126,7 +126,7 @@ impl Cluster {
         &self.nodes
     }
 
-    /// The node that has a key.
+    /// The index of the node that has a key.
     pub fn owner(&self, key: &str) -> usize {
         self.owner_of_slot(self.slot(key))
     }
@@ -171,7 +171,7 @@ impl Cluster {
         views.len() == 1 && views.first().is_some_and(|(port, _)| *port == Some(owner))
     }
 
-    /// Ends a node at once, as a crash would.
+    /// Kills a node, like a crash.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
     }
@@ -182,10 +182,10 @@ impl Cluster {
             cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
         for (place, node) in self.nodes.iter().enumerate() {
             if place != replica {
-                done(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
+                expect_ok(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
             }
         }
-        done(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
+        expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
     }
 
     /// Has a replica follow its master no more, and answer with what it has until then.
@@ -193,7 +193,7 @@ impl Cluster {
         let replica = &self.nodes[replica];
         let mut login = cmd("CONFIG");
         login.arg("SET").arg("masteruser").arg("nobody").arg("masterauth").arg("wrong");
-        done(login.query(&mut connection(replica)));
+        expect_ok(login.query(&mut connection(replica)));
         // Every replica's connection is closed, and this one is let in no more.
         for node in &self.nodes {
             let mut kill = cmd("CLIENT");
@@ -209,7 +209,7 @@ impl Cluster {
         self.begin_to_move(slot, to).finish();
     }
 
-    /// Has the owner of a slot and another node know that it is moved.
+    /// Marks a slot as moving on its owner and on the target.
     pub fn begin_to_move(&self, slot: u16, to: usize) -> Move<'_> {
         let from = self.owner_of_slot(slot);
         let mut moved = Move {
@@ -244,15 +244,15 @@ impl Move<'_> {
         let port = self.cluster.nodes[self.to].port();
         let mut migrate = cmd("MIGRATE");
         migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(5_000).arg("KEYS").arg(keys);
-        // Another one may have removed them meanwhile: NOKEY.
+        // NOKEY: another client may have removed them meanwhile.
         let _: String = migrate.query(&mut self.source).expect("keys are moved");
     }
 
-    /// Moves what is left, and has every node know where the slot is.
+    /// Moves the remaining keys, and announces the slot's new owner to every node.
     pub fn finish(mut self) {
         loop {
-            let few = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
-            let keys: Vec<Vec<u8>> = few.expect("the keys of a slot");
+            let result = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
+            let keys: Vec<Vec<u8>> = result.expect("the keys of a slot");
             if keys.is_empty() {
                 break;
             }
@@ -261,22 +261,22 @@ impl Move<'_> {
         let id: String = cmd("CLUSTER").arg("MYID").query(&mut self.target).expect("the id of a node");
         set_slot(&mut self.target, self.slot, "NODE", &id);
         set_slot(&mut self.source, self.slot, "NODE", &id);
-        for (place, node) in self.cluster.nodes.iter().enumerate() {
-            if place != self.from && place != self.to && node.is_running() {
-                // A replica is told by its master.
+        for (index, node) in self.cluster.nodes.iter().enumerate() {
+            if index != self.from && index != self.to && node.is_running() {
+                // A replica learns it from its master.
                 let _ = cmd("CLUSTER").arg("SETSLOT").arg(self.slot).arg("NODE").arg(&id).exec(&mut connection(node));
             }
         }
-        // The next move would begin with what some of them have heard only.
-        until("the nodes agree on whose a slot is", || self.cluster.agrees(self.slot, self.to));
+        // Otherwise the next move could start from an outdated view.
+        until("the nodes agree on the owner of a slot", || self.cluster.agrees(self.slot, self.to));
     }
 }
 
 fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
-    done(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
+    expect_ok(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
 }
 
-/// Slots that follow each other, and the ports of who has them, the master's first.
+/// A range of slots, and the ports of the nodes that have it, the master's first.
 struct Range {
     first: u16,
     last: u16,
@@ -307,7 +307,7 @@ fn bus_port(node: &Server) -> String {
     info[1].clone()
 }
 
-/// In plain, also where clients speak TLS.
+/// Connects to a node without TLS, even where clients use TLS.
 fn connection(node: &Server) -> Connection {
     let client = redis::Client::open(format!("redis://127.0.0.1:{}", plain_port(node.port()))).expect("a URL");
     let connection = client.get_connection().expect("a node that runs");
@@ -315,6 +315,6 @@ fn connection(node: &Server) -> Connection {
     connection
 }
 
-fn done(outcome: redis::RedisResult<()>) {
-    outcome.expect("a node of a cluster does what it is told");
+fn expect_ok(outcome: redis::RedisResult<()>) {
+    outcome.expect("the node executes the command");
 }

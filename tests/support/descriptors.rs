@@ -1,4 +1,4 @@
-//! What a process holds open, as the kernel tells it.
+//! The open descriptors of a process, as the kernel reports them.
 
 use std::net::SocketAddrV4;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -7,7 +7,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
 use nix::sys::stat::fstat;
 
-/// A TCP socket of this process that is connected.
+/// A connected TCP socket of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connected {
     pub descriptor: RawFd,
@@ -15,7 +15,7 @@ pub struct Connected {
     pub local_port: u16,
 }
 
-/// This process's sockets that are connected to `port`, whoever opened them.
+/// This process's sockets that are connected to `port`, opened by it or inherited.
 pub fn connected_to(port: u16) -> Vec<Connected> {
     let connected = |descriptor| {
         let peer: SocketAddrV4 = getpeername::<SockaddrIn>(descriptor).ok()?.into();
@@ -26,40 +26,40 @@ pub fn connected_to(port: u16) -> Vec<Connected> {
     open().into_iter().filter_map(connected).collect()
 }
 
-/// The inodes of [`connected_to`], in order.
+/// The inodes of [`connected_to`], sorted.
 pub fn inodes_connected_to(port: u16) -> Vec<u64> {
     let mut inodes: Vec<u64> = connected_to(port).iter().map(|connected| connected.inode).collect();
     inodes.sort_unstable();
     inodes
 }
 
-/// What a descriptor stands for; `None` if it is not open.
+/// The inode that a descriptor refers to; `None` if it is not open.
 /// Async-signal-safe.
 pub fn inode(descriptor: RawFd) -> Option<u64> {
-    // SAFETY: asks about a number, which need not be open, and keeps nothing.
-    let asked = unsafe { BorrowedFd::borrow_raw(descriptor) };
-    fstat(asked).ok().map(|status| status.st_ino)
+    // SAFETY: only queries a number, which need not be open, and keeps nothing.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    fstat(borrowed).ok().map(|status| status.st_ino)
 }
 
-/// Whether a descriptor is open, and a mere path ([`O_PATH`](OFlag::O_PATH)).
+/// Returns whether a descriptor is open and is an [`O_PATH`](OFlag::O_PATH) descriptor.
 pub fn is_path(descriptor: RawFd) -> bool {
     // SAFETY: as in `inode`.
-    let asked = unsafe { BorrowedFd::borrow_raw(descriptor) };
-    fcntl(asked, FcntlArg::F_GETFL).is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_PATH))
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    fcntl(borrowed, FcntlArg::F_GETFL).is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_PATH))
 }
 
-/// Every descriptor of this process.
+/// All descriptors of this process.
 pub fn open() -> Vec<RawFd> {
     let listed = std::fs::read_dir("/proc/self/fd").expect("/proc is mounted");
     listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// How many threads this process has.
+/// The number of threads of this process.
 pub fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
 }
 
-/// The memory that this process has touched, in kilobytes.
+/// The resident memory of this process, in kilobytes.
 pub fn resident_kilobytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line VmRSS");

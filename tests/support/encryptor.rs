@@ -1,4 +1,4 @@
-//! Takes TLS off before whatever listens on a port: what stands behind it sees and changes what is said in plain.
+//! Terminates TLS in front of a plain port: what listens there sees the traffic without encryption, and may change it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::certificates::Identity;
 
-/// What a server with this certificate needs.
+/// The configuration of a server with this certificate.
 pub fn server_config(identity: &Identity) -> Arc<ServerConfig> {
     let chain = CertificateDer::pem_file_iter(&identity.certificate).expect("a file with certificates");
     let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
@@ -24,7 +24,7 @@ pub fn server_config(identity: &Identity) -> Arc<ServerConfig> {
     Arc::new(config.with_no_client_auth().with_single_cert(chain, key).expect("a certificate and its key"))
 }
 
-/// Listens on a port of its own until the process ends, and passes on to `port`.
+/// Listens on a new port until the process ends, and forwards to `port`.
 pub fn before(port: u16, identity: &Identity) -> u16 {
     let config = server_config(identity);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -39,7 +39,7 @@ pub fn before(port: u16, identity: &Identity) -> u16 {
 
 fn serve(client: TcpStream, port: u16, config: &Arc<ServerConfig>) {
     let Ok(server) = connect_as(&client, port) else {
-        // Without a server there is nothing behind this door.
+        // Without a server behind it, the connection is closed.
         let _ = client.shutdown(Shutdown::Both);
         return;
     };
@@ -49,13 +49,13 @@ fn serve(client: TcpStream, port: u16, config: &Arc<ServerConfig>) {
     let mut session = ServerConnection::new(Arc::clone(config)).expect("a session");
     session.set_buffer_limit(None);
     let session = Arc::new(Mutex::new(session));
-    let [client_too, server_too] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
-    let session_too = Arc::clone(&session);
-    thread::spawn(move || pass_on(&client, &server, |bytes| decrypt(&session, bytes, &client)));
-    thread::spawn(move || pass_on(&server_too, &client_too, |bytes| encrypt(&session_too, bytes)));
+    let [client_copy, server_copy] = [&client, &server].map(|stream| stream.try_clone().expect("a free descriptor"));
+    let session_copy = Arc::clone(&session);
+    thread::spawn(move || forward(&client, &server, |bytes| decrypt(&session, bytes, &client)));
+    thread::spawn(move || forward(&server_copy, &client_copy, |bytes| encrypt(&session_copy, bytes)));
 }
 
-/// From where the client comes, which is how a sentinel is told from others.
+/// Connects from the client's source address, by which a test tells sentinels from others.
 fn connect_as(client: &TcpStream, port: u16) -> std::io::Result<TcpStream> {
     let IpAddr::V4(source) = client.peer_addr()?.ip() else { return Err(ErrorKind::AddrNotAvailable.into()) };
     let server = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -64,8 +64,8 @@ fn connect_as(client: &TcpStream, port: u16) -> std::io::Result<TcpStream> {
     Ok(server.into())
 }
 
-/// Passes on until one side ends; then ends both, also for a child that has copies of the sockets.
-fn pass_on(mut from: &TcpStream, mut to: &TcpStream, mut change: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
+/// Forwards until one side ends. Then shuts both down, because a forked child may have copies of the sockets.
+fn forward(mut from: &TcpStream, mut to: &TcpStream, mut change: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let Some(changed) = change(&buffer[..length]) else { break };
@@ -74,12 +74,12 @@ fn pass_on(mut from: &TcpStream, mut to: &TcpStream, mut change: impl FnMut(&[u8
         }
     }
     for stream in [from, to] {
-        // It may have ended already.
+        // It may be closed already.
         let _ = stream.shutdown(Shutdown::Both);
     }
 }
 
-/// Decrypts what the client says, and answers it as long as hands are being shaken.
+/// Decrypts the client's bytes, and responds to it during the handshake.
 fn decrypt(session: &Mutex<ServerConnection>, mut bytes: &[u8], mut client: &TcpStream) -> Option<Vec<u8>> {
     let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
     let mut plain = Vec::new();

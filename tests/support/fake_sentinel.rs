@@ -1,4 +1,4 @@
-//! A sentinel that says what a test wants.
+//! A fake sentinel whose replies a test chooses.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,36 +6,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// What it does when it is asked.
+/// The reaction to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Says {
-    /// These bytes, whatever they are.
+    /// Sends these bytes.
     Bytes(Vec<u8>),
-    /// Nothing, and stays connected.
+    /// Sends nothing, and stays connected.
     Nothing,
-    /// Nothing, and hangs up.
+    /// Sends nothing, and disconnects.
     HangsUp,
 }
 
 impl Says {
-    /// That the master is there.
+    /// The reply that the master is at this address.
     pub fn address(host: &str, port: impl ToString) -> Says {
         let port = port.to_string();
         Says::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
     }
 
-    /// That the master is at this port here.
+    /// The reply that the master is at this port of the loopback.
     pub fn port(port: u16) -> Says {
         Says::address("127.0.0.1", port)
     }
 
-    /// That it knows no such master.
+    /// The reply that the master's name is unknown.
     pub fn unknown() -> Says {
         Says::Bytes(b"*-1\r\n".to_vec())
     }
 }
 
-/// Listens on a port of its own until the process ends.
+/// Listens on a new port until the process ends.
 pub struct FakeSentinel {
     port: u16,
     shared: Arc<Shared>,
@@ -44,7 +44,7 @@ pub struct FakeSentinel {
 struct Shared {
     says: Mutex<Says>,
     asked: AtomicUsize,
-    /// Who waits for nothing.
+    /// Clients that get no reply.
     waiting: Mutex<Vec<TcpStream>>,
 }
 
@@ -67,20 +67,20 @@ impl FakeSentinel {
         self.port
     }
 
-    /// From now on.
+    /// Sets the reaction from now on.
     pub fn say(&self, says: Says) {
         *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
     }
 
-    /// On those that wait for nothing.
+    /// Disconnects the clients that got no reply.
     pub fn hang_up(&self) {
         for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // It may have hung up itself.
+            // The client may have disconnected itself.
             let _ = client.shutdown(Shutdown::Both);
         }
     }
 
-    /// How often it was asked.
+    /// The number of requests.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
     }
@@ -90,7 +90,7 @@ impl Shared {
     fn serve(&self, mut client: TcpStream) {
         let mut request = Vec::new();
         let mut piece = [0; 4096];
-        // All of it is one word of three, in capitals, and the name behind it.
+        // A whole request has three words, in capitals but for the master's name at the end.
         while !String::from_utf8_lossy(&request).contains("GET-MASTER-ADDR-BY-NAME") || !request.ends_with(b"\r\n") {
             match client.read(&mut piece) {
                 Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
@@ -101,7 +101,7 @@ impl Shared {
         self.asked.fetch_add(1, Ordering::SeqCst);
         match says {
             Says::Bytes(bytes) => {
-                // Whoever asks may have hung up on it.
+                // The client may have disconnected.
                 let _ = client.write_all(&bytes);
             }
             Says::Nothing => {

@@ -1,7 +1,7 @@
-//! Forked children: born in every way there is, watched, heard and reaped.
+//! Forked children: forked in every way, limited by a watchdog, and reaped.
 //!
-//! A child runs a closure, sends its result over a pipe as JSON and ends with `_exit`. A panic is a result too. An alarm ends
-//! a child that hangs, and its parent's wait has a deadline of its own.
+//! A child runs a closure, sends its result over a pipe as JSON, and ends with `_exit`. A panic counts as a result. An
+//! alarm ends a child that hangs, and its parent's wait has its own deadline.
 
 use std::fmt::Debug;
 use std::io::{Read, Write};
@@ -21,22 +21,22 @@ use serde::{Deserialize, Serialize};
 
 use super::wait::readable;
 
-/// How long a child may take, unless it is told otherwise.
+/// The default time limit of a child.
 pub const CHILD_TIME: Duration = Duration::from_secs(30);
 
-/// How much longer than its alarm a child is waited for.
+/// How long the parent waits for a child after the child's alarm.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How a child is made.
+/// How a child is forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// `fork()`: the handlers of `pthread_atfork` run.
     Fork,
-    /// `_Fork()`: they do not.
+    /// `_Fork()`: the handlers do not run.
     UnderscoreFork,
     /// The system call, without the C library.
     RawClone,
-    /// The system call, into a user and a process id namespace of the child's own: its process id is 1.
+    /// The system call, with a new user and process id namespace: the child's process id is 1.
     NewNamespace,
 }
 
@@ -44,13 +44,14 @@ impl Way {
     /// The ways that need no permission.
     pub const COMMON: [Way; 3] = [Way::Fork, Way::UnderscoreFork, Way::RawClone];
 
-    /// 0 in the child, which has the forking thread alone: it must do nothing but what such a child may.
+    /// Forks. Returns 0 in the child, which has only the forking thread and is restricted accordingly.
     fn go(self) -> nix::Result<libc::pid_t> {
         unsafe extern "C" {
             fn _Fork() -> libc::pid_t;
         }
-        // SAFETY: each makes a child that shares no memory with this process. What runs in it is a test's business: libc's
-        // own locks may be held there if other threads were inside of it, and the tests see to it that they are not.
+        // SAFETY: each call makes a child that shares no memory with this process. The caller is responsible for what
+        // runs in it: libc's locks may be held there if other threads were inside libc, and the tests make sure that
+        // they are not.
         Errno::result(unsafe {
             match self {
                 Way::Fork => libc::fork(),
@@ -62,19 +63,19 @@ impl Way {
     }
 }
 
-/// The bare system call.
+/// The raw system call.
 ///
 /// # Safety
 ///
-/// As `fork`, and the C library does not learn of it.
+/// Like `fork`, and the C library does not know of the child.
 unsafe fn clone(flags: libc::c_int) -> libc::pid_t {
-    // SAFETY: without CLONE_VM and with no stack given, the child goes on with a copy of this one. Both orders of the
-    // remaining arguments (they differ between architectures) are all zeros.
+    // SAFETY: without CLONE_VM and without a stack, the child continues with a copy of this process. The remaining
+    // arguments differ in order between architectures, and are all zero.
     let made = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
     libc::pid_t::try_from(made).expect("a process id")
 }
 
-/// A child that is running, or was.
+/// A forked child, running or ended.
 #[derive(Debug)]
 #[must_use = "a child has to be reaped"]
 pub struct Child<T> {
@@ -88,18 +89,18 @@ pub struct Child<T> {
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End<T> {
-    /// With a result.
+    /// It returned a result.
     Returned(T),
-    /// With a panic of this text.
+    /// It panicked with this message.
     Panicked(String),
-    /// Without a word: exit status, or signal.
+    /// It ended without a result, with this exit status.
     Exited(i32),
     Killed(Signal),
     /// It was still running when its time was up.
     Hung,
 }
 
-/// What goes over the pipe.
+/// The message over the pipe.
 #[derive(Serialize, Deserialize)]
 enum Message<T> {
     Returned(T),
@@ -111,12 +112,12 @@ pub fn fork<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> T) -> Child<
     fork_by(Way::Fork, work)
 }
 
-/// Forks in this way, and runs `work` in the child.
+/// Forks in the given way, and runs `work` in the child.
 pub fn fork_by<T: Serialize + DeserializeOwned>(way: Way, work: impl FnOnce() -> T) -> Child<T> {
     try_fork_by(way, CHILD_TIME, work).unwrap_or_else(|error| panic!("{way:?}: {error}"))
 }
 
-/// Forks in this way, if it is permitted, and runs `work` in the child for at most `time`.
+/// Forks in the given way, if that is permitted, and runs `work` in the child for at most `time`.
 pub fn try_fork_by<T: Serialize + DeserializeOwned>(
     way: Way,
     time: Duration,
@@ -128,22 +129,22 @@ pub fn try_fork_by<T: Serialize + DeserializeOwned>(
     }
 }
 
-/// Which process this is, after [`split`].
+/// The process after [`split`].
 #[derive(Debug)]
 pub enum Side<T> {
     Parent(Child<T>),
     Child(Reporter<T>),
 }
 
-/// Where a child puts its result.
+/// Sends the result of a child.
 #[derive(Debug)]
 pub struct Reporter<T> {
     pipe: OwnedFd,
     result: PhantomData<T>,
 }
 
-/// Forks in this way and returns in both processes, in the child for at most `time`: for code in whose middle a fork
-/// happens. A child has to end in [`Reporter::run_and_exit`].
+/// Forks and returns in both processes, in the child for at most `time`: for code in whose middle a fork happens. The
+/// child has to end with [`Reporter::run_and_exit`].
 pub fn split<T>(way: Way, time: Duration) -> nix::Result<Side<T>> {
     let (results, pipe) = pipe2(OFlag::O_CLOEXEC)?;
     let (results, pipe) = (above_standard(results), above_standard(pipe));
@@ -166,16 +167,16 @@ impl<T: Serialize> Reporter<T> {
             Ok(result) => Message::Returned(result),
             Err(panic) => Message::Panicked(panic_text(&*panic)),
         };
-        let text = serde_json::to_vec(&message).expect("results are plain data");
+        let bytes = serde_json::to_vec(&message).expect("results are plain data");
         let mut pipe = std::fs::File::from(self.pipe);
-        let length = u64::try_from(text.len()).expect("a short text");
-        // Should the parent be gone, there is nobody to tell.
-        let _ = pipe.write_all(&length.to_ne_bytes()).and_then(|()| pipe.write_all(&text));
+        let length = u64::try_from(bytes.len()).expect("a short message");
+        // If the parent is gone, the result is lost.
+        let _ = pipe.write_all(&length.to_ne_bytes()).and_then(|()| pipe.write_all(&bytes));
         exit_now(0)
     }
 }
 
-/// Ends this process without running anything that its parent has registered for its end.
+/// Ends this process without running the exit handlers that its parent registered.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(status) }
@@ -186,7 +187,7 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
         self.process
     }
 
-    /// Waits for the child and answers its result. Panics if it ended in any other way.
+    /// Waits for the child and returns its result. Panics if the child ended in any other way.
     pub fn join(self) -> T
     where
         T: Debug,
@@ -199,18 +200,19 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
         }
     }
 
-    /// Waits for the child, however it ends, and reaps it.
+    /// Waits until the child has ended in any way, and reaps it.
     pub fn end(self) -> End<T> {
         let patience = self.time + GRACE;
-        // A sibling may have inherited the pipe's other end: its closing is no sign of the child's end, hence the second one.
-        let [heard, ended] = readable([self.results.as_fd(), self.watch.as_fd()], patience);
-        let message = if heard { self.message() } else { None };
+        // A sibling may hold the write end of the pipe, so its end does not mean that the child has ended. The pidfd
+        // does.
+        let [has_message, has_ended] = readable([self.results.as_fd(), self.watch.as_fd()], patience);
+        let message = if has_message { self.message() } else { None };
         let hung = match message {
             Some(_) => readable([self.watch.as_fd()], GRACE) == [false],
-            None => !(heard || ended),
+            None => !(has_message || has_ended),
         };
         if hung {
-            kill(self.process, Signal::SIGKILL).expect("a child of ours can be killed");
+            kill(self.process, Signal::SIGKILL).expect("the child can be killed");
         }
         let status = wait_for(self.process);
         match (message, status) {
@@ -224,23 +226,23 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
         }
     }
 
-    /// The whole message, or none if the child ended before it was sent.
+    /// Reads the whole message; `None` if the child ended before it was sent.
     fn message(&self) -> Option<Message<T>> {
         let mut pipe = std::fs::File::from(self.results.try_clone().expect("a free descriptor"));
         let mut length = [0; 8];
         pipe.read_exact(&mut length).ok()?;
-        let mut text = vec![0; usize::try_from(u64::from_ne_bytes(length)).expect("a short text")];
+        let mut text = vec![0; usize::try_from(u64::from_ne_bytes(length)).expect("a short message")];
         pipe.read_exact(&mut text).ok()?;
         Some(serde_json::from_slice(&text).expect("results are plain data"))
     }
 }
 
-/// Waits for a child to end, however long that takes: it has ended, or was killed.
+/// Waits for a child that has ended or was killed, without a limit.
 fn wait_for(process: Pid) -> WaitStatus {
     loop {
         match waitpid(process, None) {
             Err(Errno::EINTR) => {}
-            other => return other.expect("a child of ours can be waited for"),
+            other => return other.expect("the child can be waited for"),
         }
     }
 }
@@ -249,11 +251,11 @@ fn wait_for(process: Pid) -> WaitStatus {
 fn watch(process: libc::pid_t) -> OwnedFd {
     // SAFETY: makes a descriptor for a child that has not been reaped.
     let watch = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) }).expect("pidfd_open");
-    // SAFETY: made above, and nobody else's.
+    // SAFETY: opened above, and owned by nothing else.
     above_standard(unsafe { OwnedFd::from_raw_fd(watch.try_into().expect("a descriptor")) })
 }
 
-/// The same under a number that no standard stream has: a test may have closed those.
+/// Moves a descriptor above the standard streams: a test may have closed those.
 fn above_standard(descriptor: OwnedFd) -> OwnedFd {
     if descriptor.as_raw_fd() > libc::STDERR_FILENO {
         return descriptor;
@@ -262,8 +264,8 @@ fn above_standard(descriptor: OwnedFd) -> OwnedFd {
     descriptor.try_clone().expect("a free descriptor")
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -1,8 +1,8 @@
-//! Where the replies of a server end in its stream: RESP2 and RESP3, and Memcached's meta and text protocols.
+//! Splits a server's replies into frames: RESP2 and RESP3, and Memcached's meta and text protocols.
 
 use super::servers::Kind;
 
-/// Follows one connection's replies, of which it keeps the unfinished one.
+/// Follows the replies of one connection, and keeps the unfinished one.
 #[derive(Debug)]
 pub struct Frames {
     kind: Kind,
@@ -14,8 +14,8 @@ impl Frames {
         Frames { kind, unfinished: Vec::new() }
     }
 
-    /// Where frames end in the next piece of the stream, in ascending order; and before them 0, if a frame starts
-    /// there.
+    /// Returns where frames end in the next piece of the stream, in ascending order. The first element is 0 if a frame
+    /// starts at the beginning of the piece.
     pub fn boundaries(&mut self, piece: &[u8]) -> Vec<usize> {
         let before = self.unfinished.len();
         let mut boundaries = if before == 0 { vec![0] } else { Vec::new() };
@@ -30,7 +30,7 @@ impl Frames {
     }
 }
 
-/// The length of the frame at the start of `bytes`, if all of it is there.
+/// The length of the frame at the start of `bytes`, if it is complete.
 fn frame(kind: Kind, bytes: &[u8]) -> Option<usize> {
     match kind {
         Kind::Redis => resp(bytes),
@@ -42,24 +42,24 @@ fn resp(bytes: &[u8]) -> Option<usize> {
     let end = line(bytes)?;
     let count: Option<usize> = text(&bytes[1..end - 2]).parse().ok();
     let children = match bytes[0] {
-        b'$' | b'!' | b'=' => return present(bytes, count.map_or(end, |length| end + length + 2)),
+        b'$' | b'!' | b'=' => return if_complete(bytes, count.map_or(end, |length| end + length + 2)),
         b'*' | b'~' | b'>' => count.unwrap_or(0),
         b'%' => 2 * count?,
-        // An attribute belongs to the frame behind it.
+        // An attribute belongs to the frame after it.
         b'|' => 2 * count? + 1,
         _ => 0,
     };
     (0..children).try_fold(end, |at, _| Some(at + resp(&bytes[at..])?))
 }
 
-/// The values of a text `get` and its `END` are one frame, and so are statistics.
+/// The values of a text `get` and its `END` are one frame, as are statistics.
 fn memcached(bytes: &[u8]) -> Option<usize> {
     let end = line(bytes)?;
     let mut words = text(&bytes[..end - 2]).split(' ');
     match words.next() {
-        Some("VA") => present(bytes, end + words.next()?.parse::<usize>().ok()? + 2),
+        Some("VA") => if_complete(bytes, end + words.next()?.parse::<usize>().ok()? + 2),
         Some("VALUE") => {
-            let value = present(bytes, end + words.nth(2)?.parse::<usize>().ok()? + 2)?;
+            let value = if_complete(bytes, end + words.nth(2)?.parse::<usize>().ok()? + 2)?;
             Some(value + memcached(&bytes[value..])?)
         }
         Some("STAT") => Some(end + memcached(&bytes[end..])?),
@@ -67,12 +67,12 @@ fn memcached(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of the first line, with its end.
+/// The length of the first line, including its line end.
 fn line(bytes: &[u8]) -> Option<usize> {
     bytes.windows(2).position(|two| two == b"\r\n").map(|length| length + 2).filter(|length| *length > 2)
 }
 
-fn present(bytes: &[u8], length: usize) -> Option<usize> {
+fn if_complete(bytes: &[u8], length: usize) -> Option<usize> {
     (length <= bytes.len()).then_some(length)
 }
 
@@ -84,7 +84,7 @@ fn text(bytes: &[u8]) -> &str {
 mod tests {
     use super::{Frames, Kind};
 
-    /// However the stream is cut into pieces, frames end at the same places.
+    /// However the stream is split into pieces, frames end at the same positions.
     fn assert_frames(kind: Kind, frames: &[&str]) {
         let stream = frames.concat();
         let ends: Vec<usize> =

@@ -1,4 +1,4 @@
-//! Which connection is which, as the server sees them.
+//! The server's view of connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::descriptors::connected_to;
 use super::servers::{Kind, Server};
 
-/// A connection as both ends know it.
+/// A connection, by its identity at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Identity {
     pub local_port: u16,
-    /// Redis: the client id. Memcached: its descriptor.
+    /// The client id on Redis; the descriptor on Memcached.
     pub server_side: String,
 }
 
-/// The server's side of every connection that this process holds to it.
+/// The identities of this process's connections to a server.
 pub fn own_connections(server: &Server) -> BTreeSet<Identity> {
     let own: Vec<u16> = connected_to(server.port()).iter().map(|connected| connected.local_port).collect();
     let known = clients(server);
@@ -26,7 +26,7 @@ pub fn own_connections(server: &Server) -> BTreeSet<Identity> {
     own.into_iter().filter_map(identity).collect()
 }
 
-/// The server's clients: their port, and what the server calls them.
+/// The server's clients: their port, and the server's name for them.
 fn clients(server: &Server) -> BTreeMap<u16, String> {
     match server.kind() {
         Kind::Redis => server.ask("CLIENT LIST").lines().filter_map(redis_client).collect(),
@@ -34,13 +34,13 @@ fn clients(server: &Server) -> BTreeMap<u16, String> {
     }
 }
 
-/// From a line like `id=3 addr=127.0.0.1:51234 laddr=...`.
+/// Parses a line like `id=3 addr=127.0.0.1:51234 laddr=...`.
 fn redis_client(line: &str) -> Option<(u16, String)> {
     let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name));
     Some((port(field("addr=")?)?, field("id=")?.to_owned()))
 }
 
-/// From a line like `STAT 27:addr tcp:127.0.0.1:51234`.
+/// Parses a line like `STAT 27:addr tcp:127.0.0.1:51234`.
 fn memcached_client(line: &str) -> Option<(u16, String)> {
     let (descriptor, address) = line.strip_prefix("STAT ")?.split_once(":addr ")?;
     Some((port(address)?, descriptor.to_owned()))

@@ -1,4 +1,4 @@
-//! A subscriber that keeps all that `tracing` is told.
+//! A `tracing` subscriber that keeps all records.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,39 +13,39 @@ use tracing::{Event, Level, Metadata, Subscriber};
 pub struct Record {
     pub is_span: bool,
     pub level: Level,
-    /// A span's name, an event's message.
+    /// A span's name or an event's message.
     pub name: String,
     /// The fields that have a value.
     pub fields: BTreeMap<String, String>,
-    /// The place among the records of the span that it is in.
+    /// The index of the enclosing span's record.
     pub within: Option<usize>,
 }
 
-/// What is told on this thread while `work` is done.
+/// Returns the records of this thread while `work` runs.
 pub fn recorded<T>(work: impl FnOnce() -> T) -> (T, Vec<Record>) {
     let recorder = Recorder::default();
     let done = tracing::subscriber::with_default(recorder.clone(), work);
-    let records = std::mem::take(&mut recorder.told().records);
+    let records = std::mem::take(&mut recorder.state().records);
     (done, records)
 }
 
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Told>>);
+struct Recorder(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct Told {
+struct State {
     records: Vec<Record>,
-    /// The places of the spans that are entered.
+    /// The indexes of the spans that are entered.
     entered: Vec<usize>,
 }
 
 impl Recorder {
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Told {
+impl State {
     fn push(&mut self, is_span: bool, metadata: &Metadata<'_>, mut fields: Fields) -> usize {
         let name = fields.0.remove("message").unwrap_or_else(|| metadata.name().to_owned());
         let within = self.entered.last().copied();
@@ -62,16 +62,16 @@ impl Subscriber for Recorder {
     fn new_span(&self, span: &Attributes<'_>) -> Id {
         let mut fields = Fields::default();
         span.record(&mut fields);
-        id(self.told().push(true, span.metadata(), fields))
+        id(self.state().push(true, span.metadata(), fields))
     }
 
     fn record(&self, span: &Id, values: &Values<'_>) {
         let mut fields = Fields::default();
         values.record(&mut fields);
         for (name, value) in fields.0 {
-            // Subscribers that print show a field as often as it is told.
-            let before = self.told().records[place(span)].fields.insert(name.clone(), value);
-            assert_eq!(before, None, "{name} is told twice");
+            // Subscribers that print show a field each time it is recorded.
+            let before = self.state().records[index(span)].fields.insert(name.clone(), value);
+            assert_eq!(before, None, "{name} is recorded twice");
         }
     }
 
@@ -80,26 +80,26 @@ impl Subscriber for Recorder {
     fn event(&self, event: &Event<'_>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        self.told().push(false, event.metadata(), fields);
+        self.state().push(false, event.metadata(), fields);
     }
 
     fn enter(&self, span: &Id) {
-        self.told().entered.push(place(span));
+        self.state().entered.push(index(span));
     }
 
     fn exit(&self, span: &Id) {
-        let left = self.told().entered.pop();
-        assert_eq!(left, Some(place(span)), "spans are left in the order that they were entered in");
+        let exited = self.state().entered.pop();
+        assert_eq!(exited, Some(index(span)), "spans are exited in reverse order");
     }
 }
 
-/// An id is never zero.
-fn id(place: usize) -> Id {
-    Id::from_u64(place as u64 + 1)
+/// The span id of a record. An id is never zero.
+fn id(index: usize) -> Id {
+    Id::from_u64(index as u64 + 1)
 }
 
-fn place(id: &Id) -> usize {
-    usize::try_from(id.into_u64() - 1).expect("a place in memory")
+fn index(id: &Id) -> usize {
+    usize::try_from(id.into_u64() - 1).expect("an index")
 }
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! Sentinels, and the masters and replicas that they watch.
+//! Sentinels, and the masters and replicas that they monitor.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -13,47 +13,48 @@ use nix::sys::signal::{Signal, kill};
 use super::servers::{Directory, Encryption, Kind, PORTS_TRIED, Server, encryption_of_all, free_port, pid};
 use super::wait::{PATIENCE, until};
 
-/// What the master of a [`Group`] is called.
+/// The name of the master of a [`Group`].
 pub const MASTER: &str = "mymaster";
 
-/// Where the connections of the sentinel over all of a process's servers come from, so that a test can tell them from
+/// The source address of the sentinel for all of a process's servers, so that a test can tell its connections from
 /// others.
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// Has every Redis server of this process be named by a sentinel from now on, in its URL. The sentinel encrypts if the
+/// Makes the URLs of all Redis servers in this process go through a sentinel from now on. The sentinel encrypts if the
 /// servers do by then.
 pub fn put_all_behind_sentinels() {
     let lines = format!("bind-source-addr {SOURCE}\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n");
-    OVER_ALL.get_or_init(|| Sentinel::start(encryption_of_all(), None, &lines));
+    FOR_ALL.get_or_init(|| Sentinel::start(encryption_of_all(), None, &lines));
 }
 
-static OVER_ALL: OnceLock<Sentinel> = OnceLock::new();
+static FOR_ALL: OnceLock<Sentinel> = OnceLock::new();
 
-/// The sentinel and the master that stand for a server in its URL, if there are any.
-pub(crate) fn place_behind_sentinels(kind: Kind, server: &str) -> Option<String> {
-    let sentinel = OVER_ALL.get().filter(|_| kind == Kind::Redis)?;
+/// The part of a server's URL that names the sentinel and the master, if [`put_all_behind_sentinels`] was called.
+pub(crate) fn url_behind_sentinels(kind: Kind, server: &str) -> Option<String> {
+    let sentinel = FOR_ALL.get().filter(|_| kind == Kind::Redis)?;
     let (host, port) = server.rsplit_once(':').expect("a host and a port");
-    let answer = sentinel.ask(&format!("SENTINEL MONITOR {host}-{port} {host} {port} 1"));
-    // It may have been told before, in this process or in another one.
-    let is_watched = answer.starts_with("+OK") || answer.contains("Duplicate master name");
-    assert!(is_watched, "watching {server}: {answer}");
+    let reply = sentinel.ask(&format!("SENTINEL MONITOR {host}-{port} {host} {port} 1"));
+    // It may be monitored already, by this process or by another.
+    let is_monitored = reply.starts_with("+OK") || reply.contains("Duplicate master name");
+    assert!(is_monitored, "monitoring {server}: {reply}");
     Some(format!("127.0.0.1:{}/{host}-{port}", sentinel.port()))
 }
 
-/// A running sentinel. Its drop stops it.
+/// A running sentinel. Dropping it stops it.
 #[derive(Debug)]
 pub struct Sentinel {
     port: u16,
     plain_port: u16,
     password: Option<String>,
     running: Option<Child>,
-    /// It writes its configuration anew when it learns something.
+    /// It rewrites its configuration file when it learns of servers.
     _directory: Directory,
     owner: u32,
 }
 
 impl Sentinel {
-    /// With these lines in its configuration; where it encrypts, also when it talks to what it watches.
+    /// Starts a sentinel with these lines in its configuration. If it encrypts, so do its connections to the monitored
+    /// servers.
     pub fn start(encryption: Option<&Encryption>, password: Option<&str>, lines: &str) -> Sentinel {
         for _ in 0..PORTS_TRIED {
             let directory = Directory::make();
@@ -88,26 +89,26 @@ impl Sentinel {
                 _directory: directory,
                 owner: std::process::id(),
             };
-            if sentinel.comes_up() {
+            if sentinel.starts() {
                 return sentinel;
             }
         }
-        panic!("no sentinel did start on any of {PORTS_TRIED} free ports");
+        panic!("no sentinel started on any of {PORTS_TRIED} free ports");
     }
 
-    /// It does not if its port is somebody else's.
-    fn comes_up(&mut self) -> bool {
+    /// Waits for the sentinel. Returns false if another process has its port.
+    fn starts(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         let process = self.process();
         loop {
-            if self.try_ask("INFO server").is_ok_and(|answer| answer.contains(&format!("process_id:{process}\r\n"))) {
+            if self.try_ask("INFO server").is_ok_and(|reply| reply.contains(&format!("process_id:{process}\r\n"))) {
                 return true;
             }
             let running = self.running.as_mut().expect("it was started");
-            if running.try_wait().expect("a child of ours can be waited for").is_some() {
+            if running.try_wait().expect("the child can be waited for").is_some() {
                 return false;
             }
-            assert!(Instant::now() < deadline, "waited in vain for a sentinel to answer");
+            assert!(Instant::now() < deadline, "timed out waiting for a sentinel to respond");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
@@ -116,7 +117,7 @@ impl Sentinel {
         self.port
     }
 
-    /// Sends one command, and answers the whole reply as text.
+    /// Sends one command, and returns the whole reply as a string.
     pub fn ask(&self, command: &str) -> String {
         self.try_ask(command).unwrap_or_else(|error| panic!("asking a sentinel for {command:?}: {error}"))
     }
@@ -128,36 +129,36 @@ impl Sentinel {
             write!(stream, "AUTH {password}\r\n")?;
         }
         write!(stream, "{command}\r\n")?;
-        // It knows no QUIT.
+        // A sentinel has no QUIT.
         stream.shutdown(Shutdown::Write)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply)?;
+        Ok(String::from_utf8_lossy(&reply).into_owned())
     }
 
-    /// The port of the master by its account.
+    /// The master's port according to this sentinel.
     pub fn master_port(&self) -> u16 {
-        let answer = self.ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}"));
-        answer.lines().nth(4).and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("an address, not {answer}"))
+        let reply = self.ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}"));
+        reply.lines().nth(4).and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("an address, not {reply}"))
     }
 
-    /// What it knows of the master, under this name.
-    fn known(&self, field: &str) -> String {
-        let answer = self.ask(&format!("SENTINEL MASTER {MASTER}"));
-        let mut lines = answer.lines().skip_while(|line| *line != field);
+    /// The value of a field that the sentinel has for the master.
+    fn master_field(&self, field: &str) -> String {
+        let reply = self.ask(&format!("SENTINEL MASTER {MASTER}"));
+        let mut lines = reply.lines().skip_while(|line| *line != field);
         lines.nth(2).unwrap_or_default().to_owned()
     }
 
-    /// Stops its process: connections are accepted by the kernel, and nothing answers.
+    /// Stops its process: the kernel accepts connections, and nothing responds.
     pub fn pause(&self) {
-        kill(self.process(), Signal::SIGSTOP).expect("a child of ours takes signals");
+        kill(self.process(), Signal::SIGSTOP).expect("the child can be signalled");
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills it, like a crash.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
-            running.kill().expect("a child of ours can be killed");
-            running.wait().expect("a child of ours can be waited for");
+            running.kill().expect("the child can be killed");
+            running.wait().expect("the child can be waited for");
         }
     }
 
@@ -174,28 +175,28 @@ impl Drop for Sentinel {
     }
 }
 
-/// A master, its replicas and three sentinels that agree on it.
+/// A master, its replicas and three sentinels that agree on the master.
 #[derive(Debug)]
 pub struct Group {
-    /// The first one is the master at the beginning.
+    /// The first server is the original master.
     pub servers: Vec<Server>,
     pub sentinels: Vec<Sentinel>,
     encryption: Option<Encryption>,
     options: String,
 }
 
-/// After how long a server that does not answer is down for a sentinel, in milliseconds: long, since a machine may be
-/// busy, until one is killed.
+/// The time without a response after which a sentinel considers a server down, in milliseconds: long, because a machine
+/// may be busy, until a server is killed.
 const DOWN_AFTER: u32 = 60_000;
 const DOWN_AFTER_A_KILL: u32 = 500;
 
 impl Group {
-    /// A master with two replicas.
+    /// Starts a master with two replicas.
     pub fn start() -> Group {
         Group::with(2, None, None)
     }
 
-    /// With a password for the sentinels.
+    /// Starts a group whose sentinels have a password, if one is given.
     pub fn with(replicas: usize, encryption: Option<&Encryption>, password: Option<&str>) -> Group {
         let start = |extra: &[&str]| match encryption {
             Some(encryption) => Server::encrypted(Kind::Redis, encryption, extra),
@@ -207,11 +208,11 @@ impl Group {
         let port = master.port().to_string();
         let mut servers = vec![master];
         servers.extend((0..replicas).map(|_| start(&[&common[..], &["--replicaof", "127.0.0.1", &port]].concat())));
-        // What a sentinel does not find when it asks first, it finds ten seconds later.
+        // A replica that a sentinel does not find in its first query is found ten seconds later.
         let all = format!("connected_slaves:{replicas}\r");
-        until("the replicas follow", || servers[0].ask("INFO replication").contains(&all));
+        until("the replicas are connected", || servers[0].ask("INFO replication").contains(&all));
         for replica in &servers[1..] {
-            until("a replica is in step", || replica.ask("INFO replication").contains("master_link_status:up"));
+            until("a replica has synchronised", || replica.ask("INFO replication").contains("master_link_status:up"));
         }
         let lines = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {port} 2\nsentinel down-after-milliseconds {MASTER} {DOWN_AFTER}\n\
@@ -219,15 +220,15 @@ impl Group {
         );
         let sentinels: Vec<Sentinel> = (0..3).map(|_| Sentinel::start(encryption, password, &lines)).collect();
         for sentinel in &sentinels {
-            until("the sentinels know of each other", || sentinel.known("num-other-sentinels") == "2");
-            until("the sentinels know the replicas", || sentinel.known("num-slaves") == replicas.to_string());
-            until("the master is up", || sentinel.known("flags") == "master");
+            until("the sentinels know each other", || sentinel.master_field("num-other-sentinels") == "2");
+            until("the sentinels know the replicas", || sentinel.master_field("num-slaves") == replicas.to_string());
+            until("the master is up", || sentinel.master_field("flags") == "master");
         }
         let options = password.map(|password| format!("&sentinel_password={password}")).unwrap_or_default();
         Group { servers, sentinels, encryption: encryption.cloned(), options }
     }
 
-    /// The URL of a store. `options` as in a query.
+    /// The URL of a store. `options` is the URL's query.
     pub fn url(&self, options: &str) -> String {
         let hosts: Vec<String> =
             self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
@@ -241,7 +242,7 @@ impl Group {
         }
     }
 
-    /// Kills the server that is the master at the beginning, and has the sentinels notice soon.
+    /// Kills the original master, and makes the sentinels notice soon.
     pub fn kill_master(&mut self) {
         self.servers[0].kill();
         self.set_down_after(DOWN_AFTER_A_KILL);
@@ -253,12 +254,12 @@ impl Group {
 
     fn set_down_after(&self, milliseconds: u32) {
         for sentinel in self.running() {
-            let answer = sentinel.ask(&format!("SENTINEL SET {MASTER} down-after-milliseconds {milliseconds}"));
-            assert!(answer.starts_with("+OK"), "{answer}");
+            let reply = sentinel.ask(&format!("SENTINEL SET {MASTER} down-after-milliseconds {milliseconds}"));
+            assert!(reply.starts_with("+OK"), "{reply}");
         }
     }
 
-    /// The server that all sentinels that run call the master, once they agree on another one than the first.
+    /// Waits until all running sentinels agree on a new master, and returns it.
     pub fn new_master(&self) -> &Server {
         let old = self.servers[0].port();
         let mut named = old;

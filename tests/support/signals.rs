@@ -1,4 +1,4 @@
-//! Signals that arrive in the middle of something.
+//! Signals that interrupt running code.
 
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,17 +10,17 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
-/// The one that the tests use: nothing else does.
+/// The signal of the tests: nothing else uses it.
 const SIGNAL: Signal = Signal::SIGUSR1;
 
 static ACTION: AtomicPtr<Box<dyn Fn() + Sync>> = AtomicPtr::new(std::ptr::null_mut());
 static CAUGHT: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `action` in the handler of [`interrupt`] and [`interrupt_every`], which interrupts system calls (no `SA_RESTART`).
-/// What the handler may do depends on what it interrupts: that is the caller's business.
+/// Runs `action` in the handler for [`interrupt`] and [`interrupt_every`]. The handler has no `SA_RESTART`, so it
+/// interrupts system calls. The caller is responsible that `action` may run where it interrupts.
 pub fn on_interrupt(action: impl Fn() + Sync + 'static) {
     let action: Box<Box<dyn Fn() + Sync>> = Box::new(Box::new(action));
-    // Lives as long as the process: a signal may be under way at any time.
+    // Never freed: a signal may be pending at any time.
     ACTION.store(Box::into_raw(action), Ordering::Release);
     install(SIGNAL, SigHandler::Handler(handler));
 }
@@ -32,7 +32,7 @@ extern "C" fn handler(_: libc::c_int) {
     unsafe { (*action)() };
 }
 
-/// How often the handler has run.
+/// The number of times the handler has run.
 pub fn caught() -> usize {
     CAUGHT.load(Ordering::SeqCst)
 }
@@ -47,7 +47,8 @@ pub fn this_thread() -> Pthread {
     pthread_self()
 }
 
-/// Interrupts the process again and again, until the timer is dropped. Not by `setitimer`, which the watchdog's alarm uses.
+/// Interrupts the process periodically, until the timer is dropped. `setitimer` is not used because it shares the
+/// watchdog's alarm.
 pub fn interrupt_every(time: Duration) -> Timer {
     let event = SigEvent::new(SigevNotify::SigevSignal { signal: SIGNAL, si_value: 0 });
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event).expect("a timer");
@@ -56,13 +57,13 @@ pub fn interrupt_every(time: Duration) -> Timer {
     timer
 }
 
-/// Lets a write to a closed socket or pipe kill the process, as it does outside of Rust.
+/// Restores the default for SIGPIPE: a write to a closed socket or pipe kills the process, as in programs outside Rust.
 pub fn restore_sigpipe() {
     install(Signal::SIGPIPE, SigHandler::SigDfl);
 }
 
 fn install(signal: Signal, handler: SigHandler) {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler touches atomics, and what its test takes care of.
+    // SAFETY: the handler uses atomics, and runs the action that the caller has vouched for.
     unsafe { sigaction(signal, &action) }.expect("a handler can be installed");
 }

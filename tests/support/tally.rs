@@ -1,12 +1,12 @@
-//! A count that forked processes keep together.
+//! A counter that forked processes share.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// Counts for its maker and for every process that was forked from it since, also for those that are killed. It is never
-/// given back.
+/// A counter shared by its creator and all processes forked from it since. It keeps the counts of killed processes. Its
+/// memory is never freed.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally(&'static AtomicUsize);
 
@@ -18,15 +18,15 @@ impl Default for Tally {
 
 impl Tally {
     pub fn new() -> Tally {
-        let length = NonZeroUsize::new(size_of::<AtomicUsize>()).expect("more than nothing");
+        let length = NonZeroUsize::new(size_of::<AtomicUsize>()).expect("a positive size");
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: makes a mapping where there was none.
+        // SAFETY: creates a new mapping, without an address hint.
         let page = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_SHARED) }.expect("a page of memory");
         // SAFETY: a page is aligned for it and begins as zeros, which is a valid count; it is never unmapped.
         Tally(unsafe { page.cast().as_ref() })
     }
 
-    /// Answers what the count was.
+    /// Adds to the count, and returns the previous count.
     pub fn raise(self, by: usize) -> usize {
         self.0.fetch_add(by, Ordering::SeqCst)
     }

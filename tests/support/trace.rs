@@ -1,4 +1,4 @@
-//! Which system calls a piece of work makes, as its tracer sees them.
+//! The system calls of a piece of work, recorded by a tracer.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -9,10 +9,11 @@ use nix::unistd::{ForkResult, Pid, alarm, fork, getppid};
 
 use super::forks::{CHILD_TIME, exit_now};
 
-/// What the child ends with where it may not be traced.
+/// The exit status of a child that may not be traced.
 const NOT_PERMITTED: i32 = 77;
 
-/// The numbers of the system calls that `work` makes, in a child and after `prepare`. An error where tracing is not permitted.
+/// Returns the numbers of the system calls that `work` makes, in a child and after `prepare`. An error if tracing is
+/// not permitted.
 pub fn system_calls(prepare: impl FnOnce(), work: impl FnOnce()) -> nix::Result<Vec<u64>> {
     // SAFETY: a scenario that traces has a single thread.
     match unsafe { fork() }? {
@@ -24,7 +25,7 @@ pub fn system_calls(prepare: impl FnOnce(), work: impl FnOnce()) -> nix::Result<
                 exit_now(NOT_PERMITTED);
             }
             raise(Signal::SIGSTOP).expect("a process may stop itself");
-            // The marks between which the tracer takes notes.
+            // The tracer records the calls between these two.
             getppid();
             work();
             getppid();
@@ -54,12 +55,12 @@ fn follow(child: Pid) -> nix::Result<Vec<u64>> {
     }
 }
 
-/// The number of the system call that the child is entering, if that is why it has stopped.
+/// The number of the system call that the child is entering, if it has stopped at an entry.
 fn entered(child: Pid) -> nix::Result<Option<u64>> {
     let stop = ptrace::syscall_info(child)?;
     if stop.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
         return Ok(None);
     }
-    // SAFETY: what the kernel has filled in, where it says that this is an entry.
+    // SAFETY: the kernel has filled in this field, because the stop is an entry.
     Ok(Some(unsafe { stop.u.entry.nr }))
 }

@@ -1,4 +1,4 @@
-//! Waiting for something, for a bounded time, and saying what it was.
+//! Bounded waits that name what they wait for.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,38 +9,38 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, write};
 
-/// Generous: a machine that is this busy is broken.
+/// A generous limit: a machine that needs longer is broken.
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Waits until `condition` holds. Panics, saying `what` it was waiting for, if that takes too long.
+/// Waits until `condition` holds. Panics with `what` it was waiting for after [`PATIENCE`].
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
     until_within(PATIENCE, what, condition);
 }
 
-/// The same, for what may take longer.
+/// Like [`until`], with another limit.
 pub fn until_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Waits until one of `descriptors` is readable or closed at the other end, and answers which are. None, after `patience`.
+/// Waits until a descriptor is readable or closed at the other end, and returns which are: none, after `patience`.
 pub fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], patience: Duration) -> [bool; N] {
     let deadline = Instant::now() + patience;
     loop {
-        let mut looked_at = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
-        let left = deadline.saturating_duration_since(Instant::now());
-        match poll(&mut looked_at, PollTimeout::try_from(left).expect("a wait of less than a day")) {
+        let mut polled = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut polled, PollTimeout::try_from(remaining).expect("a wait of less than a day")) {
             Err(Errno::EINTR) => {}
             Err(error) => panic!("poll: {error}"),
-            Ok(_) => return looked_at.map(|looked_at| looked_at.any().unwrap_or(false)),
+            Ok(_) => return polled.map(|polled| polled.any().unwrap_or(false)),
         }
     }
 }
 
-/// Once raised it stays raised, for every thread and every process that was forked from its maker.
+/// Once raised, it stays raised for all threads and for all processes forked from its creator.
 #[derive(Debug)]
 pub struct Latch {
     read: OwnedFd,
@@ -67,14 +67,14 @@ impl Latch {
         readable([self.read.as_fd()], Duration::ZERO) == [true]
     }
 
-    /// Waits until it is raised. Panics, saying `what` it was waiting for, if that takes too long.
+    /// Waits until it is raised. Panics with `what` it was waiting for after [`PATIENCE`].
     pub fn wait(&self, what: &str) {
-        // The byte is left where it is, for the others who wait.
-        assert!(readable([self.read.as_fd()], PATIENCE) == [true], "waited in vain until {what}");
+        // The byte stays in the pipe for other waiters.
+        assert!(readable([self.read.as_fd()], PATIENCE) == [true], "timed out waiting until {what}");
     }
 }
 
-/// Tells threads to end, also if whoever waits for them panics first.
+/// Sets a flag that ends threads, even if the code that waits for them panics.
 pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {

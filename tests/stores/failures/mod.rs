@@ -1,4 +1,4 @@
-//! What a failure means: for the connection, for those beside it, for the server, or for this process alone.
+//! What a failure means for the connection, for other requests on it, for the server, or for this process alone.
 
 mod odd_greetings;
 mod silent_connections;
@@ -17,7 +17,7 @@ use prefork_cache::{Cache, stores};
 use crate::conformance::current_thread;
 use support::servers::{Kind, url_of};
 
-/// How a call is made.
+/// Which API makes a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Blocking,
@@ -27,7 +27,7 @@ pub(crate) enum Way {
 pub(crate) const WAYS: [Way; 2] = [Way::Blocking, Way::Tokio];
 
 impl Way {
-    /// Many calls at once: threads, or tasks of one runtime.
+    /// Makes many calls at once, from threads or from tasks of one runtime.
     fn at_once<T, F>(self, cache: &Cache, call: impl Fn(Cache) -> F + Clone + Send + 'static) -> Vec<T>
     where
         T: Send + 'static,
@@ -59,13 +59,13 @@ impl Way {
     }
 }
 
-/// Has the operations of a future block.
+/// Runs a future whose operations block, outside a runtime.
 pub(crate) fn outside_of_a_runtime<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match future.as_mut().poll(&mut context) {
         std::task::Poll::Ready(output) => output,
-        std::task::Poll::Pending => panic!("it blocks instead of suspending"),
+        std::task::Poll::Pending => panic!("an operation suspends outside a runtime"),
     }
 }
 
@@ -73,23 +73,24 @@ fn cache_at(kind: Kind, port: u16, options: &str) -> Cache {
     Cache::builder(stores::from_url(&url_of(kind, port, options)).unwrap()).build()
 }
 
-/// A server that deals with each connection in this way. Returns its port, and how many there were.
-pub(crate) fn serve(deal: impl Fn(TcpStream) + Clone + Send + 'static) -> (u16, impl Fn() -> usize) {
+/// Starts a server that handles each connection with `handle`. Returns its port and a function that counts the
+/// connections.
+pub(crate) fn serve(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> (u16, impl Fn() -> usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counting = std::sync::Arc::clone(&count);
+    let counter = std::sync::Arc::clone(&count);
     thread::spawn(move || {
         for stream in listener.incoming() {
-            counting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let (deal, stream) = (deal.clone(), stream.unwrap());
-            thread::spawn(move || deal(stream));
+            counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let (handle, stream) = (handle.clone(), stream.unwrap());
+            thread::spawn(move || handle(stream));
         }
     });
     (port, move || count.load(std::sync::atomic::Ordering::SeqCst))
 }
 
-/// Reads until the other side hangs up.
+/// Reads until the other side disconnects.
 pub(crate) fn read_on(mut stream: TcpStream) {
     let mut buffer = [0; 4096];
     while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}

@@ -1,4 +1,5 @@
-//! Servers and proxies that know only a part of Redis's commands, and say so in their own way or hang up.
+//! Servers and proxies that know only a part of Redis's commands: they refuse the others in various ways, or
+//! disconnect.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -15,7 +16,8 @@ const UNKNOWN: [&str; 4] = [
     "-NOPERM this user has no permissions to run the 'hello' command\r\n",
 ];
 
-/// Passes on to a real server what it knows; what it does not know it refuses like this, or hangs up.
+/// Starts a proxy that forwards known commands to a real server, and refuses unknown ones with `refusal` or
+/// disconnects.
 fn before(server: u16, unknown: &'static [&'static str], refusal: Option<&'static str>) -> (u16, impl Fn() -> usize) {
     serve(move |mut client| {
         let mut server = TcpStream::connect(("127.0.0.1", server)).unwrap();
@@ -39,43 +41,43 @@ fn before(server: u16, unknown: &'static [&'static str], refusal: Option<&'stati
 }
 
 fn command(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
-    let mut whole = Vec::new();
+    let mut bytes = Vec::new();
     let mut name = String::new();
-    let count: usize = line(reader, &mut whole)?[1..].trim().parse().ok()?;
-    for number in 0..count {
-        let length: usize = line(reader, &mut whole)?[1..].trim().parse().ok()?;
+    let words: usize = line(reader, &mut bytes)?[1..].trim().parse().ok()?;
+    for number in 0..words {
+        let length: usize = line(reader, &mut bytes)?[1..].trim().parse().ok()?;
         let mut word = vec![0; length + 2];
         reader.read_exact(&mut word).ok()?;
         if number == 0 {
             name = String::from_utf8_lossy(&word[..length]).into_owned();
         }
-        whole.extend(word);
+        bytes.extend(word);
     }
-    Some((name, whole))
+    Some((name, bytes))
 }
 
 /// A reply of RESP2 that is one line or one string.
 fn reply(reader: &mut impl BufRead) -> Option<Vec<u8>> {
-    let mut whole = Vec::new();
-    let header = line(reader, &mut whole)?;
+    let mut bytes = Vec::new();
+    let header = line(reader, &mut bytes)?;
     if let Some(Ok(length)) = header.strip_prefix('$').map(|length| length.trim().parse::<usize>()) {
         let mut value = vec![0; length + 2];
         reader.read_exact(&mut value).ok()?;
-        whole.extend(value);
+        bytes.extend(value);
     }
-    Some(whole)
+    Some(bytes)
 }
 
-fn line(reader: &mut impl BufRead, whole: &mut Vec<u8>) -> Option<String> {
+fn line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> Option<String> {
     let mut line = String::new();
     let length = reader.read_line(&mut line).ok()?;
-    whole.extend_from_slice(line.as_bytes());
+    bytes.extend_from_slice(line.as_bytes());
     (length > 0).then_some(line)
 }
 
-/// The password is right at the second attempt too, and its refusal is what the error says.
+/// The right password logs in without HELLO. A wrong one is refused, and the error says so.
 #[test]
-fn a_refused_hello_is_done_without() {
+fn a_refused_hello_is_left_out() {
     let server = Server::with(Kind::Redis, &["--requirepass", "secret"]);
     for refusal in UNKNOWN {
         let (port, dials) = before(server.port(), &["HELLO"], Some(refusal));
@@ -101,9 +103,9 @@ fn a_refused_hello_is_done_without() {
     }
 }
 
-/// As Envoy says it, without a code.
+/// The refusal has no error code, like Envoy's.
 #[test]
-fn a_refused_echo_is_done_without() {
+fn a_refused_echo_is_left_out() {
     let server = Server::start(Kind::Redis);
     for unknown in [&["HELLO", "ECHO"][..], &["HELLO", "ECHO", "PING"]] {
         for way in WAYS {
@@ -120,9 +122,9 @@ fn a_refused_echo_is_done_without() {
     }
 }
 
-/// As twemproxy does with what it does not know.
+/// twemproxy disconnects on a command that it does not know.
 #[test]
-fn a_proxy_that_hangs_up_is_greeted_in_another_way() {
+fn a_proxy_that_disconnects_gets_another_greeting() {
     const PROXIES: [(&str, &[&str]); 4] =
         [("3", &["HELLO"]), ("3", &["HELLO", "ECHO"]), ("3", &["HELLO", "ECHO", "PING"]), ("2", &["ECHO"])];
     let server = Server::start(Kind::Redis);
@@ -139,16 +141,16 @@ fn a_proxy_that_hangs_up_is_greeted_in_another_way() {
                     assert_eq!(outcome.unwrap().as_deref(), Some(&b"v"[..]), "{unknown:?} {way:?}");
                 }
             }
-            let learnt = dials();
+            let before = dials();
             cache.blocking().reset();
             cache.blocking().get_raw("k").unwrap();
-            assert_eq!(dials(), learnt + 1, "{unknown:?} {way:?}: what it knows is remembered");
+            assert_eq!(dials(), before + 1, "{unknown:?} {way:?}: the known commands are remembered");
         }
     }
 }
 
 #[test]
-fn resp2_can_be_asked_for() {
+fn resp2_can_be_configured() {
     let server = Server::start(Kind::Redis);
     let (port, dials) = before(server.port(), &["HELLO"], None);
     let cache = cache_at(Kind::Redis, port, "protocol=2");
@@ -156,9 +158,9 @@ fn resp2_can_be_asked_for() {
     assert_eq!(dials(), 1);
 }
 
-/// With the process id, so that a worker is found by it.
+/// The name has the process id, so that a worker can be found by it.
 #[test]
-fn a_connection_has_the_name_that_is_asked_for() {
+fn a_connection_has_the_configured_name() {
     let server = Server::start(Kind::Redis);
     for protocol in ["2", "3"] {
         let cache = cache_at(Kind::Redis, server.port(), &format!("client_name=widgets&protocol={protocol}"));

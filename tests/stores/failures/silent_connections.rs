@@ -1,4 +1,4 @@
-//! Idle connections that a firewall has forgotten: nobody says that they are gone.
+//! Idle connections that a firewall has dropped without telling either side.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -14,9 +14,10 @@ use support::servers::{Kind, Server};
 const TTL: Duration = Duration::from_secs(600);
 const CONNECTIONS: usize = 16;
 
-/// As many idle connections as a pool has places, or one pipeline for each of as many runtimes; then calls in a row.
+/// As many idle connections as the pool has permits, or one pipeline in each of as many runtimes; then calls in
+/// sequence.
 #[test]
-fn of_calls_in_a_row_one_times_out() {
+fn only_one_of_several_calls_in_sequence_times_out() {
     for kind in Kind::BOTH {
         for way in WAYS {
             let server = Server::start(kind);
@@ -51,9 +52,9 @@ fn of_calls_in_a_row_one_times_out() {
     }
 }
 
-/// They time out at the same time, which is one event and not as many.
+/// Timeouts at the same time count as one failure.
 #[test]
-fn calls_at_the_same_time_do_not_shut_the_others_out() {
+fn concurrent_timeouts_do_not_open_the_breaker() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let proxy = Proxy::before(server.port());
@@ -70,9 +71,9 @@ fn calls_at_the_same_time_do_not_shut_the_others_out() {
     }
 }
 
-/// That it had less time says nothing of the server, but as much of the connections that were idle meanwhile.
+/// A shorter timeout says nothing about the server, but its expiry still discards the connections that were idle.
 #[test]
-fn a_handle_with_less_time_uses_up_one_of_them() {
+fn a_handle_with_a_shorter_timeout_fails_once() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let proxy = Proxy::before(server.port());
@@ -87,7 +88,7 @@ fn a_handle_with_less_time_uses_up_one_of_them() {
     }
 }
 
-/// A server that has stopped for good is no firewall's fault: it counts as down as soon as before.
+/// A stopped server opens the circuit breaker as soon as before.
 #[test]
 fn a_server_that_has_stopped_counts_as_down() {
     for kind in Kind::BOTH {
@@ -102,9 +103,9 @@ fn a_server_that_has_stopped_counts_as_down() {
     }
 }
 
-/// The kernel's own timer is what `/proc/net/tcp` says it waits for.
+/// `/proc/net/tcp` names the timer that the kernel runs for a connection.
 #[test]
-fn the_kernel_asks_whether_the_other_side_is_there() {
+fn the_kernel_sends_keepalives() {
     let keepalive_timers = |port: u16| {
         let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let remote = format!("0100007F:{port:04X}");
@@ -121,7 +122,7 @@ fn the_kernel_asks_whether_the_other_side_is_there() {
             let runtime = current_thread();
             cache.blocking().set_raw("k", "v", TTL).unwrap();
             runtime.block_on(cache.get_raw("k")).unwrap();
-            support::wait::until("what was sent is acknowledged", || {
+            support::wait::until("the peer has acknowledged all bytes", || {
                 let timers = keepalive_timers(server.port());
                 timers.len() == 2 && timers.iter().all(|set| set == timer)
             });
@@ -129,7 +130,7 @@ fn the_kernel_asks_whether_the_other_side_is_there() {
     }
 }
 
-/// So that a name is looked up again.
+/// So a changed DNS record takes effect.
 #[test]
 fn an_old_or_long_idle_connection_is_not_used_again() {
     for kind in Kind::BOTH {
@@ -142,7 +143,7 @@ fn an_old_or_long_idle_connection_is_not_used_again() {
                 cache.blocking().set_raw("k", "v", TTL).unwrap();
                 runtime.block_on(cache.get_raw("k")).unwrap();
                 assert!(proxy.connects() >= 2 * round, "{kind:?} {option}: {} in round {round}", proxy.connects());
-                // What is waited for is the time itself; a connection older than that is not used.
+                // The test waits for the time itself; a connection older than that is not used.
                 runtime.block_on(async { tokio::time::sleep(Duration::from_millis(60)).await });
             }
         }
@@ -151,17 +152,17 @@ fn an_old_or_long_idle_connection_is_not_used_again() {
 
 fn fill_the_pool(cache: &Cache, proxy: &Proxy) {
     proxy.hold_replies_with("v");
-    let begun = Arc::new(Barrier::new(CONNECTIONS + 1));
+    let barrier = Arc::new(Barrier::new(CONNECTIONS + 1));
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
-            let begun = Arc::clone(&begun);
+            let barrier = Arc::clone(&barrier);
             scope.spawn(move || {
-                begun.wait();
-                // Held for longer than its timeout it fails, and is dialled again by the next.
+                barrier.wait();
+                // If the reply is held for longer than the timeout, the call fails and the next call dials again.
                 let _ = cache.blocking().get_raw("k");
             });
         }
-        begun.wait();
+        barrier.wait();
         proxy.wait_until_held(CONNECTIONS);
         proxy.release();
     });

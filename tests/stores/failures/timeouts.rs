@@ -1,4 +1,4 @@
-//! A handle with a timeout of its own.
+//! A handle with its own timeout.
 
 use std::thread;
 use std::time::Duration;
@@ -20,9 +20,9 @@ fn cache(kind: Kind, proxy: &Proxy, options: &str) -> Cache {
     cache
 }
 
-/// The server may take longer, so it has not failed; and nobody else's reply is lost.
+/// The server may need longer, so it has not failed. No other request loses its reply.
 #[test]
-fn one_that_has_less_time_gives_up_alone() {
+fn a_shorter_timeout_fails_its_own_call_only() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let proxy = Proxy::before(server.port());
@@ -56,9 +56,9 @@ fn one_that_has_less_time_gives_up_alone() {
     }
 }
 
-/// Longer than a clock can say.
+/// The timeout is longer than the clock can represent.
 #[test]
-fn one_that_waits_for_ever_is_answered() {
+fn the_longest_timeout_works() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let cache = cache_at(kind, server.port(), "").timeout(Duration::MAX);
@@ -67,9 +67,9 @@ fn one_that_waits_for_ever_is_answered() {
     }
 }
 
-/// While another one's time ends on the same connection.
+/// Meanwhile the timeout of another request on the same connection expires.
 #[test]
-fn one_that_has_more_time_waits_longer() {
+fn a_longer_timeout_waits_longer() {
     for kind in Kind::BOTH {
         let server = Server::start(kind);
         let proxy = Proxy::before(server.port());

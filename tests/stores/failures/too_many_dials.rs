@@ -1,4 +1,4 @@
-//! Servers that accept and do not serve: they are dialled by one caller at a time, and not on every call.
+//! Servers that accept connections and do not serve them are dialled by one caller at a time, and not on every call.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -12,14 +12,14 @@ use support::proxy::Proxy;
 use support::servers::{Kind, Server, until_nobody_listens};
 use support::wait::until;
 
-/// `failures` is the default, and after as many the server is left alone for longer than any test takes.
-const ONCE: &str = "timeout=20s&connect_timeout=20s&retry_after=60m";
-const ONCE_AND_SOON: &str = "timeout=300ms&connect_timeout=20s&retry_after=60m";
+/// `failures` is the default. After that many, the breaker stays open for longer than any test takes.
+const ONE_OUTAGE: &str = "timeout=20s&connect_timeout=20s&retry_after=60m";
+const ONE_OUTAGE_SHORT_TIMEOUT: &str = "timeout=300ms&connect_timeout=20s&retry_after=60m";
 const MOST: usize = 5;
 
-type Deal = (&'static str, fn(TcpStream, Kind));
+type Behaviour = (&'static str, fn(TcpStream, Kind));
 
-const DEALS: [Deal; 5] = [
+const BEHAVIOURS: [Behaviour; 5] = [
     ("closes", |stream, _| drop(stream)),
     ("is silent", |stream, _| read_on(stream)),
     ("refuses the login", |mut stream, kind| {
@@ -41,17 +41,17 @@ const DEALS: [Deal; 5] = [
     }),
 ];
 
-/// From the first call on, with as many callers as there are places and more.
+/// From the first call on, with at least as many callers as permits.
 #[test]
 fn many_callers_dial_a_few_times() {
     for kind in Kind::BOTH {
         for way in WAYS {
-            for (what, deal) in DEALS {
-                let (port, dials) = serve(move |stream| deal(stream, kind));
-                let cache = cache_at(kind, port, ONCE_AND_SOON);
+            for (what, handle) in BEHAVIOURS {
+                let (port, dials) = serve(move |stream| handle(stream, kind));
+                let cache = cache_at(kind, port, ONE_OUTAGE_SHORT_TIMEOUT);
                 let failures = way.at_once(&cache, |cache| async move {
                     loop {
-                        let error = cache.get_raw("k").await.expect_err("nobody serves");
+                        let error = cache.get_raw("k").await.expect_err("the server does not serve");
                         if error.kind() == ErrorKind::Unavailable {
                             return error;
                         }
@@ -64,57 +64,57 @@ fn many_callers_dial_a_few_times() {
     }
 }
 
-/// Those whose wait for another one's dial is over do not dial all at once either.
+/// Callers whose wait for another caller's dial has timed out do not all dial at once.
 #[test]
-fn callers_that_have_waited_too_long_do_not_all_dial() {
+fn callers_that_time_out_do_not_all_dial() {
     for kind in Kind::BOTH {
         let (port, dials) = serve(read_on);
         let cache = cache_at(kind, port, "timeout=300ms&connect_timeout=300ms&failures=3&retry_after=60m");
         Way::Blocking.at_once(&cache, |cache| async move {
-            while cache.get_raw("k").await.expect_err("nobody serves").kind() != ErrorKind::Unavailable {}
+            while cache.get_raw("k").await.expect_err("the server does not serve").kind() != ErrorKind::Unavailable {}
         });
         assert!(dials() <= MOST, "{kind:?}: {} dials", dials());
     }
 }
 
-/// In a greeting without HELLO it is the first other command that is refused.
+/// Without HELLO, the server refuses the first command after the greeting.
 #[test]
-fn a_server_that_lets_nobody_in_is_dialled_a_few_times_also_without_hello() {
+fn a_server_that_refuses_logins_is_dialled_a_few_times_without_hello() {
     let locked = Server::with(Kind::Redis, &["--requirepass", "secret"]);
     for way in WAYS {
         let proxy = Proxy::before(locked.port());
         let (full, dials) = serve(|mut stream| _ = stream.write_all(b"-ERR max number of clients reached\r\n"));
         for (port, kind) in [(proxy.port(), ErrorKind::Auth), (full, ErrorKind::Server)] {
-            let cache = cache_at(Kind::Redis, port, &format!("protocol=2&{ONCE}"));
+            let cache = cache_at(Kind::Redis, port, &format!("protocol=2&{ONE_OUTAGE}"));
             let kinds = way.at_once(&cache, |cache| async move {
                 let mut kinds = Vec::new();
                 for _ in 0..5 {
-                    kinds.push(cache.get_raw("k").await.expect_err("it lets nobody in").kind());
+                    kinds.push(cache.get_raw("k").await.expect_err("the login is refused").kind());
                 }
                 kinds
             });
-            assert!(kinds.iter().flatten().any(|said| *said == kind), "{way:?}: {kinds:?}");
+            assert!(kinds.iter().flatten().any(|found| *found == kind), "{way:?}: {kinds:?}");
         }
         assert!(proxy.connects() <= MOST && dials() <= MOST, "{way:?}: {} and {}", proxy.connects(), dials());
     }
 }
 
-/// One try for each `retry_after`, whatever the number of callers.
+/// One attempt per `retry_after`, regardless of the number of callers.
 #[test]
-fn it_is_tried_once_for_each_delay() {
+fn a_server_is_tried_once_per_retry_after() {
     const DELAY: Duration = Duration::from_millis(200);
     for kind in Kind::BOTH {
         for way in WAYS {
             let (port, dials) = serve(drop);
             let cache = cache_at(kind, port, "timeout=300ms&connect_timeout=20s&retry_after=200ms");
-            let begun = Instant::now();
+            let start = Instant::now();
             way.at_once(&cache, move |cache| async move {
-                while begun.elapsed() < 5 * DELAY {
+                while start.elapsed() < 5 * DELAY {
                     let _ = cache.get_raw("k").await;
                     tokio_or_thread_yield(way).await;
                 }
             });
-            let delays = begun.elapsed().as_millis() / DELAY.as_millis();
+            let delays = start.elapsed().as_millis() / DELAY.as_millis();
             let most = MOST + usize::try_from(delays).unwrap();
             assert!(dials() <= most, "{kind:?} {way:?}: {} dials in {delays} delays", dials());
         }
@@ -128,20 +128,22 @@ async fn tokio_or_thread_yield(way: Way) {
     }
 }
 
-/// Those that were past the breaker, with connections of their own, when the server went away.
+/// The callers have passed the breaker and hold connections when the server dies.
 #[test]
-fn a_server_that_goes_away_under_load_is_dialled_a_few_times() {
+fn a_server_that_dies_under_load_is_dialled_a_few_times() {
     for kind in Kind::BOTH {
         for way in WAYS {
             let mut server = Server::start(kind);
             let proxy = Proxy::before(server.port());
-            let cache = cache_at(kind, proxy.port(), ONCE);
+            let cache = cache_at(kind, proxy.port(), ONE_OUTAGE);
             way.at_once(&cache, |cache| async move { cache.get_raw("k").await.unwrap() });
             server.kill();
             until_nobody_listens(server.port());
             let before = proxy.connects();
             way.at_once(&cache, |cache| async move {
-                while cache.get_raw("k").await.expect_err("nobody serves").kind() != ErrorKind::Unavailable {}
+                while cache.get_raw("k").await.expect_err("the server does not serve").kind() != ErrorKind::Unavailable
+                {
+                }
             });
             let dials = proxy.connects() - before;
             assert!(dials <= MOST, "{kind:?} {way:?}: {dials} dials");
@@ -149,13 +151,13 @@ fn a_server_that_goes_away_under_load_is_dialled_a_few_times() {
     }
 }
 
-/// All of them get through once the first has.
+/// All callers get through once the first has.
 #[test]
-fn a_server_that_serves_keeps_nobody_waiting() {
+fn all_callers_get_through_to_a_working_server() {
     for kind in Kind::BOTH {
         for way in WAYS {
             let server = Server::start(kind);
-            let cache = cache_at(kind, server.port(), ONCE);
+            let cache = cache_at(kind, server.port(), ONE_OUTAGE);
             let values = way.at_once(&cache, |cache| async move { cache.get_raw("k").await });
             assert!(values.iter().all(|value| matches!(value, Ok(None))), "{values:?}");
             let stats = cache.stats();
@@ -165,44 +167,47 @@ fn a_server_that_serves_keeps_nobody_waiting() {
     }
 }
 
-/// One that was away comes back, also one that never greeted before.
+/// A server that was down is used again, even if it never completed a greeting before.
 #[test]
-fn a_server_that_serves_at_last_is_used() {
+fn a_server_that_starts_late_is_used() {
     for kind in Kind::BOTH {
         for way in WAYS {
             let server = Server::start(kind);
             let proxy = Proxy::before(support::servers::free_port());
             let cache = cache_at(kind, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=10ms");
-            way.at_once(&cache, |cache| async move { cache.get_raw("k").await.expect_err("nobody serves") });
+            way.at_once(
+                &cache,
+                |cache| async move { cache.get_raw("k").await.expect_err("the server does not serve") },
+            );
             proxy.lead_to(server.port());
             until("the server is used", || {
                 way.at_once(&cache, |cache| async move { cache.get_raw("k").await.is_ok() }).into_iter().all(|ok| ok)
             });
             if (kind, way) == (Kind::Redis, Way::Blocking) {
                 let clients = server.ask("CLIENT LIST");
-                assert!(clients.contains("resp=3"), "at its best level: {clients}");
+                assert!(clients.contains("resp=3"), "the connection uses RESP3: {clients}");
             }
         }
     }
 }
 
-/// A runtime that ends while it dials leaves nothing behind.
+/// A runtime that ends while it dials leaves no connection open.
 #[test]
-fn a_dial_that_was_cancelled_leaves_no_connection() {
+fn a_cancelled_dial_leaves_no_connection() {
     for kind in Kind::BOTH {
         let (port, dials) = serve(read_on);
         let cache = cache_at(kind, port, "timeout=60s&connect_timeout=60s");
         for number in 1..=20 {
             let runtime = current_thread();
             runtime.block_on(async {
-                let asked = tokio::spawn({
+                let task = tokio::spawn({
                     let cache = cache.clone();
                     async move { cache.get_raw("k").await }
                 });
                 while dials() < number {
                     tokio::task::yield_now().await;
                 }
-                asked.abort();
+                task.abort();
             });
             drop(runtime);
             assert_eq!(cache.stats().servers[0].connections, 0, "{kind:?}, of {number} runtimes");

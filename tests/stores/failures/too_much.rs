@@ -1,4 +1,4 @@
-//! Servers that say more than anybody can hold, or never come to an end.
+//! Servers that send more than a client can hold, or never stop sending.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -14,10 +14,9 @@ use support::servers::{Kind, Server};
 const TTL: Duration = Duration::from_secs(600);
 const MIB: usize = 1 << 20;
 
-/// One value in between is too large to be read, and the others are read as ever: also those that were in flight
-/// behind it.
+/// One value is too large to be read. The values beside it are read as usual, including those in flight after it.
 #[test]
-fn a_value_above_the_limit_is_not_read_and_costs_nobody_a_connection() {
+fn a_value_above_the_limit_is_skipped_without_closing_the_connection() {
     for kind in Kind::BOTH {
         let extra: &[&str] = if kind == Kind::Memcached { &["-I", "8m"] } else { &[] };
         let server = Server::with(kind, extra);
@@ -36,7 +35,7 @@ fn a_value_above_the_limit_is_not_read_and_costs_nobody_a_connection() {
                 assert_eq!(large.kind(), ErrorKind::ValueTooLarge, "{large}");
                 assert!(large.to_string().contains("larger than max_value"), "{large}");
                 assert_eq!(small.as_deref(), Some(&b"v"[..]));
-                let kinds: Vec<_> = both.into_iter().map(|one| one.map_err(|error| error.kind())).collect();
+                let kinds: Vec<_> = both.into_iter().map(|result| result.map_err(|error| error.kind())).collect();
                 let found = Ok(Some("v".into()));
                 assert_eq!(kinds, [found.clone(), Err(ErrorKind::ValueTooLarge), found, Ok(None)], "{kind:?}");
             }
@@ -44,9 +43,9 @@ fn a_value_above_the_limit_is_not_read_and_costs_nobody_a_connection() {
     }
 }
 
-/// Memcached forgets the value before when it finds the new one too large.
+/// Memcached deletes the previous value when the new one is too large.
 #[test]
-fn a_value_that_does_not_fit_leaves_the_one_before() {
+fn a_value_that_does_not_fit_keeps_the_previous_value() {
     let server = Server::start(Kind::Memcached);
     let cache = cache_at(Kind::Memcached, server.port(), "timeout=20s");
     let cache = cache.blocking();
@@ -70,15 +69,15 @@ fn a_value_that_does_not_fit_leaves_the_one_before() {
     }
 }
 
-/// `clear` ends where a cursor goes round, and where it never comes back.
+/// `clear` ends if the cursor runs in a circle, and if it never returns to 0.
 #[test]
-fn a_listing_without_an_end_ends() {
+fn an_endless_key_listing_is_an_error() {
     for circle in [1_u64, 2, 1_000] {
         let next = Arc::new(AtomicU64::new(0));
         let (port, _) = serve(move |mut stream| {
-            let mut asked = [0; 4096];
-            while let Ok(length @ 1..) = stream.read(&mut asked) {
-                let text = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let mut request = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut request) {
+                let text = String::from_utf8_lossy(&request[..length]).into_owned();
                 let token = text.trim_end().rsplit("\r\n").next().unwrap_or_default().to_owned();
                 let mut reply = String::new();
                 if text.contains("HELLO") {
@@ -104,9 +103,9 @@ fn a_listing_without_an_end_ends() {
     }
 }
 
-/// A key of another type is none of a cache's, whichever way it is read.
+/// A key of another Redis type is absent in every kind of read.
 #[test]
-fn a_key_of_another_type_is_absent_however_it_is_read() {
+fn a_key_of_another_type_is_absent_in_every_read() {
     let server = Server::start(Kind::Redis);
     let cache: Cache = cache_at(Kind::Redis, server.port(), "");
     server.ask("LPUSH list 1");

@@ -1,4 +1,4 @@
-//! Refusals: what they mean is the same in both ways to call.
+//! Error replies mean the same in the blocking and the asynchronous API.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -14,8 +14,8 @@ use support::wait::until;
 
 const TTL: Duration = Duration::from_secs(600);
 
-/// What both ways to call say of a write, and of the one after it.
-fn refused(cache: &Cache) -> [Error; 4] {
+/// The errors of two writes in a row through each API.
+fn refused_writes(cache: &Cache) -> [Error; 4] {
     let runtime = current_thread();
     [
         cache.blocking().set_raw("k", "v", TTL).unwrap_err(),
@@ -26,9 +26,9 @@ fn refused(cache: &Cache) -> [Error; 4] {
 }
 
 #[test]
-fn what_redis_says() {
+fn error_replies_of_redis() {
     use ErrorKind::{Auth, Protocol, Server, Unsupported, ValueTooLarge};
-    for (says, kind, is_transient) in [
+    for (message, kind, is_transient) in [
         ("READONLY You can't write against a read only replica.", Server, true),
         ("MASTERDOWN Link with MASTER is down", Server, true),
         ("LOADING Redis is loading the dataset in memory", Server, true),
@@ -52,30 +52,30 @@ fn what_redis_says() {
         ("ERR something else", Server, false),
         ("WRONGTYPE Operation against a key", Server, false),
     ] {
-        let cache = cache_at(Kind::Redis, says_to_sets(says), "timeout=20s&failures=1&retry_after=60m");
-        for error in refused(&cache) {
-            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
-            assert!(error.to_string().contains(says), "{error} does not say {says}");
+        let cache = cache_at(Kind::Redis, refuse_sets_with(message), "timeout=20s&failures=1&retry_after=60m");
+        for error in refused_writes(&cache) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{message}: {error:?}");
+            assert!(error.to_string().contains(message), "{error} does not say {message}");
         }
     }
 }
 
 #[test]
-fn what_redis_says_to_a_login() {
+fn error_replies_of_redis_to_a_login() {
     use ErrorKind::{Auth, Unsupported};
-    for (says, kind, is_transient) in [
+    for (message, kind, is_transient) in [
         ("ERR DB index is out of range", Unsupported, false),
         ("ERR invalid DB index", Unsupported, false),
         ("DENIED Redis is running in protected mode", Auth, false),
         ("ERR max number of clients reached", ErrorKind::Server, true),
         ("LOADING Redis is loading the dataset in memory", ErrorKind::Server, true),
     ] {
-        let line = format!("-{says}\r\n");
+        let line = format!("-{message}\r\n");
         let (port, _) = serve(move |stream| {
-            answer(stream, |command| {
+            serve_commands(stream, |command| {
                 let is_login = matches!(command, "HELLO" | "SELECT");
                 let ok = if command == "HELLO" { "%0\r\n" } else { "+OK\r\n" };
-                if is_login && (says.contains("DB index") == (command == "SELECT")) {
+                if is_login && (message.contains("DB index") == (command == "SELECT")) {
                     line.clone()
                 } else {
                     ok.to_owned()
@@ -83,13 +83,13 @@ fn what_redis_says_to_a_login() {
             })
         });
         let cache = cache_at(Kind::Redis, port, "timeout=20s&failures=1000&retry_after=1ms");
-        let of_a_database = format!("redis://127.0.0.1:{port}/7?timeout=20s&failures=1000&retry_after=1ms");
-        let selecting = Cache::builder(prefork_cache::stores::from_url(&of_a_database).unwrap()).build();
-        for error in refused(if says.contains("DB index") { &selecting } else { &cache }) {
-            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
+        let url = format!("redis://127.0.0.1:{port}/7?timeout=20s&failures=1000&retry_after=1ms");
+        let selecting = Cache::builder(prefork_cache::stores::from_url(&url).unwrap()).build();
+        for error in refused_writes(if message.contains("DB index") { &selecting } else { &cache }) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{message}: {error:?}");
         }
     }
-    // An empty password is one as well, and hides nothing.
+    // An empty password is a password too; the error text is not redacted.
     let server = Server::with(Kind::Redis, &["--requirepass", "secret"]);
     let url = format!("redis://:@127.0.0.1:{}", server.port());
     let cache = Cache::builder(prefork_cache::stores::from_url(&url).unwrap()).build();
@@ -98,9 +98,9 @@ fn what_redis_says_to_a_login() {
 }
 
 #[test]
-fn what_memcached_says() {
+fn error_replies_of_memcached() {
     use ErrorKind::{Auth, Server, ValueTooLarge};
-    for (says, kind, is_transient) in [
+    for (message, kind, is_transient) in [
         ("SERVER_ERROR out of memory storing object", Server, true),
         ("SERVER_ERROR object too large for cache", ValueTooLarge, false),
         ("SERVER_ERROR backend failure", Server, true),
@@ -115,7 +115,7 @@ fn what_memcached_says() {
                 let reply = match line.get(..3) {
                     Some("ms ") => {
                         reader.read_line(&mut String::new()).unwrap();
-                        format!("{says}\r\n")
+                        format!("{message}\r\n")
                     }
                     _ => format!("EN {opaque}\r\n").replace("EN O", "HD O"),
                 };
@@ -126,13 +126,13 @@ fn what_memcached_says() {
             }
         });
         let cache = cache_at(Kind::Memcached, port, "timeout=20s&failures=1000&retry_after=1ms");
-        for error in refused(&cache) {
-            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{says}: {error:?}");
+        for error in refused_writes(&cache) {
+            assert_eq!((error.kind(), error.is_transient()), (kind, is_transient), "{message}: {error:?}");
         }
     }
 }
 
-/// It says so to the command that proves replies as well, which ends no connection.
+/// A busy server also refuses the marker, which closes no connection.
 #[test]
 fn a_busy_server_is_not_dialled_for_each_call() {
     let server = Server::with(Kind::Redis, &["--busy-reply-threshold", "1"]);
@@ -157,16 +157,16 @@ fn a_busy_server_is_not_dialled_for_each_call() {
     assert_eq!(proxy.connects(), 2);
 }
 
-/// As Memcached's proxy, to every command, while there is no server behind it.
+/// Memcached's proxy replies like this to every command while its server is down.
 #[test]
 fn a_proxy_without_its_server_is_not_dialled_for_each_call() {
-    const SAYS: &str = "SERVER_ERROR backend failure";
+    const MESSAGE: &str = "SERVER_ERROR backend failure";
     let (port, dials) = serve(|mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let (mut line, mut has_greeted) = (String::new(), false);
         while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
             let opaque = line.split_ascii_whitespace().find(|word| word.starts_with('O')).unwrap_or_default();
-            let reply = if has_greeted { format!("{SAYS}\r\n") } else { format!("EN {opaque}\r\n") };
+            let reply = if has_greeted { format!("{MESSAGE}\r\n") } else { format!("EN {opaque}\r\n") };
             has_greeted = true;
             if stream.write_all(reply.replace("EN O", "HD O").as_bytes()).is_err() {
                 return;
@@ -179,15 +179,15 @@ fn a_proxy_without_its_server_is_not_dialled_for_each_call() {
     for _ in 0..20 {
         let outcomes = [cache.blocking().get_raw("k"), runtime.block_on(cache.get_raw("k"))];
         for error in outcomes.map(Result::unwrap_err) {
-            assert!(error.is_transient() && error.to_string().contains(SAYS), "{error}");
+            assert!(error.is_transient() && error.to_string().contains(MESSAGE), "{error}");
         }
     }
     assert_eq!(dials(), 2);
 }
 
-/// A demoted primary, whose name has moved to another server meanwhile: one error for each way to call.
+/// A demoted primary whose name meanwhile points to another server: one error for each API.
 #[test]
-fn a_replica_is_left_for_the_server_that_the_name_leads_to_now() {
+fn a_demoted_primary_is_replaced_by_the_new_one() {
     let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
     let proxy = Proxy::before(old.port());
     let cache = cache_at(Kind::Redis, proxy.port(), "timeout=20s&connect_timeout=20s&retry_after=1ms");
@@ -205,9 +205,9 @@ fn a_replica_is_left_for_the_server_that_the_name_leads_to_now() {
     assert!(new.ask("GET k").contains("new"));
 }
 
-/// One that stays a replica still answers reads, over the connections that there are.
+/// A server that stays a replica still serves reads on the existing connections.
 #[test]
-fn a_replica_that_stays_one_is_not_dialled_for_each_write() {
+fn a_replica_is_not_dialled_for_each_write() {
     let primary = Server::start(Kind::Redis);
     let replica = Server::with(Kind::Redis, &["--replicaof", "127.0.0.1", &primary.port().to_string()]);
     until("the replica has caught up", || replica.ask("INFO replication").contains("master_link_status:up"));
@@ -222,20 +222,20 @@ fn a_replica_that_stays_one_is_not_dialled_for_each_write() {
     assert_eq!(proxy.connects(), 2);
 }
 
-/// A server that greets and says this to each SET.
-fn says_to_sets(says: &'static str) -> u16 {
+/// Starts a server that greets and replies to each SET with this error.
+fn refuse_sets_with(message: &'static str) -> u16 {
     let (port, _) = serve(move |stream| {
-        answer(stream, |command| match command {
+        serve_commands(stream, |command| match command {
             "HELLO" => "%0\r\n".to_owned(),
-            "SET" => format!("-{says}\r\n"),
+            "SET" => format!("-{message}\r\n"),
             _ => "+OK\r\n".to_owned(),
         });
     });
     port
 }
 
-/// Answers each command by its name, and an ECHO with what is to be repeated.
-fn answer(mut stream: TcpStream, reply: impl Fn(&str) -> String) {
+/// Replies to each command by its name, and to ECHO with its argument.
+fn serve_commands(mut stream: TcpStream, reply: impl Fn(&str) -> String) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut line = String::new();
     let mut next = || -> Option<String> {

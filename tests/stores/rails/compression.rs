@@ -1,4 +1,4 @@
-//! Compression: off unless one asks for it, and kept only where it saves room.
+//! Compression: off by default, and used only where it saves space.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Everywhere, LONG, everywhere};
 
-/// Lower than any value.
+/// Smaller than any value.
 const LOW: usize = 1;
 const MIDDLE: usize = 1024;
 const HIGH: usize = 1 << 20;
@@ -31,7 +31,7 @@ fn compressing(store: &Arc<dyn CacheStore>, threshold: usize) -> Cache {
     Cache::builder(Arc::clone(store)).compress_above(threshold).build()
 }
 
-/// What a value takes in the store. It is read back whole.
+/// The size of a value in the store, after checking that it is read back unchanged.
 fn size<T: Serialize + DeserializeOwned + PartialEq + Debug>(cache: &Cache, value: &T) -> usize {
     cache.blocking().set("k", value, LONG).unwrap();
     assert_eq!(cache.blocking().get::<T>("k").unwrap().as_ref(), Some(value));
@@ -86,7 +86,7 @@ fn what_would_not_become_smaller_stays_as_it_is() {
     });
 }
 
-/// The setting is the writer's. A reader needs none.
+/// The setting applies to writers. Readers need none.
 #[test]
 fn what_was_compressed_is_read_under_any_setting() {
     Everywhere::new().each_store(|store| {

@@ -1,4 +1,4 @@
-//! Counters, begun by a raw value or by the counting itself.
+//! Counters, created by a raw value or by an increment.
 
 use super::{Everywhere, LONG, SHORT, everywhere, until_gone};
 use crate::conformance::current_thread;
@@ -19,7 +19,7 @@ fn a_counter_counts_up() {
     });
 }
 
-/// Below zero Memcached stays at 0, with Rails as here.
+/// Memcached does not count below 0, with Rails as here.
 #[test]
 fn a_counter_counts_down() {
     everywhere(|cache| {
@@ -43,7 +43,7 @@ fn counting_does_not_prolong_a_counters_life() {
     let everywhere = Everywhere::new();
     everywhere.each(|cache| {
         assert_eq!(cache.blocking().increment("k", 1, SHORT).unwrap(), 1);
-        // On a machine that stood still in between, this is a new counter, which lives long.
+        // If the machine stalled in between, this is a new counter with a long TTL.
         if cache.blocking().increment("k", 1, LONG).unwrap() == 1 {
             cache.blocking().delete("k").unwrap();
         }

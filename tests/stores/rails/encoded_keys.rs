@@ -1,4 +1,4 @@
-//! Keys that are not ASCII. A key here is UTF-8 and nothing else.
+//! Keys that are not ASCII. A key is UTF-8.
 
 use super::store::counts_under;
 use super::{LONG, everywhere, text};
@@ -12,7 +12,7 @@ fn a_key_may_be_in_any_script() {
     });
 }
 
-/// Composed and decomposed, the same to the eye.
+/// A composed and a decomposed character look the same.
 #[test]
 fn keys_are_told_apart_by_their_bytes() {
     everywhere(|cache| {

@@ -1,4 +1,4 @@
-//! Moments instead of durations, and the time after: what Rails calls `race_condition_ttl`.
+//! Points in time instead of durations, and stale values: what Rails calls `race_condition_ttl`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use prefork_cache::{Cache, ErrorKind, Expiry};
 
-use super::{Everywhere, LONG, SHORT, everywhere, is_gone_and_is_loaded_anew, loads, not_called, text, until_gone};
+use super::{Everywhere, LONG, SHORT, assert_gone_and_loaded_again, everywhere, loads, not_called, text, until_gone};
 use support::wait::until;
 
-/// Stale as soon as the clock has ticked, for longer than any test takes.
+/// Stale after a millisecond, for longer than any test takes.
 fn soon_stale() -> Expiry {
     Expiry::after(Duration::from_millis(1)).stale_for(LONG)
 }
 
-/// Waits until a read finds the value stale, and sees that it is the old one.
+/// Waits until a read finds the value stale, and checks that it is the old value.
 fn until_stale(cache: &Cache, key: &str, value: &str) {
     let stale = cache.stats().stale;
     until(&format!("{key} is stale in {cache:?}"), || {
@@ -47,7 +47,7 @@ fn a_moment_in_the_past_is_refused() {
     });
 }
 
-/// While one loads it anew, the others have the old value, and the loader itself sees it too.
+/// While one caller loads the value again, other callers and the loader itself read the old value.
 #[test]
 fn a_stale_value_is_loaded_anew_by_one_caller_and_serves_the_others() {
     everywhere(|cache| {
@@ -74,11 +74,11 @@ fn what_replaces_a_stale_value_has_its_whole_time() {
         assert_eq!(cache.blocking().fetch("k", expiry, loads("baz".to_owned())).as_deref(), Ok("baz"));
         let stale = cache.stats().stale;
         assert_eq!(text(cache, "k").as_deref(), Some("baz"));
-        assert_eq!(cache.stats().stale, stale, "it is fresh");
+        assert_eq!(cache.stats().stale, stale, "the value is fresh");
     });
 }
 
-/// Other than in Rails, who loads in vain gets the old value, not the error.
+/// Unlike in Rails, a caller whose load fails gets the old value instead of the error.
 #[test]
 fn a_stale_value_outlives_a_loader_that_fails() {
     Everywhere::new().each_store(|store| {
@@ -88,7 +88,7 @@ fn a_stale_value_outlives_a_loader_that_fails() {
         assert_eq!(cache.blocking().fetch("k", LONG, || Err::<String, _>("not now")).as_deref(), Ok("bar"));
         assert_eq!(text(&cache, "k").as_deref(), Some("bar"));
         let fetch = || cache.blocking().fetch("k", LONG, loads("baz".to_owned())).unwrap();
-        until("it is loaded anew", || fetch() == "baz");
+        until("the value is loaded again", || fetch() == "baz");
     });
 }
 
@@ -99,5 +99,5 @@ fn a_stale_value_is_gone_in_the_end() {
         let expiry = Expiry::after(Duration::from_millis(1)).stale_for(SHORT);
         cache.blocking().set("k", "bar", expiry).unwrap();
     });
-    everywhere.each(is_gone_and_is_loaded_anew);
+    everywhere.each(assert_gone_and_loaded_again);
 }

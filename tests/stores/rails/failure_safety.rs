@@ -1,4 +1,4 @@
-//! A server that is away: `fetch` goes on without it, and every other verb says that it is away.
+//! A server that is down: `fetch` works without it, and every other operation reports the outage.
 
 use std::sync::Arc;
 
@@ -10,45 +10,45 @@ use crate::conformance::current_thread;
 use support::proxy::Proxy;
 use support::servers::{Kind, Server, url_of};
 
-/// Caches on servers that are not there: nobody listens on port 1.
+/// Caches on servers that are down: no server listens on port 1.
 pub(super) fn unavailable() -> Vec<Cache> {
     let [redis, memcached] = Kind::BOTH.map(|kind| from_url(&url_of(kind, 1, "")).unwrap());
     let tiered = TieredStore::new(MemoryStore::new(), Arc::clone(&redis));
     vec![Cache::builder(redis).build(), Cache::builder(memcached).build(), Cache::builder(tiered).build()]
 }
 
-/// The first calls find nobody there, and then the server is left alone for a while.
-fn is_an_outage(error: Option<Error>, verb: &str) {
+/// The first calls fail to connect. After that the circuit breaker is open for a while.
+fn assert_outage(error: Option<Error>, verb: &str) {
     let kind = error.map(|error| error.kind());
     assert!(matches!(kind, Some(ErrorKind::Connect | ErrorKind::Unavailable)), "{verb}: {kind:?}");
 }
 
-/// Where Rails answers with `nil`, `false`, zero or nothing, the caller here decides what an outage means.
+/// Rails returns `nil`, `false`, zero or nothing. Here the caller decides what an outage means.
 #[test]
 fn every_verb_but_fetch_tells_of_an_outage() {
     for cache in unavailable() {
         println!("on {cache:?}");
         let blocking = cache.blocking();
-        is_an_outage(blocking.get::<String>("k").err(), "get");
-        is_an_outage(current_thread().block_on(cache.get::<String>("k")).err(), "get, asynchronous");
-        is_an_outage(blocking.set("k", "v", LONG).err(), "set");
-        is_an_outage(blocking.add("k", "v", LONG).err(), "add");
-        is_an_outage(blocking.replace("k", "v", LONG).err(), "replace");
-        is_an_outage(blocking.delete("k").err(), "delete");
-        is_an_outage(blocking.exists("k").err(), "exists");
-        is_an_outage(blocking.increment("k", 1, LONG).err(), "increment");
-        is_an_outage(blocking.decrement("k", 1, LONG).err(), "decrement");
-        is_an_outage(blocking.counter("k").err(), "counter");
-        is_an_outage(blocking.touch("k", LONG).err(), "touch");
-        is_an_outage(blocking.clear().err(), "clear");
+        assert_outage(blocking.get::<String>("k").err(), "get");
+        assert_outage(current_thread().block_on(cache.get::<String>("k")).err(), "get, asynchronous");
+        assert_outage(blocking.set("k", "v", LONG).err(), "set");
+        assert_outage(blocking.add("k", "v", LONG).err(), "add");
+        assert_outage(blocking.replace("k", "v", LONG).err(), "replace");
+        assert_outage(blocking.delete("k").err(), "delete");
+        assert_outage(blocking.exists("k").err(), "exists");
+        assert_outage(blocking.increment("k", 1, LONG).err(), "increment");
+        assert_outage(blocking.decrement("k", 1, LONG).err(), "decrement");
+        assert_outage(blocking.counter("k").err(), "counter");
+        assert_outage(blocking.touch("k", LONG).err(), "touch");
+        assert_outage(blocking.clear().err(), "clear");
         for found in blocking.get_many::<String>(&["k", "l"]) {
-            is_an_outage(found.err(), "get_many");
+            assert_outage(found.err(), "get_many");
         }
         for stored in blocking.set_many(&[("k", "v"), ("l", "v")], LONG) {
-            is_an_outage(stored.err(), "set_many");
+            assert_outage(stored.err(), "set_many");
         }
         for deleted in blocking.delete_many(&["k", "l"]) {
-            is_an_outage(deleted.err(), "delete_many");
+            assert_outage(deleted.err(), "delete_many");
         }
         assert!(blocking.get::<String>("k").unwrap_err().is_transient());
     }
@@ -65,7 +65,7 @@ fn during_an_outage_a_fetch_answers_what_its_loader_does() {
     }
 }
 
-/// What is there may well be newer than what was loaded. The server is well: only the answer to the read is lost.
+/// The stored value may be newer than the loaded one. The server works; only the reply to the read is lost.
 #[test]
 fn a_fetch_whose_read_failed_does_not_write() {
     for kind in Kind::BOTH {

@@ -1,4 +1,4 @@
-//! Many at once: those that are missing are loaded together.
+//! Batches: the missing keys are loaded together.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::conformance::current_thread;
 
 type Loaded = Vec<Result<String, Infallible>>;
 
-/// Loads each key as the key twice.
+/// Loads the key repeated twice for each key.
 fn doubled(keys: &[&str]) -> Loaded {
     keys.iter().map(|key| Ok(key.repeat(2))).collect()
 }
 
-/// A loader that nobody may call.
+/// A loader that must not be called.
 fn not_called(keys: &[&str]) -> Loaded {
     panic!("there was no need to load {keys:?}")
 }
@@ -35,7 +35,7 @@ fn the_missing_are_loaded_together_and_all_come_in_the_order_of_their_keys() {
         let blocking = cache.blocking();
         blocking.set("there", "bar", LONG).unwrap();
         let load = |missing: &[&str]| {
-            assert_eq!(missing, ["b", "a"], "each once, in the order in which they were asked for");
+            assert_eq!(missing, ["b", "a"], "each key once, in the order of the call");
             doubled(missing)
         };
         let fetched = values(blocking.fetch_many(&["b", "there", "a", "b"], LONG, load));
@@ -142,7 +142,7 @@ fn many_cost_three_round_trips_and_then_one() {
     assert_eq!(store.writes.load(Ordering::SeqCst), 2, "one that claims, and one that stores");
 }
 
-/// Memory, and how often it was asked for many, or for one.
+/// A memory store that counts its reads and its writes.
 #[derive(Debug)]
 struct Counting {
     memory: MemoryStore,

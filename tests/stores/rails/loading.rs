@@ -1,4 +1,4 @@
-//! Loading although there is an entry, and loaders that say what becomes of their value.
+//! Loading although an entry is stored, and loaders that decide whether and how long their value is stored.
 
 use std::convert::Infallible;
 
@@ -41,7 +41,7 @@ fn a_loader_that_finds_nothing_may_have_it_not_cached() {
     });
 }
 
-/// And of no other value.
+/// The expiry applies to no other value.
 #[test]
 fn a_loader_may_choose_the_expiry_of_its_value() {
     let everywhere = Everywhere::new();

@@ -1,4 +1,4 @@
-//! What ActiveSupport's shared cache tests ask of every store, in our own words. The guide's page `rails_behaviours` says
+//! What ActiveSupport's shared cache tests require of every store, reworded. The guide's page `rails_behaviours` lists
 //! which of them became which test here, and which were left out and why.
 
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ mod version;
 /// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Long enough for a busy machine to do what comes before the wait.
+/// Long enough for a busy machine to do everything before the wait.
 const SHORT: Duration = Duration::from_secs(3);
 
 /// Every store: memory, Redis, Memcached, and memory in front of Redis.
@@ -37,7 +37,7 @@ struct Everywhere {
 impl Everywhere {
     fn new() -> Everywhere {
         let [redis, memcached] = Kind::BOTH.map(Server::start);
-        // A database of its own on the same server.
+        // Another database on the same server.
         let far = from_url(&format!("redis://127.0.0.1:{}/1", redis.port())).unwrap();
         let stores: Vec<Arc<dyn CacheStore>> = vec![
             Arc::new(MemoryStore::new()),
@@ -50,7 +50,7 @@ impl Everywhere {
 
     fn each_store(&self, test: impl Fn(&Arc<dyn CacheStore>)) {
         for store in &self.stores {
-            // Shown where the test fails.
+            // Printed if the test fails.
             println!("on {store:?}");
             test(store);
         }
@@ -70,7 +70,7 @@ fn loads<T>(value: T) -> impl FnOnce() -> Result<T, Infallible> {
     move || Ok(value)
 }
 
-/// A loader that nobody may call.
+/// A loader that must not be called.
 fn not_called<T>() -> Result<T, Infallible> {
     panic!("there was no need to load")
 }
@@ -79,8 +79,8 @@ fn until_gone(cache: &Cache, key: &str) {
     until(&format!("{key} is gone from {cache:?}"), || !cache.blocking().exists(key).unwrap());
 }
 
-/// Waits until "k" is gone, and has it loaded while nobody sees an old value.
-fn is_gone_and_is_loaded_anew(cache: &Cache) {
+/// Waits until "k" is gone, and loads it again. No old value is read meanwhile.
+fn assert_gone_and_loaded_again(cache: &Cache) {
     until_gone(cache, "k");
     let load = || {
         assert_eq!(text(cache, "k"), None);
@@ -94,9 +94,9 @@ fn text(cache: &Cache, key: &str) -> Option<String> {
     cache.blocking().get(key).unwrap()
 }
 
-/// The guide's page names tests; each of them is there.
+/// Every test that the guide's page names exists.
 #[test]
-fn the_table_names_tests_that_are_there() {
+fn the_table_names_existing_tests() {
     macro_rules! files {
         ($($file:literal),+) => { [$(($file, include_str!(concat!($file, ".rs")))),+] };
     }
@@ -112,7 +112,7 @@ fn the_table_names_tests_that_are_there() {
         "version"
     );
     let page = include_str!("../../../src/guide/rails_behaviours.md");
-    // Long names may break.
+    // Long names may contain breaks.
     let page = page.replace("<wbr>", "").replace("<code>", "`").replace("</code>", "`");
     let rows = page.lines().filter(|line| line.starts_with("| "));
     let named: Vec<&str> = rows.flat_map(|row| row.split('`')).filter(|part| is_a_test(part)).collect();
@@ -120,11 +120,11 @@ fn the_table_names_tests_that_are_there() {
     for name in named {
         let (file, test) = name.split_once("::").unwrap();
         let there = files.iter().any(|(name, text)| *name == file && text.contains(&format!("\nfn {test}() {{")));
-        assert!(there, "{name} is not there");
+        assert!(there, "there is no test {name}");
     }
 }
 
-/// `file::test`, and not a type's method.
+/// Whether the text is `file::test`, not a method of a type.
 fn is_a_test(part: &str) -> bool {
     part.split_once("::").is_some_and(|(file, test)| {
         let plain = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');

@@ -1,4 +1,4 @@
-//! The base: what is written is read, by one key or many, until it is deleted or expires.
+//! The basics: a written value is read, by one key or many, until it is deleted or expires.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use prefork_cache::{Cache, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::{Everywhere, LONG, SHORT, everywhere, is_gone_and_is_loaded_anew, loads, not_called, text, until_gone};
+use super::{Everywhere, LONG, SHORT, assert_gone_and_loaded_again, everywhere, loads, not_called, text, until_gone};
 use crate::conformance::current_thread;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ fn values_of_every_kind_come_back_as_they_were() {
     });
 }
 
-/// Where Ruby has `nil`, the type says `Option`: then "nothing" is a value, and is not loaded again.
+/// The type is `Option` where Ruby has `nil`: a stored `None` is a value and is not loaded again.
 #[test]
 fn nothing_is_a_value_where_the_type_allows_it() {
     everywhere(|cache| {
@@ -54,7 +54,7 @@ fn nothing_is_a_value_where_the_type_allows_it() {
         assert!(cache.exists("k").unwrap());
         assert_eq!(cache.get::<Option<String>>("k").unwrap(), Some(None));
         assert_eq!(cache.fetch("k", LONG, not_called::<Option<String>>), Ok(None));
-        assert_eq!(cache.get::<String>("k").unwrap(), None, "to a reader who expects a text it is a miss");
+        assert_eq!(cache.get::<String>("k").unwrap(), None, "a reader that expects a string gets a miss");
     });
 }
 
@@ -83,7 +83,7 @@ fn a_fetch_of_what_is_there_neither_loads_nor_writes() {
 #[test]
 fn a_fetch_of_what_is_missing_loads_it_once_and_keeps_it() {
     everywhere(|cache| {
-        let key = "a key of its own";
+        let key = "a 16-byte string";
         assert_eq!(cache.blocking().fetch(key, LONG, || Ok::<_, Infallible>(key.len())), Ok(16));
         assert_eq!(cache.blocking().get(key).unwrap(), Some(16_usize));
         assert_eq!(cache.blocking().fetch(key, LONG, not_called), Ok(16_usize));
@@ -194,7 +194,7 @@ fn what_is_deleted_is_gone_and_what_was_not_there_says_so() {
     });
 }
 
-/// However it was written. What has longer to live is still there.
+/// However the entry was written. Entries with a longer TTL are still stored.
 #[test]
 fn an_entry_is_gone_after_its_time() {
     let everywhere = Everywhere::new();
@@ -214,12 +214,12 @@ fn an_entry_is_gone_after_its_time() {
     });
 }
 
-/// Unless one asks for staleness, in which case see the tests of that.
+/// Without `stale_for`. The tests of staleness are in `expiry`.
 #[test]
 fn an_expired_entry_is_loaded_anew_and_nobody_sees_the_old_one_meanwhile() {
     let everywhere = Everywhere::new();
     everywhere.each(|cache| cache.blocking().set("k", "bar", SHORT).unwrap());
-    everywhere.each(is_gone_and_is_loaded_anew);
+    everywhere.each(assert_gone_and_loaded_again);
 }
 
 #[test]
@@ -231,19 +231,19 @@ fn a_time_to_live_that_makes_no_sense_is_refused() {
     });
 }
 
-/// A mistake in the expiry is no reason to be without the value. It is told, and not stored for ever instead.
+/// An invalid expiry does not cost the caller the value. It is reported, and the value is not stored.
 #[test]
 fn a_fetch_with_a_refused_expiry_answers_and_tells() {
     Everywhere::new().each_store(|store| {
-        let (tell, told) = mpsc::channel();
-        let cache = Cache::builder(Arc::clone(store)).on_error(move |error| tell.send(error.kind()).unwrap()).build();
+        let (report, reports) = mpsc::channel();
+        let cache = Cache::builder(Arc::clone(store)).on_error(move |error| report.send(error.kind()).unwrap()).build();
         assert_eq!(cache.blocking().fetch("k", Duration::ZERO, loads(1)), Ok(1));
         assert!(!cache.blocking().exists("k").unwrap());
-        assert_eq!(told.try_iter().collect::<Vec<_>>(), [ErrorKind::InvalidTtl]);
+        assert_eq!(reports.try_iter().collect::<Vec<_>>(), [ErrorKind::InvalidTtl]);
     });
 }
 
-/// Punctuation, spaces, quotes: to a value, and to a counter.
+/// Punctuation, spaces and quotes, for a value and for a counter.
 #[test]
 fn a_key_may_hold_any_punctuation() {
     everywhere(|cache| counts_under(cache, "#/:*(<+=> )&$%@?;'\"'`~-"));
@@ -277,7 +277,7 @@ fn a_key_may_be_very_long() {
     });
 }
 
-/// Where Rails notifies subscribers, a cache counts.
+/// Where Rails notifies subscribers, a cache has statistics.
 #[test]
 fn hits_misses_and_loads_are_counted() {
     everywhere(|cache| {

@@ -1,4 +1,4 @@
-//! Versions: the key stays the same, and what was written under another version is a miss.
+//! Versions: the key stays the same, and a value of another version is a miss.
 
 use prefork_cache::Cache;
 
@@ -40,7 +40,7 @@ fn a_fetch_under_a_new_version_loads_and_replaces_the_old_one() {
         assert_eq!(one.blocking().fetch("k", LONG, not_called::<String>).as_deref(), Ok("bar"));
         assert_eq!(two.blocking().fetch("k", LONG, loads("bu".to_owned())).as_deref(), Ok("bu"));
         assert_eq!(two.blocking().fetch("k", LONG, not_called::<String>).as_deref(), Ok("bu"));
-        assert_eq!(text(&one, "k"), None, "one entry, and it is the new version's");
+        assert_eq!(text(&one, "k"), None, "the only entry has the new version");
     });
 }
 
@@ -54,6 +54,6 @@ fn an_entry_exists_under_its_version_alone() {
         assert!(!cache.blocking().exists("k").unwrap());
         cache.blocking().set_raw("bytes", "bytes", LONG).unwrap();
         assert!(cache.blocking().exists("bytes").unwrap());
-        assert!(!one.blocking().exists("bytes").unwrap(), "they have no version");
+        assert!(!one.blocking().exists("bytes").unwrap(), "raw bytes have no version");
     });
 }
