@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
   /* Opening. */
   EXPECT(PFC_CONFLICT, pfc_open(KEY("mistakes"), KEY("memory://"), NULL, 0, &other));
   CHECK(other == NULL);
-  said("\"mistakes\" is open, with another URL");
+  said("\"mistakes\" is open with another URL");
   EXPECT(PFC_CONFLICT, pfc_open(KEY("mistakes"), argv[1], strlen(argv[1]), KEY("shop"), &other));
   said("another namespace");
   EXPECT(PFC_BAD_URL, pfc_open(KEY("url"), KEY("gopher://secret:secret@host"), NULL, 0, &other));

@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
     key[0] = held[0] = '!'; /* was copied */
   }
   EXPECT(PFC_BAD_ARGUMENT, pfc_delete(cache, KEY("k"), &get));
-  CHECK(get != NULL && strstr(pfc_error_message(), "a delete cannot go on with a call of read"));
+  CHECK(get != NULL && strstr(pfc_error_message(), "delete cannot continue a call of read"));
 
   /* The calls are this process's. */
   pid_t child = fork();
