@@ -1,4 +1,4 @@
-//! The example `widgets` while it runs, and its pages.
+//! A running `widgets` example, and its pages.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,9 +15,9 @@ use crate::run::{command, end, spawn};
 use support::wait::{PATIENCE, until};
 
 pub(crate) struct Shop {
-    /// The master, in a process group of its own. `None` once it was waited for.
+    /// The master, in its own process group. `None` after it was reaped.
     master: Option<Child>,
-    /// Open, so that the workers can print.
+    /// Kept open, so that the workers can print.
     _stdout: BufReader<ChildStdout>,
     port: u16,
     workers: HashSet<u32>,
@@ -25,7 +25,7 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// On a free port, with all its workers forked.
+    /// Starts the example on a free port, and waits until its workers are forked.
     pub(crate) fn start(arguments: &[&str]) -> Shop {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--port", "0"]).collect();
         let mut master = spawn(command("widgets", &arguments).process_group(0));
@@ -47,35 +47,35 @@ impl Shop {
         Shop { master: Some(master), _stdout: stdout, port, workers, printed }
     }
 
-    /// Those that it began with.
+    /// Returns the first workers.
     pub(crate) fn workers(&self) -> HashSet<u32> {
         self.workers.clone()
     }
 
-    /// What it said when it began.
+    /// Returns the output at the start.
     pub(crate) fn printed(&self) -> &str {
         &self.printed
     }
 
-    pub(crate) fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Response {
         let mut stream = self.connect();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").expect("a request is taken");
-        Answer::read(stream)
+        Response::read(stream)
     }
 
-    pub(crate) fn post(&self, form: &[(&str, &str)]) -> Answer {
+    pub(crate) fn post(&self, form: &[(&str, &str)]) -> Response {
         self.begin_post(form).finish()
     }
 
-    /// Changes a word, and answers which worker took it.
+    /// Changes a text, and returns the worker that saved it.
     pub(crate) fn save(&self, language: &str, key: &str, word: &str) -> u32 {
-        let answer = self.post(&[("lang", language), ("key", key), ("word", word)]);
-        assert_eq!(answer.status, 303, "{}", answer.body);
-        let location = between(&answer.head, "location: ", "\r\n");
+        let response = self.post(&[("lang", language), ("key", key), ("word", word)]);
+        assert_eq!(response.status, 303, "{}", response.body);
+        let location = between(&response.head, "location: ", "\r\n");
         location.rsplit_once("&by=").expect("the author").1.parse().expect("a process id")
     }
 
-    /// A form, of which a worker has the head and waits for the body.
+    /// Begins to post a form: a worker has the head and waits for the body.
     pub(crate) fn begin_post(&self, form: &[(&str, &str)]) -> Post {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let fields: Vec<_> = form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -88,9 +88,9 @@ impl Shop {
             body.len()
         )
         .expect("a head is taken");
-        let mut answered = vec![0; CONTINUE.len()];
-        stream.read_exact(&mut answered).expect("an interim answer");
-        Post { stream, body, is_awaited: answered == CONTINUE, answered }
+        let mut received = vec![0; CONTINUE.len()];
+        stream.read_exact(&mut received).expect("an interim response");
+        Post { stream, body, is_awaited: received == CONTINUE, received }
     }
 
     fn connect(&self) -> TcpStream {
@@ -100,10 +100,10 @@ impl Shop {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        signal::kill(self.pid(), signal).expect("a child of ours takes signals");
+        signal::kill(self.pid(), signal).expect("the master is not reaped yet");
     }
 
-    /// Sends a signal to the master, and answers what it wrote to stderr until it ended.
+    /// Sends a signal to the master, waits for its end, and returns its stderr.
     pub(crate) fn stop(self, signal: Signal) -> String {
         self.signal(signal);
         self.wait()
@@ -111,11 +111,11 @@ impl Shop {
 
     /// Sends a signal to the master and to all workers.
     pub(crate) fn stop_group(self, signal: Signal) {
-        killpg(self.pid(), signal).expect("children of ours take signals");
+        killpg(self.pid(), signal).expect("the master is not reaped yet");
         self.wait();
     }
 
-    /// Waits for an orderly end, after which no process is left.
+    /// Waits for exit status 0, and checks that no process is left. Returns stderr.
     pub(crate) fn wait(mut self) -> String {
         let group = self.pid();
         let ended = end(self.master.take().expect("a master"));
@@ -133,14 +133,14 @@ impl Shop {
 impl Drop for Shop {
     fn drop(&mut self) {
         if let Some(mut master) = self.master.take() {
-            // It may have ended; its workers end with it.
+            // It may have ended already; its workers end with it.
             let _ = master.kill();
-            master.wait().expect("a child of ours can be waited for");
+            master.wait().expect("the child is not reaped yet");
         }
     }
 }
 
-/// A process that has ended and is not reaped yet is not running.
+/// Returns whether a process is running; a zombie is not.
 pub(crate) fn is_running(worker: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
@@ -156,37 +156,37 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub(crate) struct Post {
     stream: TcpStream,
     body: String,
-    /// Whether the worker wants the body; else it has begun to answer.
+    /// Whether the worker has asked for the body; otherwise it has begun its response.
     is_awaited: bool,
-    answered: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Post {
-    pub(crate) fn finish(mut self) -> Answer {
+    pub(crate) fn finish(mut self) -> Response {
         if self.is_awaited {
-            // A body that is too large is refused before its end.
+            // The worker may refuse a body that is too large before it is complete.
             let _ = self.stream.write_all(self.body.as_bytes());
-            self.answered.clear();
+            self.received.clear();
         }
-        Answer::read(self.answered.chain(self.stream))
+        Response::read(self.received.chain(self.stream))
     }
 }
 
-/// An answer of a worker.
-pub(crate) struct Answer {
+/// A response of a worker.
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: String,
 }
 
-impl Answer {
-    /// Reads to the end of a connection: there is one for each answer.
-    fn read(mut stream: impl Read) -> Answer {
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer, but {answer:?}"));
+impl Response {
+    /// Reads until the connection ends: each response closes it.
+    fn read(mut stream: impl Read) -> Response {
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("a response");
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response, but {response:?}"));
         let status = between(head, "HTTP/1.1 ", " ").parse().expect("a status");
-        Answer { status, head: head.to_owned() + "\r\n", body: body.to_owned() }
+        Response { status, head: head.to_owned() + "\r\n", body: body.to_owned() }
     }
 
     pub(crate) fn worker(&self) -> u32 {
@@ -197,7 +197,7 @@ impl Answer {
         unescaped(between(&self.body, "<h1>", "</h1>"))
     }
 
-    /// The customer's own word, as its form has it.
+    /// Returns the customer's own text, from its form.
     pub(crate) fn word(&self, key: &str) -> String {
         unescaped(between(&self.body, &format!("<input id=\"{key}\" name=word value=\""), "\""))
     }
