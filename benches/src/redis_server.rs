@@ -120,7 +120,12 @@ pub(crate) fn multiplexed<'a>(
 }
 
 /// Reads the raw value in `tasks` tasks, through a cache.
-pub(crate) fn ours<'a>(name: &'static str, runtime: &'a Runtime, tasks: u32, cache: &'a Cache) -> Candidate<'a> {
+pub(crate) fn through_cache<'a>(
+    name: &'static str,
+    runtime: &'a Runtime,
+    tasks: u32,
+    cache: &'a Cache,
+) -> Candidate<'a> {
     timed(name, move |count| {
         spread(runtime, tasks, count, || {
             let cache = cache.clone();

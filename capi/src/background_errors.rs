@@ -59,7 +59,7 @@ pub(crate) fn report(error: &Error) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_take_errors(json: *mut pfc_value) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comment says.
+        // SAFETY: the caller passes a valid pointer, as the comment requires.
         let json = unsafe { out("value", json) }?;
         let Reports { kept, dropped } = std::mem::take(&mut *reports());
         if kept.is_empty() {

@@ -68,7 +68,7 @@ pub(crate) fn render(page: &Page<'_>) -> String {
         let kept = Text(match page.audience {
             Audience::EveryWorker => t!("ui.kept_shared", locale = language),
             Audience::OneWorker => t!("ui.kept_per_worker", locale = language),
-            Audience::Nobody => t!("ui.kept_nowhere", locale = language),
+            Audience::NoWorker => t!("ui.kept_nowhere", locale = language),
         });
         let forms = list(KEYS.iter().zip(&defaults), |(key, default)| form(page, key, default));
         let served_by = served_by(page);

@@ -51,7 +51,7 @@ pub(crate) struct Shop {
 pub(crate) enum Audience {
     EveryWorker,
     OneWorker,
-    Nobody,
+    NoWorker,
 }
 
 #[derive(Default, Deserialize)]
@@ -75,7 +75,7 @@ impl Shop {
     pub(crate) fn open(options: &Options) -> Shop {
         let audience = match options.store.name() {
             "memory" => Audience::OneWorker,
-            "null" => Audience::Nobody,
+            "null" => Audience::NoWorker,
             _ => Audience::EveryWorker,
         };
         let all = Cache::builder(Arc::clone(&options.store)).name("widgets").namespace("widgets-example").register();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::shop::Shop;
 
-/// The texts. One client edits each; a new customer has none of these of its own.
+/// The texts. One client edits each. For a new customer all of them are the defaults.
 const TEXTS: [(&str, &str); 8] = [
     ("en", "shop.welcome"),
     ("en", "shop.in_stock"),

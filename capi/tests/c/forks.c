@@ -23,7 +23,7 @@ static void write_and_read_back(const char *who, long round) {
   EXPECT(PFC_OK, pfc_set(cache, key, (size_t)key_length, text, (size_t)text_length, 60000, NULL));
   EXPECT(PFC_OK, pfc_get_into(cache, key, (size_t)key_length, found, sizeof found, &length, NULL));
   if (length != (size_t)text_length || memcmp(found, text, length) != 0)
-    FAIL("%s read %.*s, where it wrote %s", who, (int)length, found, text);
+    FAIL("%s read %.*s, but wrote %s", who, (int)length, found, text);
   checked++;
 }
 

@@ -3,10 +3,10 @@
 
 #define KEY(text) PFC_LITERAL(text)
 
-static void say_and_wait(const char *line) {
-  char answer[8];
+static void print_and_wait(const char *line) {
+  char reply[8];
   CHECK(write(1, line, strlen(line)) == (ssize_t)strlen(line));
-  CHECK(read(0, answer, sizeof answer) > 0);
+  CHECK(read(0, reply, sizeof reply) > 0);
 }
 
 int main(int argc, char **argv) {
@@ -18,7 +18,7 @@ int main(int argc, char **argv) {
   char key[] = "n", held[] = "k";
 
   EXPECT(PFC_OK, pfc_set(cache, KEY("k"), KEY("v"), 60000, NULL));
-  say_and_wait("stop\n");
+  print_and_wait("stop\n");
   for (int slice = 0; slice < 3; slice++) {
     EXPECT(PFC_AGAIN, pfc_increment(cache, key, 1, 1, 60000, &count, &increment));
     EXPECT(PFC_AGAIN, pfc_get(cache, held, 1, &value, &get));
@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
   reap(child);
 
   pfc_call_cancel(cancelled);
-  say_and_wait("go on\n");
+  print_and_wait("continue\n");
   EXPECT(PFC_OK, pfc_increment(cache, key, 1, 1, 60000, &count, &increment));
   EXPECT(PFC_OK, pfc_get(cache, held, 1, &value, &get));
   CHECK(increment == NULL && get == NULL && count == 1);

@@ -76,7 +76,7 @@ fn a_call_that_waits_returns_in_slices_and_can_be_continued() {
         stdin.write_all(b"stopped\n").unwrap();
         let waits = lines.next().map(Result::unwrap);
         server.resume();
-        assert_eq!(waits.as_deref(), Some("go on"));
+        assert_eq!(waits.as_deref(), Some("continue"));
         stdin.write_all(b"resumed\n").unwrap();
         assert!(run.wait().unwrap().success());
     }
