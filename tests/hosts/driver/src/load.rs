@@ -125,7 +125,7 @@ fn worker(body: &[u8], value: &[u8]) -> Option<u32> {
 
 /// Sends a request on the open connection or on a new one. A host may close an idle connection at any time: if it has
 /// not begun to reply, the request is sent again, once and on a new connection (RFC 9112, section 9.3.1).
-fn ask<'a>(connection: &mut Option<Connection<'a>>, endpoint: Endpoint<'a>, path: &str) -> Result<Reply, String> {
+fn request<'a>(connection: &mut Option<Connection<'a>>, endpoint: Endpoint<'a>, path: &str) -> Result<Reply, String> {
     loop {
         let mut open = match connection.take() {
             Some(open) => open,
