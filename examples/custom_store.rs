@@ -1,4 +1,4 @@
-//! A store of one's own, put through the conformance suite: `cargo run --example custom_store --features conformance`.
+//! A custom store, tested with the conformance suite: `cargo run --example custom_store --features conformance`.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Included, Unbounded};
@@ -14,20 +14,21 @@ fn main() -> Result<()> {
     let shelf = Arc::new(Shelf::default());
     for check in conformance::CHECKS {
         check.run_inline(&shelf);
-        println!("kept: {}", check.name());
+        println!("passed: {}", check.name());
     }
 
     let cache = Cache::builder(shelf).namespace("greetings").build();
-    let load = || Ok::<_, Error>("loaded once, and kept on a shelf".to_owned());
+    let load = || Ok::<_, Error>("loaded once, and stored on a shelf".to_owned());
     let motd = cache.blocking().fetch("motd", Duration::from_secs(60), load)?;
     assert_eq!(cache.blocking().get::<String>("motd")?, Some(motd.clone()));
     println!("{motd}");
     Ok(())
 }
 
-/// Entries in the memory of a process, in the order of their keys.
+/// A store in the memory of a process, ordered by key.
 ///
-/// A forked child begins with an empty shelf: the lock of its parent's might be held by a thread that does not exist there.
+/// A forked child starts with an empty shelf: the lock of its parent's shelf may be held by a thread that does not
+/// exist in the child.
 #[derive(Debug, Default)]
 struct Shelf {
     entries: ProcessLocal<Mutex<BTreeMap<String, Entry>>>,
@@ -39,7 +40,7 @@ struct Entry {
     expires_at: Option<Instant>,
 }
 
-/// When the shelf is this full, what has expired makes room, and then the first key.
+/// The most entries. A full shelf removes its expired entries, and then the first key.
 const MOST_ENTRIES: usize = 10_000;
 
 impl Entry {
@@ -54,14 +55,14 @@ impl Entry {
 
 impl Shelf {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.entries.get_or_init(Mutex::default).lock().expect("no section of this store panics")
+        self.entries.get_or_init(Mutex::default).lock().expect("no code that holds the lock panics")
     }
 
-    /// Replaces the entry under a key by what `decide` makes of it, with nobody in between.
+    /// Replaces the entry under a key by the result of `decide`, atomically.
     fn change<R>(&self, key: &str, decide: impl FnOnce(Option<Entry>) -> (Option<Entry>, R)) -> Result<R> {
         check_key(key)?;
         let mut entries = self.lock();
-        let (entry, answer) = decide(entries.remove(key).filter(Entry::is_fresh));
+        let (entry, result) = decide(entries.remove(key).filter(Entry::is_fresh));
         if let Some(entry) = entry {
             if entries.len() >= MOST_ENTRIES {
                 entries.retain(|_, entry| entry.is_fresh());
@@ -71,7 +72,7 @@ impl Shelf {
             }
             entries.insert(key.to_owned(), entry);
         }
-        Ok(answer)
+        Ok(result)
     }
 }
 
@@ -118,7 +119,7 @@ impl CacheStore for Shelf {
         Ok(())
     }
 
-    /// There is no connection to forget.
+    /// Does nothing: there are no connections.
     fn reset(&self) {}
 
     async fn reconnect(&self) -> Result<()> {
@@ -129,7 +130,7 @@ impl CacheStore for Shelf {
         false
     }
 
-    /// As provided, an increment would give an existing counter a new time to live.
+    /// The provided method would set a new time to live on an existing counter.
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         let missing = Entry::new("0".into(), ttl)?;
         self.change(key, |entry| {
@@ -138,7 +139,7 @@ impl CacheStore for Shelf {
             match number.and_then(|number| number.checked_add(by)) {
                 Some(sum) => (Some(Entry { value: sum.to_string().into(), ..counter.clone() }), Ok(sum)),
                 None => {
-                    let context = format!("{key:?} is no number, or {by:+} is too much for it");
+                    let context = format!("{key:?} is not a number, or {by:+} overflows it");
                     (entry, Err(Error::new(ErrorKind::NotANumber, context)))
                 }
             }

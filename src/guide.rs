@@ -1,17 +1,18 @@
-//! A guide beside the reference.
+//! A guide: chapters on how to use the crate, in addition to the reference.
 //!
-//! - [Choosing an expiry](choosing_an_expiry): the life of an entry, and what each setting is for.
-//! - [URLs, TLS and credentials](urls): all URLs and options, how servers are recognized, and passwords that change.
-//! - [Invalidation](invalidation): how a change reaches the cache.
+//! - [Choosing an expiry](choosing_an_expiry): the states of an entry, and what each setting is for.
+//! - [URLs, TLS and credentials](urls): all URLs and options, how servers are verified, and changing passwords.
+//! - [Invalidation](invalidation): how a change of the original reaches the cache.
 //! - [Tiers](tiers): memory in front of a server.
-//! - [Scale](scale): from memory to a cluster in one line, and what changes on the way.
-//! - [Outages](outages): what a program sees when the server is slow or gone, and how to end a process.
+//! - [Scale](scale): from memory to a cluster by a change of the URL, and what to know about clusters.
+//! - [Outages](outages): what a program sees when the server is slow or unreachable, and how to shut down.
 //! - [Testing](testing): stores, time and failures in tests.
 //! - [Sizing and server settings](sizing): memory, connections, Redis and Memcached.
-//! - [Coming from](coming_from) Rails, Dalli, FusionCache, `cached` or deadpool-redis: what is called what here.
+//! - [Coming from](coming_from) Rails, Dalli, FusionCache, `cached` or deadpool-redis: equivalents for each name and
+//!   option.
 //! - From other languages: the C interface, in `capi/README.md`; for an extension in Rust,
 //!   [`Resumable`](crate::Resumable) and [`Cache::octets`](crate::Cache::octets).
-//! - [The behaviours of ActiveSupport's cache](rails_behaviours), one by one: which hold here, and which do not, and why.
+//! - [The behaviours of ActiveSupport's cache](rails_behaviours), one by one: which hold here, which do not, and why.
 
 #[doc = include_str!("guide/choosing_an_expiry.md")]
 pub mod choosing_an_expiry {}

@@ -1,4 +1,4 @@
-//! What noticing a fork costs: the check before each operation, the child's handler, and `after_fork()`.
+//! The cost of detecting a fork: the check before each operation, the child's handler, and `after_fork()`.
 
 use std::hint::black_box;
 use std::io::Read;
@@ -10,7 +10,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe, write};
 use prefork_cache::stores::RedisStore;
 use prefork_cache::{Cache, lifecycle};
 
-use crate::measure::{compare, median, show, way};
+use crate::measure::{candidate, compare, median, show};
 use support::servers::{Kind, Server};
 
 const FORKS: usize = 41;
@@ -20,10 +20,10 @@ pub(crate) fn run() {
         "fork check (the difference is its cost)",
         10_000_000,
         vec![
-            way("generation()", || {
+            candidate("generation()", || {
                 black_box(lifecycle::generation());
             }),
-            way("an empty loop", || {
+            candidate("an empty loop", || {
                 black_box(1_u64);
             }),
         ],
@@ -36,38 +36,40 @@ pub(crate) fn run() {
             let url = server.url("");
             let name = format!("store-{}", caches.len());
             let cache = Cache::builder(RedisStore::new(&url).expect("a valid URL")).name(&name).register();
-            cache.blocking().exists("anything").expect("redis answers");
+            cache.blocking().exists("anything").expect("redis responds");
             caches.push(cache);
         }
-        // `_Fork` goes round the handler, so that the first look does its work, under the clock.
-        let handled = in_children(Way::RoundTheHandlers, || {
+        // `_Fork` bypasses the handler, so that the first check in the child does its work, and is measured.
+        let handler = in_children(ForkKind::WithoutHandlers, || {
             assert_eq!(lifecycle::generation(), 2);
         });
-        let refreshed = in_children(Way::Fork, || {
+        let refreshed = in_children(ForkKind::WithHandlers, || {
             assert!(lifecycle::after_fork().forked());
         });
-        println!("  {stores:3} stores   the child handler {}   after_fork() {}", show(handled), show(refreshed));
+        println!("  {stores:3} stores   the child handler {}   after_fork() {}", show(handler), show(refreshed));
     }
     let plain = forks_in_parent();
     println!("  fork() and wait, {} stores: {}", caches.len(), show(plain));
 }
 
 #[derive(Clone, Copy)]
-enum Way {
-    Fork,
-    RoundTheHandlers,
+enum ForkKind {
+    /// `fork`
+    WithHandlers,
+    /// `_Fork`
+    WithoutHandlers,
 }
 
-impl Way {
-    fn go(self) -> nix::Result<ForkResult> {
+impl ForkKind {
+    fn fork(self) -> nix::Result<ForkResult> {
         unsafe extern "C" {
             fn _Fork() -> nix::libc::pid_t;
         }
-        // SAFETY: this process has a single thread; the child measures, writes and leaves.
+        // SAFETY: this process has a single thread; the child measures, writes and exits.
         unsafe {
             match self {
-                Way::Fork => fork(),
-                Way::RoundTheHandlers => Errno::result(_Fork()).map(|process| match process {
+                ForkKind::WithHandlers => fork(),
+                ForkKind::WithoutHandlers => Errno::result(_Fork()).map(|process| match process {
                     0 => ForkResult::Child,
                     process => ForkResult::Parent { child: Pid::from_raw(process) },
                 }),
@@ -76,14 +78,14 @@ impl Way {
     }
 }
 
-/// The median time that `work` takes as the first thing in a forked child.
-fn in_children(way: Way, work: impl Fn()) -> f64 {
-    median((0..FORKS).map(|_| in_child(way, &work)))
+/// Returns the median time of `work` as the first action of a forked child.
+fn in_children(kind: ForkKind, work: impl Fn()) -> f64 {
+    median((0..FORKS).map(|_| in_child(kind, &work)))
 }
 
-fn in_child(way: Way, work: &impl Fn()) -> f64 {
+fn in_child(kind: ForkKind, work: &impl Fn()) -> f64 {
     let (reader, writer) = pipe().expect("a pipe");
-    match way.go().expect("a fork") {
+    match kind.fork().expect("a fork") {
         ForkResult::Child => {
             let started = Instant::now();
             work();
@@ -95,7 +97,7 @@ fn in_child(way: Way, work: &impl Fn()) -> f64 {
         ForkResult::Parent { child } => {
             drop(writer);
             let mut took = [0; 8];
-            std::fs::File::from(reader).read_exact(&mut took).expect("the child's answer");
+            std::fs::File::from(reader).read_exact(&mut took).expect("the child's time");
             waitpid(child, None).expect("the child");
             u64::from_le_bytes(took) as f64
         }
@@ -105,7 +107,7 @@ fn in_child(way: Way, work: &impl Fn()) -> f64 {
 fn forks_in_parent() -> f64 {
     median((0..FORKS).map(|_| {
         let started = Instant::now();
-        in_child(Way::Fork, &|| {});
+        in_child(ForkKind::WithHandlers, &|| {});
         let took: Duration = started.elapsed();
         took.as_secs_f64() * 1e9
     }))

@@ -1,9 +1,9 @@
-//! prefork-cache beside the crates that it stands on and others that do the same:
+//! Compares prefork-cache with the crates that it is based on and with alternatives:
 //! `cargo run --release -p prefork-cache-benches -- [--pin CPU] [--plot FILE] [SECTION...]`.
 //!
-//! The ways of a section are taken in turn against the same servers. A ratio is the median of the rounds' ratios: below 1,
-//! prefork-cache is the faster one. With `--pin 0` this process and the servers that it starts share processor 0: what
-//! differs then is the work, and not how it happens to be spread over processors. `--plot` draws the ratios, in SVG.
+//! The candidates of a section take turns on the same servers. A ratio is the median of the rounds' ratios: below 1,
+//! prefork-cache is faster. With `--pin 0` this process and the servers that it starts share processor 0, so that the
+//! ratio compares the work and not its distribution over processors. `--plot` draws the ratios, in SVG.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,6 @@ use lexopt::prelude::*;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-mod bare;
 mod batch;
 mod capi;
 mod forks;
@@ -22,6 +21,7 @@ mod plot;
 mod redis_cluster;
 mod redis_server;
 mod redis_tls;
+mod server_share;
 mod tasks;
 
 const SECTIONS: [(&str, fn()); 7] = [
@@ -54,7 +54,7 @@ fn main() {
 struct Options {
     pin: Option<usize>,
     plot: Option<PathBuf>,
-    /// All of them, if it is empty.
+    /// The sections to run; all of them if it is empty.
     sections: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ impl Options {
                 }
                 Value(name) => {
                     let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
-                    return Err(format!("no section {name:?}: there are {}", known.join(", ")).into());
+                    return Err(format!("unknown section {name:?}: expected one of {}", known.join(", ")).into());
                 }
                 other => return Err(other.unexpected()),
             }
@@ -85,7 +85,7 @@ fn stop(reason: &str) -> ! {
     std::process::exit(2);
 }
 
-/// Before there is another thread or a server: they inherit it.
+/// Pins this process to a processor, before it starts threads and servers, which inherit that.
 fn pin(processor: usize) {
     let mut only = CpuSet::new();
     let pinned = only.set(processor).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));

@@ -1,18 +1,18 @@
-//! Two or more ways to do the same, taken in turn, so that a machine whose speed drifts is fair to all of them.
+//! Measures candidates in turn, so that a machine whose speed drifts affects all of them alike.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 15;
 
-/// One way to do it: runs so many operations, and says how long they took.
-pub(crate) struct Way<'a> {
+/// A candidate of a comparison: runs a number of operations, and returns how long they took.
+pub(crate) struct Candidate<'a> {
     name: &'static str,
     run: Box<dyn FnMut(u32) -> Duration + 'a>,
 }
 
-/// A way that is a plain loop over one operation.
-pub(crate) fn way<'a>(name: &'static str, mut operation: impl FnMut() + 'a) -> Way<'a> {
+/// Returns a candidate that runs one operation in a loop.
+pub(crate) fn candidate<'a>(name: &'static str, mut operation: impl FnMut() + 'a) -> Candidate<'a> {
     timed(name, move |count| {
         let started = Instant::now();
         for _ in 0..count {
@@ -22,12 +22,12 @@ pub(crate) fn way<'a>(name: &'static str, mut operation: impl FnMut() + 'a) -> W
     })
 }
 
-/// A way that measures itself.
-pub(crate) fn timed<'a>(name: &'static str, run: impl FnMut(u32) -> Duration + 'a) -> Way<'a> {
-    Way { name, run: Box::new(run) }
+/// Returns a candidate that measures itself.
+pub(crate) fn timed<'a>(name: &'static str, run: impl FnMut(u32) -> Duration + 'a) -> Candidate<'a> {
+    Candidate { name, run: Box::new(run) }
 }
 
-/// The time of the first way of a comparison, as a part of that of another one.
+/// The time of the first candidate of a comparison, divided by the time of another one.
 pub(crate) struct Ratio {
     pub(crate) title: String,
     pub(crate) peer: &'static str,
@@ -36,32 +36,34 @@ pub(crate) struct Ratio {
 
 static RATIOS: Mutex<Vec<Ratio>> = Mutex::new(Vec::new());
 
-/// The ratios of all comparisons so far, in their order.
+/// Returns the ratios of all comparisons so far, in order, and clears the list.
 pub(crate) fn ratios() -> Vec<Ratio> {
-    std::mem::take(&mut RATIOS.lock().expect("nobody panics"))
+    std::mem::take(&mut RATIOS.lock().expect("no holder panics"))
 }
 
-/// Runs the ways in turn and prints the median time of an operation of each, and the median of its ratio to each of the
-/// others within a round.
-pub(crate) fn compare(title: &str, count: u32, mut ways: Vec<Way<'_>>) {
+/// Runs the candidates in turn. Prints the median time of an operation of each, and the median ratio of the first one
+/// to each of the others within a round.
+pub(crate) fn compare(title: &str, count: u32, mut candidates: Vec<Candidate<'_>>) {
     let mut rounds: Vec<Vec<f64>> = Vec::with_capacity(ROUNDS);
-    for way in &mut ways {
-        (way.run)(count);
+    for candidate in &mut candidates {
+        (candidate.run)(count);
     }
     for _ in 0..ROUNDS {
-        rounds.push(ways.iter_mut().map(|way| nanoseconds((way.run)(count)) / f64::from(count)).collect());
+        rounds.push(
+            candidates.iter_mut().map(|candidate| nanoseconds((candidate.run)(count)) / f64::from(count)).collect(),
+        );
     }
     println!("\n{title}");
-    let median_of = |way: usize| median(rounds.iter().map(|round| round[way]));
-    print!("  {:34} {:>12}", ways[0].name, show(median_of(0)));
-    for (peer, way) in ways.iter().enumerate().skip(1) {
+    let median_of = |candidate: usize| median(rounds.iter().map(|round| round[candidate]));
+    print!("  {:34} {:>12}", candidates[0].name, show(median_of(0)));
+    for (peer, candidate) in candidates.iter().enumerate().skip(1) {
         let ratio = median(rounds.iter().map(|round| round[0] / round[peer]));
-        print!("   {ratio:.2} x {}", way.name);
-        RATIOS.lock().expect("nobody panics").push(Ratio { title: title.to_owned(), peer: way.name, ratio });
+        print!("   {ratio:.2} x {}", candidate.name);
+        RATIOS.lock().expect("no holder panics").push(Ratio { title: title.to_owned(), peer: candidate.name, ratio });
     }
     println!();
-    for (index, way) in ways.iter().enumerate().skip(1) {
-        println!("  {:34} {:>12}", way.name, show(median_of(index)));
+    for (index, candidate) in candidates.iter().enumerate().skip(1) {
+        println!("  {:34} {:>12}", candidate.name, show(median_of(index)));
     }
 }
 

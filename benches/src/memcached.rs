@@ -1,4 +1,4 @@
-//! Memcached, beside the memcache crate's classic and experimental clients.
+//! Memcached, compared with the memcache crate's classic and experimental clients.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use prefork_cache::Cache;
 use prefork_cache::stores::{MemcachedStore, RedisStore};
 
-use crate::measure::{compare, way};
-use crate::redis_server::ours;
+use crate::measure::{candidate, compare};
+use crate::redis_server::through_cache;
 use crate::tasks::{FLAVOURS, OPERATIONS, TASKS};
 use support::servers::{Kind, Server};
 
@@ -24,19 +24,19 @@ pub(crate) fn run() {
     for key in &names {
         cache.blocking().set_raw(key, Bytes::from(vec![b'x'; 100]), TTL).expect("memcached stores");
     }
-    let classic = memcache::connect(format!("memcache://{address}?protocol=ascii")).expect("memcached answers");
-    let experimental = memcache::exp::Memcache::connect([address.as_str()]).expect("memcached answers");
+    let classic = memcache::connect(format!("memcache://{address}?protocol=ascii")).expect("memcached responds");
+    let experimental = memcache::exp::Memcache::connect([address.as_str()]).expect("memcached responds");
     compare(
         "memcached GET, blocking",
         3_000,
         vec![
-            way("prefork-cache", || {
+            candidate("prefork-cache", || {
                 black_box(cache.blocking().get_raw("widget:7").expect("a hit"));
             }),
-            way("memcache::Client, ascii", || {
+            candidate("memcache::Client, ascii", || {
                 black_box(classic.get::<Vec<u8>>("widget:7").expect("a hit"));
             }),
-            way("memcache::exp::Memcache", || {
+            candidate("memcache::exp::Memcache", || {
                 black_box(experimental.get::<Vec<u8>>("widget:7").expect("a hit"));
             }),
         ],
@@ -46,13 +46,13 @@ pub(crate) fn run() {
         "memcached, 100 keys, blocking",
         300,
         vec![
-            way("prefork-cache", || {
+            candidate("prefork-cache", || {
                 black_box(crate::batch::blocking(&batch, &names));
             }),
-            way("memcache::exp::Memcache", || {
+            candidate("memcache::exp::Memcache", || {
                 black_box(experimental.get_many::<Vec<u8>, _>(&names).expect("hits"));
             }),
-            way("memcache::Client, ascii", || {
+            candidate("memcache::Client, ascii", || {
                 black_box(classic.gets::<Vec<u8>>(&names).expect("hits"));
             }),
         ],
@@ -65,7 +65,10 @@ pub(crate) fn run() {
         compare(
             &format!("memcached GET, tokio, {}, {tasks} tasks", flavour.name()),
             OPERATIONS,
-            vec![ours("prefork-cache", &runtime, tasks, &cache), ours("prefork-cache, Redis", &runtime, tasks, &redis)],
+            vec![
+                through_cache("prefork-cache", &runtime, tasks, &cache),
+                through_cache("prefork-cache, Redis", &runtime, tasks, &redis),
+            ],
         );
     }
 }

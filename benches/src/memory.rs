@@ -1,4 +1,4 @@
-//! A hit in memory, beside moka as it comes, with per-entry expiry on both sides.
+//! A hit in memory, compared with plain moka, with per-entry expiry on both sides.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -11,7 +11,7 @@ use moka::Expiry;
 use prefork_cache::Cache;
 use prefork_cache::stores::MemoryStore;
 
-use crate::measure::{compare, way};
+use crate::measure::{candidate, compare};
 
 const TTL: Duration = Duration::from_secs(3600);
 const KEYS: usize = 1_000;
@@ -34,29 +34,29 @@ pub(crate) fn run() {
     let keys: Vec<String> = (0..KEYS).map(|number| format!("widget:{number}")).collect();
     let value = Bytes::from(vec![b'x'; 100]);
 
-    let bare = moka::sync::Cache::builder().max_capacity(10_000).expire_after(PerEntry).build();
+    let moka_cache = moka::sync::Cache::builder().max_capacity(10_000).expire_after(PerEntry).build();
     let cache = Cache::builder(MemoryStore::new()).build();
     let tenant = cache.namespace("tenant");
     for key in &keys {
-        bare.insert(key.clone(), (value.clone(), TTL));
+        moka_cache.insert(key.clone(), (value.clone(), TTL));
         cache.blocking().set_raw(key, value.clone(), TTL).expect("memory stores");
         tenant.blocking().set_raw(key, value.clone(), TTL).expect("memory stores");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let mut turn = keys.iter().cycle();
-    let mut turn_bare = keys.iter().cycle();
+    let mut turn_moka = keys.iter().cycle();
     let mut turn_async = keys.iter().cycle();
     let mut turn_named = keys.iter().cycle();
     compare(
         "memory hit",
         200_000,
         vec![
-            way("prefork-cache, blocking", || {
+            candidate("prefork-cache, blocking", || {
                 let key = turn.next().expect("an endless cycle");
                 black_box(cache.blocking().get_raw(key).expect("a hit"));
             }),
-            way("moka", || {
-                black_box(bare.get(turn_bare.next().expect("an endless cycle")).map(|entry| entry.0));
+            candidate("moka", || {
+                black_box(moka_cache.get(turn_moka.next().expect("an endless cycle")).map(|entry| entry.0));
             }),
         ],
     );
@@ -64,12 +64,12 @@ pub(crate) fn run() {
         "memory hit, in a namespace",
         200_000,
         vec![
-            way("prefork-cache, blocking", || {
+            candidate("prefork-cache, blocking", || {
                 let key = turn_named.next().expect("an endless cycle");
                 black_box(tenant.blocking().get_raw(key).expect("a hit"));
             }),
-            way("moka", || {
-                black_box(bare.get(turn_bare.next().expect("an endless cycle")).map(|entry| entry.0));
+            candidate("moka", || {
+                black_box(moka_cache.get(turn_moka.next().expect("an endless cycle")).map(|entry| entry.0));
             }),
         ],
     );
@@ -79,7 +79,7 @@ pub(crate) fn run() {
         "memory hit, awaited",
         20,
         vec![
-            way("prefork-cache, 10,000 awaits", || {
+            candidate("prefork-cache, 10,000 awaits", || {
                 runtime.block_on(async {
                     for _ in 0..10_000 {
                         let key = turn_async.next().expect("an endless cycle");
@@ -87,9 +87,9 @@ pub(crate) fn run() {
                     }
                 });
             }),
-            way("moka, 10,000 gets", || {
+            candidate("moka, 10,000 gets", || {
                 for _ in 0..10_000 {
-                    black_box(bare.get(turn_bare.next().expect("an endless cycle")).map(|entry| entry.0));
+                    black_box(moka_cache.get(turn_moka.next().expect("an endless cycle")).map(|entry| entry.0));
                 }
             }),
         ],
@@ -102,27 +102,27 @@ fn widget() -> Widget {
     (7, "a widget".to_owned(), ["round", "green", "made of brass"].map(str::to_owned).to_vec(), Some(9.99))
 }
 
-/// Decoded with each hit, beside a copy of what was put in.
+/// Decodes the value at each hit; moka clones its value.
 fn typed() {
-    let bare = moka::sync::Cache::builder().max_capacity(10_000).build();
-    bare.insert("widget:7".to_owned(), widget());
+    let moka_cache = moka::sync::Cache::builder().max_capacity(10_000).build();
+    moka_cache.insert("widget:7".to_owned(), widget());
     let cache = Cache::builder(MemoryStore::new()).build();
     cache.blocking().set("widget:7", &widget(), TTL).expect("memory stores");
     compare(
         "memory hit, typed",
         100_000,
         vec![
-            way("prefork-cache, blocking, decoded", || {
+            candidate("prefork-cache, blocking, decoded", || {
                 black_box(cache.blocking().get::<Widget>("widget:7").expect("a hit"));
             }),
-            way("moka, cloned", || {
-                black_box(bare.get("widget:7"));
+            candidate("moka, cloned", || {
+                black_box(moka_cache.get("widget:7"));
             }),
         ],
     );
 }
 
-/// Decoded once, beside caches of `Arc`s; then with a copy of the value on both sides.
+/// Decodes the value once, compared with caches of `Arc`s; then with a copy of the value on both sides.
 fn shared(keys: &[String]) {
     let cache = Cache::builder(MemoryStore::new()).build();
     let moka = moka::sync::Cache::builder().max_capacity(10_000).build();
@@ -139,27 +139,27 @@ fn shared(keys: &[String]) {
         foyer.insert(key.clone(), Arc::new(widget()));
     }
     let turns: [_; 6] = std::array::from_fn(|_| Cell::new(0));
-    let next = |way: usize| &*keys[turns[way].replace(turns[way].get() + 1) % KEYS];
+    let next = |candidate: usize| &*keys[turns[candidate].replace(turns[candidate].get() + 1) % KEYS];
     compare(
         "memory hit, shared",
         200_000,
         vec![
-            way("prefork-cache, blocking", || {
+            candidate("prefork-cache, blocking", || {
                 black_box(cache.blocking().get_shared::<Widget>(next(0)).expect("a hit"));
             }),
-            way("moka", || {
+            candidate("moka", || {
                 black_box(moka.get(next(1)));
             }),
-            way("moka, with an expiry", || {
+            candidate("moka, with an expiry", || {
                 black_box(expiring.get(next(5)));
             }),
-            way("quick_cache", || {
+            candidate("quick_cache", || {
                 black_box(quick.get(next(2)));
             }),
-            way("cached, in a Mutex", || {
+            candidate("cached, in a Mutex", || {
                 black_box(cached.lock().expect("no panic").cache_get(next(3)).cloned());
             }),
-            way("foyer, in memory", || {
+            candidate("foyer, in memory", || {
                 black_box(foyer.get(next(4)).map(|entry| Arc::clone(entry.value())));
             }),
         ],
@@ -168,14 +168,14 @@ fn shared(keys: &[String]) {
         "memory hit, shared, and the value copied",
         100_000,
         vec![
-            way("prefork-cache, blocking", || {
+            candidate("prefork-cache, blocking", || {
                 let found = cache.blocking().get_shared::<Widget>(next(0)).expect("a hit");
                 black_box(found.map(|widget| Widget::clone(&widget)));
             }),
-            way("moka, cloned", || {
+            candidate("moka, cloned", || {
                 black_box(moka.get(next(1)).map(|widget| Widget::clone(&widget)));
             }),
-            way("moka, with an expiry, cloned", || {
+            candidate("moka, with an expiry, cloned", || {
                 black_box(expiring.get(next(5)).map(|widget| Widget::clone(&widget)));
             }),
         ],

@@ -10,7 +10,7 @@ const LABELS: f64 = 520.0;
 const BARS: f64 = 300.0;
 const WIDTH: f64 = LABELS + BARS + 60.0;
 
-/// What a bar of full length stands for; a longer one is cut off, its number is not.
+/// The ratio of a bar of full length. A longer bar is cut off; its number is not.
 const LONGEST: f64 = 2.0;
 
 const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#1f2328}.axis{stroke:#59636e;stroke-dasharray:3 3}\
@@ -22,8 +22,8 @@ pub(crate) fn svg(ratios: &[Ratio]) -> String {
     let one = LABELS + BARS / LONGEST;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
-         <title>The time of prefork-cache, as a part of the time of others</title>\n<style>{STYLE}</style>\n\
-         <text x=\"{one}\" y=\"18\" text-anchor=\"middle\">the other's time</text>\n"
+         <title>The time of prefork-cache, divided by the time of the peer</title>\n<style>{STYLE}</style>\n\
+         <text x=\"{one}\" y=\"18\" text-anchor=\"middle\">the peer's time</text>\n"
     );
     for (row, Ratio { title, peer, ratio }) in ratios.iter().enumerate() {
         let top = TOP + row * ROW;
@@ -31,7 +31,7 @@ pub(crate) fn svg(ratios: &[Ratio]) -> String {
         let length = ratio.min(LONGEST) / LONGEST * BARS;
         let class = if *ratio <= 1.0 { "faster" } else { "slower" };
         let text = escaped(&format!("{title} \u{2014} {peer}"));
-        // Into a string nothing fails to be written.
+        // Writing to a string does not fail.
         let _ = writeln!(
             svg,
             "<text x=\"{label}\" y=\"{base}\" text-anchor=\"end\">{text}</text>\

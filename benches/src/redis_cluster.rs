@@ -1,4 +1,4 @@
-//! A cluster of three masters, beside one server and beside the redis crate's cluster client.
+//! A cluster of three masters, compared with one server and with the redis crate's cluster client.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
 use redis::cluster::{ClusterClient, ClusterConnection, cluster_pipe};
 
-use crate::bare::{self, Node};
-use crate::measure::{compare, way};
-use crate::redis_server::ours;
+use crate::measure::{candidate, compare};
+use crate::redis_server::through_cache;
+use crate::server_share::{self, Node};
 use crate::tasks::{FLAVOURS, OPERATIONS, TASKS};
 use support::cluster::Cluster;
 use support::servers::{Kind, Server};
@@ -18,7 +18,7 @@ use support::servers::{Kind, Server};
 const TTL: Duration = Duration::from_secs(3600);
 const KEYS: usize = 10_000;
 
-/// How many commands the peer is given at a time, where it is not given all at once.
+/// The number of commands in one pipeline of the peer, if it does not send all at once.
 const PIPELINE: usize = 1_000;
 
 pub(crate) fn run() {
@@ -33,10 +33,10 @@ pub(crate) fn run() {
         "redis GET, blocking",
         3_000,
         vec![
-            way("a cluster", || {
+            candidate("a cluster", || {
                 black_box(on_cluster.blocking().get_raw("widget:7").expect("a hit"));
             }),
-            way("one server", || {
+            candidate("one server", || {
                 black_box(on_server.blocking().get_raw("widget:7").expect("a hit"));
             }),
         ],
@@ -46,7 +46,10 @@ pub(crate) fn run() {
         compare(
             &format!("redis GET, tokio, {}, {tasks} tasks", flavour.name()),
             OPERATIONS,
-            vec![ours("a cluster", &runtime, tasks, &on_cluster), ours("one server", &runtime, tasks, &on_server)],
+            vec![
+                through_cache("a cluster", &runtime, tasks, &on_cluster),
+                through_cache("one server", &runtime, tasks, &on_server),
+            ],
         );
     }
     many_keys(&cluster, &open(&cluster.url("timeout=20s")));
@@ -61,7 +64,7 @@ fn many_keys(cluster: &Cluster, store: &RedisStore) {
     }
     let seed = format!("redis://127.0.0.1:{}", cluster.nodes()[0].port());
     let client = ClusterClient::new(vec![seed]).expect("a valid URL");
-    let [mut at_once, mut in_parts] = [(); 2].map(|()| client.get_connection().expect("redis answers"));
+    let [mut at_once, mut in_parts] = [(); 2].map(|()| client.get_connection().expect("redis responds"));
     let owners = cluster.owners(&names);
     let of_node =
         |node: usize| names.iter().zip(&owners).filter(move |(_, owner)| **owner == node).map(|(key, _)| *key);
@@ -74,14 +77,14 @@ fn many_keys(cluster: &Cluster, store: &RedisStore) {
         "redis, 10,000 keys, blocking",
         5,
         vec![
-            way("prefork-cache, get_many", || {
+            candidate("prefork-cache, get_many", || {
                 black_box(crate::batch::blocking(store, &names));
             }),
-            way("the same bytes, not understood", || bare::ask(&mut nodes, &mut buffer)),
-            way("ClusterClient, one pipeline", || {
+            candidate("the same bytes, replies not parsed", || server_share::ask(&mut nodes, &mut buffer)),
+            candidate("ClusterClient, one pipeline", || {
                 black_box(read(&mut at_once, &names));
             }),
-            way("ClusterClient, pipelines of 1,000", || {
+            candidate("ClusterClient, pipelines of 1,000", || {
                 for part in names.chunks(PIPELINE) {
                     black_box(read(&mut in_parts, part));
                 }

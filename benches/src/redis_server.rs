@@ -1,4 +1,4 @@
-//! Redis, beside the redis crate's own connections and fred.
+//! Redis, compared with the redis crate's own connections and fred.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use prefork_cache::stores::RedisStore;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Runtime;
 
-use crate::measure::{Way, compare, timed, way};
+use crate::measure::{Candidate, candidate, compare, timed};
 use crate::tasks::{FLAVOURS, Flavour, OPERATIONS, TASKS, spread};
 use support::servers::{Kind, Server};
 
@@ -33,16 +33,16 @@ pub(crate) fn run() {
 }
 
 fn blocking(cache: &Cache, client: &redis::Client, names: &[&str]) {
-    let mut plain = client.get_connection().expect("redis answers");
-    let mut plain_batch = client.get_connection().expect("redis answers");
+    let mut plain = client.get_connection().expect("redis responds");
+    let mut plain_batch = client.get_connection().expect("redis responds");
     compare(
         "redis GET, blocking",
         3_000,
         vec![
-            way("prefork-cache", || {
+            candidate("prefork-cache", || {
                 black_box(cache.blocking().get_raw("widget:7").expect("a hit"));
             }),
-            way("redis::Connection", || {
+            candidate("redis::Connection", || {
                 black_box(redis::cmd("GET").arg("widget:7").query::<Option<Vec<u8>>>(&mut plain).expect("a hit"));
             }),
         ],
@@ -52,10 +52,10 @@ fn blocking(cache: &Cache, client: &redis::Client, names: &[&str]) {
         "redis, 100 keys, blocking",
         200,
         vec![
-            way("prefork-cache", || {
+            candidate("prefork-cache", || {
                 black_box(crate::batch::blocking(&store, names));
             }),
-            way("redis::Connection, MGET", || {
+            candidate("redis::Connection, MGET", || {
                 let mut command = redis::cmd("MGET");
                 command.arg(names);
                 black_box(command.query::<Vec<Option<Vec<u8>>>>(&mut plain_batch).expect("hits"));
@@ -66,13 +66,13 @@ fn blocking(cache: &Cache, client: &redis::Client, names: &[&str]) {
 
 fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32) {
     let runtime = flavour.runtime();
-    let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("redis answers");
+    let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("redis responds");
     let fred = runtime.block_on(fred_client(client));
     compare(
         &format!("redis GET, tokio, {}, {tasks} tasks", flavour.name()),
         OPERATIONS,
         vec![
-            ours("prefork-cache", &runtime, tasks, cache),
+            through_cache("prefork-cache", &runtime, tasks, cache),
             multiplexed(&runtime, tasks, &connection),
             timed("fred", |count| {
                 spread(&runtime, tasks, count, || {
@@ -86,22 +86,26 @@ fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32)
             }),
         ],
     );
-    runtime.block_on(fred.quit()).expect("redis answers");
+    runtime.block_on(fred.quit()).expect("redis responds");
 }
 
-/// One connection, which sends at once, as ours do.
+/// Returns a fred client with one connection without Nagle's algorithm, like those of prefork-cache.
 async fn fred_client(client: &redis::Client) -> fred::clients::Client {
     let address = client.get_connection_info().addr().to_string();
     let config = fred::types::config::Config::from_url(&format!("redis://{address}")).expect("a valid URL");
     let mut builder = fred::types::Builder::from_config(config);
     builder.with_connection_config(|connection| connection.tcp.nodelay = Some(true));
     let fred = builder.build().expect("a valid configuration");
-    fred.init().await.expect("redis answers");
+    fred.init().await.expect("redis responds");
     fred
 }
 
-/// The same value, read over the redis crate's shared connection by so many tasks.
-pub(crate) fn multiplexed<'a>(runtime: &'a Runtime, tasks: u32, connection: &'a MultiplexedConnection) -> Way<'a> {
+/// Reads the value in `tasks` tasks, over the redis crate's shared connection.
+pub(crate) fn multiplexed<'a>(
+    runtime: &'a Runtime,
+    tasks: u32,
+    connection: &'a MultiplexedConnection,
+) -> Candidate<'a> {
     timed("MultiplexedConnection", move |count| {
         spread(runtime, tasks, count, || {
             let mut connection = connection.clone();
@@ -115,8 +119,13 @@ pub(crate) fn multiplexed<'a>(runtime: &'a Runtime, tasks: u32, connection: &'a 
     })
 }
 
-/// Raw values of this cache, read by so many tasks.
-pub(crate) fn ours<'a>(name: &'static str, runtime: &'a Runtime, tasks: u32, cache: &'a Cache) -> Way<'a> {
+/// Reads the raw value in `tasks` tasks, through a cache.
+pub(crate) fn through_cache<'a>(
+    name: &'static str,
+    runtime: &'a Runtime,
+    tasks: u32,
+    cache: &'a Cache,
+) -> Candidate<'a> {
     timed(name, move |count| {
         spread(runtime, tasks, count, || {
             let cache = cache.clone();

@@ -1,4 +1,4 @@
-//! Redis over TLS, beside the redis crate's own connections over rustls.
+//! Redis over TLS, compared with the redis crate's own connections over rustls.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use prefork_cache::Cache;
 use prefork_cache::stores::RedisStore;
 use redis::TlsCertificates;
 
-use crate::measure::{compare, way};
-use crate::redis_server::{multiplexed, ours};
+use crate::measure::{candidate, compare};
+use crate::redis_server::{multiplexed, through_cache};
 use crate::tasks::{FLAVOURS, Flavour, OPERATIONS};
 use support::certificates::Authority;
 use support::servers::{Encryption, Kind, Server};
@@ -17,7 +17,7 @@ use support::servers::{Encryption, Kind, Server};
 const TTL: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run() {
-    // The redis crate takes the process's own; a second one is refused, and as good.
+    // The redis crate uses the process's default provider. An error means that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let authority = Authority::new();
     let server = Server::encrypted(Kind::Redis, &Encryption::by(&authority), &[]);
@@ -34,15 +34,15 @@ pub(crate) fn run() {
 }
 
 fn blocking(cache: &Cache, client: &redis::Client) {
-    let mut plain = client.get_connection().expect("redis answers");
+    let mut plain = client.get_connection().expect("redis responds");
     compare(
         "redis GET over TLS, blocking",
         3_000,
         vec![
-            way("prefork-cache", || {
+            candidate("prefork-cache", || {
                 black_box(cache.blocking().get_raw("widget:7").expect("a hit"));
             }),
-            way("redis::Connection", || {
+            candidate("redis::Connection", || {
                 black_box(redis::cmd("GET").arg("widget:7").query::<Option<Vec<u8>>>(&mut plain).expect("a hit"));
             }),
         ],
@@ -51,10 +51,10 @@ fn blocking(cache: &Cache, client: &redis::Client) {
 
 fn on_tokio(cache: &Cache, client: &redis::Client, flavour: Flavour, tasks: u32) {
     let runtime = flavour.runtime();
-    let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("redis answers");
+    let connection = runtime.block_on(client.get_multiplexed_async_connection()).expect("redis responds");
     compare(
         &format!("redis GET over TLS, tokio, {}, {tasks} tasks", flavour.name()),
         OPERATIONS,
-        vec![ours("prefork-cache", &runtime, tasks, cache), multiplexed(&runtime, tasks, &connection)],
+        vec![through_cache("prefork-cache", &runtime, tasks, cache), multiplexed(&runtime, tasks, &connection)],
     );
 }

@@ -1,17 +1,17 @@
-//! Many tasks that share operations, in both flavours of tokio's runtime.
+//! Operations that are shared out to tasks, in both flavours of tokio's runtime.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 
-/// How many tasks there are.
+/// The numbers of tasks.
 pub(crate) const TASKS: [u32; 4] = [1, 16, 64, 256];
 
-/// How many operations they share in a round.
+/// The number of operations of a round, for all tasks together.
 pub(crate) const OPERATIONS: u32 = 6_400;
 
-/// What a preforking worker has, and one with two workers.
+/// The runtime of a preforking worker, and one with two worker threads.
 pub(crate) const FLAVOURS: [Flavour; 2] = [Flavour::CurrentThread, Flavour::TwoWorkers];
 
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ impl Flavour {
     }
 }
 
-/// Has `tasks` tasks share `count` operations, and says how long they took.
+/// Shares out `count` operations to `tasks` tasks, and returns how long they took.
 pub(crate) fn spread<W, F>(runtime: &Runtime, tasks: u32, count: u32, mut worker: impl FnMut() -> W) -> Duration
 where
     W: FnOnce(u32) -> F,

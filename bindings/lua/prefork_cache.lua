@@ -1,15 +1,15 @@
---- A cache that survives fork(), for LuaJIT: Redis, Memcached and in-memory stores.
+--- A cache that is safe to use across fork(), for LuaJIT: Redis, Memcached and in-memory stores.
 --
 --     local prefork_cache = require "prefork_cache"
 --     local cache = prefork_cache.open("redis://127.0.0.1:6379")   -- in the master or in a worker; no hook is needed
 --     cache:set("motd", "hello", 60)
 --     local page = cache:fetch("page", 60, function() return render() end)
 --
--- Keys and values are strings. Times are in seconds, fractions too; `nil` in the place of one: it never expires.
--- Failures are errors: tables with `status` ("PFC_TIMEOUT"), `message` and `is_transient`, which print as text. A
--- loader may raise errors: none of the library's frames is on the stack while it runs.
+-- Keys and values are strings. Times are in seconds and may be fractions; `nil` means that an entry never expires.
+-- Failures are errors: tables with `status` ("PFC_TIMEOUT"), `message` and `is_transient`, which `tostring` converts. A
+-- loader may raise errors: no frame of the library is on the stack while it runs.
 --
--- Calls block the process, as all I/O of plain LuaJIT does; within nginx keep the timeouts in the URL short.
+-- Calls block the process, like all I/O of plain LuaJIT; in nginx keep the timeouts in the URL short.
 
 local ffi = require "ffi"
 
@@ -19,17 +19,17 @@ local OK, MISS, CLAIM = 0, 1, 3
 
 local directory = debug.getinfo(1, "S").source:match("^@(.*/)") or "./"
 
---- Reads the declarations: where PREFORK_CACHE_FFI_H says, or where they are installed.
+--- Reads the declarations from the path in PREFORK_CACHE_FFI_H, or from where they are installed.
 local function declarations()
   local tried = {}
   local installed = { directory .. "../../include/", "/usr/local/include/", "/usr/include/" }
-  for place, path in ipairs(installed) do installed[place] = path .. "prefork_cache.ffi.h" end
+  for index, path in ipairs(installed) do installed[index] = path .. "prefork_cache.ffi.h" end
   for _, path in ipairs({ os.getenv("PREFORK_CACHE_FFI_H"), unpack(installed) }) do
     local file = io.open(path)
     if file then
       local text = file:read("*a")
       file:close()
-      -- The lines for PHP.
+      -- Without the lines for PHP.
       return (text:gsub("#[^\n]*\n", ""))
     end
     tried[#tried + 1] = path
@@ -63,7 +63,7 @@ local function failure(status)
   }, Error)
 end
 
---- The status, unless it is an error.
+--- Returns the status; raises it if it is an error.
 local function checked(status)
   if status < 0 then error(failure(status), 3) end
   return status
@@ -77,7 +77,7 @@ local function milliseconds(seconds)
   return math.ceil(seconds * 1000)
 end
 
---- Takes the string out of a value, if there is one.
+--- Returns the string of a value, or nil, and frees the value.
 local function take(value)
   if value.data == nil then return nil end
   local text = ffi.string(value.data, value.length)
@@ -92,7 +92,7 @@ local length = Size()
 local Cache = {}
 Cache.__index = Cache
 
---- The string under a key, or nil.
+--- Returns the string under a key, or nil.
 function Cache:get(key)
   local status = checked(C.pfc_get_into(self.handle, key, #key, buffer, capacity, length, nil))
   if status == OK then return ffi.string(buffer, length[0]) end
@@ -102,32 +102,32 @@ function Cache:get(key)
   return take(value)
 end
 
---- A table of those that are there, by key.
+--- Returns a table of the existing entries, by key.
 function Cache:get_many(keys)
   local count = #keys
-  local asked, values = Keys(count), Values(count)
-  for place, key in ipairs(keys) do
-    asked[place - 1].data, asked[place - 1].length = key, #key
+  local array, values = Keys(count), Values(count)
+  for index, key in ipairs(keys) do
+    array[index - 1].data, array[index - 1].length = key, #key
   end
-  local status = C.pfc_get_many(self.handle, asked, count, values, nil, nil)
+  local status = C.pfc_get_many(self.handle, array, count, values, nil, nil)
   local failed = status < 0 and failure(status)
   local found = {}
-  for place, key in ipairs(keys) do found[key] = take(values[place - 1]) end
+  for index, key in ipairs(keys) do found[key] = take(values[index - 1]) end
   if failed then error(failed, 2) end
   return found
 end
 
---- Stores a string, whatever is there.
+--- Stores a string, whether or not there is an entry.
 function Cache:set(key, value, seconds)
   checked(C.pfc_set(self.handle, key, #key, value, #value, milliseconds(seconds), nil))
 end
 
---- Stores a string where there is none. Returns whether it was stored.
+--- Stores a string if there is no entry. Returns whether it was stored.
 function Cache:add(key, value, seconds)
   return checked(C.pfc_add(self.handle, key, #key, value, #value, milliseconds(seconds), nil)) == OK
 end
 
---- Stores a string in the place of another. Returns whether it was stored.
+--- Stores a string if there is an entry. Returns whether it was stored.
 function Cache:replace(key, value, seconds)
   return checked(C.pfc_replace(self.handle, key, #key, value, #value, milliseconds(seconds), nil)) == OK
 end
@@ -140,60 +140,60 @@ end
 --- Removes many entries. Returns how many there were.
 function Cache:delete_many(keys)
   local count = #keys
-  local asked, statuses = Keys(count), Statuses(count)
-  for place, key in ipairs(keys) do
-    asked[place - 1].data, asked[place - 1].length = key, #key
+  local array, statuses = Keys(count), Statuses(count)
+  for index, key in ipairs(keys) do
+    array[index - 1].data, array[index - 1].length = key, #key
   end
-  checked(C.pfc_delete_many(self.handle, asked, count, statuses, nil))
+  checked(C.pfc_delete_many(self.handle, array, count, statuses, nil))
   local removed = 0
-  for place = 0, count - 1 do
-    if statuses[place] == OK then removed = removed + 1 end
+  for index = 0, count - 1 do
+    if statuses[index] == OK then removed = removed + 1 end
   end
   return removed
 end
 
---- Whether there is an entry.
+--- Returns whether there is an entry.
 function Cache:exists(key)
   return checked(C.pfc_exists(self.handle, key, #key, nil)) == OK
 end
 
---- Gives an entry another time to live. Returns whether there is one.
+--- Sets the time to live of an entry. Returns whether there is one.
 function Cache:touch(key, seconds)
   return checked(C.pfc_touch(self.handle, key, #key, milliseconds(seconds), nil)) == OK
 end
 
---- For how many seconds an entry lives: math.huge for one that never expires, nil where there is none.
+--- Returns the seconds until an entry expires: math.huge if it never does, nil if there is no entry.
 function Cache:expires_in(key)
   local left = Integer()
   if checked(C.pfc_expires_in(self.handle, key, #key, left, nil)) == MISS then return nil end
   return left[0] == NEVER and math.huge or tonumber(left[0]) / 1000
 end
 
---- Adds to a counter, which lives for so many seconds from its beginning. Returns what it has come to.
+--- Adds to a counter and returns the sum. A new counter expires after `seconds`.
 function Cache:increment(key, by, seconds)
   local count = Integer()
   checked(C.pfc_increment(self.handle, key, #key, by or 1, milliseconds(seconds), count, nil))
   return tonumber(count[0])
 end
 
---- The number in a counter, or nil.
+--- Returns the number in a counter, or nil.
 function Cache:counter(key)
   local count = Integer()
   if checked(C.pfc_counter(self.handle, key, #key, count, nil)) == MISS then return nil end
   return tonumber(count[0])
 end
 
---- Removes all entries of the namespace; of a cache without one, all entries of the store.
+--- Removes all entries of the namespace; for a cache without a namespace, all entries of the store.
 function Cache:clear()
   checked(C.pfc_clear(self.handle, nil))
 end
 
---- The string under a key, or else what `load` returns, which is then stored: one caller loads, among all processes on
--- the server, and the others wait for it. What `load` raises is raised, unless there is a stale string.
+--- Returns the string under a key, or calls `load`, stores its string and returns that. One caller among all processes
+-- on the server loads, and the others wait for it. An error of `load` is raised, unless there is a stale string.
 --
--- `options`: `stale`, for how many seconds after its time it goes on serving while it is loaded again; `refresh_ahead`,
--- how many seconds before its end one caller loads it again; `jitter`, the part of its time by which it may end sooner;
--- `load_timeout`, how many seconds a load may take before others no longer wait for it (60).
+-- `options`: `stale`, for how many seconds after that a stale string is returned while it is reloaded; `refresh_ahead`,
+-- how many seconds before its end one caller reloads a string; `jitter`, the fraction by which its time is shortened at
+-- random, at most; `load_timeout`, how many seconds a load may take before others stop waiting for it (60).
 function Cache:fetch(key, seconds, load, options)
   options = options or {}
   local expiry = Expiry {
@@ -226,7 +226,7 @@ function Cache:fetch(key, seconds, load, options)
   return loaded
 end
 
---- What this process has done through the cache, as JSON.
+--- Returns the statistics of the cache in this process, as JSON.
 function Cache:stats()
   local value = Value()
   checked(C.pfc_stats(self.handle, value))
@@ -235,7 +235,7 @@ end
 
 local prefork_cache = { Error = Error }
 
---- Opens a cache, or the one that is open under this name. `options`: `name` ("default"), `namespace`.
+--- Opens a cache, or uses the one that is open under this name. `options`: `name` ("default"), `namespace`.
 function prefork_cache.open(url, options)
   options = options or {}
   local name, namespace = options.name or "default", options.namespace
@@ -244,26 +244,26 @@ function prefork_cache.open(url, options)
   return setmetatable({ handle = handle[0] }, Cache)
 end
 
---- Brings this process up to date after a fork, now rather than at first use. Never needed. Returns a line for a log.
+--- Refreshes the stores after a fork, now instead of at their first use. Optional. Returns a line for a log.
 function prefork_cache.after_fork()
   local report = Value()
   checked(C.pfc_after_fork(report))
   return take(report)
 end
 
---- A number that is another one in each process that was forked.
+--- Returns the generation of this process: 1, and one more in each forked child.
 function prefork_cache.generation()
   return tonumber(C.pfc_generation())
 end
 
---- The failures that no call has raised, as JSON, or nil. They are forgotten then.
+--- Returns the failures that no call has raised, as JSON, or nil, and clears the list.
 function prefork_cache.take_errors()
   local value = Value()
   checked(C.pfc_take_errors(value))
   return take(value)
 end
 
---- What this process has done through all its caches, in the text format of Prometheus.
+--- Returns the statistics of all caches of this process, in the text format of Prometheus.
 function prefork_cache.prometheus()
   local value = Value()
   checked(C.pfc_prometheus(value))

@@ -3,23 +3,23 @@
 declare(strict_types=1);
 
 /**
- * A cache that survives fork(), for PHP with FFI: Redis, Memcached and in-memory stores.
+ * A cache that is safe to use across fork(), for PHP with FFI: Redis, Memcached and in-memory stores.
  *
  *     require 'prefork_cache.php';
  *     $cache = new PreforkCache('redis://127.0.0.1:6379');
  *     $cache->set('motd', 'hello', 60);
  *     $page = $cache->fetch('page', 60, fn () => render());
  *
- * Keys and values are strings. Times are in seconds, fractions too; null in the place of one: it never expires.
- * Failures are PreforkCacheException. A loader may throw: none of the library's frames is on the stack while it runs.
- * No hook is needed after a fork.
+ * Keys and values are strings. Times are in seconds and may be fractions; null means that an entry never expires.
+ * Failures throw PreforkCacheException. A loader may throw: no frame of the library is on the stack while it runs. No
+ * hook is needed after a fork.
  *
- * On the command line FFI has to be enabled: `ffi.enable=1`. In FPM, with `ffi.enable=preload`, preload both this file
- * and the declarations: `opcache.preload=/path/prefork_cache.php` and `ffi.preload=/path/prefork_cache.ffi.h`; or,
- * where the master is not root, `opcache.preload` with a script of yours that requires this file and calls
- * PreforkCache::load(). Each worker then connects for itself.
+ * On the command line, enable FFI with `ffi.enable=1`. In FPM, with `ffi.enable=preload`, preload both this file and
+ * the declarations: `opcache.preload=/path/prefork_cache.php` and `ffi.preload=/path/prefork_cache.ffi.h`. If the master
+ * does not run as root, `opcache.preload` may instead name your own script, which requires this file and calls
+ * PreforkCache::load(). Each worker then makes its own connections.
  *
- * Calls that wait return to PHP every 0.1 s, so that signals are handled where pcntl_async_signals(true) is set.
+ * Calls that wait return to PHP every 0.1 s, so that signals are handled if pcntl_async_signals(true) is set.
  */
 final class PreforkCache
 {
@@ -40,7 +40,7 @@ final class PreforkCache
 
     private \FFI\CData $handle;
 
-    /** Opens a cache, or the one that is open under this name in this process. */
+    /** Opens a cache, or uses the one that is open under this name in this process. */
     public function __construct(string $url, string $name = 'default', ?string $namespace = null)
     {
         $library = self::library();
@@ -52,27 +52,27 @@ final class PreforkCache
     }
 
     /**
-     * Loads the library: for opcache.preload; elsewhere it happens by itself. The declarations are where the
-     * environment's PREFORK_CACHE_FFI_H says, or where they are installed.
+     * Loads the library. Only opcache.preload has to call this; otherwise the first use loads it. The declarations are
+     * read from the path in the environment variable PREFORK_CACHE_FFI_H, or from where they are installed.
      */
     public static function load(?string $header = null): \FFI
     {
-        $places = array_filter([$header, getenv('PREFORK_CACHE_FFI_H') ?: null, ...self::INSTALLED]);
-        foreach ($places as $place) {
-            if (is_file($place)) {
-                return \FFI::load($place);
+        $paths = array_filter([$header, getenv('PREFORK_CACHE_FFI_H') ?: null, ...self::INSTALLED]);
+        foreach ($paths as $path) {
+            if (is_file($path)) {
+                return \FFI::load($path);
             }
         }
-        $tried = implode(', ', $places);
+        $tried = implode(', ', $paths);
         throw new \RuntimeException("prefork_cache.ffi.h is not in $tried: set PREFORK_CACHE_FFI_H");
     }
 
     private static function library(): \FFI
     {
-        return self::$library ??= self::found();
+        return self::$library ??= self::preloadedOrLoaded();
     }
 
-    private static function found(): \FFI
+    private static function preloadedOrLoaded(): \FFI
     {
         try {
             $library = \FFI::scope('prefork_cache');
@@ -85,17 +85,17 @@ final class PreforkCache
         return $library;
     }
 
-    /** The string under a key, or null. */
+    /** Returns the string under a key, or null. */
     public function get(string $key): ?string
     {
         $library = self::library();
         $value = $library->new('pfc_value');
-        self::whole(fn ($call) => $library->pfc_get($this->handle, $key, strlen($key), \FFI::addr($value), $call));
+        self::finish(fn ($call) => $library->pfc_get($this->handle, $key, strlen($key), \FFI::addr($value), $call));
         return self::take($value);
     }
 
     /**
-     * Those that are there, by key.
+     * Returns the existing entries by key.
      *
      * @param list<string> $keys
      * @return array<string, string>
@@ -108,14 +108,14 @@ final class PreforkCache
         }
         $library = self::library();
         $keys = array_values($keys);
-        [$asked, $texts] = self::keys($keys);
+        [$array, $buffers] = self::keys($keys);
         $count = count($keys);
         $values = $library->new("pfc_value[$count]");
         try {
-            self::whole(fn ($call) => $library->pfc_get_many($this->handle, $asked, $count, $values, null, $call));
+            self::finish(fn ($call) => $library->pfc_get_many($this->handle, $array, $count, $values, null, $call));
         } finally {
-            foreach ($keys as $place => $key) {
-                $text = self::take($values[$place]);
+            foreach ($keys as $index => $key) {
+                $text = self::take($values[$index]);
                 if ($text !== null) {
                     $found[$key] = $text;
                 }
@@ -124,19 +124,19 @@ final class PreforkCache
         return $found;
     }
 
-    /** Stores a string, whatever is there. */
+    /** Stores a string, whether or not there is an entry. */
     public function set(string $key, string $value, int|float|null $seconds = null): void
     {
         $this->store('pfc_set', $key, $value, $seconds);
     }
 
-    /** Stores a string where there is none. Returns whether it was stored. */
+    /** Stores a string if there is no entry. Returns whether it was stored. */
     public function add(string $key, string $value, int|float|null $seconds = null): bool
     {
         return $this->store('pfc_add', $key, $value, $seconds);
     }
 
-    /** Stores a string in the place of another. Returns whether it was stored. */
+    /** Stores a string if there is an entry. Returns whether it was stored. */
     public function replace(string $key, string $value, int|float|null $seconds = null): bool
     {
         return $this->store('pfc_replace', $key, $value, $seconds);
@@ -147,14 +147,14 @@ final class PreforkCache
         $library = self::library();
         $ttl = self::milliseconds($seconds);
         $put = fn ($call) => $library->$verb($this->handle, $key, strlen($key), $value, strlen($value), $ttl, $call);
-        return self::whole($put) === self::OK;
+        return self::finish($put) === self::OK;
     }
 
     /** Removes an entry. Returns whether there was one. */
     public function delete(string $key): bool
     {
         $library = self::library();
-        return self::whole(fn ($call) => $library->pfc_delete($this->handle, $key, strlen($key), $call)) === self::OK;
+        return self::finish(fn ($call) => $library->pfc_delete($this->handle, $key, strlen($key), $call)) === self::OK;
     }
 
     /**
@@ -168,46 +168,46 @@ final class PreforkCache
             return 0;
         }
         $library = self::library();
-        [$asked, $texts] = self::keys(array_values($keys));
+        [$array, $buffers] = self::keys(array_values($keys));
         $count = count($keys);
         $statuses = $library->new("pfc_status[$count]");
-        self::whole(fn ($call) => $library->pfc_delete_many($this->handle, $asked, $count, $statuses, $call));
+        self::finish(fn ($call) => $library->pfc_delete_many($this->handle, $array, $count, $statuses, $call));
         $removed = 0;
-        for ($place = 0; $place < $count; $place++) {
-            $removed += $statuses[$place] === self::OK ? 1 : 0;
+        for ($index = 0; $index < $count; $index++) {
+            $removed += $statuses[$index] === self::OK ? 1 : 0;
         }
         return $removed;
     }
 
-    /** Whether there is an entry. */
+    /** Returns whether there is an entry. */
     public function exists(string $key): bool
     {
         $library = self::library();
-        return self::whole(fn ($call) => $library->pfc_exists($this->handle, $key, strlen($key), $call)) === self::OK;
+        return self::finish(fn ($call) => $library->pfc_exists($this->handle, $key, strlen($key), $call)) === self::OK;
     }
 
-    /** Gives an entry another time to live. Returns whether there is one. */
+    /** Sets the time to live of an entry. Returns whether there is one. */
     public function touch(string $key, int|float|null $seconds): bool
     {
         $library = self::library();
         $ttl = self::milliseconds($seconds);
         $touch = fn ($call) => $library->pfc_touch($this->handle, $key, strlen($key), $ttl, $call);
-        return self::whole($touch) === self::OK;
+        return self::finish($touch) === self::OK;
     }
 
-    /** For how many seconds an entry lives: INF for one that never expires, null where there is none. */
+    /** Returns the seconds until an entry expires: INF if it never does, null if there is no entry. */
     public function expiresIn(string $key): ?float
     {
         $library = self::library();
         $left = $library->new('int64_t');
         $ask = fn ($call) => $library->pfc_expires_in($this->handle, $key, strlen($key), \FFI::addr($left), $call);
-        if (self::whole($ask) === self::MISS) {
+        if (self::finish($ask) === self::MISS) {
             return null;
         }
         return $left->cdata === self::NEVER ? INF : $left->cdata / 1000;
     }
 
-    /** Adds to a counter, which lives for so many seconds from its beginning. Returns what it has come to. */
+    /** Adds to a counter and returns the sum. A new counter expires after `$seconds`. */
     public function increment(string $key, int $by = 1, int|float|null $seconds = null): int
     {
         $library = self::library();
@@ -215,35 +215,36 @@ final class PreforkCache
         $count = $library->new('int64_t');
         $result = \FFI::addr($count);
         $add = fn ($call) => $library->pfc_increment($this->handle, $key, strlen($key), $by, $ttl, $result, $call);
-        self::whole($add);
+        self::finish($add);
         return $count->cdata;
     }
 
-    /** The number in a counter, or null. */
+    /** Returns the number in a counter, or null. */
     public function counter(string $key): ?int
     {
         $library = self::library();
         $count = $library->new('int64_t');
         $ask = fn ($call) => $library->pfc_counter($this->handle, $key, strlen($key), \FFI::addr($count), $call);
-        return self::whole($ask) === self::MISS ? null : $count->cdata;
+        return self::finish($ask) === self::MISS ? null : $count->cdata;
     }
 
-    /** Removes all entries of the namespace; of a cache without one, all entries of the store. */
+    /** Removes all entries of the namespace; for a cache without a namespace, all entries of the store. */
     public function clear(): void
     {
         $library = self::library();
-        self::whole(fn ($call) => $library->pfc_clear($this->handle, $call));
+        self::finish(fn ($call) => $library->pfc_clear($this->handle, $call));
     }
 
     /**
-     * The string under a key, or else what `$load` returns, which is then stored: one caller loads, among all processes
-     * on the server, and the others wait for it. What `$load` throws is thrown, unless there is a stale string.
+     * Returns the string under a key, or calls `$load`, stores its string and returns that. One caller among all
+     * processes on the server loads, and the others wait for it. An exception of `$load` is thrown, unless there is a
+     * stale string.
      *
      * @param callable(string): string $load
-     * @param int|float $stale         For how many seconds after its time it goes on serving while it is loaded again.
-     * @param int|float $refreshAhead  How many seconds before its end one caller loads it again.
-     * @param float $jitter            The part of its time by which it may end sooner.
-     * @param int|float $loadTimeout   How many seconds a load may take before others no longer wait for it.
+     * @param int|float $stale         For how many seconds after that a stale string is returned while it is reloaded.
+     * @param int|float $refreshAhead  How many seconds before its end one caller reloads a string.
+     * @param float $jitter            The fraction by which its time is shortened at random, at most.
+     * @param int|float $loadTimeout   How many seconds a load may take before others stop waiting for it.
      */
     public function fetch(
         string $key,
@@ -266,7 +267,7 @@ final class PreforkCache
         [$found, $claimed] = [\FFI::addr($value), \FFI::addr($claim)];
         $length = strlen($key);
         $begin = fn ($call) => $library->pfc_fetch_begin($this->handle, $key, $length, $timeout, $found, $claimed, $call);
-        $status = self::whole($begin);
+        $status = self::finish($begin);
         $old = self::take($value);
         if ($status !== self::CLAIM) {
             return $old;
@@ -278,7 +279,7 @@ final class PreforkCache
             }
             $length = strlen($loaded);
             $addr = \FFI::addr($expiry);
-            self::whole(fn ($call) => $library->pfc_fetch_complete($claim, $loaded, $length, $addr, $call));
+            self::finish(fn ($call) => $library->pfc_fetch_complete($claim, $loaded, $length, $addr, $call));
             $claim = null;
         } catch (\Exception $thrown) {
             if ($old === null) {
@@ -287,14 +288,14 @@ final class PreforkCache
             return $old;
         } finally {
             if ($claim !== null) {
-                self::whole(fn ($call) => $library->pfc_fetch_fail($claim, null, $call));
+                self::finish(fn ($call) => $library->pfc_fetch_fail($claim, null, $call));
             }
         }
         return $loaded;
     }
 
     /**
-     * What this process has done through the cache.
+     * Returns the statistics of the cache in this process.
      *
      * @return array<string, mixed>
      */
@@ -305,7 +306,7 @@ final class PreforkCache
         return json_decode(self::take($value), true, flags: JSON_THROW_ON_ERROR);
     }
 
-    /** What this process has done through all its caches, in the text format of Prometheus. */
+    /** Returns the statistics of all caches of this process, in the text format of Prometheus. */
     public static function prometheus(): string
     {
         $value = self::library()->new('pfc_value');
@@ -314,7 +315,7 @@ final class PreforkCache
     }
 
     /**
-     * The failures that no call has thrown; they are forgotten then.
+     * Returns the failures that no call has thrown, and clears the list.
      *
      * @return array{dropped: int, errors: list<array<string, mixed>>}
      */
@@ -326,7 +327,7 @@ final class PreforkCache
         return json_decode($json, true, flags: JSON_THROW_ON_ERROR);
     }
 
-    /** Brings this process up to date after a fork, now rather than at first use. Never needed. Returns a log line. */
+    /** Refreshes the stores after a fork, now instead of at their first use. Optional. Returns a line for a log. */
     public static function afterFork(): string
     {
         $value = self::library()->new('pfc_value');
@@ -334,20 +335,20 @@ final class PreforkCache
         return self::take($value);
     }
 
-    /** A number that is another one in each process that was forked. */
+    /** Returns the generation of this process: 1, and one more in each forked child. */
     public static function generation(): int
     {
         return self::library()->pfc_generation();
     }
 
-    /** Makes a call until it is done. */
-    private static function whole(callable $make): int
+    /** Repeats a call until it is finished. */
+    private static function finish(callable $make): int
     {
         $call = self::library()->new('pfc_call *');
         $unfinished = \FFI::addr($call);
         try {
             do {
-                // Between two of them PHP handles its signals.
+                // PHP handles its signals between two calls.
                 $status = $make($unfinished);
             } while ($status === self::AGAIN);
         } finally {
@@ -358,7 +359,7 @@ final class PreforkCache
         return self::checked($status);
     }
 
-    /** The status, unless it is an error. */
+    /** Returns the status; throws if it is an error. */
     private static function checked(int $status): int
     {
         if ($status < 0) {
@@ -373,7 +374,7 @@ final class PreforkCache
         return $status;
     }
 
-    /** Takes the string out of a value, if there is one. */
+    /** Returns the string of a value, or null, and frees the value. */
     private static function take(\FFI\CData $value): ?string
     {
         if ($value->data === null) {
@@ -385,7 +386,7 @@ final class PreforkCache
     }
 
     /**
-     * An array of keys for C, and what has to live as long as it.
+     * Returns an array of keys for C, and the buffers that must live as long as it.
      *
      * @param list<string> $keys
      * @return array{\FFI\CData, list<\FFI\CData>}
@@ -394,16 +395,16 @@ final class PreforkCache
     {
         $library = self::library();
         $count = count($keys);
-        $asked = $library->new("pfc_key[$count]");
-        $texts = [];
-        foreach ($keys as $place => $key) {
+        $array = $library->new("pfc_key[$count]");
+        $buffers = [];
+        foreach ($keys as $index => $key) {
             $length = strlen($key);
-            $texts[$place] = $library->new('char[' . max($length, 1) . ']');
-            \FFI::memcpy($texts[$place], $key, $length);
-            $asked[$place]->data = $library->cast('char *', \FFI::addr($texts[$place][0]));
-            $asked[$place]->length = $length;
+            $buffers[$index] = $library->new('char[' . max($length, 1) . ']');
+            \FFI::memcpy($buffers[$index], $key, $length);
+            $array[$index]->data = $library->cast('char *', \FFI::addr($buffers[$index][0]));
+            $array[$index]->length = $length;
         }
-        return [$asked, $texts];
+        return [$array, $buffers];
     }
 
     private static function milliseconds(int|float|null $seconds): int
@@ -418,7 +419,7 @@ final class PreforkCache
     }
 }
 
-/** A call to the cache that has failed. The code is the status, below 0. */
+/** A failed call to the cache. The code is the status, below 0. */
 final class PreforkCacheException extends \RuntimeException
 {
     public function __construct(
@@ -426,7 +427,7 @@ final class PreforkCacheException extends \RuntimeException
         public readonly string $status,
         string $message,
         int $code,
-        /** Whether the same call may well succeed later. */
+        /** Whether the same call may succeed later. */
         public readonly bool $isTransient,
     ) {
         parent::__construct("$status: $message", $code);

@@ -1,4 +1,4 @@
-/* A counter of visits and a page that is rendered once a minute, whatever number of processes ask for it.
+/* A counter of visits, and a page that is rendered once a minute for all processes together.
  *
  *   cc quickstart.c $(pkg-config --cflags --libs prefork_cache) -o quickstart && ./quickstart redis://127.0.0.1:6379
  */
@@ -44,9 +44,9 @@ int main(int argc, char **argv) {
   pfc_status status = pfc_open(PFC_LITERAL("default"), argv[1], strlen(argv[1]), PFC_LITERAL("quickstart"), &cache);
   if (status != PFC_OK) return failed("opening the cache", status);
 
-  if (work(cache) != 0) return 1; /* the master, which warms its cache */
+  if (work(cache) != 0) return 1; /* the master warms its cache */
   fflush(stdout);
-  pid_t worker = fork(); /* no hook: the worker makes a connection of its own */
+  pid_t worker = fork(); /* no hook: the worker makes its own connection */
   if (worker == 0) return work(cache);
   int ended;
   if (worker < 0 || waitpid(worker, &ended, 0) != worker || ended != 0) return 1;

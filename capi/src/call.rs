@@ -1,51 +1,51 @@
-//! Calls that may wait: at once, or in slices of 100 ms.
+//! Calls that may wait: until they are done, or in slices of 100 ms.
 
 use std::any::Any;
 use std::time::Duration;
 
 use prefork_cache::{Result, Resumable};
 
-use crate::entry::Failure;
+use crate::errors::Failure;
 use crate::status::pfc_status;
 
-/// After what time a call in slices comes back.
+/// The duration after which a call in slices returns.
 pub(crate) const SLICE: Duration = Duration::from_millis(100);
 
-/// A call that is not done.
+/// A call that is not finished.
 ///
-/// Every function with a last argument `pfc_call **call` may wait, for at most the timeouts of the cache's URL, and a
-/// fetch for the load of another caller. With a null pointer there, it comes back when it is done, and signal handlers
-/// run meanwhile as they do. With a pointer to a `pfc_call *` that is null, it comes back after about 100 ms at the
-/// latest: with PFC_AGAIN if it is not done, and the `pfc_call *` set. Serve signals, let other threads of the language
-/// run, and call the same function again with the same arguments: the exchange that is under way is gone on with, and
-/// nothing is sent twice. When it returns anything else the `pfc_call *` is null again. (The lookup of a host's name by
-/// the system cannot be left: write the address in numbers where that matters.)
+/// Every function with a last argument `pfc_call **call` may wait: for at most the timeouts of the cache's URL and,
+/// in a fetch, for the load of another caller. With a null pointer, it returns when it is finished; signal handlers
+/// run in the meantime as usual. With a pointer to a `pfc_call *` that is null, it returns after at most about 100
+/// ms: with PFC_AGAIN and the `pfc_call *` set if it is not finished. Handle signals, let other threads of the
+/// language run, and call the same function again with the same arguments: the exchange continues, and nothing is
+/// sent twice. When it returns any other status, the `pfc_call *` is null again. (The system's lookup of a host name
+/// cannot be interrupted like this: write the address in numbers if that matters.)
 ///
-/// A call is one thread's at a time, and any thread's. Keys, values and other arguments are copied by the first call:
-/// later ones do not read them, but write what they return. A call that is not wanted any more is ended by
-/// pfc_call_cancel(); it has taken effect or not. A child of the process that began it gets PFC_FORKED: it begins
-/// again.
+/// Only one thread at a time may use a call, but any thread may. The first call copies keys, values and other
+/// arguments: later ones do not read them, but set their results. End a call that is no longer wanted with
+/// pfc_call_cancel(); it may or may not have taken effect. A child of the process that began it gets PFC_FORKED, and
+/// has to begin again.
 pub struct pfc_call {
     verb: &'static str,
     /// A [`Resumable`].
     operation: Box<dyn Any + Send>,
 }
 
-/// Ends a call that is not done, and frees it. On any thread; in a child of the process that began it too. Takes a null
-/// pointer.
+/// Ends a call that is not finished, and frees it. On any thread, also in a child of the process that began it. A null
+/// pointer is allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_call_cancel(call: *mut pfc_call) {
     crate::entry::entry(|| {
         if !call.is_null() {
-            // SAFETY: made by `in_slices`, which hands it out, and ended here.
+            // SAFETY: `run_slice` allocated it and gave it to the caller, who gives it back here, once.
             drop(unsafe { Box::from_raw(call) });
         }
         Ok(pfc_status::PFC_OK)
     });
 }
 
-/// Begins a call in slices, or goes on with it. Returns `None` if it is not done.
-pub(crate) unsafe fn in_slices<T: 'static>(
+/// Begins a call in slices or continues it, for one slice. Returns `None` if it is not finished.
+pub(crate) unsafe fn run_slice<T: 'static>(
     call: &mut *mut pfc_call,
     verb: &'static str,
     begin: impl FnOnce() -> Result<Resumable<'static, T>, Failure>,
@@ -53,13 +53,13 @@ pub(crate) unsafe fn in_slices<T: 'static>(
     let mut unfinished = if call.is_null() {
         Box::new(pfc_call { verb, operation: Box::new(begin()?) })
     } else {
-        // SAFETY: set by a call before, below, and cleared where it is taken.
+        // SAFETY: an earlier call set it, below, and it is cleared as soon as it is taken.
         unsafe { Box::from_raw(*call) }
     };
     *call = std::ptr::null_mut();
     let operation = unfinished.operation.downcast_mut::<Resumable<'static, T>>().filter(|_| unfinished.verb == verb);
     let Some(operation) = operation else {
-        let message = format!("a {verb} cannot go on with a call of {}", unfinished.verb);
+        let message = format!("{verb} cannot continue a call of {}", unfinished.verb);
         *call = Box::into_raw(unfinished);
         return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, message));
     };
@@ -72,10 +72,10 @@ pub(crate) unsafe fn in_slices<T: 'static>(
     }
 }
 
-/// Makes a call with a cache and a key, which are borrowed or, in slices, kept. `None` if it is not done.
+/// Makes a call with a cache and a key, which are borrowed or, in slices, owned. `None` if it is not finished.
 macro_rules! call {
     ($call:expr, $verb:literal, $cache:ident, $key:ident => $operation:expr) => {
-        // SAFETY: null, or a pointer of the caller's to what it was given by an earlier call, or to null.
+        // SAFETY: null, or the caller's pointer to the `pfc_call *` of an earlier call, or to null.
         match unsafe { $call.as_mut() } {
             None => Some($cache.blocking().run($operation)),
             Some(call) => {
@@ -87,7 +87,7 @@ macro_rules! call {
                     }))
                 };
                 // SAFETY: as above.
-                unsafe { $crate::call::in_slices(call, $verb, begin) }?
+                unsafe { $crate::call::run_slice(call, $verb, begin) }?
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Fetch in two steps: who is to load a value, and what was loaded.
+//! Fetch in two steps: claim the load of a value, then complete it or let it fail.
 
 use std::borrow::Cow;
 use std::ffi::{c_char, c_void};
@@ -8,42 +8,43 @@ use std::time::Duration;
 use bytes::Bytes;
 use prefork_cache::{Cache, Claim, Loaded, Resumable};
 
-use crate::call::{call, in_slices, pfc_call};
-use crate::entry::{Failure, bytes, entry, key, null, out};
+use crate::call::{call, pfc_call, run_slice};
+use crate::entry::{bytes, entry, key, null, out};
+use crate::errors::Failure;
 use crate::expiry::pfc_expiry;
 use crate::handle::{of_handle, pfc_cache};
 use crate::status::pfc_status;
 use crate::value::pfc_value;
 
-/// The duty to load a value, for all who wait for it: to be ended by pfc_fetch_complete() or pfc_fetch_fail(), by any
-/// thread, which free it.
+/// The claim to load a value for all callers that wait for it. pfc_fetch_complete() or pfc_fetch_fail(), on any thread,
+/// end and free it.
 ///
-/// In a child of the process that has claimed, ending it frees it and does nothing else: the load is the parent's.
+/// In a child of the process that has the claim, ending it frees it and does nothing else: the load is the parent's.
 pub struct pfc_claim {
     claim: Claim<Bytes>,
 }
 
-/// Reads a value, or else makes this caller the one that loads it: among the threads of this process and, on a shared
-/// server, among all processes. The others wait for it.
+/// Reads a value, or makes this caller the one that loads it: among the threads of this process and, on a shared
+/// server, among all processes. The other callers wait for the value.
 ///
 ///     PFC_OK     There is a value.
-///     PFC_STALE  There is a stale value, and another caller loads it again.
-///     PFC_CLAIM  This caller is to load: `claim` is set. If there is an older value, it is in `value`: it serves the
-///                other callers meanwhile, and this one if it cannot load.
+///     PFC_STALE  There is a stale value, and another caller reloads it.
+///     PFC_CLAIM  This caller has to load the value: `claim` is set. If there is an older value, it is in `value`: the
+///                other callers get it in the meantime, and this one may use it if it cannot load.
 ///
-/// So load only where PFC_CLAIM is returned, and with nothing of this library on the stack: a loader may throw, longjmp
-/// or fork as it likes, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same
-/// key by the thread that has the claim does not wait for it.
+/// So load only if PFC_CLAIM is returned. No frame of this library is on the stack then: a loader may throw, longjmp
+/// or fork, as long as pfc_fetch_complete() or pfc_fetch_fail() is called in the end. A fetch of the same key by the
+/// thread that has the claim does not wait for it.
 ///
-/// The cache's own failures are no reason not to have a value: where the server does not answer, this caller loads, and
-/// the failure is among those of pfc_take_errors().
+/// Failures of the cache do not make a fetch fail: if the server does not respond, this caller loads, and
+/// pfc_take_errors() returns the failure.
 ///
-/// @param load_timeout_ms  How long the load may take before others no longer wait for it, and how long this caller
+/// @param load_timeout_ms  How long the load may take before others stop waiting for it, and how long this caller
 ///                         waits for another one: in milliseconds; 0 for the default of 60 s. At most a year.
 /// @param value            Set to a value, to be freed with pfc_value_free(), or cleared.
-/// @param claim            Set where PFC_CLAIM is returned; null otherwise.
+/// @param claim            Set if PFC_CLAIM is returned; null otherwise.
 /// @param call             Null to wait, see pfc_call.
-/// @return One of these, PFC_AGAIN, or an error: PFC_BAD_KEY, PFC_BAD_ARGUMENT.
+/// @return One of the three, PFC_AGAIN, or an error: PFC_BAD_KEY, PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_fetch_begin(
     cache: *const pfc_cache,
@@ -55,7 +56,7 @@ pub unsafe extern "C" fn pfc_fetch_begin(
     call: *mut *mut pfc_call,
 ) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comments say; so for all that follow.
+        // SAFETY: the caller passes valid pointers, as the comments require; so for all below.
         let (value, claim) = unsafe { (out("value", value)?, out("pointer to the claim", claim)?) };
         (*value, *claim) = (pfc_value::NONE, ptr::null_mut());
         // SAFETY: as above.
@@ -80,7 +81,7 @@ pub unsafe extern "C" fn pfc_fetch_begin(
     })
 }
 
-/// The handle itself for the default.
+/// Returns the cache with a load timeout; for 0, the default, the cache itself.
 pub(crate) fn with_load_timeout(cache: &Cache, milliseconds: i64) -> Result<Cow<'_, Cache>, Failure> {
     let time = u64::try_from(milliseconds);
     let time =
@@ -91,15 +92,15 @@ pub(crate) fn with_load_timeout(cache: &Cache, milliseconds: i64) -> Result<Cow<
     })
 }
 
-/// Ends a claim with what was loaded: stores it, and hands it to those who wait. After a pfc_delete() of the key
-/// meanwhile it is not stored.
+/// Ends a claim with the loaded value: stores it, and passes it to the callers that wait. If the key was deleted in the
+/// meantime, by pfc_delete(), the value is not stored.
 ///
 /// @param claim   Freed by the first call, whatever it returns, unless that is PFC_BAD_TTL or PFC_BAD_ARGUMENT.
 /// @param value   Copied; may be null if its length is 0.
-/// @param expiry  How long it lives. Null: it is for those who wait in this process, and is not stored.
+/// @param expiry  How long the value lives. Null: it is passed to the waiting callers of this process, and not stored.
 /// @param call    Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_AGAIN, PFC_BAD_TTL or PFC_BAD_ARGUMENT. That it could not be stored is among the errors of
-///         pfc_take_errors().
+/// @return PFC_OK, PFC_AGAIN, PFC_BAD_TTL or PFC_BAD_ARGUMENT. If the value could not be stored, pfc_take_errors()
+///         returns the failure.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_fetch_complete(
     claim: *mut pfc_claim,
@@ -126,12 +127,12 @@ pub unsafe extern "C" fn pfc_fetch_complete(
     })
 }
 
-/// Ends a claim without a value: the load has failed, and the next of those who wait loads.
+/// Ends a claim without a value: the load failed, and the next caller that waits loads.
 ///
 /// @param claim  Freed by the first call, whatever it returns.
 /// @param old    Set to the older value, to be freed with pfc_value_free(), or cleared. May be null.
 /// @param call   Null to wait, see pfc_call.
-/// @return PFC_OK if there is no older value; PFC_STALE if there is one: it goes on serving, and the next try comes
+/// @return PFC_OK if there is no older value; PFC_STALE if there is one: fetches return it, and the load is tried again
 ///         after 5 s; PFC_AGAIN; or PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_fetch_fail(
@@ -151,9 +152,9 @@ pub unsafe extern "C" fn pfc_fetch_fail(
         Ok(match unsafe { end("fetch_fail", call, fail) }? {
             None => pfc_status::PFC_AGAIN,
             Some(None) => pfc_status::PFC_OK,
-            Some(Some(served)) => {
+            Some(Some(stale)) => {
                 if let Some(old) = old {
-                    *old = pfc_value::of(served);
+                    *old = pfc_value::of(stale);
                 }
                 pfc_status::PFC_STALE
             }
@@ -165,11 +166,11 @@ unsafe fn take(claim: *mut pfc_claim) -> Result<Claim<Bytes>, Failure> {
     if claim.is_null() {
         return Err(null("claim"));
     }
-    // SAFETY: handed out by `pfc_fetch_begin`, and ended once.
+    // SAFETY: `pfc_fetch_begin` allocated it, and the caller ends it once.
     Ok(unsafe { Box::from_raw(claim) }.claim)
 }
 
-/// Ends a claim with what was loaded, or without, at once or in slices. `None` if that is not done.
+/// Ends a claim with or without a loaded value, waiting or in slices. `None` if that is not finished.
 unsafe fn end(
     verb: &'static str,
     call: *mut *mut pfc_call,
@@ -192,7 +193,7 @@ unsafe fn end(
                 }))
             };
             // SAFETY: as above.
-            unsafe { in_slices(call, verb, begin) }
+            unsafe { run_slice(call, verb, begin) }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Counters: decimal text, as Redis and Memcached keep it.
+//! Counters, stored as decimal text, as Redis and Memcached do.
 
 use std::ffi::c_char;
 
@@ -8,14 +8,14 @@ use crate::expiry::ttl;
 use crate::handle::{of_handle, pfc_cache};
 use crate::status::pfc_status;
 
-/// Adds to a counter. One that is not there begins at 0, and then lives for `ttl_ms`; one that is there keeps the time
-/// that it has left. From 0 to INT64_MAX all servers do the same; below 0 Memcached stays at 0.
+/// Adds to a counter. A missing counter starts at 0 and lives for `ttl_ms`; an existing one keeps its remaining time to
+/// live. From 0 to INT64_MAX all servers behave alike; a counter on Memcached does not go below 0.
 ///
 /// @param by      May be negative.
 /// @param ttl_ms  In milliseconds, or PFC_NEVER. 0 is refused.
-/// @param result  Set to what it has come to where PFC_OK is returned. May be null.
+/// @param result  Set to the new value if PFC_OK is returned. May be null.
 /// @param call    Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_AGAIN, or an error: PFC_NOT_A_NUMBER for what is none.
+/// @return PFC_OK, PFC_AGAIN, or an error: PFC_NOT_A_NUMBER if the entry is not a counter.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_increment(
     cache: *const pfc_cache,
@@ -27,14 +27,14 @@ pub unsafe extern "C" fn pfc_increment(
     call: *mut *mut pfc_call,
 ) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comments say; so for what follows.
+        // SAFETY: the caller passes valid pointers, as the comments require; so for all below.
         let (cache, key) = unsafe { (of_handle(cache)?, self::key(key, key_length)?) };
         let expiry = ttl(ttl_ms)?;
-        let come_to = call!(call, "increment", cache, key => cache.increment(key, by, expiry));
-        let Some(come_to) = come_to.transpose()? else { return Ok(pfc_status::PFC_AGAIN) };
+        let sum = call!(call, "increment", cache, key => cache.increment(key, by, expiry));
+        let Some(sum) = sum.transpose()? else { return Ok(pfc_status::PFC_AGAIN) };
         // SAFETY: as above.
         if let Some(result) = unsafe { result.as_mut() } {
-            *result = come_to;
+            *result = sum;
         }
         Ok(pfc_status::PFC_OK)
     })
@@ -42,9 +42,9 @@ pub unsafe extern "C" fn pfc_increment(
 
 /// Reads a counter.
 ///
-/// @param result  Set where PFC_OK is returned.
+/// @param result  Set if PFC_OK is returned.
 /// @param call    Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error: PFC_NOT_A_NUMBER for what is none.
+/// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error: PFC_NOT_A_NUMBER if the entry is not a counter.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_counter(
     cache: *const pfc_cache,

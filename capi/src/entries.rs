@@ -1,4 +1,4 @@
-//! One entry.
+//! Operations on one entry.
 
 use std::ffi::{c_char, c_void};
 use std::ptr;
@@ -8,7 +8,8 @@ use bytes::Bytes;
 use prefork_cache::{Ttl, When};
 
 use crate::call::{call, pfc_call};
-use crate::entry::{Failure, bytes, entry, key, out};
+use crate::entry::{bytes, entry, key, out};
+use crate::errors::Failure;
 use crate::expiry::{PFC_NEVER, ttl};
 use crate::handle::{of_handle, pfc_cache};
 use crate::status::pfc_status;
@@ -16,7 +17,7 @@ use crate::value::pfc_value;
 
 /// Reads a value.
 ///
-/// @param value  Set to the value, to be freed with pfc_value_free(), where PFC_OK is returned; cleared otherwise.
+/// @param value  Set to the value, to be freed with pfc_value_free(), if PFC_OK is returned; cleared otherwise.
 /// @param call   Null to wait, see pfc_call.
 /// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
@@ -28,7 +29,7 @@ pub unsafe extern "C" fn pfc_get(
     call: *mut *mut pfc_call,
 ) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comments say; so for all functions here.
+        // SAFETY: the caller passes valid pointers, as the comments require; so for all functions here.
         let value = unsafe { out("value", value) }?;
         *value = pfc_value::NONE;
         // SAFETY: as above.
@@ -43,9 +44,9 @@ pub unsafe extern "C" fn pfc_get(
 
 /// Reads a value into a buffer.
 ///
-/// @param buffer    Written to where PFC_OK is returned; otherwise left as it is.
-/// @param capacity  How many bytes it has room for.
-/// @param length    Set to the length of the value, also where PFC_TOO_SMALL is returned; 0 otherwise.
+/// @param buffer    Written to if PFC_OK is returned; not changed otherwise.
+/// @param capacity  The size of the buffer in bytes.
+/// @param length    Set to the length of the value if PFC_OK or PFC_TOO_SMALL is returned; 0 otherwise.
 /// @param call      Null to wait, see pfc_call.
 /// @return PFC_OK, PFC_MISS, PFC_TOO_SMALL, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
@@ -75,13 +76,13 @@ pub unsafe extern "C" fn pfc_get_into(
         if found.len() > capacity {
             return Ok(pfc_status::PFC_TOO_SMALL);
         }
-        // SAFETY: there is room for so many bytes, and what was found is nowhere in it.
+        // SAFETY: the buffer has room for `capacity` bytes, and the value is in memory of its own.
         unsafe { ptr::copy_nonoverlapping(found.as_ptr(), buffer.cast(), found.len()) };
         Ok(pfc_status::PFC_OK)
     })
 }
 
-/// What was found, or why there is nothing to hand out.
+/// Returns the value under a key, or the status of a call without one.
 #[inline]
 unsafe fn read(
     cache: *const pfc_cache,
@@ -98,7 +99,7 @@ unsafe fn read(
     })
 }
 
-/// Stores a value, whatever is there.
+/// Stores a value, whether or not there is an entry.
 ///
 /// @param value   Copied; may be null if its length is 0.
 /// @param ttl_ms  How long it lives, in milliseconds, or PFC_NEVER. 0 is refused.
@@ -118,9 +119,9 @@ pub unsafe extern "C" fn pfc_set(
     unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::Always, call) }
 }
 
-/// Stores a value where there is none. Arguments as of pfc_set().
+/// Stores a value if there is no entry. The arguments are those of pfc_set().
 ///
-/// @return PFC_OK, PFC_MISS if there was one, PFC_AGAIN, or an error.
+/// @return PFC_OK, PFC_MISS if there was an entry, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_add(
     cache: *const pfc_cache,
@@ -135,9 +136,9 @@ pub unsafe extern "C" fn pfc_add(
     unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::IfAbsent, call) }
 }
 
-/// Stores a value in the place of another. Arguments as of pfc_set().
+/// Stores a value if there is an entry. The arguments are those of pfc_set().
 ///
-/// @return PFC_OK, PFC_MISS if there was none, PFC_AGAIN, or an error.
+/// @return PFC_OK, PFC_MISS if there was no entry, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_replace(
     cache: *const pfc_cache,
@@ -152,7 +153,7 @@ pub unsafe extern "C" fn pfc_replace(
     unsafe { store(cache, key, key_length, value, value_length, ttl_ms, When::IfPresent, call) }
 }
 
-#[expect(clippy::too_many_arguments, reason = "those of C, and when")]
+#[expect(clippy::too_many_arguments, reason = "the arguments of the C function, and the condition")]
 unsafe fn store(
     cache: *const pfc_cache,
     key: *const c_char,
@@ -176,16 +177,16 @@ unsafe fn store(
     })
 }
 
-/// Whether arguments were copied by an earlier call.
+/// Returns whether an earlier call has copied the arguments.
 fn is_begun(call: *mut *mut pfc_call) -> bool {
-    // SAFETY: null, or a pointer to one.
+    // SAFETY: null, or the caller's pointer to a `pfc_call *`.
     unsafe { call.as_ref() }.is_some_and(|call| !call.is_null())
 }
 
-/// Removes an entry. After that no load that is under way stores a value under its key.
+/// Removes an entry, and revokes the loads of its key that are under way: they do not store their value.
 ///
 /// @param call  Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_MISS if there was none, PFC_AGAIN, or an error.
+/// @return PFC_OK, PFC_MISS if there was no entry, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_delete(
     cache: *const pfc_cache,
@@ -200,7 +201,7 @@ pub unsafe extern "C" fn pfc_delete(
     })
 }
 
-/// Whether there is an entry.
+/// Returns whether there is an entry.
 ///
 /// @param call  Null to wait, see pfc_call.
 /// @return PFC_OK, PFC_MISS, PFC_AGAIN, or an error.
@@ -218,11 +219,11 @@ pub unsafe extern "C" fn pfc_exists(
     })
 }
 
-/// Gives an entry another time to live, from now on.
+/// Sets the time to live of an entry, from now on.
 ///
 /// @param ttl_ms  In milliseconds, or PFC_NEVER. 0 is refused.
 /// @param call    Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_MISS if there is none, PFC_AGAIN, or an error.
+/// @return PFC_OK, PFC_MISS if there is no entry, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_touch(
     cache: *const pfc_cache,
@@ -239,11 +240,11 @@ pub unsafe extern "C" fn pfc_touch(
     })
 }
 
-/// How long an entry lives from now on.
+/// Returns the remaining time to live of an entry.
 ///
-/// @param ttl_ms  Set where PFC_OK is returned: in milliseconds, or PFC_NEVER.
+/// @param ttl_ms  Set if PFC_OK is returned: in milliseconds, or PFC_NEVER.
 /// @param call    Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_MISS if there is none, PFC_AGAIN, or an error.
+/// @return PFC_OK, PFC_MISS if there is no entry, PFC_AGAIN, or an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_expires_in(
     cache: *const pfc_cache,
@@ -272,11 +273,11 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Removes all entries of the handle's namespace; of a handle without one, all entries of the store, whoever's they
-/// are.
+/// Removes all entries of the handle's namespace. For a handle without a namespace these are all entries of the store,
+/// including those of other programs.
 ///
 /// @param call  Null to wait, see pfc_call.
-/// @return PFC_OK, PFC_AGAIN, or an error: PFC_UNSUPPORTED by Memcached where its crawler is off.
+/// @return PFC_OK, PFC_AGAIN, or an error: PFC_UNSUPPORTED if Memcached's LRU crawler is off.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_clear(cache: *const pfc_cache, call: *mut *mut pfc_call) -> pfc_status {
     entry(|| {

@@ -1,111 +1,66 @@
-//! What is said of errors: of the last one of a thread, and of those that no call returns.
+//! The failure of a call: its status, and the message and transience that are kept for the calling thread.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::ffi::{CString, c_char, c_int};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prefork_cache::Error;
-use prefork_cache::lifecycle::ProcessLocal;
-use serde_json::{Value, json};
 
-use crate::entry::{Failure, entry, out};
-use crate::status::{self, pfc_status};
-use crate::value::pfc_value;
+use crate::status::pfc_status;
 
-/// How many reports are kept.
-const MOST: usize = 64;
-
-thread_local! {
-    static LAST: RefCell<Last> = const { RefCell::new(Last { message: None, is_transient: false }) };
+/// The failure of a call.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: pfc_status,
+    pub(crate) message: String,
+    pub(crate) is_transient: bool,
 }
 
-struct Last {
+impl Failure {
+    pub(crate) fn new(status: pfc_status, message: impl Into<String>) -> Failure {
+        Failure { status, message: message.into(), is_transient: false }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let message = format!("{error:#}");
+        Failure { status: pfc_status::of(error.kind()), message, is_transient: error.is_transient() }
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<LastError> = const { RefCell::new(LastError { message: None, is_transient: false }) };
+}
+
+struct LastError {
     message: Option<CString>,
     is_transient: bool,
 }
 
-/// Keeps what is said of the error that a call of this thread is about to return.
-pub(crate) fn keep(failure: Failure) {
+/// Stores the message and transience of the error that a call on this thread is about to return.
+pub(crate) fn set_last(failure: Failure) {
     let Failure { message, is_transient, .. } = failure;
-    // A key, say, may have one.
+    // A key may contain a NUL, and is part of messages.
     let message = CString::new(message.replace('\0', "\\0")).ok();
-    // In a thread that is ending there is no place for it.
-    let _ = LAST.try_with(|last| *last.borrow_mut() = Last { message, is_transient });
+    // While a thread exits, its thread-locals are gone: the message is lost.
+    let _ = LAST.try_with(|last| *last.borrow_mut() = LastError { message, is_transient });
 }
 
-/// What is to be said of the last error that a call on this thread has returned: what was being done, to which server,
-/// and why it failed. UTF-8, without secrets; "" if there was none.
+/// Returns the message of the last error that a call on this thread returned: the operation, the server, and the cause.
+/// UTF-8, without secrets; "" if there was no error.
 ///
-/// The string is the thread's: it stays until the next call on it that returns an error, whatever other threads do. A
-/// forked child has that of the thread that forked.
+/// The string belongs to the thread. It stays valid until the next call on this thread that returns an error,
+/// independently of other threads. A forked child has the message of the thread that forked.
 #[unsafe(no_mangle)]
 pub extern "C" fn pfc_error_message() -> *const c_char {
-    let message = |last: &RefCell<Last>| last.borrow().message.as_ref().map(|message| message.as_ptr());
+    let message = |last: &RefCell<LastError>| last.borrow().message.as_ref().map(|message| message.as_ptr());
     LAST.try_with(message).ok().flatten().unwrap_or(c"".as_ptr())
 }
 
-/// Whether the same call may well succeed later (1) or not (0), after the last error on this thread: the server was not
-/// reached, did not answer in time, lost the connection, or refused for the moment. It does not say that a write had no
-/// effect.
+/// Returns whether the call that caused the last error on this thread may succeed if it is made again later (1) or not
+/// (0). 1 means that the server was not reached, did not respond in time, lost the connection, or refused temporarily.
+/// The write of such a call may still have taken effect.
 #[unsafe(no_mangle)]
 pub extern "C" fn pfc_error_is_transient() -> c_int {
     LAST.try_with(|last| c_int::from(last.borrow().is_transient)).unwrap_or(0)
-}
-
-static REPORTS: ProcessLocal<Mutex<Reports>> = ProcessLocal::new();
-
-#[derive(Default)]
-struct Reports {
-    kept: VecDeque<Value>,
-    dropped: u64,
-}
-
-fn reports() -> MutexGuard<'static, Reports> {
-    REPORTS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes in an error that no call returns.
-pub(crate) fn report(error: &Error) {
-    let status = pfc_status::of(error.kind()) as i32;
-    let report = json!({
-        "cache": error.cache(),
-        "verb": error.verb(),
-        "status": status,
-        "name": status::name(status).to_str().unwrap_or_default(),
-        "is_transient": error.is_transient(),
-        "message": format!("{error:#}"),
-    });
-    let mut reports = reports();
-    if reports.kept.len() == MOST {
-        reports.kept.pop_front();
-        reports.dropped += 1;
-    }
-    reports.kept.push_back(report);
-}
-
-/// Hands out the errors that no call has returned, and forgets them: a fetch that could not store what was loaded, for
-/// example. As JSON:
-///
-///     {"dropped": 0, "errors": [{"cache": "default", "verb": "fetch_begin", "status": -12, "name": "PFC_CONNECT",
-///                                "is_transient": true, "message": "..."}]}
-///
-/// The last 64 of this process are kept, of all caches; `dropped` is how many there were before. A forked child begins
-/// without any.
-///
-/// @param json  Set where PFC_OK is returned; to be freed with pfc_value_free().
-/// @return PFC_OK, or PFC_MISS if there are none.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pfc_take_errors(json: *mut pfc_value) -> pfc_status {
-    entry(|| {
-        // SAFETY: as the comment says.
-        let json = unsafe { out("value", json) }?;
-        let Reports { kept, dropped } = std::mem::take(&mut *reports());
-        if kept.is_empty() {
-            *json = pfc_value::NONE;
-            return Ok(pfc_status::PFC_MISS);
-        }
-        *json = pfc_value::of(json!({ "dropped": dropped, "errors": kept }).to_string());
-        Ok(pfc_status::PFC_OK)
-    })
 }

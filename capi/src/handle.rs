@@ -1,4 +1,4 @@
-//! Handles: caches that are open in this process.
+//! Handles: the caches that are open in this process.
 
 use std::ffi::c_char;
 use std::ptr;
@@ -8,40 +8,42 @@ use std::sync::{Mutex, PoisonError};
 use prefork_cache::lifecycle::ProcessLocal;
 use prefork_cache::{Cache, stores};
 
-use crate::entry::{Failure, entry, null, out, text};
-use crate::errors;
+use crate::background_errors;
+use crate::entry::{entry, null, out, string};
+use crate::errors::Failure;
 use crate::status::pfc_status;
 
-/// A cache that is open, for the life of the process: there is nothing to close. Any thread may use it at any time, and
-/// so may the children of the process.
+/// An open cache. It stays open until the process ends: there is no function to close it. Any thread may use it at any
+/// time, and so may the children of the process.
 pub struct pfc_cache {
     name: String,
     url: String,
     namespace: Option<String>,
     pub(crate) cache: Cache,
-    /// The one that was opened before; both stay.
+    /// The handle that was opened before this one; neither is freed.
     next: *const pfc_cache,
 }
 
-/// The one that was opened last. A child inherits a list that is whole, whatever its parent's threads were doing.
+/// The handle that was opened last. The list is consistent at any time, so a child inherits it so, whatever its
+/// parent's threads were doing at the fork.
 static OPEN: AtomicPtr<pfc_cache> = AtomicPtr::new(ptr::null_mut());
 
-/// Held while one is opened, by threads of this process.
+/// Held while a thread of this process opens a cache.
 static OPENING: ProcessLocal<Mutex<()>> = ProcessLocal::new();
 
-/// Opens the cache of this name, or hands out the one that is open: a host that runs its configuration several times
-/// gets the same each time. No I/O with a server; the first call that needs a connection makes it.
+/// Opens the cache of this name, or returns the handle if it is open: a host that runs its configuration several times
+/// gets the same handle each time. It does no I/O with a server; the first call that needs a connection dials.
 ///
-/// For a preforking host: open it before the fork, or after it, or both. A child that uses a handle of its parent's
-/// makes connections of its own.
+/// In a preforking host, open it before the fork, or after it, or both. A child that uses its parent's handle makes its
+/// own connections.
 ///
-/// @param name           What reports and metrics call it; UTF-8, `name_length` bytes.
+/// @param name           The name in reports and metrics; UTF-8, `name_length` bytes.
 /// @param url            The store, for example "redis://127.0.0.1:6379", "memcached://a,b", "memory://"; the guide of
 ///                       prefork-cache has all URLs and options.
-/// @param key_namespace  Put before each key, with a colon, and what pfc_clear() is limited to: "shop", "shop:v2". Null
-///                       for none.
-/// @param cache          Set to the handle where PFC_OK is returned. It is never freed.
-/// @return PFC_OK; PFC_CONFLICT if it is open with another URL or namespace; PFC_BAD_URL, PFC_BAD_CONFIG or
+/// @param key_namespace  A prefix of each key, followed by a colon, to which pfc_clear() is limited: "shop", "shop:v2".
+///                       Null for none.
+/// @param cache          Set to the handle if PFC_OK is returned. It is never freed.
+/// @return PFC_OK; PFC_CONFLICT if the cache is open with another URL or namespace; PFC_BAD_URL, PFC_BAD_CONFIG or
 ///         PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_open(
@@ -54,17 +56,17 @@ pub unsafe extern "C" fn pfc_open(
     cache: *mut *mut pfc_cache,
 ) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comment says; so for those that follow.
+        // SAFETY: the caller passes valid pointers, as the comment requires; so for all below.
         let cache = unsafe { out("pointer to the handle", cache) }?;
         *cache = ptr::null_mut();
         // SAFETY: as above.
-        let name = unsafe { text("name", name, name_length) }?;
+        let name = unsafe { string("name", name, name_length) }?;
         // SAFETY: as above.
-        let url = unsafe { text("URL", url, url_length) }?;
+        let url = unsafe { string("URL", url, url_length) }?;
         let namespace = match key_namespace.is_null() {
             true => None,
             // SAFETY: as above.
-            false => Some(unsafe { text("namespace", key_namespace, key_namespace_length) }?),
+            false => Some(unsafe { string("namespace", key_namespace, key_namespace_length) }?),
         };
         *cache = ptr::from_ref(open(name, url, namespace)?).cast_mut();
         Ok(pfc_status::PFC_OK)
@@ -78,10 +80,10 @@ fn open(name: &str, url: &str, namespace: Option<&str>) -> Result<&'static pfc_c
             Ok(open)
         } else {
             let what = if open.url == url { "namespace" } else { "URL" };
-            Err(Failure::new(pfc_status::PFC_CONFLICT, format!("the cache {name:?} is open, with another {what}")))
+            Err(Failure::new(pfc_status::PFC_CONFLICT, format!("the cache {name:?} is open with another {what}")))
         };
     }
-    let mut builder = Cache::builder(stores::from_url(url)?).name(name).on_error(errors::report);
+    let mut builder = Cache::builder(stores::from_url(url)?).name(name).on_error(background_errors::report);
     for part in namespace.into_iter().flat_map(|namespace| namespace.split(':')) {
         if part.is_empty() {
             return Err(Failure::new(pfc_status::PFC_BAD_ARGUMENT, "a part of the namespace is empty"));
@@ -99,24 +101,24 @@ fn open(name: &str, url: &str, namespace: Option<&str>) -> Result<&'static pfc_c
     Ok(opened)
 }
 
-/// The newest first.
+/// Returns the open handles, newest first.
 fn all_open() -> impl Iterator<Item = &'static pfc_cache> {
-    // SAFETY: null, or one that was leaked before it was put here; so is `next`.
+    // SAFETY: null, or a handle that was leaked before it was stored here; so is `next`.
     let first: Option<&'static pfc_cache> = unsafe { OPEN.load(Ordering::Acquire).as_ref() };
     // SAFETY: as above.
     std::iter::successors(first, |open| unsafe { open.next.as_ref() })
 }
 
-/// In the order in which they were opened, with their names.
+/// Returns the open caches with their names, in the order in which they were opened.
 pub(crate) fn caches() -> Vec<(&'static str, &'static Cache)> {
     let mut caches: Vec<_> = all_open().map(|open| (open.name.as_str(), &open.cache)).collect();
     caches.reverse();
     caches
 }
 
-/// The cache of a handle.
+/// Returns the cache of a handle.
 #[inline]
 pub(crate) unsafe fn of_handle(handle: *const pfc_cache) -> Result<&'static Cache, Failure> {
-    // SAFETY: null, or what `pfc_open` has handed out, which is never freed.
+    // SAFETY: null, or a handle of `pfc_open`, which is never freed.
     unsafe { handle.as_ref() }.map(|open| &open.cache).ok_or_else(|| null("handle"))
 }

@@ -1,15 +1,16 @@
 //! The C interface of [`prefork_cache`].
 //!
-//! What C programs read is `include/prefork_cache.h`, which is generated from here: the comments on functions and types
-//! are written for them. `README.md` is the introduction.
+//! The header for C programs, `include/prefork_cache.h`, is generated from these sources: the comments on public
+//! functions and types are written for C programmers. `README.md` is the introduction.
 //!
-//! Each function goes through [`entry`](entry::entry), where a panic ends, and those that may wait for a server through
-//! [`call`], where they wait once, or in slices.
+//! Each function runs inside [`entry`](entry::entry), which catches panics. Functions that may wait for a server run
+//! through [`call`], which waits until they are finished, or in slices.
 
 #![expect(non_camel_case_types, reason = "the names are C's")]
 #![expect(unsafe_code, reason = "pointers from C")]
-#![expect(clippy::missing_safety_doc, reason = "the comments are for C, and say at each argument what it must be")]
+#![expect(clippy::missing_safety_doc, reason = "the comments are for C, and state the requirements of each argument")]
 
+mod background_errors;
 mod call;
 mod claims;
 mod counters;
@@ -25,13 +26,14 @@ mod reports;
 mod status;
 mod value;
 
+pub use background_errors::pfc_take_errors;
 pub use call::{pfc_call, pfc_call_cancel};
 pub use claims::{pfc_claim, pfc_fetch_begin, pfc_fetch_complete, pfc_fetch_fail};
 pub use counters::{pfc_counter, pfc_increment};
 pub use entries::{
     pfc_add, pfc_clear, pfc_delete, pfc_exists, pfc_expires_in, pfc_get, pfc_get_into, pfc_replace, pfc_set, pfc_touch,
 };
-pub use errors::{pfc_error_is_transient, pfc_error_message, pfc_take_errors};
+pub use errors::{pfc_error_is_transient, pfc_error_message};
 pub use expiry::{PFC_NEVER, pfc_expiry};
 pub use fetch::{pfc_fetch, pfc_load, pfc_load_give, pfc_loader};
 pub use handle::{pfc_cache, pfc_open};

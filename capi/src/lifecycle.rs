@@ -1,33 +1,34 @@
-//! Which process this is.
+//! Forks: the refresh of this process, and its generation.
 
 use prefork_cache::lifecycle::{after_fork, generation};
 
-use crate::entry::{Failure, entry};
+use crate::entry::entry;
+use crate::errors::Failure;
 use crate::status::pfc_status;
 use crate::value::pfc_value;
 
-/// The version of the interface. It goes up with each addition; what is there stays.
+/// The version of the interface. Each addition increases it; nothing is removed.
 pub const PFC_ABI_VERSION: u32 = 1;
 
-/// The version of the interface of the library that was loaded, to be compared with PFC_ABI_VERSION of the header: it
-/// is at least that, or the program uses what the library does not have.
+/// Returns the version of the interface of the loaded library. Compare it with PFC_ABI_VERSION of the header: if it is
+/// less, the library may lack functions that the program uses.
 #[unsafe(no_mangle)]
 pub extern "C" fn pfc_abi_version() -> u32 {
     PFC_ABI_VERSION
 }
 
-/// Brings this process up to date after a fork, now rather than at first use: for the hook that a host offers, and
-/// never needed. It cuts the connections that the process has inherited; it makes none. Called late, often, in a
-/// process that was not forked, or not at all, everything works alike.
+/// Refreshes the stores of this process after a fork, now instead of at their first use: for the hook of a host. It
+/// is optional. It cuts the inherited connections, and makes none. It may be called late, repeatedly, in a process
+/// that was not forked, or not at all.
 ///
-/// @param report  Set to one line of text for a log, also where an error is returned; to be freed with
-///                pfc_value_free(). May be null.
-/// @return PFC_OK, or the error of a store that could not be brought up to date: it is tried again at its first use.
+/// @param report  Set to one line of text for a log, also if an error is returned; to be freed with pfc_value_free().
+///                May be null.
+/// @return PFC_OK, or the error of a store that could not be refreshed: the refresh is tried again at its first use.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_after_fork(report: *mut pfc_value) -> pfc_status {
     entry(|| {
         let done = after_fork();
-        // SAFETY: null or a structure to write to, as the comment says.
+        // SAFETY: null, or valid for writes, as the comment requires.
         if let Some(report) = unsafe { report.as_mut() } {
             *report = pfc_value::of(done.to_string());
         }
@@ -40,12 +41,12 @@ pub unsafe extern "C" fn pfc_after_fork(report: *mut pfc_value) -> pfc_status {
 /// `hook-post-fork = call:prefork_cache_after_fork`.
 #[unsafe(no_mangle)]
 pub extern "C" fn prefork_cache_after_fork() {
-    // SAFETY: null is for no report.
+    // SAFETY: null is allowed, for no report.
     unsafe { pfc_after_fork(std::ptr::null_mut()) };
 }
 
-/// A number that is another one in each process that was forked since the library was first used: 1 in the first. (The
-/// children of one process have the same.) Costs a nanosecond.
+/// Returns the generation of this process: 1 in the process that first used the library, one more than its parent's in
+/// each forked child. (The children of one process have the same.) Takes a nanosecond.
 #[unsafe(no_mangle)]
 pub extern "C" fn pfc_generation() -> u64 {
     generation()

@@ -1,4 +1,4 @@
-//! Many entries in one round trip to each server.
+//! Operations on many entries, with one round trip to each server.
 
 use std::ffi::c_char;
 use std::slice;
@@ -6,12 +6,13 @@ use std::slice;
 use prefork_cache::Error;
 
 use crate::call::{call, pfc_call};
-use crate::entry::{Failure, entry, key, null};
+use crate::entry::{entry, key, null};
+use crate::errors::Failure;
 use crate::handle::{of_handle, pfc_cache};
 use crate::status::pfc_status;
 use crate::value::pfc_value;
 
-/// A key among many.
+/// A key in a list.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct pfc_key {
@@ -19,14 +20,14 @@ pub struct pfc_key {
     pub length: usize,
 }
 
-/// Reads many values, in one round trip to each server.
+/// Reads many values, with one round trip to each server.
 ///
-/// @param keys      `count` of them. One that is empty or not UTF-8 is PFC_BAD_KEY for the whole call.
-/// @param values    `count` of them, each set to its key's value, or cleared; to be freed with pfc_value_free() each.
-/// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
+/// @param keys      `count` keys. If one is empty or not UTF-8, the whole call is PFC_BAD_KEY.
+/// @param values    `count` values, each set to its key's value or cleared; each to be freed with pfc_value_free().
+/// @param statuses  `count` statuses, each set to PFC_OK, PFC_MISS or an error. May be null.
 /// @param call      Null to wait, see pfc_call.
-/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, where the values of other keys may be
-///         set all the same.
+/// @return PFC_OK if every key could be looked up; PFC_AGAIN; or the first error, with which the values of other keys
+///         may still be set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_get_many(
     cache: *const pfc_cache,
@@ -37,39 +38,39 @@ pub unsafe extern "C" fn pfc_get_many(
     call: *mut *mut pfc_call,
 ) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comments say.
+        // SAFETY: the caller passes valid pointers, as the comments require; so for all below.
         let cache = unsafe { of_handle(cache) }?;
         if count > 0 && values.is_null() {
             return Err(null("array of values"));
         }
         // SAFETY: as above.
-        let texts = unsafe { texts(keys, count) };
-        for place in 0..count {
+        let copied = unsafe { copied_keys(keys, count) };
+        for index in 0..count {
             // SAFETY: as above.
-            unsafe { values.add(place).write(pfc_value::NONE) };
+            unsafe { values.add(index).write(pfc_value::NONE) };
         }
-        let keys = &*texts?;
+        let keys = &*copied?;
         let found = call!(call, "get_many", cache, keys => cache.octets().get_many(keys));
         let Some(found) = found else { return Ok(pfc_status::PFC_AGAIN) };
-        let mut outcomes = Outcomes::to(statuses);
-        for (place, found) in found.into_iter().enumerate() {
+        let mut outcomes = Outcomes::new(statuses);
+        for (index, found) in found.into_iter().enumerate() {
             let status = |found: &Option<_>| pfc_status::done(found.is_some());
-            // SAFETY: as above; a place for each key.
-            if let Some(found) = unsafe { outcomes.take(place, found, status) } {
+            // SAFETY: as above; one element for each key.
+            if let Some(found) = unsafe { outcomes.record(index, found, status) } {
                 // SAFETY: as above.
-                unsafe { values.add(place).write(pfc_value::or_none(found)) };
+                unsafe { values.add(index).write(pfc_value::or_none(found)) };
             }
         }
-        outcomes.end()
+        outcomes.finish()
     })
 }
 
-/// Removes many entries, in one round trip to each server.
+/// Removes many entries, with one round trip to each server.
 ///
-/// @param keys      `count` of them. One that is empty or not UTF-8 is PFC_BAD_KEY for the whole call.
-/// @param statuses  `count` of them, each set to PFC_OK, PFC_MISS or an error. May be null.
+/// @param keys      `count` keys. If one is empty or not UTF-8, the whole call is PFC_BAD_KEY.
+/// @param statuses  `count` statuses, each set to PFC_OK, PFC_MISS or an error. May be null.
 /// @param call      Null to wait, see pfc_call.
-/// @return PFC_OK if every key could be deleted or was not there; PFC_AGAIN; or the first error.
+/// @return PFC_OK if every key was deleted or had no entry; PFC_AGAIN; or the first error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_delete_many(
     cache: *const pfc_cache,
@@ -82,20 +83,20 @@ pub unsafe extern "C" fn pfc_delete_many(
         // SAFETY: as above.
         let cache = unsafe { of_handle(cache) }?;
         // SAFETY: as above.
-        let keys = &*unsafe { texts(keys, count) }?;
+        let keys = &*unsafe { copied_keys(keys, count) }?;
         let deleted = call!(call, "delete_many", cache, keys => cache.delete_many(keys));
         let Some(deleted) = deleted else { return Ok(pfc_status::PFC_AGAIN) };
-        let mut outcomes = Outcomes::to(statuses);
-        for (place, deleted) in deleted.into_iter().enumerate() {
+        let mut outcomes = Outcomes::new(statuses);
+        for (index, deleted) in deleted.into_iter().enumerate() {
             // SAFETY: as above.
-            unsafe { outcomes.take(place, deleted, |was_there| pfc_status::done(*was_there)) };
+            unsafe { outcomes.record(index, deleted, |was_there| pfc_status::done(*was_there)) };
         }
-        outcomes.end()
+        outcomes.finish()
     })
 }
 
-/// The keys, to keep.
-unsafe fn texts(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failure> {
+/// Copies the keys.
+unsafe fn copied_keys(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failure> {
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -111,20 +112,20 @@ unsafe fn texts(keys: *const pfc_key, count: usize) -> Result<Vec<String>, Failu
     keys.iter().map(|key| unsafe { self::key(key.data, key.length) }.map(str::to_owned)).collect()
 }
 
-/// What becomes of each key, and the first error.
+/// Writes the status of each key, and keeps the first error.
 struct Outcomes {
     statuses: *mut pfc_status,
     first: Option<Failure>,
 }
 
 impl Outcomes {
-    fn to(statuses: *mut pfc_status) -> Outcomes {
+    fn new(statuses: *mut pfc_status) -> Outcomes {
         Outcomes { statuses, first: None }
     }
 
-    unsafe fn take<T>(
+    unsafe fn record<T>(
         &mut self,
-        place: usize,
+        index: usize,
         outcome: Result<T, Error>,
         status: impl FnOnce(&T) -> pfc_status,
     ) -> Option<T> {
@@ -137,13 +138,13 @@ impl Outcomes {
             }
         };
         if !self.statuses.is_null() {
-            // SAFETY: there is room for the status of each key.
-            unsafe { self.statuses.add(place).write(status) };
+            // SAFETY: the array has one element for each key.
+            unsafe { self.statuses.add(index).write(status) };
         }
         outcome
     }
 
-    fn end(self) -> Result<pfc_status, Failure> {
+    fn finish(self) -> Result<pfc_status, Failure> {
         self.first.map_or(Ok(pfc_status::PFC_OK), Err)
     }
 }

@@ -1,4 +1,4 @@
-//! What this process has done through its caches.
+//! Statistics of this process's caches.
 
 use prefork_cache::Stats;
 
@@ -7,17 +7,17 @@ use crate::handle::{caches, of_handle, pfc_cache};
 use crate::status::pfc_status;
 use crate::value::pfc_value;
 
-/// What this process has done through a cache, as a JSON object: `hits`, `misses`, `undecodable`, `stale`, `loads`,
-/// `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects with
-/// `address`, `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names stay; others may be added. A
-/// forked child counts from zero.
+/// Returns the statistics of a cache in this process, as a JSON object: `hits`, `misses`, `undecodable`, `stale`,
+/// `loads`, `failed_loads`, `coalesced`, `errors`, `reconnects`, `sockets_cut`, and `servers`, an array of objects
+/// with `address`, `connections`, `in_flight`, `dials`, `timeouts` and `is_down`. The names are stable; others may be
+/// added. A forked child counts from zero.
 ///
-/// @param json  Set where PFC_OK is returned; to be freed with pfc_value_free().
+/// @param json  Set if PFC_OK is returned; to be freed with pfc_value_free().
 /// @return PFC_OK or PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_stats(cache: *const pfc_cache, json: *mut pfc_value) -> pfc_status {
     entry(|| {
-        // SAFETY: as the comment says; so for what follows.
+        // SAFETY: the caller passes valid pointers, as the comment requires; so for all below.
         let json = unsafe { out("value", json) }?;
         *json = pfc_value::NONE;
         // SAFETY: as above.
@@ -26,10 +26,11 @@ pub unsafe extern "C" fn pfc_stats(cache: *const pfc_cache, json: *mut pfc_value
     })
 }
 
-/// The same of all caches that are open, in the text format of Prometheus: `prefork_cache_hits_total{cache="default"}`
-/// and so on, and `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
+/// Returns the statistics of all open caches, in the text format of Prometheus:
+/// `prefork_cache_hits_total{cache="default"}` and so on, and
+/// `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`.
 ///
-/// @param text  Set where PFC_OK is returned; to be freed with pfc_value_free().
+/// @param text  Set if PFC_OK is returned; to be freed with pfc_value_free().
 /// @return PFC_OK or PFC_BAD_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_prometheus(text: *mut pfc_value) -> pfc_status {

@@ -1,15 +1,16 @@
-//! Bytes that are handed out.
+//! Values that are returned to C.
 
 use std::ffi::c_void;
 use std::ptr;
 
 use bytes::Bytes;
 
-/// Bytes that were handed out. They stay, in this process and in the children that it forks, until pfc_value_free().
+/// Bytes that the library returned. They are valid in this process, and in the children that it forks, until
+/// pfc_value_free().
 #[repr(C)]
 #[derive(Debug)]
 pub struct pfc_value {
-    /// The bytes; no zero follows them. Null where there is no value, not null for one of no bytes.
+    /// The bytes, without a terminating zero. Null if there is no value; not null for an empty value.
     pub data: *const c_void,
     pub length: usize,
     /// For pfc_value_free().
@@ -29,15 +30,15 @@ impl pfc_value {
     }
 }
 
-/// Frees what was handed out, and clears the structure: another time does nothing. On any thread, also in a child of
-/// the process that it was handed out to. Takes a null pointer.
+/// Frees a value, and clears the structure: a second call does nothing. On any thread, also in a child of the process
+/// that got the value. A null pointer is allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pfc_value_free(value: *mut pfc_value) {
-    // SAFETY: null, or a structure that one of the functions here has set.
+    // SAFETY: null, or a structure that a function of this library has set.
     let Some(value) = (unsafe { value.as_mut() }) else { return };
     let owner = std::mem::replace(value, pfc_value::NONE).owner;
     if !owner.is_null() {
-        // SAFETY: made by `of`, and cleared above.
+        // SAFETY: `of` allocated it, and it is cleared above.
         drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
     }
 }

@@ -1,4 +1,4 @@
-//! The headers are what the sources say: generated, compared with what is committed, and written with `UPDATE=1`.
+//! Generates the headers from the sources and compares them with the committed ones; `UPDATE=1` writes them.
 
 use std::fs;
 use std::path::Path;
@@ -8,26 +8,28 @@ use cbindgen::{Builder, Config, DocumentationStyle, EnumConfig, Language};
 const INTRODUCTION: &str = r#"/*
  * prefork-cache: a cache that survives fork(). The C interface.
  *
- * - Texts and values are bytes with a length. Keys, names and URLs are UTF-8. PFC_LITERAL("x") is both of a literal.
- * - Threads: any function may be called by any thread at any time, but a pfc_call, a pfc_claim and a pfc_value are one
- *   thread's at a time.
- * - Processes: all of it may be used before a fork and after it, in the parent and in its children, without a hook, however
- *   they were forked. A child makes connections of its own, and never uses one of its parent's.
- * - Locks: none is held while a loader of the caller's runs, and none of a thread that a fork took away makes a child wait.
- *   A host language releases its own lock around calls that may wait (those with an argument `call`).
- * - Signals: a call that is interrupted goes on, with or without SA_RESTART. Call nothing here in a signal handler.
- * - Threads and runtimes: none is started.
- * - Unloading: from its first use on the library stays loaded.
+ * - Strings and values are bytes with a length. Keys, names and URLs are UTF-8. PFC_LITERAL("x") gives both for a
+ *   literal.
+ * - Threads: any thread may call any function at any time, but only one thread at a time may use a pfc_call, a
+ *   pfc_claim or a pfc_value.
+ * - Processes: everything may be used before a fork and after it, in the parent and in its children, without a hook,
+ *   with every kind of fork. A child makes its own connections, and never uses one of its parent's.
+ * - Locks: none is held while the caller's loader runs. A child never waits for a lock of a thread that exists only in
+ *   its parent. A host language releases its own lock around calls that may wait (those with an argument `call`).
+ * - Signals: an interrupted call continues, with or without SA_RESTART. Do not call any function in a signal handler.
+ * - Threads and runtimes: the library starts none.
+ * - Unloading: from its first use on, the library stays loaded.
  *
  * This file is generated from the sources of prefork-cache-capi.
  */"#;
 
 const LITERAL: &str = r#"
-/** The two arguments of a literal text: pfc_delete(cache, PFC_LITERAL("motd"), NULL). */
+/** The two arguments for a string literal: pfc_delete(cache, PFC_LITERAL("motd"), NULL). */
 #define PFC_LITERAL(text) ("" text), (sizeof(text) - 1)"#;
 
-/// In the order in which they are read.
-const SOURCES: &str = "status errors value handle call entries counters many expiry claims fetch reports lifecycle";
+/// The source files, in the order of the header.
+const SOURCES: &str =
+    "status errors background_errors value handle call entries counters many expiry claims fetch reports lifecycle";
 
 fn package() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -64,24 +66,25 @@ fn header() -> String {
     })
 }
 
-/// The declarations alone, for readers that know no preprocessor: PHP's, which reads the first two lines, and LuaJIT's.
+/// Returns only the declarations, for FFI parsers without a preprocessor: PHP's, which reads the first two lines, and
+/// LuaJIT's.
 fn ffi() -> String {
     let declarations =
         generated(Config { no_includes: true, documentation: false, line_length: 120, ..Config::default() });
     let mut text = String::from("#define FFI_SCOPE \"prefork_cache\"\n#define FFI_LIB \"libprefork_cache.so.0\"\n");
-    let mut is_of_later_c = false;
+    let mut is_for_later_c = false;
     for line in declarations.lines() {
         match line {
             "" => {}
-            line if line.starts_with('#') => is_of_later_c = line.starts_with("#if __STDC_VERSION__"),
-            _ if is_of_later_c => {}
+            line if line.starts_with('#') => is_for_later_c = line.starts_with("#if __STDC_VERSION__"),
+            _ if is_for_later_c => {}
             line => text.extend([line, "\n"]),
         }
     }
     text
 }
 
-/// Compares a file with what it is to be, or with `UPDATE=1` writes it.
+/// Compares a file with its expected content; with `UPDATE=1` writes it first.
 fn is_up_to_date(name: &str, text: &str) -> bool {
     let path = package().join("include").join(name);
     if std::env::var_os("UPDATE").is_some() {

@@ -1,4 +1,4 @@
-"""A WSGI application: /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back."""
+"""A WSGI application: /redis/KEY/VALUE stores a value, reads it back, and returns the process id and the value."""
 
 import os
 
@@ -9,7 +9,7 @@ CACHES = {
     "memcached": prefork_cache.Cache("memcached", os.environ["MEMCACHED_URL"]),
 }
 
-# In the master, before it forks: here it makes its own connections.
+# Runs in the master, before it forks: the master makes its own connections.
 for cache in CACHES.values():
     cache.set("motd", b"hello", 60)
 

@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# A Rack application: /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back.
+# A Rack application: /redis/KEY/VALUE stores a value, reads it back, and returns the process id and the value.
 
 require_relative "prefork_cache"
 
@@ -9,7 +9,7 @@ CACHES = {
   "memcached" => PreforkCache::Cache.new("memcached", ENV.fetch("MEMCACHED_URL"))
 }.freeze
 
-# In the master, before it forks: here it makes its own connections.
+# Runs in the master, before it forks: the master makes its own connections.
 CACHES.each_value { |cache| cache.set("motd", "hello", 60) }
 
 App = lambda do |env|

@@ -1,4 +1,4 @@
-"""prefork-cache in Python by its C interface, as much of it as the hosts here need. ctypes.CDLL releases Python's lock
+"""prefork-cache for Python, over its C interface: the part that the hosts here need. ctypes.CDLL releases Python's lock
 around each call."""
 
 import ctypes
@@ -51,7 +51,7 @@ class Cache:
 
 
 def after_fork():
-    """Brings a forked process up to date now, not at its first use, and returns a line for a log. Never needed."""
+    """Refreshes the stores after a fork, now instead of at their first use. Optional. Returns a line for a log."""
     report = _Value()
     _check(_library.pfc_after_fork(ctypes.byref(report)))
     return report.take().decode()

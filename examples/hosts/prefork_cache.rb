@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-# prefork-cache in Ruby by its C interface, as much of it as the hosts here need. Fiddle releases Ruby's lock around
+# prefork-cache for Ruby, over its C interface: the part that the hosts here need. Fiddle releases Ruby's lock around
 # each call.
 
 require "fiddle"
@@ -32,7 +32,7 @@ module PreforkCache
       status
     end
 
-    # Hands a pfc_value to be written to the block, and takes what is in it then; nil after a miss.
+    # Yields a pfc_value for the block to set. Returns its bytes, or nil after a miss.
     def self.value
       size = 3 * Fiddle::SIZEOF_VOIDP
       value = Fiddle::Pointer.malloc(size, Fiddle::RUBY_FREE)
@@ -61,7 +61,7 @@ module PreforkCache
     end
   end
 
-  # Brings a forked process up to date now rather than at its first use, and returns a line for a log. Never needed.
+  # Refreshes the stores after a fork, now instead of at their first use. Optional. Returns a line for a log.
   def self.after_fork
     Library.value { |report| Library::AFTER_FORK.call(report) }
   end

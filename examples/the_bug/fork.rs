@@ -1,4 +1,4 @@
-//! The same work on both sides of a fork.
+//! Runs the same work on both sides of a fork.
 
 use std::io::{self, Read, Write, pipe};
 
@@ -8,10 +8,10 @@ use nix::unistd::{ForkResult, alarm, fork};
 use crate::WATCHDOG_SECONDS;
 use crate::tally::{Side, Tallies, Tally};
 
-/// Forks, has both sides do `work` at the same time, and brings both tallies together in the parent.
+/// Forks, runs `work` on both sides at the same time, and returns both tallies in the parent.
 pub(crate) fn both(work: impl FnOnce(Side) -> Tally) -> io::Result<Tallies> {
     let (mut from_child, mut to_parent) = pipe()?;
-    // SAFETY: this process has a single thread, so the child may do whatever the parent may.
+    // SAFETY: this process has a single thread, so the child may do everything that the parent may.
     match unsafe { fork() }? {
         ForkResult::Child => {
             alarm::set(WATCHDOG_SECONDS);

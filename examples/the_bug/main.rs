@@ -1,10 +1,11 @@
-//! What happens to a connection that two processes share, and what happens to a cache: `cargo run --example the_bug`.
+//! Compares a plain connection that two processes share with a cache: `cargo run --example the_bug`.
 //!
-//! A parent connects to Redis, forks, and both go on asking. With a plain connection some of the replies are the other's;
-//! with a [`Cache`] none are, whether or not anybody calls the hook.
+//! A parent connects to Redis and forks, and both processes send requests. With a plain connection, each side reads
+//! some replies that belong to the other; with a [`Cache`] none, with or without a call of the hook.
 //!
-//! It needs a Redis server: the one of `REDIS_URL`, or `redis-server` on the `PATH`, which is started and stopped again. It
-//! ends with 0 if the plain connection went wrong and the cache did not, with 1 if not so, and with 2 if it could not ask.
+//! It needs a Redis server: the one in `REDIS_URL`, or `redis-server` on the `PATH`, which it starts and stops. The
+//! exit status is 0 if the plain connection mixed up replies and the cache did not, 1 otherwise, and 2 if Redis could
+//! not be used.
 
 #![expect(unsafe_code, reason = "fork() is unsafe")]
 
@@ -23,15 +24,15 @@ use redis::{Commands, Connection};
 use server::Server;
 use tally::{Entries, Side, Tallies, Tally};
 
-/// How many entries each side asks for.
+/// The number of entries that each side reads.
 const EACH: usize = 2000;
-/// Chance decides who reads which reply, so the plain connection may be lucky.
+/// The most attempts with the plain connection: chance decides which side reads a reply, so one may show no mix-up.
 const MOST_ROUNDS: usize = 10;
-/// Bounds the wait of a side whose reply was read by the other.
+/// Bounds the wait of a side whose reply the other side has read.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Ends each process, if all else should fail.
+/// Ends each process if it hangs.
 const WATCHDOG_SECONDS: u32 = 120;
-/// Entries expire, should this program be killed before it deletes them.
+/// The time to live of the entries, in case this program is killed before it deletes them.
 const TTL_SECONDS: u64 = 300;
 
 fn main() -> ExitCode {
@@ -47,68 +48,68 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the_bug: asking Redis: {error}");
+            eprintln!("the_bug: using Redis: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Whether the plain connection went wrong, and the cache did not.
+/// Returns whether the plain connection mixed up replies and the cache did not.
 fn compare(url: &str) -> Result<bool, Box<dyn Error>> {
     let entries = Entries { run: std::process::id(), each: EACH };
     store(entries, &mut connect(url)?)?;
-    let asked = ask_in_each_way(entries, url);
+    let results = run_each_case(entries, url);
     delete(entries, &mut connect(url)?)?;
-    let [plain, without_hook, with_hook] = asked?;
+    let [plain, without_hook, with_hook] = results?;
 
     print!(
         "\n{}",
         tally::table(&[
             ("redis::Connection, shared", &plain),
-            ("Cache, nothing called", &without_hook),
+            ("Cache, without after_fork()", &without_hook),
             ("Cache, after_fork() in the child", &with_hook),
         ])
     );
     Ok(plain.any_foreign() && without_hook.all_right(entries) && with_hook.all_right(entries))
 }
 
-fn ask_in_each_way(entries: Entries, url: &str) -> Result<[Tallies; 3], Box<dyn Error>> {
-    let plain = ask_until_it_goes_wrong(entries, url)?;
+fn run_each_case(entries: Entries, url: &str) -> Result<[Tallies; 3], Box<dyn Error>> {
+    let plain = read_until_mixed_up(entries, url)?;
     plain.print_examples();
 
-    // Connected before the fork, as in any application that has warmed its cache.
+    // Connected before the fork, as in an application that warms its cache.
     let cache = Cache::register(RedisStore::new(url)?);
     cache.blocking().reconnect()?;
-    let ask = |key: &str| match cache.blocking().get_raw(key) {
+    let read = |key: &str| match cache.blocking().get_raw(key) {
         Ok(found) => Ok(found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) => Err(error.to_string()),
     };
-    let without_hook = fork::both(|side| Tally::take(entries, side, ask))?;
+    let without_hook = fork::both(|side| Tally::take(entries, side, read))?;
     let with_hook = fork::both(|side| {
         if side == Side::Child {
             println!("\nafter_fork() in the child: {}", lifecycle::after_fork());
         }
-        Tally::take(entries, side, ask)
+        Tally::take(entries, side, read)
     })?;
     Ok([plain, without_hook, with_hook])
 }
 
-fn ask_until_it_goes_wrong(entries: Entries, url: &str) -> Result<Tallies, Box<dyn Error>> {
+fn read_until_mixed_up(entries: Entries, url: &str) -> Result<Tallies, Box<dyn Error>> {
     let mut round = 1;
     loop {
         let mut connection = connect(url)?;
-        let mut is_stuck = false;
-        let ask = |key: &str| {
-            // Whoever has lost a reply to the other would wait in vain for each of the rest. They count as errors.
-            if is_stuck {
-                return Err("not asked any more".to_owned());
+        let mut has_timed_out = false;
+        let read = |key: &str| {
+            // After a reply was lost to the other side, each further read would time out. Those count as errors.
+            if has_timed_out {
+                return Err("not tried after a timeout".to_owned());
             }
             connection.get(key).map_err(|error| {
-                is_stuck = error.is_timeout();
+                has_timed_out = error.is_timeout();
                 error.to_string()
             })
         };
-        let tallies = fork::both(|side| Tally::take(entries, side, ask))?;
+        let tallies = fork::both(|side| Tally::take(entries, side, read))?;
         if tallies.any_foreign() || round == MOST_ROUNDS {
             return Ok(tallies);
         }

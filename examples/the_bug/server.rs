@@ -1,4 +1,4 @@
-//! A Redis server to ask: one that is there, or one of this program's own.
+//! The Redis server of this example: the one in `REDIS_URL`, or a private one.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -11,24 +11,24 @@ use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Its drop stops what it started.
+/// A Redis server. Dropping it stops a private server.
 pub(crate) struct Server {
     url: String,
     _private: Option<Private>,
 }
 
 impl Server {
-    /// The server of `REDIS_URL`, or a private one.
+    /// Returns the server in `REDIS_URL`, or starts a private one.
     ///
     /// # Errors
     ///
-    /// A line that says what is missing.
+    /// A one-line message that names the missing program.
     pub(crate) fn from_environment() -> Result<Server, String> {
         if let Ok(url) = env::var("REDIS_URL") {
             return Ok(Server { url, _private: None });
         }
         let private = Private::start().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => "install redis-server, or name a server in REDIS_URL".to_owned(),
+            io::ErrorKind::NotFound => "install redis-server, or set REDIS_URL to the URL of a server".to_owned(),
             _ => format!("starting redis-server: {error}"),
         })?;
         let url = format!("redis+unix://{}", private.socket().display());
@@ -40,7 +40,7 @@ impl Server {
     }
 }
 
-/// A server on a Unix socket in a directory of its own.
+/// A private server on a Unix socket in a temporary directory.
 struct Private {
     directory: PathBuf,
     process: Child,
@@ -82,7 +82,7 @@ impl Private {
 
 impl Drop for Private {
     fn drop(&mut self) {
-        // Either fails only if it is gone already.
+        // Either fails only if the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
         remove(&self.directory);
@@ -90,6 +90,6 @@ impl Drop for Private {
 }
 
 fn remove(directory: &PathBuf) {
-    // What is left is a socket, in the system's place for such.
+    // If this fails, a socket stays behind in the system's temporary directory.
     let _ = fs::remove_dir_all(directory);
 }

@@ -1,4 +1,4 @@
-//! What each side asked for, and what it was answered.
+//! The entries of each side, and the count of its right and wrong replies.
 
 use std::fmt::Write;
 
@@ -21,11 +21,12 @@ impl Side {
     }
 }
 
-/// The entries of one run of this program, so many for each side, whose values name their keys.
+/// The entries of one run of this program. Each value names its key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entries {
-    /// Tells this run's from those of another one at the same server.
+    /// Distinguishes this run's entries from those of another run on the same server.
     pub(crate) run: u32,
+    /// The number of entries for each side.
     pub(crate) each: usize,
 }
 
@@ -40,11 +41,11 @@ impl Entries {
     }
 }
 
-/// The replies that one side got.
+/// The counts of the replies that one side received.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Tally {
     right: usize,
-    /// Replies to a question that this side did not ask.
+    /// Replies to requests of the other side.
     foreign: usize,
     errors: usize,
     first_foreign: Option<String>,
@@ -52,25 +53,25 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Asks for each of this side's entries.
+    /// Reads each of this side's entries.
     pub(crate) fn take(
         entries: Entries,
         side: Side,
-        mut ask: impl FnMut(&str) -> Result<Option<String>, String>,
+        mut read: impl FnMut(&str) -> Result<Option<String>, String>,
     ) -> Tally {
         let mut tally = Tally::default();
         for key in entries.keys(side) {
-            match ask(&key) {
+            match read(&key) {
                 Ok(Some(reply)) if reply == Entries::value(&key) => tally.right += 1,
                 Ok(reply) => {
                     tally.foreign += 1;
                     let reply = reply.unwrap_or_else(|| "nothing".to_owned());
-                    tally.first_foreign.get_or_insert_with(|| format!("asked for {key:?} and was told {reply:?}"));
+                    tally.first_foreign.get_or_insert_with(|| format!("read {key:?} and got {reply:?}"));
                 }
                 Err(error) => {
                     tally.errors += 1;
                     let error = error.split_whitespace().collect::<Vec<_>>().join(" ");
-                    tally.first_error.get_or_insert_with(|| format!("asked for {key:?} and got an error: {error}"));
+                    tally.first_error.get_or_insert_with(|| format!("read {key:?} and got an error: {error}"));
                 }
             }
         }
@@ -78,7 +79,7 @@ impl Tally {
     }
 }
 
-/// Those of both sides.
+/// The tallies of both sides.
 #[derive(Debug)]
 pub(crate) struct Tallies {
     pub(crate) parent: Tally,
@@ -94,7 +95,7 @@ impl Tallies {
         self.parent.right == entries.each && self.child.right == entries.each
     }
 
-    /// The first of each kind of wrong reply, in full.
+    /// Prints the first reply of each wrong kind, in full.
     pub(crate) fn print_examples(&self) {
         for (side, tally) in self.sides() {
             for example in tally.first_foreign.iter().chain(&tally.first_error) {
@@ -108,13 +109,13 @@ impl Tallies {
     }
 }
 
-/// A line for each side of each way.
-pub(crate) fn table(ways: &[(&str, &Tallies)]) -> String {
-    let width = ways.iter().map(|(way, _)| way.len()).max().unwrap_or_default();
+/// Returns a table with a line for each side of each case.
+pub(crate) fn table(cases: &[(&str, &Tallies)]) -> String {
+    let width = cases.iter().map(|(case, _)| case.len()).max().unwrap_or_default();
     let mut table = format!("{:width$}  {:6}  {:>7}  {:>7}  {:>7}\n", "", "", "right", "foreign", "errors");
-    for (way, tallies) in ways {
+    for (case, tallies) in cases {
         for (side, Tally { right, foreign, errors, .. }) in tallies.sides() {
-            writeln!(table, "{way:width$}  {side:6}  {right:7}  {foreign:7}  {errors:7}").expect("room in a string");
+            writeln!(table, "{case:width$}  {side:6}  {right:7}  {foreign:7}  {errors:7}").expect("room in a string");
         }
     }
     table

@@ -1,7 +1,7 @@
-//! A preforking web shop whose words each customer may change: `cargo run --example widgets -- --help`.
+//! A preforking web shop whose texts each customer may change: `cargo run --example widgets -- --help`.
 //!
-//! The master warms the cache, without a runtime, and forks its workers. Each of them answers on a tokio runtime of its own,
-//! with words and widgets from the cache. No worker calls a hook for its cache to work.
+//! The master warms the cache, without a runtime, and forks its workers. Each worker serves requests on its own tokio
+//! runtime, with texts and widgets from the cache. The cache works without a hook.
 
 mod catalogue;
 mod options;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use options::Options;
 use shop::Shop;
 
-rust_i18n::i18n!("examples/widgets/locales", fallback = "en", backend = words::OwnWords);
+rust_i18n::i18n!("examples/widgets/locales", fallback = "en", backend = words::OwnTexts);
 
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args_os().skip(1)) {
@@ -47,15 +47,15 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let address = listener.local_addr()?;
     let shop = Arc::new(Shop::open(options));
     if let Err(error) = shop.warm() {
-        eprintln!("widgets: the store cannot be reached ({error:#}); serving the default words");
+        eprintln!("widgets: the store cannot be reached ({error:#}); serving the default texts");
     }
-    server::say(format_args!("http://{address}/  (customer {}, store {})", options.customer, options.place));
+    server::print_line(format_args!("http://{address}/  (customer {}, store {})", options.customer, options.place));
     server::serve(listener, options.workers, move || Arc::clone(&shop).router())
 }
 
 fn listen(port: u16) -> Result<TcpListener, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => format!("port {port} is taken: choose another with --port, or 0 for any that is free"),
+        ErrorKind::AddrInUse => format!("port {port} is in use: choose another with --port, or 0 for any free port"),
         _ => format!("listening on port {port}: {error}"),
     })?;
     listener.set_nonblocking(true).map_err(|error| format!("preparing port {port}: {error}"))?;

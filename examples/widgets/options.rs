@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! Command-line options.
 
 use std::ffi::OsString;
 use std::str::FromStr;
@@ -9,21 +9,21 @@ use prefork_cache::CacheStore;
 use prefork_cache::stores::{self, MemoryStore};
 
 pub(crate) const HELP: &str = "\
-A preforking web shop whose words each customer may change.
+A preforking web shop whose texts each customer may change.
 
 Usage: widgets [--store URL] [--workers N] [--port N] [--customer NAME]
 
-  --store URL      where words and widgets are kept (default memory://):
+  --store URL      the store of texts and widgets (default memory://):
                    memory://, redis://[user:password@]host[:port][/db],
                    redis+unix:///path, redis+sentinel://sentinel[:port]/master,
                    redis+cluster://host[:port][,host[:port]...],
                    memcached://host[:port][,host[:port]...]
-  --workers N      processes that answer, 1 to 64 (default 4)
-  --port N         on 127.0.0.1 (default 8080; 0 takes any that is free)
+  --workers N      number of worker processes, 1 to 64 (default 4)
+  --port N         port on 127.0.0.1 (default 8080; 0 for any free port)
   --customer NAME  letters, digits, '-' and '_' (default acme)
-  --help           this text
+  --help           show this help
 
-SIGINT (Ctrl-C) and SIGTERM finish the requests under way and stop every worker.
+SIGINT (Ctrl-C) and SIGTERM finish the current requests and stop every worker.
 ";
 
 const MOST_WORKERS: u32 = 64;
@@ -31,7 +31,7 @@ const LONGEST_NAME: usize = 40;
 
 pub(crate) struct Options {
     pub(crate) store: Arc<dyn CacheStore>,
-    /// The same, if it is memory without options: what the master has frozen.
+    /// The same store if the URL is `memory://`, whose entries the master freezes.
     pub(crate) memory: Option<Arc<MemoryStore>>,
     /// The store's URL without login and options.
     pub(crate) place: String,
@@ -41,7 +41,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// `None` where help is asked for. An error is one line that names the part that was refused.
+    /// Parses the arguments. Returns `None` for `--help`. An error is one line that names the refused part.
     pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Options>, String> {
         let mut store = "memory://".to_owned();
         let mut workers = 4;
@@ -76,13 +76,13 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
     parser.value().and_then(|value| value.string()).map_err(refused)
 }
 
-/// Without the end of what is quoted, which may be a password.
+/// Returns the message of an error, without the parts of arguments that may be a password.
 fn refused(error: lexopt::Error) -> String {
     use lexopt::Error::{MissingValue, NonUnicodeValue, UnexpectedArgument, UnexpectedOption, UnexpectedValue};
     match error {
-        UnexpectedOption(name) => format!("unknown argument {:?}; --help lists those there are", harmless(&name)),
+        UnexpectedOption(name) => format!("unknown argument {:?}; --help lists the known ones", without_secrets(&name)),
         UnexpectedArgument(argument) => {
-            format!("unknown argument {:?}; --help lists those there are", harmless(&argument.to_string_lossy()))
+            format!("unknown argument {:?}; --help lists the known ones", without_secrets(&argument.to_string_lossy()))
         }
         UnexpectedValue { option, .. } => format!("{option} takes no value"),
         MissingValue { option: Some(option) } => format!("{option} needs a value"),
@@ -92,28 +92,28 @@ fn refused(error: lexopt::Error) -> String {
 }
 
 fn number<N: FromStr + PartialOrd + std::fmt::Display>(name: &str, text: &str, least: N, most: N) -> Result<N, String> {
-    let refused = || format!("{name}: {:?} is not a number from {least} to {most}", harmless(text));
+    let refused = || format!("{name}: {:?} is not a number from {least} to {most}", without_secrets(text));
     text.parse().ok().filter(|number| (&least..=&most).contains(&number)).ok_or_else(refused)
 }
 
-/// The name becomes a namespace, whose parts are joined with colons.
+/// Checks a name. It becomes a namespace, whose parts are joined with colons.
 fn customer_name(name: String) -> Result<String, String> {
     let allowed = |char: char| char.is_ascii_alphanumeric() || "-_".contains(char);
     if (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(name);
     }
-    let refused = harmless(&name);
+    let refused = without_secrets(&name);
     Err(format!("--customer: {refused:?} is not 1 to {LONGEST_NAME} letters, digits, '-' and '_'"))
 }
 
-/// The beginning of an argument, up to where the password of a URL might begin.
-fn harmless(text: &str) -> String {
+/// Returns the beginning of an argument, up to where the password of a URL might begin.
+fn without_secrets(text: &str) -> String {
     let end = text.find([':', '@', '/']).unwrap_or(text.len());
     let shown: String = text[..end].chars().take(LONGEST_NAME).collect();
     if shown.len() < text.len() { shown + "..." } else { shown }
 }
 
-/// Of a URL that a store accepts: there an `@` ends the login, and stands nowhere else.
+/// Removes user and password from a valid URL, where an `@` can only end the login.
 fn without_login(url: &str) -> String {
     let location = url.split('?').next().unwrap_or_default();
     match (location.split_once("://"), location.rsplit_once('@')) {

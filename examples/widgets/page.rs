@@ -1,4 +1,4 @@
-//! The page, in HTML that needs no scripts. Whatever comes from outside is escaped.
+//! The page, in HTML without scripts. All external strings are escaped.
 
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -7,7 +7,7 @@ use rust_i18n::t;
 
 use crate::catalogue::Widget;
 use crate::shop::Audience;
-use crate::words::{KEYS, LANGUAGES, Words};
+use crate::words::{KEYS, LANGUAGES, Texts};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -16,12 +16,12 @@ pub(crate) struct Page<'a> {
     pub(crate) customer: &'a str,
     pub(crate) notices: Vec<Notice>,
     pub(crate) widgets: Vec<Widget>,
-    pub(crate) words: &'a Words,
-    /// What was refused, for its author to correct.
+    pub(crate) texts: &'a Texts,
+    /// A refused edit, to be corrected.
     pub(crate) draft: Option<Draft>,
     pub(crate) audience: Audience,
     pub(crate) place: &'a str,
-    /// How many bytes the master has frozen, for all workers to read.
+    /// The number of bytes that the master has frozen, shared by all workers.
     pub(crate) frozen: Option<u64>,
     pub(crate) workers: u32,
     pub(crate) worker: u32,
@@ -50,9 +50,9 @@ pub(crate) struct Draft {
 }
 
 pub(crate) fn render(page: &Page<'_>) -> String {
-    // Outside of the loan, the words are the default ones.
+    // Outside of `lend`, `t!` returns the default texts.
     let defaults = KEYS.map(|key| t!(key, locale = page.language));
-    page.words.lend(|| {
+    page.texts.lend(|| {
         let language = page.language;
         let title = Text(t!("shop.title", locale = language));
         let welcome = Text(t!("shop.welcome", locale = language));
@@ -68,10 +68,10 @@ pub(crate) fn render(page: &Page<'_>) -> String {
         let kept = Text(match page.audience {
             Audience::EveryWorker => t!("ui.kept_shared", locale = language),
             Audience::OneWorker => t!("ui.kept_per_worker", locale = language),
-            Audience::Nobody => t!("ui.kept_nowhere", locale = language),
+            Audience::NoWorker => t!("ui.kept_nowhere", locale = language),
         });
         let forms = list(KEYS.iter().zip(&defaults), |(key, default)| form(page, key, default));
-        let answered = answered(page);
+        let served_by = served_by(page);
         format!(
             "<!doctype html>\n<html lang={language}>\n<head>\n<meta charset=utf-8>\n\
              <meta name=viewport content=\"width=device-width, initial-scale=1\">\n\
@@ -80,7 +80,7 @@ pub(crate) fn render(page: &Page<'_>) -> String {
              <header><nav>{languages}</nav><h1>{title}</h1><p>{welcome}</p></header>\n<main>\n{notices}\
              <ul class=widgets>\n{widgets}</ul>\n\
              <section>\n<h2>{words_title}</h2>\n<p>{words_help}</p>\n{forms}<p class=kept>{kept}</p>\n</section>\n\
-             <section>\n{answered}</section>\n</main>\n</body>\n</html>\n"
+             <section>\n{served_by}</section>\n</main>\n</body>\n</html>\n"
         )
     })
 }
@@ -97,10 +97,10 @@ fn card(language: &str, widget: &Widget) -> String {
     )
 }
 
-/// The form that changes one word.
+/// Returns the form that changes one text.
 fn form(page: &Page<'_>, key: &str, default: &str) -> String {
     let draft = page.draft.as_ref().filter(|draft| draft.key == key).map(|draft| draft.word.as_str());
-    let word = Text(draft.or_else(|| page.words.get(page.language, key)).unwrap_or_default());
+    let word = Text(draft.or_else(|| page.texts.get(page.language, key)).unwrap_or_default());
     let (language, default, save) = (page.language, Text(default), Text(t!("ui.save", locale = page.language)));
     format!(
         "<form method=post action=\"/\"><input type=hidden name=lang value={language}>\
@@ -110,9 +110,9 @@ fn form(page: &Page<'_>, key: &str, default: &str) -> String {
     )
 }
 
-fn answered(page: &Page<'_>) -> String {
+fn served_by(page: &Page<'_>) -> String {
     let (language, stats) = (page.language, &page.stats);
-    let say = |key: &str| t!(key, locale = language, customer = page.customer);
+    let text = |key: &str| t!(key, locale = language, customer = page.customer);
     let who = [
         ("ui.worker", page.worker.to_string()),
         ("ui.generation", page.generation.to_string()),
@@ -120,12 +120,12 @@ fn answered(page: &Page<'_>) -> String {
     ];
     let frozen = page.frozen.map(|bytes| {
         let saved = bytes * u64::from(page.workers.saturating_sub(1));
-        let said = t!("ui.frozen_bytes", locale = language, bytes = bytes, workers = page.workers, saved = saved);
-        ("ui.frozen", said.into_owned())
+        let text = t!("ui.frozen_bytes", locale = language, bytes = bytes, workers = page.workers, saved = saved);
+        ("ui.frozen", text.into_owned())
     });
     let who = who.into_iter().chain(frozen);
     let who = list(who, |(name, value)| {
-        format!("<tr><th scope=row>{}</th><td colspan=2>{}</td></tr>\n", Text(say(name)), Text(value))
+        format!("<tr><th scope=row>{}</th><td colspan=2>{}</td></tr>\n", Text(text(name)), Text(value))
     });
     let counts = [
         ("ui.hits", stats.hits, "ui.hits_help"),
@@ -135,9 +135,9 @@ fn answered(page: &Page<'_>) -> String {
         ("ui.errors", stats.errors, "ui.errors_help"),
     ];
     let counts = list(counts, |(name, count, help)| {
-        format!("<tr><th scope=row>{}</th><td>{count}</td><td>{}</td></tr>\n", Text(say(name)), Text(say(help)))
+        format!("<tr><th scope=row>{}</th><td>{count}</td><td>{}</td></tr>\n", Text(text(name)), Text(text(help)))
     });
-    let (title, counted) = (Text(say("ui.answered")), Text(say("ui.counted")));
+    let (title, counted) = (Text(text("ui.served_by")), Text(text("ui.counted")));
     format!("<h2>{title}</h2>\n<table>\n{who}{counts}</table>\n<p>{counted}</p>\n")
 }
 
@@ -145,7 +145,7 @@ fn list<T>(items: impl IntoIterator<Item = T>, item: impl FnMut(T) -> String) ->
     items.into_iter().map(item).collect()
 }
 
-/// Text as HTML shows it, also inside of quotes.
+/// A string, escaped for HTML, also within quotes.
 struct Text<T>(T);
 
 impl<T: AsRef<str>> Display for Text<T> {

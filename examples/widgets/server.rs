@@ -1,8 +1,8 @@
-//! The master and its workers: who forks, who is told to stop, who reaps.
+//! The master and its workers: forking, signals, reaping.
 //!
-//! The master has one thread and no runtime. It holds its signals back and takes them one at a time, so none comes between
-//! a fork and its bookkeeping. A worker begins with the same signals held back, and lets SIGTERM through once it listens for
-//! it; SIGINT, which a terminal sends to all of them, is the master's alone to answer.
+//! The master has one thread and no runtime. It blocks its signals and waits for them one at a time, so none arrives
+//! between a fork and its bookkeeping. A worker starts with the same signals blocked, and unblocks SIGTERM once it
+//! has a handler. A terminal sends SIGINT to all processes; only the master handles it.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -21,14 +21,14 @@ use prefork::{Prefork, Server};
 use prefork_cache::lifecycle;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a worker finishes what is under way.
+/// How long a worker may take to finish its requests.
 const GRACE: Duration = Duration::from_secs(5);
-/// After so many seconds the master waits for its workers no longer.
-const LAST_CALL: u32 = 8;
-/// Replacements of workers that die keep this distance.
-const BETWEEN_REPLACEMENTS: Duration = Duration::from_secs(1);
+/// The number of seconds after which the master kills the remaining workers.
+const KILL_AFTER_SECONDS: u32 = 8;
+/// The least time between two replacements of dead workers.
+const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Forks the workers and stays until the last of them is reaped. Returns in each worker, too, when that has finished.
+/// Forks the workers and returns when the last of them is reaped. Also returns in each worker when it has finished.
 pub(crate) fn serve(
     listener: TcpListener,
     workers: u32,
@@ -40,101 +40,105 @@ pub(crate) fn serve(
     let work = move |_, listener| work(listener, router(), master);
     let mut server = Prefork::from_resource(listener).with_tokio(work).server();
 
-    let mut staff = HashSet::new();
+    let mut running = HashSet::new();
     for _ in 0..workers {
-        let Some(worker) = hire(&mut server)? else { return Ok(()) };
-        staff.insert(worker);
+        let Some(worker) = fork_worker(&mut server)? else { return Ok(()) };
+        running.insert(worker);
     }
-    say(format_args!("master {master}, workers {}", list(&staff)));
-    oversee(server, staff, &signals)
+    print_line(format_args!("master {master}, workers {}", list(&running)));
+    supervise(server, running, &signals)
 }
 
-/// One more worker. `None` in the worker itself, once it has finished.
-fn hire(server: &mut Server<TcpListener>) -> Result<Option<Pid>, Box<dyn Error>> {
+/// Forks a worker. Returns `None` in the worker itself, when it has finished.
+fn fork_worker(server: &mut Server<TcpListener>) -> Result<Option<Pid>, Box<dyn Error>> {
     Ok(server.fork()?.map(|worker| Pid::from_raw(worker.as_raw())))
 }
 
-fn oversee(mut server: Server<TcpListener>, mut staff: HashSet<Pid>, signals: &SigSet) -> Result<(), Box<dyn Error>> {
+fn supervise(
+    mut server: Server<TcpListener>,
+    mut running: HashSet<Pid>,
+    signals: &SigSet,
+) -> Result<(), Box<dyn Error>> {
     let mut stopping = false;
     let mut last_replaced: Option<Instant> = None;
-    while !staff.is_empty() {
+    while !running.is_empty() {
         match signals.wait()? {
             Signal::SIGCHLD => {
                 while let Some((worker, how)) = reap_one()? {
-                    staff.remove(&worker);
+                    running.remove(&worker);
                     if stopping {
                         continue;
                     }
                     eprintln!("widgets: worker {worker} {how}; starting another");
                     if let Some(last) = last_replaced.replace(Instant::now()) {
-                        std::thread::sleep(BETWEEN_REPLACEMENTS.saturating_sub(last.elapsed()));
+                        std::thread::sleep(REPLACEMENT_INTERVAL.saturating_sub(last.elapsed()));
                     }
-                    let Some(worker) = hire(&mut server)? else { return Ok(()) };
-                    staff.insert(worker);
+                    let Some(worker) = fork_worker(&mut server)? else { return Ok(()) };
+                    running.insert(worker);
                 }
             }
             Signal::SIGALRM => {
-                eprintln!("widgets: {} did not finish in time", list(&staff));
-                tell(&staff, Signal::SIGKILL)?;
+                eprintln!("widgets: {} did not finish in time", list(&running));
+                signal_all(&running, Signal::SIGKILL)?;
             }
             _ => {
                 stopping = true;
-                tell(&staff, Signal::SIGTERM)?;
-                alarm::set(LAST_CALL);
+                signal_all(&running, Signal::SIGTERM)?;
+                alarm::set(KILL_AFTER_SECONDS);
             }
         }
     }
     Ok(())
 }
 
-/// Prints a line. A server goes on where nobody reads what it says.
-pub(crate) fn say(line: fmt::Arguments<'_>) {
+/// Prints a line. The server continues if stdout is closed.
+pub(crate) fn print_line(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-fn tell(staff: &HashSet<Pid>, signal: Signal) -> nix::Result<()> {
-    // One that has died is not reaped yet, so its number is still its own.
-    staff.iter().try_for_each(|worker| kill(*worker, signal))
+fn signal_all(running: &HashSet<Pid>, signal: Signal) -> nix::Result<()> {
+    // A dead worker in this set is not reaped yet, so its process id is not reused.
+    running.iter().try_for_each(|worker| kill(*worker, signal))
 }
 
-/// A worker that has ended, and how.
+/// Reaps an ended worker. Returns its process id and how it ended.
 fn reap_one() -> nix::Result<Option<(Pid, String)>> {
     match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
         Ok(WaitStatus::Exited(worker, code)) => Ok(Some((worker, format!("ended with status {code}")))),
-        Ok(WaitStatus::Signaled(worker, signal, _)) => Ok(Some((worker, format!("was ended by {signal}")))),
+        Ok(WaitStatus::Signaled(worker, signal, _)) => Ok(Some((worker, format!("was killed by {signal}")))),
         Ok(_) | Err(Errno::ECHILD) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn list(staff: &HashSet<Pid>) -> String {
-    let mut pids: Vec<_> = staff.iter().map(|pid| pid.as_raw()).collect();
+fn list(running: &HashSet<Pid>) -> String {
+    let mut pids: Vec<_> = running.iter().map(|pid| pid.as_raw()).collect();
     pids.sort_unstable();
     pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// The life of a worker.
+/// Runs a worker.
 async fn work(listener: TcpListener, router: Router, master: Pid) {
     let mut stop = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    let mut stopped = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    // Should the master be killed, nobody else would stop this worker.
+    let mut grace = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    // Stops this worker if the master is killed.
     set_pdeathsig(Signal::SIGTERM).expect("a signal for the master's death");
     if getppid() != master {
         return;
     }
-    SigSet::from(Signal::SIGTERM).thread_unblock().expect("SIGTERM let through");
+    SigSet::from(Signal::SIGTERM).thread_unblock().expect("SIGTERM can be unblocked");
 
-    // The cache would work without; so the report comes now.
-    say(format_args!("worker {}: {}", getpid(), lifecycle::after_fork()));
+    // Optional: refreshes the cache now instead of at its first use, and reports it.
+    print_line(format_args!("worker {}: {}", getpid(), lifecycle::after_fork()));
 
     let listener = tokio::net::TcpListener::from_std(listener).expect("an inherited listener");
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
         stop.recv().await;
     });
     tokio::select! {
-        served = serving => served.expect("a server that ends when it is told to"),
+        served = serving => served.expect("the server runs until it is stopped"),
         () = async {
-            stopped.recv().await;
+            grace.recv().await;
             tokio::time::sleep(GRACE).await;
         } => {}
     }

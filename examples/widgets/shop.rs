@@ -1,4 +1,4 @@
-//! What a worker answers: the page, and the form that changes a word.
+//! Request handlers: the page, and the form that changes a text.
 
 use std::sync::Arc;
 
@@ -17,12 +17,13 @@ use serde::Deserialize;
 use crate::catalogue;
 use crate::options::Options;
 use crate::page::{self, Draft, Notice, Page};
-use crate::words::{self, KEYS, LANGUAGES, LONGEST, Words};
+use crate::words::{self, KEYS, LANGUAGES, LONGEST, Texts};
 
-/// Room for a word that is far too long, so that its refusal can be explained.
+/// Large enough for a text that is far too long, so that the response can explain the refusal.
 const LARGEST_BODY: usize = 256 << 10;
 
-/// With each answer. A connection per answer lets a reload meet another worker; a shop would keep its connections.
+/// The headers of each response. With one connection per request, reloading the page reaches another worker; a real
+/// shop would keep its connections.
 const HEADERS: [(HeaderName, &str); 4] = [
     (header::CONNECTION, "close"),
     (header::CACHE_CONTROL, "no-store"),
@@ -35,9 +36,9 @@ const HEADERS: [(HeaderName, &str); 4] = [
 
 pub(crate) struct Shop {
     customer: String,
-    /// Everything of this customer's.
+    /// The cache of this customer.
     cache: Cache,
-    /// The customer's own words.
+    /// The customer's own texts.
     own: Cache,
     place: String,
     audience: Audience,
@@ -45,18 +46,18 @@ pub(crate) struct Shop {
     workers: u32,
 }
 
-/// Who sees a word that a worker has kept.
+/// The workers that see a text which one worker has stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Audience {
     EveryWorker,
     OneWorker,
-    Nobody,
+    NoWorker,
 }
 
 #[derive(Default, Deserialize)]
-struct Asked {
+struct PageQuery {
     lang: Option<String>,
-    /// The key of a word that was just saved.
+    /// The key of a text that was just saved.
     saved: Option<String>,
     /// The worker that saved it.
     by: Option<u32>,
@@ -70,11 +71,11 @@ struct Edit {
 }
 
 impl Shop {
-    /// No I/O yet.
+    /// Opens the cache, without I/O.
     pub(crate) fn open(options: &Options) -> Shop {
         let audience = match options.store.name() {
             "memory" => Audience::OneWorker,
-            "null" => Audience::Nobody,
+            "null" => Audience::NoWorker,
             _ => Audience::EveryWorker,
         };
         let all = Cache::builder(Arc::clone(&options.store)).name("widgets").namespace("widgets-example").register();
@@ -91,9 +92,9 @@ impl Shop {
         }
     }
 
-    /// In the master, before it forks.
+    /// Loads texts and widgets into the cache, in the master before it forks.
     pub(crate) fn warm(&self) -> Result<()> {
-        words::begin(&self.own, &self.customer)?;
+        words::store_initial(&self.own, &self.customer)?;
         catalogue::warm(&self.cache);
         if let Some(memory) = &self.memory {
             memory.freeze();
@@ -105,25 +106,19 @@ impl Shop {
         Router::new()
             .route("/", get(show).post(edit))
             .layer(DefaultBodyLimit::max(LARGEST_BODY))
-            .layer(map_response(async |answer: Response| (HEADERS, answer)))
+            .layer(map_response(async |response: Response| (HEADERS, response)))
             .with_state(self)
     }
 
-    async fn answer(
-        &self,
-        status: StatusCode,
-        language: &str,
-        notice: Option<Notice>,
-        draft: Option<Draft>,
-    ) -> Response {
-        let (words, trouble) = Words::read(&self.own, language).await;
-        let down = trouble.map(|error| Notice::bad(t!("ui.down", locale = language, error = format!("{error:#}"))));
+    async fn page(&self, status: StatusCode, language: &str, notice: Option<Notice>, draft: Option<Draft>) -> Response {
+        let (texts, error) = Texts::read(&self.own, language).await;
+        let down = error.map(|error| Notice::bad(t!("ui.down", locale = language, error = format!("{error:#}"))));
         let page = Page {
             language,
             customer: &self.customer,
             notices: down.into_iter().chain(notice).collect(),
             widgets: catalogue::widgets(&self.cache).await,
-            words: &words,
+            texts: &texts,
             draft,
             audience: self.audience,
             place: &self.place,
@@ -137,10 +132,10 @@ impl Shop {
     }
 }
 
-async fn show(State(shop): State<Arc<Shop>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
-    let asked = asked.map(|Query(asked)| asked).unwrap_or_default();
-    let language = known_language(asked.lang.as_deref());
-    let notice = asked.saved.filter(|key| KEYS.contains(&key.as_str())).zip(asked.by).map(|(key, by)| {
+async fn show(State(shop): State<Arc<Shop>>, query: Result<Query<PageQuery>, QueryRejection>) -> Response {
+    let query = query.map(|Query(query)| query).unwrap_or_default();
+    let language = known_language(query.lang.as_deref());
+    let notice = query.saved.filter(|key| KEYS.contains(&key.as_str())).zip(query.by).map(|(key, by)| {
         let saved = t!("ui.saved", locale = language, key = key, worker = by);
         let worker = std::process::id();
         if shop.audience == Audience::OneWorker && by != worker {
@@ -148,7 +143,7 @@ async fn show(State(shop): State<Arc<Shop>>, asked: Result<Query<Asked>, QueryRe
         }
         Notice::good(saved)
     });
-    shop.answer(StatusCode::OK, language, notice, None).await
+    shop.page(StatusCode::OK, language, notice, None).await
 }
 
 async fn edit(State(shop): State<Arc<Shop>>, form: Result<Form<Edit>, FormRejection>) -> Response {
@@ -157,7 +152,7 @@ async fn edit(State(shop): State<Arc<Shop>>, form: Result<Form<Edit>, FormReject
         Err(rejection) => {
             let language = known_language(None);
             let notice = Notice::bad(t!("ui.bad_form", locale = language, error = rejection.body_text()));
-            return shop.answer(rejection.status(), language, Some(notice), None).await;
+            return shop.page(rejection.status(), language, Some(notice), None).await;
         }
     };
     let language = known_language(Some(&edit.lang));
@@ -176,10 +171,10 @@ async fn edit(State(shop): State<Arc<Shop>>, form: Result<Form<Edit>, FormReject
             }
         },
     };
-    shop.answer(status, language, Some(Notice::bad(reason)), Some(Draft { key: edit.key, word: edit.word })).await
+    shop.page(status, language, Some(Notice::bad(reason)), Some(Draft { key: edit.key, word: edit.word })).await
 }
 
-/// Why an edit is not accepted.
+/// Returns why an edit is refused, or `None`.
 fn refused(language: &str, key: &str, word: &str) -> Option<String> {
     let length = word.chars().count();
     if !KEYS.contains(&key) {
@@ -192,7 +187,7 @@ fn refused(language: &str, key: &str, word: &str) -> Option<String> {
     word.contains(char::is_control).then(|| t!("ui.control", locale = language).into())
 }
 
-fn known_language(asked: Option<&str>) -> &'static str {
+fn known_language(requested: Option<&str>) -> &'static str {
     let known = LANGUAGES.map(|(language, _)| language);
-    known.into_iter().find(|language| asked == Some(*language)).unwrap_or(known[0])
+    known.into_iter().find(|language| requested == Some(*language)).unwrap_or(known[0])
 }

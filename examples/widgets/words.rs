@@ -1,8 +1,9 @@
-//! A customer's own words, before the default ones from files.
+//! A customer's own texts, in front of the default ones from files.
 //!
-//! They are kept as the `KeyValue` backend of Ruby's I18n gem keeps them, JSON under `language.dotted.key`, so that both can
-//! read the same store. rust-i18n asks its backends for one word at a time and cannot wait: a request therefore reads all
-//! the words of its language first, in one round trip, and lends them to the backend while its page is made.
+//! They are stored in the format of the `KeyValue` backend of Ruby's I18n gem, JSON under `language.dotted.key`, so
+//! that both can read the same store. rust-i18n calls its backends for one text at a time, and is not asynchronous: a
+//! request therefore reads all texts of its language first, in one round trip, and lends them to the backend while it
+//! renders the page.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,54 +12,55 @@ use std::collections::HashMap;
 use prefork_cache::{Cache, Error, Expiry, Result};
 use rust_i18n::Backend;
 
-/// The words that a customer may change.
+/// The texts that a customer may change.
 pub(crate) const KEYS: [&str; 6] =
     ["shop.title", "shop.welcome", "shop.in_stock", "widget.gear", "widget.spring", "widget.lever"];
 
 pub(crate) const LANGUAGES: [(&str, &str); 2] = [("en", "English"), ("de", "Deutsch")];
 
-/// In characters.
+/// The longest text, in characters.
 pub(crate) const LONGEST: usize = 200;
 
 thread_local! {
-    static LENT: RefCell<Words> = RefCell::default();
+    static LENT: RefCell<Texts> = RefCell::default();
 }
 
-/// The own words of a customer, by their full keys.
+/// A customer's own texts, by full key.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Words(HashMap<String, String>);
+pub(crate) struct Texts(HashMap<String, String>);
 
-impl Words {
-    /// Those of one language, as far as they can be read, and what went wrong.
-    pub(crate) async fn read(own: &Cache, language: &str) -> (Words, Option<Error>) {
+impl Texts {
+    /// Reads the texts of one language. Returns the readable ones, and an error if any read failed.
+    pub(crate) async fn read(own: &Cache, language: &str) -> (Texts, Option<Error>) {
         let keys = KEYS.map(|key| full_key(language, key));
         let found = own.get_many_raw(&keys.each_ref().map(String::as_str)).await;
-        let mut words = Words::default();
-        let mut trouble = None;
+        let mut texts = Texts::default();
+        let mut failure = None;
         for (key, found) in keys.into_iter().zip(found) {
             match found.map(|json| json.and_then(|json| serde_json::from_slice(&json).ok())) {
-                Ok(Some(word)) => drop(words.0.insert(key, word)),
+                Ok(Some(word)) => drop(texts.0.insert(key, word)),
                 Ok(None) => {}
-                Err(error) => trouble = Some(error),
+                Err(error) => failure = Some(error),
             }
         }
-        (words, trouble)
+        (texts, failure)
     }
 
     pub(crate) fn get(&self, language: &str, key: &str) -> Option<&str> {
         self.0.get(&full_key(language, key)).map(String::as_str)
     }
 
-    /// Runs `speak`, during which the backend has these words. It is not asynchronous, so no other request comes between.
-    pub(crate) fn lend<R>(&self, speak: impl FnOnce() -> R) -> R {
+    /// Runs `render`, during which the backend has these texts. It is not asynchronous, so no other request runs in
+    /// between.
+    pub(crate) fn lend<R>(&self, render: impl FnOnce() -> R) -> R {
         LENT.set(self.clone());
-        let spoken = speak();
+        let rendered = render();
         LENT.take();
-        spoken
+        rendered
     }
 }
 
-/// Keeps a word, or with an empty one goes back to the default.
+/// Stores a text; an empty one restores the default.
 pub(crate) async fn change(own: &Cache, language: &str, key: &str, word: &str) -> Result<()> {
     let key = full_key(language, key);
     if word.is_empty() {
@@ -67,8 +69,8 @@ pub(crate) async fn change(own: &Cache, language: &str, key: &str, word: &str) -
     own.set_raw(&key, json(word), Expiry::NEVER).await
 }
 
-/// What a customer begins with. One that has begun keeps what it has.
-pub(crate) fn begin(own: &Cache, customer: &str) -> Result<()> {
+/// Stores the initial texts of a new customer. A customer that has them keeps its own.
+pub(crate) fn store_initial(own: &Cache, customer: &str) -> Result<()> {
     let own = own.blocking();
     if own.exists("begun")? {
         return Ok(());
@@ -84,16 +86,16 @@ pub(crate) fn begin(own: &Cache, customer: &str) -> Result<()> {
     own.set("begun", &true, Expiry::NEVER)
 }
 
-/// Before the files in the chain: what it does not have, they do.
-pub(crate) struct OwnWords;
+/// The backend in front of the files, which have the texts that it lacks.
+pub(crate) struct OwnTexts;
 
-impl Backend for OwnWords {
+impl Backend for OwnTexts {
     fn available_locales(&self) -> Vec<Cow<'_, str>> {
         LANGUAGES.iter().map(|(language, _)| Cow::Borrowed(*language)).collect()
     }
 
     fn translate(&self, locale: &str, key: &str) -> Option<Cow<'_, str>> {
-        LENT.with_borrow(|words| words.get(locale, key).map(|word| Cow::Owned(word.to_owned())))
+        LENT.with_borrow(|texts| texts.get(locale, key).map(|word| Cow::Owned(word.to_owned())))
     }
 
     fn messages_for_locale(&self, locale: &str) -> Option<Vec<(Cow<'_, str>, Cow<'_, str>)>> {

@@ -1,11 +1,11 @@
-//! Clients that edit and read at the same time.
+//! Clients that edit and read texts at the same time.
 
 use std::collections::HashMap;
 
 use crate::shop::Shop;
 
-/// Each word has one client, which alone edits it. A new customer starts without its own words.
-const WORDS: [(&str, &str); 8] = [
+/// The texts. One client edits each. For a new customer all of them are the defaults.
+const TEXTS: [(&str, &str); 8] = [
     ("en", "shop.welcome"),
     ("en", "shop.in_stock"),
     ("en", "widget.spring"),
@@ -19,11 +19,11 @@ const WORDS: [(&str, &str); 8] = [
 const EDITS: usize = 25;
 const READS_PER_EDIT: usize = 4;
 
-/// Every client reads its own last word in each response. Words of others are theirs, and never older than one seen
-/// before. `memory_of` returns the memory that a worker reads: 0 if all share one.
+/// Checks that every client sees its own last text in each response, and never a text of another client that is older
+/// than one it has seen, or that no client has saved. `memory_of` returns which memory a worker reads.
 pub(crate) fn edit_and_read(shop: &Shop, memory_of: fn(u32) -> u32) {
     std::thread::scope(|scope| {
-        for own in WORDS {
+        for own in TEXTS {
             scope.spawn(move || client(shop, own, memory_of));
         }
     });
@@ -32,28 +32,28 @@ pub(crate) fn edit_and_read(shop: &Shop, memory_of: fn(u32) -> u32) {
 fn client(shop: &Shop, (language, own): (&str, &str), memory_of: fn(u32) -> u32) {
     let mut seen: HashMap<(u32, &str), usize> = HashMap::new();
     for edit in 1..=EDITS {
-        let author = shop.save(language, own, &word(language, own, edit));
+        let author = shop.save(language, own, &text(language, own, edit));
         seen.insert((memory_of(author), own), edit);
         for _ in 0..READS_PER_EDIT {
             let page = shop.get(&format!("/?lang={language}"));
             let memory = memory_of(page.worker());
-            for (_, key) in WORDS.into_iter().filter(|(word_language, _)| *word_language == language) {
+            for (_, key) in TEXTS.into_iter().filter(|(of, _)| *of == language) {
                 let shown = number(language, key, &page.word(key));
                 let last = seen.insert((memory, key), shown).unwrap_or(0);
-                let is_expected = if key == own { shown == last } else { shown >= last };
-                assert!(is_expected, "{language}.{key} is {shown} at worker {}, after {last}", page.worker());
+                let is_current = if key == own { shown == last } else { shown >= last };
+                assert!(is_current, "{language}.{key} is {shown} at worker {}, after {last}", page.worker());
             }
         }
     }
 }
 
-fn word(language: &str, key: &str, edit: usize) -> String {
+fn text(language: &str, key: &str, edit: usize) -> String {
     format!("{language} <{key}> {edit}")
 }
 
-/// Returns which edit a word is from; 0 before the first edit.
+/// Returns the number of the edit that a text is from; 0 for none.
 fn number(language: &str, key: &str, shown: &str) -> usize {
     let number =
-        (0..=EDITS).find(|edit| if *edit == 0 { shown.is_empty() } else { shown == word(language, key, *edit) });
+        (0..=EDITS).find(|edit| if *edit == 0 { shown.is_empty() } else { shown == text(language, key, *edit) });
     number.unwrap_or_else(|| panic!("{language}.{key} is {shown:?}, which no client has saved"))
 }

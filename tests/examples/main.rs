@@ -1,6 +1,6 @@
-//! The examples, run as a user runs them, on real servers.
+//! Runs the examples as a user does, on real servers.
 
-#![expect(unsafe_code, reason = "a child process is made to end with its parent")]
+#![expect(unsafe_code, reason = "child processes are set to die with their parent")]
 
 mod load;
 mod run;
@@ -31,10 +31,10 @@ fn quickstart_shares_the_masters_entry() {
 
 #[cfg(feature = "conformance")]
 #[test]
-fn custom_store_passes_the_conformance_suite() {
+fn custom_store_passes_every_conformance_check() {
     let ended = run("custom_store", &[], &[]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert_eq!(ended.stdout.matches("kept: ").count(), prefork_cache::conformance::CHECKS.len(), "{ended:?}");
+    assert_eq!(ended.stdout.matches("passed: ").count(), prefork_cache::conformance::CHECKS.len(), "{ended:?}");
 }
 
 #[test]
@@ -43,10 +43,10 @@ fn the_bug_occurs_with_a_plain_connection_and_not_with_a_cache() {
     for redis_url in [Some(server.url("")), None] {
         let ended = run("the_bug", &[], &[("REDIS_URL", redis_url.as_deref())]);
         assert_eq!(ended.code, 0, "{ended:?}");
-        for way in ["Cache, nothing called", "Cache, after_fork() in the child"] {
+        for case in ["Cache, without after_fork()", "Cache, after_fork() in the child"] {
             for side in ["parent", "child"] {
-                let row = format!("{way} {side} 2000 0 0");
-                assert!(ended.stdout.lines().any(|line| words(line) == row), "{row}: {ended:?}");
+                let row = format!("{case} {side} 2000 0 0");
+                assert!(ended.stdout.lines().any(|line| single_spaced(line) == row), "{row}: {ended:?}");
             }
         }
     }
@@ -54,7 +54,7 @@ fn the_bug_occurs_with_a_plain_connection_and_not_with_a_cache() {
 }
 
 #[test]
-fn the_bug_names_what_is_missing() {
+fn the_bug_reports_a_missing_server() {
     let url = url_of(Kind::Redis, free_port(), "");
     let ended = run("the_bug", &[], &[("REDIS_URL", Some(&url))]);
     assert_eq!((ended.code, ended.stderr.lines().count()), (2, 1), "{ended:?}");
@@ -64,7 +64,7 @@ fn the_bug_names_what_is_missing() {
 }
 
 #[test]
-fn every_worker_inherits_the_masters_memory() {
+fn every_worker_has_the_masters_entries_in_memory() {
     let shop = Shop::start(&["--workers", "8"]);
     let mut first_pages = BTreeMap::new();
     until("each worker has responded", || {
@@ -75,13 +75,13 @@ fn every_worker_inherits_the_masters_memory() {
     assert_eq!(first_pages.keys().copied().collect::<HashSet<_>>(), shop.workers());
     for page in first_pages.values() {
         assert_eq!(page.title(), "Die Dingsbumse von acme");
-        let statistics = ["Treffer", "Geladen", "Neu verbunden", "Fehler"].map(|name| page.count(name));
-        assert_eq!(statistics, [3, 0, 0, 0], "{}", page.body);
+        let counts = ["Treffer", "Geladen", "Neu verbunden", "Fehler"].map(|name| page.count(name));
+        assert_eq!(counts, [3, 0, 0, 0], "{}", page.body);
     }
 }
 
 #[test]
-fn an_edit_is_seen_by_every_worker_of_a_shared_store() {
+fn every_worker_of_a_shared_store_shows_an_edit() {
     let (servers, cluster) = (Kind::BOTH.map(Server::start), Cluster::without_replicas());
     for url in servers.iter().map(|server| server.url("")).chain([cluster.url("")]) {
         let shop = Shop::start(&["--store", &url, "--workers", "4"]);
@@ -98,7 +98,7 @@ fn an_edit_is_seen_by_every_worker_of_a_shared_store() {
 }
 
 #[test]
-fn an_edit_is_seen_by_one_worker_only_if_each_has_its_own_memory() {
+fn only_the_worker_with_the_edit_shows_it_if_each_has_its_own_memory() {
     let shop = Shop::start(&["--store", "memory", "--workers", "3"]);
     let saved_by = shop.save("en", "widget.gear", "Pinion");
     let mut seen = HashSet::new();
@@ -106,14 +106,14 @@ fn an_edit_is_seen_by_one_worker_only_if_each_has_its_own_memory() {
         let page = shop.get(&format!("/?lang=en&saved=widget.gear&by={saved_by}"));
         let is_author = page.worker() == saved_by;
         assert_eq!(page.word("widget.gear"), if is_author { "Pinion" } else { "Cogwheel" });
-        assert_eq!(page.body.contains("does not know of it"), !is_author);
+        assert_eq!(page.body.contains("its own memory without this change"), !is_author);
         seen.insert(page.worker());
         seen.len() == 3
     });
 }
 
 #[test]
-fn every_response_is_right_under_load() {
+fn every_response_is_correct_under_load() {
     let servers = Kind::BOTH.map(Server::start);
     for server in &servers {
         let shop = Shop::start(&["--store", &server.url(""), "--workers", "8"]);
@@ -127,7 +127,7 @@ fn every_response_is_right_under_load() {
 }
 
 #[test]
-fn words_are_shown_unchanged_or_refused_with_a_reason() {
+fn texts_are_shown_unchanged_or_refused_with_a_reason() {
     let shop = Shop::start(&["--workers", "1"]);
     for word in ["<script>alert('x')</script>", "\"Größe\" & <b>Öl</b>", "%{name} {{x}} \\", "齿轮 ⚙"] {
         shop.save("en", "widget.gear", word);
@@ -138,7 +138,7 @@ fn words_are_shown_unchanged_or_refused_with_a_reason() {
     for (key, word, status, reason) in [
         ("widget.gear", "ä".repeat(10_000), 422, "10000 characters"),
         ("widget.gear", "two\nlines".to_owned(), 422, "control character"),
-        ("widget.<b>", "no such word".to_owned(), 422, "no word “widget.&lt;b&gt;”"),
+        ("widget.<b>", "no such word".to_owned(), 422, "no text “widget.&lt;b&gt;”"),
         ("widget.gear", "a".repeat(1 << 20), 413, "cannot be read"),
     ] {
         let refused = shop.post(&[("lang", "en"), ("key", key), ("word", &word)]);
@@ -154,7 +154,7 @@ fn words_are_shown_unchanged_or_refused_with_a_reason() {
 }
 
 #[test]
-fn an_outage_is_reported_and_the_default_words_are_served() {
+fn a_store_that_is_down_is_reported_and_the_default_texts_are_served() {
     for kind in Kind::BOTH {
         let mut server = Server::start(kind);
         server.kill();
@@ -168,13 +168,13 @@ fn an_outage_is_reported_and_the_default_words_are_served() {
 
         server.restart();
         until("the store is reached", || !shop.get("/").body.contains("cannot be reached"));
-        until("the store accepts words", || {
+        until("it stores texts", || {
             shop.post(&[("lang", "en"), ("key", "shop.title"), ("word", "Nuts")]).status == 303
         });
-        until("both workers show the word", || shop.get("/").title() == "Nuts");
+        until("both workers show the text", || shop.get("/").title() == "Nuts");
 
         server.kill();
-        until("the outage is noticed", || shop.get("/").body.contains("cannot be reached"));
+        until("the outage is reported", || shop.get("/").body.contains("cannot be reached"));
         let stderr = shop.stop(Signal::SIGTERM);
         assert!(stderr.contains("the store cannot be reached"), "{stderr}");
     }
@@ -182,7 +182,7 @@ fn an_outage_is_reported_and_the_default_words_are_served() {
 
 #[test]
 fn a_signal_stops_every_worker() {
-    // A terminal sends SIGINT to the workers as well.
+    // A terminal sends SIGINT to the workers too.
     Shop::start(&["--workers", "8"]).stop_group(Signal::SIGINT);
     Shop::start(&["--workers", "8"]).stop(Signal::SIGINT);
     Shop::start(&["--workers", "8"]).stop(Signal::SIGTERM);
@@ -191,7 +191,7 @@ fn a_signal_stops_every_worker() {
 }
 
 #[test]
-fn a_request_in_progress_is_completed_before_the_end() {
+fn a_request_under_way_is_finished_before_shutdown() {
     let shop = Shop::start(&["--workers", "2"]);
     let workers = shop.workers();
     let post = shop.begin_post(&[("lang", "en"), ("key", "shop.title"), ("word", "Nuts")]);
@@ -217,7 +217,7 @@ fn a_worker_that_dies_is_replaced() {
     shop::kill(victim);
     until("a new worker responds", || !workers.contains(&shop.get("/").worker()));
     let stderr = shop.stop(Signal::SIGTERM);
-    assert!(stderr.contains(&format!("worker {victim} was ended by SIGKILL; starting another")), "{stderr}");
+    assert!(stderr.contains(&format!("worker {victim} was killed by SIGKILL; starting another")), "{stderr}");
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn a_port_in_use_is_reported() {
     let port = listener.local_addr().expect("a bound socket has an address").port();
     let ended = run("widgets", &["--port", &port.to_string()], &[]);
     assert_eq!(ended.code, 1, "{ended:?}");
-    assert!(ended.stderr.contains(&format!("port {port} is taken")), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("port {port} is in use")), "{ended:?}");
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn no_password_is_shown_anywhere() {
     assert!(!shop.stop(Signal::SIGTERM).contains("geheim"));
 }
 
-/// The words of a line, separated by single spaces.
-fn words(line: &str) -> String {
+/// Replaces each run of white space by one space.
+fn single_spaced(line: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }

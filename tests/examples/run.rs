@@ -1,4 +1,4 @@
-//! Examples that cargo has built, run as processes.
+//! Runs built examples as processes.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use support::wait::until;
 
-/// The result of an example.
+/// The exit status and output of an example.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: i32,
@@ -31,14 +31,14 @@ pub(crate) fn run(example: &str, arguments: &[&str], environment: &[(&str, Optio
 
 /// Waits for the end of a process.
 pub(crate) fn end(mut process: Child) -> Ended {
-    until("the example has ended", || process.try_wait().expect("the child can be waited for").is_some());
-    let output = process.wait_with_output().expect("the child can be waited for");
-    let string = |bytes: Vec<u8>| String::from_utf8(bytes).expect("examples print UTF-8");
+    until("the example has ended", || process.try_wait().expect("the child is not reaped yet").is_some());
+    let output = process.wait_with_output().expect("the child is not reaped yet");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("examples print UTF-8");
     let code = output.status.code().unwrap_or_else(|| panic!("the example ended with {}", output.status));
-    Ended { code, stdout: string(output.stdout), stderr: string(output.stderr) }
+    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// Returns a command with piped output, whose process ends with the thread that started it.
+/// Returns a command that writes to pipes, and whose process is killed when the thread that started it ends.
 pub(crate) fn command(example: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(path(example));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -51,7 +51,7 @@ pub(crate) fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// The path where cargo puts an example, relative to this test.
+/// Returns the path of an example, relative to this test's, where cargo puts it.
 fn path(example: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
     let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");

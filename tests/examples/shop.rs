@@ -15,7 +15,7 @@ use crate::run::{command, end, spawn};
 use support::wait::{PATIENCE, until};
 
 pub(crate) struct Shop {
-    /// The master, in its own process group. `None` after it was waited for.
+    /// The master, in its own process group. `None` after it was reaped.
     master: Option<Child>,
     /// Kept open, so that the workers can print.
     _stdout: BufReader<ChildStdout>,
@@ -25,7 +25,7 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// Starts the example on a free port, and waits until all workers are forked.
+    /// Starts the example on a free port, and waits until its workers are forked.
     pub(crate) fn start(arguments: &[&str]) -> Shop {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--port", "0"]).collect();
         let mut master = spawn(command("widgets", &arguments).process_group(0));
@@ -47,19 +47,19 @@ impl Shop {
         Shop { master: Some(master), _stdout: stdout, port, workers, printed }
     }
 
-    /// The workers that were forked at the start.
+    /// Returns the first workers.
     pub(crate) fn workers(&self) -> HashSet<u32> {
         self.workers.clone()
     }
 
-    /// The output at the start.
+    /// Returns the output at the start.
     pub(crate) fn printed(&self) -> &str {
         &self.printed
     }
 
     pub(crate) fn get(&self, path: &str) -> Response {
         let mut stream = self.connect();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").expect("the request is accepted");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").expect("a request is taken");
         Response::read(stream)
     }
 
@@ -67,7 +67,7 @@ impl Shop {
         self.begin_post(form).finish()
     }
 
-    /// Changes a word, and returns the worker that handled the request.
+    /// Changes a text, and returns the worker that saved it.
     pub(crate) fn save(&self, language: &str, key: &str, word: &str) -> u32 {
         let response = self.post(&[("lang", language), ("key", key), ("word", word)]);
         assert_eq!(response.status, 303, "{}", response.body);
@@ -75,7 +75,7 @@ impl Shop {
         location.rsplit_once("&by=").expect("the author").1.parse().expect("a process id")
     }
 
-    /// Sends the head of a form. A worker then waits for the body.
+    /// Begins to post a form: a worker has the head and waits for the body.
     pub(crate) fn begin_post(&self, form: &[(&str, &str)]) -> Post {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let fields: Vec<_> = form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -87,10 +87,10 @@ impl Shop {
              Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
             body.len()
         )
-        .expect("the head is accepted");
-        let mut interim = vec![0; CONTINUE.len()];
-        stream.read_exact(&mut interim).expect("an interim response");
-        Post { stream, body, is_awaited: interim == CONTINUE, interim }
+        .expect("a head is taken");
+        let mut received = vec![0; CONTINUE.len()];
+        stream.read_exact(&mut received).expect("an interim response");
+        Post { stream, body, is_awaited: received == CONTINUE, received }
     }
 
     fn connect(&self) -> TcpStream {
@@ -100,10 +100,10 @@ impl Shop {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        signal::kill(self.pid(), signal).expect("the child can be signalled");
+        signal::kill(self.pid(), signal).expect("the master is not reaped yet");
     }
 
-    /// Sends a signal to the master, and returns its stderr up to its end.
+    /// Sends a signal to the master, waits for its end, and returns its stderr.
     pub(crate) fn stop(self, signal: Signal) -> String {
         self.signal(signal);
         self.wait()
@@ -111,11 +111,11 @@ impl Shop {
 
     /// Sends a signal to the master and to all workers.
     pub(crate) fn stop_group(self, signal: Signal) {
-        killpg(self.pid(), signal).expect("the children can be signalled");
+        killpg(self.pid(), signal).expect("the master is not reaped yet");
         self.wait();
     }
 
-    /// Waits for an orderly end, and asserts that no process is left.
+    /// Waits for exit status 0, and checks that no process is left. Returns stderr.
     pub(crate) fn wait(mut self) -> String {
         let group = self.pid();
         let ended = end(self.master.take().expect("a master"));
@@ -133,14 +133,14 @@ impl Shop {
 impl Drop for Shop {
     fn drop(&mut self) {
         if let Some(mut master) = self.master.take() {
-            // It may have ended already. Its workers end with it.
+            // It may have ended already; its workers end with it.
             let _ = master.kill();
-            master.wait().expect("the child can be waited for");
+            master.wait().expect("the child is not reaped yet");
         }
     }
 }
 
-/// Returns whether a process is running. One that has ended and is not reaped yet is not.
+/// Returns whether a process is running; a zombie is not.
 pub(crate) fn is_running(worker: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
@@ -156,23 +156,23 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub(crate) struct Post {
     stream: TcpStream,
     body: String,
-    /// Whether the worker waits for the body. Otherwise it has begun its response.
+    /// Whether the worker has asked for the body; otherwise it has begun its response.
     is_awaited: bool,
-    interim: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Post {
     pub(crate) fn finish(mut self) -> Response {
         if self.is_awaited {
-            // A body that is too large is refused before its end.
+            // The worker may refuse a body that is too large before it is complete.
             let _ = self.stream.write_all(self.body.as_bytes());
-            self.interim.clear();
+            self.received.clear();
         }
-        Response::read(self.interim.chain(self.stream))
+        Response::read(self.received.chain(self.stream))
     }
 }
 
-/// A worker's response.
+/// A response of a worker.
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
@@ -180,7 +180,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// Reads to the end of the connection: each response has its own.
+    /// Reads until the connection ends: each response closes it.
     fn read(mut stream: impl Read) -> Response {
         let mut response = String::new();
         stream.read_to_string(&mut response).expect("a response");
@@ -197,7 +197,7 @@ impl Response {
         unescaped(between(&self.body, "<h1>", "</h1>"))
     }
 
-    /// The customer's own word, from its form.
+    /// Returns the customer's own text, from its form.
     pub(crate) fn word(&self, key: &str) -> String {
         unescaped(between(&self.body, &format!("<input id=\"{key}\" name=word value=\""), "\""))
     }

@@ -1,4 +1,4 @@
-/* What the test programs have in common. */
+/* Helpers of the test programs. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -22,7 +22,7 @@
     if (!(condition)) FAIL("%s", #condition);                                                                          \
   } while (0)
 
-/* The status of a call, which is gone on with as long as it is not done. */
+/* Checks the status of a call, which is repeated until it is finished. */
 #define EXPECT(expected, call)                                                                                         \
   do {                                                                                                                 \
     pfc_status status_;                                                                                                \
@@ -42,7 +42,7 @@ static inline int is_value(const pfc_value *value, const char *text) {
   return value->data && value->length == strlen(text) && memcmp(value->data, text, value->length) == 0;
 }
 
-/* Takes the value. */
+/* Checks a value, and frees it. */
 #define EXPECT_VALUE(text, value)                                                                                      \
   do {                                                                                                                 \
     if (!is_value(&(value), text))                                                                                     \

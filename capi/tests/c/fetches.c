@@ -53,7 +53,7 @@ static void in_two_steps(const pfc_cache *cache, pfc_call **call) {
   CHECK(old.data == NULL);
   EXPECT(PFC_CLAIM, pfc_fetch_begin(cache, KEY("k"), 5000, &value, &claim, call));
   EXPECT(PFC_OK, pfc_fetch_complete(claim, KEY("first"), &SOON_STALE, call));
-  /* Fresh, and then to be loaded again by one caller. */
+  /* Fresh first; then one caller has to reload it. */
   pfc_status status;
   do {
     usleep(1000);
@@ -72,20 +72,20 @@ static void in_two_steps(const pfc_cache *cache, pfc_call **call) {
   EXPECT_VALUE("first", old);
   EXPECT(PFC_STALE, pfc_fetch_begin(cache, KEY("k"), 5000, &value, &other, call));
   EXPECT_VALUE("first", value);
-  /* A delete is stronger than a load. */
+  /* A delete revokes a load. */
   EXPECT(PFC_OK, pfc_delete(cache, KEY("k"), call));
   EXPECT(PFC_CLAIM, pfc_fetch_begin(cache, KEY("k"), 5000, &value, &claim, call));
   EXPECT(PFC_MISS, pfc_delete(cache, KEY("k"), call));
   EXPECT(PFC_OK, pfc_fetch_complete(claim, KEY("revoked"), &HOUR, call));
   EXPECT(PFC_MISS, pfc_get(cache, KEY("k"), &value, call));
-  /* Not to be stored. */
+  /* A null expiry: the value is not stored. */
   EXPECT(PFC_CLAIM, pfc_fetch_begin(cache, KEY("k"), 5000, &value, &claim, call));
   EXPECT(PFC_OK, pfc_fetch_complete(claim, KEY("passing"), NULL, call));
   EXPECT(PFC_MISS, pfc_get(cache, KEY("k"), &value, call));
 }
 
-/* A claim that came through a fork does nothing in the child, and is the parent's as before. */
-static void through_a_fork(const pfc_cache *cache) {
+/* An inherited claim does nothing in the child, and still belongs to the parent. */
+static void across_a_fork(const pfc_cache *cache) {
   pfc_value value;
   pfc_claim *completed, *failed;
   EXPECT(PFC_CLAIM, pfc_fetch_begin(cache, KEY("completed"), 0, &value, &completed, NULL));
@@ -108,35 +108,35 @@ static void through_a_fork(const pfc_cache *cache) {
 struct waiting {
   const pfc_cache *cache;
   int again;
-  int says;
+  int ready;
 };
 
-static void *wait_for_it(void *argument) {
+static void *wait_for_load(void *argument) {
   struct waiting *waiting = argument;
   pfc_call *call = NULL;
   pfc_value value;
   pfc_claim *claim;
   while (pfc_fetch_begin(waiting->cache, KEY("awaited"), 0, &value, &claim, &call) == PFC_AGAIN) {
     CHECK(call != NULL && value.data == NULL && claim == NULL);
-    if (++waiting->again == 2) CHECK(write(waiting->says, "!", 1) == 1);
+    if (++waiting->again == 2) CHECK(write(waiting->ready, "!", 1) == 1);
   }
   CHECK(call == NULL && claim == NULL);
   EXPECT_VALUE("at last", value);
   return NULL;
 }
 
-/* Whoever waits for another loader comes back in between. */
+/* A call that waits for another caller's load returns in slices. */
 static void in_slices(const pfc_cache *cache) {
-  int says[2];
+  int ready[2];
   char byte;
   pfc_value value;
   pfc_claim *claim;
   pthread_t thread;
-  CHECK(pipe(says) == 0);
-  struct waiting waiting = {cache, 0, says[1]};
+  CHECK(pipe(ready) == 0);
+  struct waiting waiting = {cache, 0, ready[1]};
   EXPECT(PFC_CLAIM, pfc_fetch_begin(cache, KEY("awaited"), 0, &value, &claim, NULL));
-  CHECK(pthread_create(&thread, NULL, wait_for_it, &waiting) == 0);
-  CHECK(read(says[0], &byte, 1) == 1);
+  CHECK(pthread_create(&thread, NULL, wait_for_load, &waiting) == 0);
+  CHECK(read(ready[0], &byte, 1) == 1);
   EXPECT(PFC_OK, pfc_fetch_complete(claim, KEY("at last"), &HOUR, NULL));
   CHECK(pthread_join(thread, NULL) == 0);
   CHECK(waiting.again >= 2);
@@ -150,7 +150,7 @@ int main(int argc, char **argv) {
   in_two_steps(cache, NULL);
   in_two_steps(cache, &unfinished);
   CHECK(unfinished == NULL);
-  through_a_fork(cache);
+  across_a_fork(cache);
   in_slices(cache);
   return 0;
 }

@@ -1,5 +1,5 @@
-/* Forks while four threads use the cache, in every way that a host might: forks URL ROUNDS. Each writes values of its
- * own and reads them back; no error surfaces, in the parent or in any child. */
+/* Forks in every way that a host may, while four threads use the cache: forks URL ROUNDS. Each thread writes its own
+ * values and reads them back; no call fails, in the parent or in any child. */
 #include "check.h"
 
 #include <pthread.h>
@@ -11,9 +11,9 @@ static pfc_cache *cache;
 static atomic_int is_over;
 static atomic_long checked;
 
-/* What goes round the handlers of fork() leaves the allocator's locks as other threads hold them, and the child must
- * not allocate: so these pause meanwhile. */
-static pthread_rwlock_t between = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+/* A call that bypasses the handlers of fork() leaves the allocator's locks in their current state, and the child must
+ * not allocate. So the other threads pause during such a call. */
+static pthread_rwlock_t pause_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
 static void write_and_read_back(const char *who, long round) {
   char key[64], text[64], found[64];
@@ -23,27 +23,27 @@ static void write_and_read_back(const char *who, long round) {
   EXPECT(PFC_OK, pfc_set(cache, key, (size_t)key_length, text, (size_t)text_length, 60000, NULL));
   EXPECT(PFC_OK, pfc_get_into(cache, key, (size_t)key_length, found, sizeof found, &length, NULL));
   if (length != (size_t)text_length || memcmp(found, text, length) != 0)
-    FAIL("%s read %.*s, where it wrote %s", who, (int)length, found, text);
+    FAIL("%s read %.*s, but wrote %s", who, (int)length, found, text);
   checked++;
 }
 
 static void *use(void *name) {
   for (long round = 0; !is_over; round++) {
-    CHECK(pthread_rwlock_rdlock(&between) == 0);
+    CHECK(pthread_rwlock_rdlock(&pause_lock) == 0);
     write_and_read_back(name, round);
-    CHECK(pthread_rwlock_unlock(&between) == 0);
+    CHECK(pthread_rwlock_unlock(&pause_lock) == 0);
   }
   return NULL;
 }
 
-static pid_t fork_round_the_handlers(int by_system_call) {
-  CHECK(pthread_rwlock_wrlock(&between) == 0);
+static pid_t fork_without_handlers(int by_system_call) {
+  CHECK(pthread_rwlock_wrlock(&pause_lock) == 0);
   pid_t child = by_system_call ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : _Fork();
-  if (child != 0) CHECK(pthread_rwlock_unlock(&between) == 0);
+  if (child != 0) CHECK(pthread_rwlock_unlock(&pause_lock) == 0);
   return child;
 }
 
-static void be_a_child(int number) {
+static void run_child(int number) {
   char who[32];
   alarm(60);
   snprintf(who, sizeof who, "child-%d", number);
@@ -64,11 +64,11 @@ int main(int argc, char **argv) {
     pid_t child;
     switch (round % 4) {
     case 0:
-    case 1: /* behind the back of a VM, whose hooks do not run */
+    case 1: /* without the hooks of a language's runtime */
       child = fork();
       break;
     case 2:
-      child = fork_round_the_handlers(round % 8 == 2);
+      child = fork_without_handlers(round % 8 == 2);
       break;
     default:
       CHECK(system("true") == 0);
@@ -77,7 +77,7 @@ int main(int argc, char **argv) {
       CHECK(shell && fgets(line, sizeof line, shell) && strcmp(line, "hello\n") == 0 && pclose(shell) == 0);
       continue;
     }
-    if (child == 0) be_a_child(round);
+    if (child == 0) run_child(round);
     reap(child);
   }
   is_over = 1;

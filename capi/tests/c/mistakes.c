@@ -1,9 +1,9 @@
-/* What is refused, and what is said of it: mistakes URL. */
+/* Invalid arguments and failures, and their messages: mistakes URL. */
 #include "check.h"
 
 #define KEY(text) PFC_LITERAL(text)
 
-static void said(const char *part) {
+static void message_has(const char *part) {
   if (!strstr(pfc_error_message(), part)) FAIL("%s, without %s", pfc_error_message(), part);
 }
 
@@ -20,14 +20,14 @@ int main(int argc, char **argv) {
   /* Opening. */
   EXPECT(PFC_CONFLICT, pfc_open(KEY("mistakes"), KEY("memory://"), NULL, 0, &other));
   CHECK(other == NULL);
-  said("\"mistakes\" is open, with another URL");
+  message_has("\"mistakes\" is open with another URL");
   EXPECT(PFC_CONFLICT, pfc_open(KEY("mistakes"), argv[1], strlen(argv[1]), KEY("shop"), &other));
-  said("another namespace");
+  message_has("another namespace");
   EXPECT(PFC_BAD_URL, pfc_open(KEY("url"), KEY("gopher://secret:secret@host"), NULL, 0, &other));
-  said("gopher");
+  message_has("gopher");
   CHECK(!strstr(pfc_error_message(), "secret"));
   EXPECT(PFC_BAD_URL, pfc_open(KEY("url"), KEY("redis://user:secret@host?colour=red"), NULL, 0, &other));
-  said("colour");
+  message_has("colour");
   CHECK(!strstr(pfc_error_message(), "secret"));
   EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("\xFF"), KEY("memory://"), NULL, 0, &other));
   EXPECT(PFC_BAD_ARGUMENT, pfc_open(KEY("null"), NULL, 9, NULL, 0, &other));
@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
 
   /* Keys. */
   EXPECT(PFC_BAD_KEY, pfc_get(cache, KEY("\xFF"), &value, NULL));
-  said("not UTF-8");
+  message_has("not UTF-8");
   EXPECT(PFC_BAD_KEY, pfc_get(cache, KEY(""), &value, NULL));
   EXPECT(PFC_BAD_KEY, pfc_fetch_begin(cache, KEY(""), 0, &value, &claim, NULL));
   EXPECT(PFC_BAD_KEY, pfc_fetch_begin(cache, KEY("\xC3"), 0, &value, &claim, NULL));
@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
 
   /* Null pointers. */
   EXPECT(PFC_BAD_ARGUMENT, pfc_get(NULL, KEY("k"), &value, NULL));
-  said("handle");
+  message_has("handle");
   EXPECT(PFC_BAD_ARGUMENT, pfc_get(cache, NULL, 1, &value, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_get(cache, KEY("k"), NULL, NULL));
   EXPECT(PFC_BAD_ARGUMENT, pfc_get_into(cache, KEY("k"), &byte, 1, NULL, NULL));
@@ -84,21 +84,21 @@ int main(int argc, char **argv) {
   EXPECT(PFC_BAD_ARGUMENT, pfc_take_errors(NULL));
   pfc_call_cancel(NULL);
 
-  /* A server that is not there: what is said of it is this thread's, and stays through what succeeds. */
+  /* A server that is down: the message belongs to this thread, and stays after calls that succeed. */
   pfc_cache *down = open_as("down", "redis://:secret@127.0.0.1:1");
   EXPECT(PFC_CONNECT, pfc_increment(down, KEY("k"), 1, 1000, &number, NULL));
   CHECK(pfc_error_is_transient());
   EXPECT(PFC_OK, pfc_set(cache, KEY("k"), KEY("v"), 1000, NULL));
-  said("127.0.0.1:1");
+  message_has("127.0.0.1:1");
   CHECK(!strstr(pfc_error_message(), "secret"));
   pid_t child = fork();
   if (child == 0) {
-    said("127.0.0.1:1");
+    message_has("127.0.0.1:1");
     _exit(0);
   }
   reap(child);
 
-  /* A fetch has its value all the same, and the failure is told elsewhere. */
+  /* A fetch still gets its value, and pfc_take_errors() returns the failure. */
   EXPECT(PFC_CLAIM, pfc_fetch_begin(down, KEY("k"), 0, &value, &claim, NULL));
   EXPECT(PFC_OK, pfc_fetch_complete(claim, KEY("v"), &(pfc_expiry){.ttl_ms = 1000}, NULL));
   child = fork();

@@ -1,4 +1,4 @@
-/* A timer of a millisecond whose handler interrupts system calls: signals URL ROUNDS. No error surfaces. */
+/* A one-millisecond timer whose handler interrupts system calls: signals URL ROUNDS. No call fails. */
 #include "check.h"
 
 #include <signal.h>

@@ -1,4 +1,4 @@
-/* Every verb against a real server, at once and in slices: verbs URL. */
+/* Every operation against a real server, waiting and in slices: verbs URL. */
 #include "check.h"
 
 #define KEY(text) PFC_LITERAL(text)
@@ -89,7 +89,7 @@ static void namespaces(const char *url) {
   CHECK(again == part);
   EXPECT(PFC_OK, pfc_set(part, KEY("k"), KEY("inside"), MINUTE, NULL));
   EXPECT(PFC_OK, pfc_set(all, KEY("k"), KEY("outside"), MINUTE, NULL));
-  if (strncmp(url, "memory", 6) != 0) { /* of which each handle has its own */
+  if (strncmp(url, "memory", 6) != 0) { /* each handle has its own memory */
     EXPECT(PFC_OK, pfc_get(all, KEY("shop:v2:k"), &value, NULL));
     EXPECT_VALUE("inside", value);
   }

@@ -1,4 +1,4 @@
--- Every verb, fetches, and forks of which LuaJIT knows nothing: cache.lua URL.
+-- Every operation, fetches, and forks without LuaJIT's knowledge: cache.lua URL.
 local ffi = require "ffi"
 local prefork_cache = require "prefork_cache"
 
@@ -52,7 +52,7 @@ local down = prefork_cache.open("redis://127.0.0.1:1", { name = "down" })
 assert(raised(function() down:get("k") end).is_transient)
 assert(raised(function() down:get_many { "k" } end).message:find("127.0.0.1:1"))
 
--- Fetches: errors of a loader go through none of the library's frames.
+-- Fetches: errors of a loader unwind no frame of the library.
 local loads = 0
 local function load() loads = loads + 1; return "loaded" end
 local failure = {}
@@ -61,13 +61,13 @@ assert(raised(function() cache:fetch("page", 60, function() end) end):find("a lo
 assert(cache:fetch("page", 60, load) == "loaded" and cache:fetch("page", 60, load) == "loaded" and loads == 1)
 assert(cache:fetch("soon", 0.02, load, { stale = 60 }) == "loaded")
 repeat
-  local asked = false
-  local page = cache:fetch("soon", 60, function() asked = true; error("no") end)
-  assert(page == "loaded", "the stale one serves")
-until asked
+  local was_called = false
+  local page = cache:fetch("soon", 60, function() was_called = true; error("no") end)
+  assert(page == "loaded", "the stale value is returned")
+until was_called
 assert(raised(function() cache:fetch("never", 60, load, { refresh_ahead = 60 }) end).status == "PFC_BAD_TTL")
-assert(cache:fetch("never", 60, load) == "loaded", "that claim was ended")
-assert(down:fetch("k", 60, load) == "loaded", "an outage is no reason to have no value")
+assert(cache:fetch("never", 60, load) == "loaded", "the refused claim was ended")
+assert(down:fetch("k", 60, load) == "loaded", "a fetch returns its value during an outage")
 assert(prefork_cache.take_errors():find('"cache":"down"') and not prefork_cache.take_errors())
 
 -- Forks.

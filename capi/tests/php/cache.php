@@ -1,6 +1,6 @@
 <?php
 
-// Every verb, fetches, and forks of which PHP knows nothing: cache.php URL.
+// Every operation, fetches, and forks without PHP's knowledge: cache.php URL.
 
 declare(strict_types=1);
 
@@ -40,7 +40,7 @@ $cache->set('large', $large);
 check($cache->get('large') === $large, 'a large one');
 $cache->set('empty', '', 60);
 check($cache->get('empty') === '', 'an empty one');
-check($cache->expiresIn('large') === INF && $cache->expiresIn('none') === null, 'no end');
+check($cache->expiresIn('large') === INF && $cache->expiresIn('none') === null, 'no expiry');
 check($cache->touch('k', 30) && !$cache->touch('none', 30), 'touch');
 $left = $cache->expiresIn('k');
 check($left > 20 && $left <= 30, "expires in $left");
@@ -56,12 +56,12 @@ $refused = thrown(fn () => new PreforkCache('null://'));
 check($refused instanceof PreforkCacheException && $refused->status === 'PFC_CONFLICT' && !$refused->isTransient, 'conflict');
 check($refused->getCode() === -100 && str_starts_with($refused->getMessage(), 'PFC_CONFLICT: the cache "default"'), 'text');
 check(thrown(fn () => $cache->get("\xFF"))->status === 'PFC_BAD_KEY', 'no UTF-8');
-check(thrown(fn () => $cache->set('k', 'v', 0)) instanceof ValueError, 'no time');
+check(thrown(fn () => $cache->set('k', 'v', 0)) instanceof ValueError, 'no duration');
 $down = new PreforkCache('redis://127.0.0.1:1', 'down');
 check(thrown(fn () => $down->get('k'))->isTransient, 'down');
 check(str_contains(thrown(fn () => $down->getMany(['k']))->getMessage(), '127.0.0.1:1'), 'which server');
 
-// Fetches: exceptions of a loader go through none of the library's frames.
+// Fetches: exceptions of a loader unwind no frame of the library.
 $loads = 0;
 $load = function (string $key) use (&$loads): string {
     $loads++;
@@ -75,18 +75,18 @@ for ($round = 0; $round < 2; $round++) {
 }
 check($cache->fetch('soon', 0.02, $load, stale: 60) === 'loaded soon', 'soon stale');
 do {
-    $asked = false;
-    $soon = $cache->fetch('soon', 60, function () use (&$asked) {
-        $asked = true;
+    $wasCalled = false;
+    $soon = $cache->fetch('soon', 60, function () use (&$wasCalled) {
+        $wasCalled = true;
         throw new DomainException('no');
     });
-    check($soon === 'loaded soon', 'the stale one serves');
-} while (!$asked);
+    check($soon === 'loaded soon', 'the stale value is returned');
+} while (!$wasCalled);
 check(thrown(fn () => $cache->fetch('never', 60, $load, refreshAhead: 60))->status === 'PFC_BAD_TTL', 'refused');
-check($cache->fetch('never', 60, $load) === 'loaded never', 'that claim was ended');
-check($down->fetch('k', 60, $load) === 'loaded k', 'an outage is no reason to have no value');
+check($cache->fetch('never', 60, $load) === 'loaded never', 'the refused claim was ended');
+check($down->fetch('k', 60, $load) === 'loaded k', 'a fetch returns its value during an outage');
 check(in_array('down', array_column(PreforkCache::takeErrors()['errors'], 'cache'), true), 'reported');
-check(PreforkCache::takeErrors() === ['dropped' => 0, 'errors' => []], 'once');
+check(PreforkCache::takeErrors() === ['dropped' => 0, 'errors' => []], 'cleared');
 
 // Forks.
 $generation = PreforkCache::generation();
@@ -98,11 +98,11 @@ for ($round = 0; function_exists('pcntl_fork') && $round < 20; $round++) {
         check($cache->get('round') === "$round" && PreforkCache::generation() === $generation + 1, 'a child');
         $cache->set('child', "$round", 60);
         check($cache->get('child') === "$round" && str_contains(PreforkCache::afterFork(), 'forked'), "a child's own");
-        posix_kill(posix_getpid(), SIGKILL); // what was inherited is not said goodbye to
+        posix_kill(posix_getpid(), SIGKILL); // without a shutdown of inherited connections
     }
     pcntl_waitpid($child, $ended);
     check(pcntl_wifsignaled($ended) && pcntl_wtermsig($ended) === SIGKILL, 'a child failed');
-    check($cache->get('round') === "$round", 'the parent goes on');
+    check($cache->get('round') === "$round", 'the parent continues');
 }
 $cache->set('round', 'last', 60);
 check(shell_exec('echo hello') === "hello\n" && `echo hello` === "hello\n", 'a shell');

@@ -22,7 +22,7 @@ fn on_each_store(run: impl Fn(&str)) {
 }
 
 #[test]
-fn the_quickstart_builds_as_it_says_and_is_clean() {
+fn the_quickstart_builds_and_runs_without_leaks() {
     let source = package().join("examples/quickstart.c");
     let shared = compile(&source, &["-std=c11", "-pedantic", "-D_POSIX_C_SOURCE=200809L"]);
     let server = Server::start(Kind::Redis);
@@ -39,7 +39,7 @@ fn the_quickstart_builds_as_it_says_and_is_clean() {
 }
 
 #[test]
-fn every_verb_does_what_it_says() {
+fn every_operation_works_as_documented() {
     let verbs = program("verbs");
     on_each_store(|url| _ = succeed(command(&verbs).arg(url)));
     let server = Server::start(Kind::Redis);
@@ -47,14 +47,14 @@ fn every_verb_does_what_it_says() {
 }
 
 #[test]
-fn mistakes_are_refused_with_what_is_wrong() {
+fn invalid_arguments_are_refused_with_a_message() {
     let mistakes = program("mistakes");
     let server = Server::start(Kind::Redis);
     succeed(under_valgrind(&mistakes).arg(server.url(PATIENT)));
 }
 
 #[test]
-fn a_fetch_loads_once_and_belongs_to_a_process() {
+fn a_fetch_loads_once_and_its_claim_belongs_to_a_process() {
     let fetches = program("fetches");
     on_each_store(|url| _ = succeed(command(&fetches).arg(url)));
     let server = Server::start(Kind::Redis);
@@ -62,7 +62,7 @@ fn a_fetch_loads_once_and_belongs_to_a_process() {
 }
 
 #[test]
-fn a_call_that_waits_comes_back_and_is_gone_on_with() {
+fn a_call_that_waits_returns_in_slices_and_can_be_continued() {
     let slices = program("slices");
     for kind in [Kind::Redis, Kind::Memcached] {
         let server = Server::start(kind);
@@ -70,30 +70,30 @@ fn a_call_that_waits_comes_back_and_is_gone_on_with() {
         let mut run =
             run.arg(server.url("timeout=60s")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut lines = BufReader::new(run.stdout.take().expect("a pipe")).lines();
-        let mut say = run.stdin.take().expect("a pipe");
+        let mut stdin = run.stdin.take().expect("a pipe");
         assert_eq!(lines.next().expect("a line").unwrap(), "stop");
         server.pause();
-        say.write_all(b"stopped\n").unwrap();
+        stdin.write_all(b"stopped\n").unwrap();
         let waits = lines.next().map(Result::unwrap);
         server.resume();
-        assert_eq!(waits.as_deref(), Some("go on"));
-        say.write_all(b"resumed\n").unwrap();
+        assert_eq!(waits.as_deref(), Some("continue"));
+        stdin.write_all(b"resumed\n").unwrap();
         assert!(run.wait().unwrap().success());
     }
 }
 
 #[test]
-fn forks_while_threads_use_the_cache_harm_nobody() {
+fn forks_while_threads_use_the_cache_are_safe() {
     let forks = program("forks");
     on_each_store(|url| _ = succeed(command(&forks).args([url, "200"])));
 }
 
 #[test]
-fn interrupted_system_calls_are_no_errors() {
+fn interrupted_system_calls_cause_no_errors() {
     let signals = program("signals");
     for kind in [Kind::Redis, Kind::Memcached] {
         let server = Server::start(kind);
-        // By name, so that the resolver is interrupted as well.
+        // By name, so that the resolver is interrupted too.
         let url = server.url(PATIENT).replace("127.0.0.1", "localhost");
         let handled = succeed(command(&signals).args([&url, "300"])).stdout;
         let handled: u32 = String::from_utf8(handled).unwrap().trim().parse().expect("a number");

@@ -1,4 +1,4 @@
-//! The library as it is installed, and programs that use it.
+//! The installed library, and helpers to compile and run programs with it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// Where everything here goes.
+/// Returns the directory for all files of these tests.
 fn scratch() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("programs-{}", std::process::id()))
 }
@@ -15,7 +15,7 @@ pub(crate) fn package() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The prefix that `capi/install` has installed what was built for this test under.
+/// Installs the library of this build with `capi/install`, once, and returns the prefix.
 pub(crate) fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
@@ -31,7 +31,7 @@ pub(crate) fn library() -> PathBuf {
     prefix().join("lib/libprefork_cache.so.0")
 }
 
-/// Compiles a C program as the .pc file says.
+/// Compiles a C program with the flags of the .pc file.
 pub(crate) fn compile(source: &Path, flags: &[&str]) -> PathBuf {
     let program = scratch().join(source.file_stem().expect("a name"));
     let mut compiler = compiler(source, &program);
@@ -39,7 +39,7 @@ pub(crate) fn compile(source: &Path, flags: &[&str]) -> PathBuf {
     program
 }
 
-/// Compiles a C program that needs no shared library of ours.
+/// Compiles a C program with the static library.
 pub(crate) fn compile_with_archive(source: &Path) -> PathBuf {
     let program = scratch().join(source.file_stem().expect("a name")).with_extension("static");
     let shared = "-lprefork_cache";
@@ -63,15 +63,15 @@ fn pkg_config(wanted: &[&str]) -> Vec<String> {
     flags.split_whitespace().map(str::to_owned).collect()
 }
 
-/// A command that finds the installed library.
+/// Returns a command that finds the installed library.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env("LD_LIBRARY_PATH", prefix().join("lib"));
     command
 }
 
-/// Under valgrind: an error or a leak ends it with another status. What only an inner pointer leads to is no leak:
-/// hash tables are held like that.
+/// Returns a command that runs a program under valgrind, which exits with status 99 after an error or a leak. Memory
+/// that is reachable only by an interior pointer does not count as a leak: hash tables are held like that.
 pub(crate) fn under_valgrind(program: &Path) -> Command {
     let mut valgrind = command("valgrind");
     valgrind.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--trace-children=no"]);
@@ -87,7 +87,7 @@ pub(crate) fn succeed(command: &mut Command) -> Output {
     output
 }
 
-/// A copy of a file under another name.
+/// Copies a file under another name.
 pub(crate) fn copied(from: &Path, name: &str) -> PathBuf {
     let copy = scratch().join(name);
     fs::copy(from, &copy).expect("there is room");

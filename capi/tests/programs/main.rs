@@ -1,5 +1,5 @@
-//! Programs in C, PHP, Lua, Python and Ruby against the installed library and real servers. `capi/tests/run` installs
-//! what they need.
+//! Programs in C, PHP, Lua, Python and Ruby with the installed library and real servers. `capi/tests/run` installs the
+//! packages that they need.
 
 mod c;
 mod exports;

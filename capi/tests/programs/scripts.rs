@@ -17,7 +17,7 @@ fn script(language: &str, name: &str) -> PathBuf {
     package().join("tests").join(language).join(name)
 }
 
-fn is_ok(program: &mut Command) {
+fn assert_ok(program: &mut Command) {
     assert_eq!(String::from_utf8_lossy(&succeed(program).stdout), "ok\n", "{program:?}");
 }
 
@@ -33,24 +33,24 @@ fn from_lua() {
     on_each_store(|url| {
         let mut lua = command("luajit");
         lua.env("LUA_PATH", bindings().join("lua/?.lua")).env("PREFORK_CACHE_FFI_H", header());
-        is_ok(lua.arg(script("lua", "cache.lua")).arg(url));
+        assert_ok(lua.arg(script("lua", "cache.lua")).arg(url));
     });
 }
 
 #[test]
 fn from_php() {
-    on_each_store(|url| is_ok(php(&["-d", "ffi.enable=1"]).arg(script("php", "cache.php")).arg(url)));
+    on_each_store(|url| assert_ok(php(&["-d", "ffi.enable=1"]).arg(script("php", "cache.php")).arg(url)));
 }
 
-/// As in FPM: the master loads the library and the class, and scripts may use these, and nothing else of FFI.
+/// As in FPM: the master preloads the library and the class, and scripts may use only these of FFI.
 #[test]
-fn from_php_with_what_was_preloaded() {
+fn from_php_with_preloading() {
     let declarations = format!("ffi.preload={}", header().display());
     let class = format!("opcache.preload={}", bindings().join("php/prefork_cache.php").display());
     let settings = ["opcache.enable_cli=1", "opcache.preload_user=root", "ffi.enable=preload", &declarations, &class];
     on_each_store(|url| {
         let php = &mut php(&settings.map(|setting| ["-d", setting]).concat());
-        is_ok(
+        assert_ok(
             php.env_remove("PREFORK_CACHE_PHP")
                 .env_remove("PREFORK_CACHE_FFI_H")
                 .arg(script("php", "cache.php"))
@@ -60,13 +60,13 @@ fn from_php_with_what_was_preloaded() {
 }
 
 #[test]
-fn from_python_in_every_way_to_make_a_process() {
-    on_each_store(|url| is_ok(command("python3").arg(script("python", "forks.py")).arg(url).arg(library())));
+fn from_python_with_every_way_to_create_a_process() {
+    on_each_store(|url| assert_ok(command("python3").arg(script("python", "forks.py")).arg(url).arg(library())));
 }
 
 #[test]
-fn from_ruby_in_every_way_to_make_a_process() {
-    on_each_store(|url| is_ok(command("ruby").arg(script("ruby", "forks.rb")).arg(url).arg(library())));
+fn from_ruby_with_every_way_to_create_a_process() {
+    on_each_store(|url| assert_ok(command("ruby").arg(script("ruby", "forks.rb")).arg(url).arg(library())));
 }
 
 fn php(settings: &[&str]) -> Command {

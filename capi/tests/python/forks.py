@@ -1,4 +1,4 @@
-"""Every way in which Python makes a process, while four threads use the cache: forks.py URL LIBRARY."""
+"""Every way to create a process in Python, while four threads use the cache: forks.py URL LIBRARY."""
 
 import ctypes
 import multiprocessing
@@ -86,8 +86,8 @@ is_over.set()
 for thread in threads:
     thread.join()
 assert not failures, failures
-# Behind the back of the interpreter, whose own locks only allow that without other threads.
+# Without the interpreter's knowledge. Its own locks allow this only without other threads.
 for round in range(20):
-    in_a_fork(c.fork, f"behind-{round}")
+    in_a_fork(c.fork, f"raw-{round}")
     write_and_read_back("main", round)
 print("ok")

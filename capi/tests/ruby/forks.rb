@@ -1,4 +1,4 @@
-# Every way in which Ruby makes a process, while four threads use the cache: forks.rb URL LIBRARY.
+# Every way to create a process in Ruby, while four threads use the cache: forks.rb URL LIBRARY.
 
 require "fiddle/import"
 
@@ -18,9 +18,9 @@ def checked(status)
   status
 end
 
-place = Fiddle::Pointer.malloc(Fiddle::SIZEOF_VOIDP, Fiddle::RUBY_FREE)
-checked(Library.pfc_open("ruby", 4, ARGV[0], ARGV[0].bytesize, nil, 0, place))
-CACHE = place.ptr
+handle = Fiddle::Pointer.malloc(Fiddle::SIZEOF_VOIDP, Fiddle::RUBY_FREE)
+checked(Library.pfc_open("ruby", 4, ARGV[0], ARGV[0].bytesize, nil, 0, handle))
+CACHE = handle.ptr
 
 def write_and_read_back(who, number)
   key, value = "#{who}:#{number % 50}", "#{who} wrote #{number}"
@@ -29,7 +29,7 @@ def write_and_read_back(who, number)
   length = Fiddle::Pointer.malloc(Fiddle::SIZEOF_SIZE_T, Fiddle::RUBY_FREE)
   found = checked(Library.pfc_get_into(CACHE, key, key.bytesize, buffer, 64, length, nil))
   read = buffer[0, length[0, Fiddle::SIZEOF_SIZE_T].unpack1("J")]
-  raise "#{who} read #{read.inspect} (#{found}), where it wrote #{value.inspect}" unless found.zero? && read == value
+  raise "#{who} read #{read.inspect} (#{found}), but wrote #{value.inspect}" unless found.zero? && read == value
 end
 
 def child(who)
@@ -55,15 +55,15 @@ end
   raise "backticks" unless `echo hello` == "hello\n"
 
   reap(spawn("true"))
-  said = IO.popen("-") { |pipe| pipe ? pipe.read : (write_and_read_back("popen-#{round}", round); print "hello") }
-  raise "popen" unless said == "hello"
+  output = IO.popen("-") { |pipe| pipe ? pipe.read : (write_and_read_back("popen-#{round}", round); print "hello") }
+  raise "popen" unless output == "hello"
 end
 is_over = true
 threads.each(&:join)
-# Behind the back of the interpreter, whose own locks only allow that without other threads.
+# Without the interpreter's knowledge. Its own locks allow this only without other threads.
 20.times do |round|
   pid = Library.fork
-  child("behind-#{round}") if pid.zero?
+  child("raw-#{round}") if pid.zero?
   reap(pid)
   write_and_read_back("main", round)
 end

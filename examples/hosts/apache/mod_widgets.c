@@ -1,4 +1,4 @@
-/* /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back. */
+/* /redis/KEY/VALUE stores a value, reads it back, and returns the process id and the value. */
 
 #include <prefork_cache.h>
 #include <stdlib.h>
@@ -14,14 +14,14 @@
 
 static pfc_cache *redis, *memcached;
 
-/* In the master, before it forks: here it makes its own connections. Apache does this twice at its start and again at
- * each reload; pfc_open() hands out the same handle. */
+/* Runs in the master, before it forks: the master makes its own connections. Apache calls this twice at its start and
+ * again at each reload; pfc_open() returns the same handle. */
 static int open_cache(pfc_cache **cache, const char *name, const char *url, server_rec *server) {
   if (url != NULL && pfc_open(name, strlen(name), url, strlen(url), NULL, 0, cache) == PFC_OK &&
       pfc_set(*cache, PFC_LITERAL("motd"), PFC_LITERAL("hello"), 60000, NULL) == PFC_OK) {
     return OK;
   }
-  ap_log_error(APLOG_MARK, APLOG_ERR, 0, server, "no cache %s: %s", name, pfc_error_message());
+  ap_log_error(APLOG_MARK, APLOG_ERR, 0, server, "opening the cache %s: %s", name, pfc_error_message());
   return HTTP_INTERNAL_SERVER_ERROR;
 }
 

@@ -1,4 +1,4 @@
-"""A web server that has its requests answered by tasks."""
+"""A web server that handles each request by a task."""
 
 import os
 import uuid

@@ -1,4 +1,4 @@
-"""Tasks: `answer` stores a value, and answers with the process's number and what it reads back."""
+"""Tasks: `answer` stores a value, reads it back, and returns the process id and the value."""
 
 import os
 

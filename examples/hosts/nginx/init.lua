@@ -1,4 +1,4 @@
--- In the master, before it forks: here it makes its own connections. nginx does this again at each reload.
+-- Runs in the master, before it forks: the master makes its own connections. nginx runs this again at each reload.
 local prefork_cache = require "prefork_cache"
 
 caches = {

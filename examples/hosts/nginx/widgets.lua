@@ -1,4 +1,4 @@
--- /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back.
+-- /redis/KEY/VALUE stores a value, reads it back, and returns the process id and the value.
 local store, key, value = ngx.var.uri:match("^/(%w+)/([^/]+)/(.+)$")
 local cache = caches[store]
 cache:set(key, value, 60)

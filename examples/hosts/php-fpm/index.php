@@ -1,6 +1,6 @@
 <?php
 
-// /redis/KEY/VALUE stores a value, and answers with the process's number and what it reads back.
+// /redis/KEY/VALUE stores a value, reads it back, and returns the process id and the value.
 [, $store, $key, $value] = explode('/', $_SERVER['REQUEST_URI']);
 $cache = new PreforkCache(getenv(strtoupper($store) . '_URL'), $store);
 $cache->set($key, $value, 60);

@@ -1,6 +1,6 @@
 <?php
 
-// In the master, before it forks: here it makes its own connections.
+// Runs in the master, before it forks: the master makes its own connections.
 require __DIR__ . '/../../../bindings/php/prefork_cache.php';
 PreforkCache::load();
 

@@ -1,4 +1,4 @@
-"""A web server with four connections to PostgreSQL, which it opens again where PostgreSQL has closed them."""
+"""A web server with four connections to PostgreSQL, which it reopens if PostgreSQL closes them."""
 
 import os
 import queue

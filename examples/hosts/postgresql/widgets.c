@@ -1,4 +1,4 @@
-/* answer('/redis/KEY/VALUE') stores a value, and answers with the process's number and what it reads back. */
+/* answer('/redis/KEY/VALUE') stores a value, reads it back, and returns the process id and the value. */
 
 #include "postgres.h"
 
@@ -14,7 +14,7 @@ void _PG_init(void);
 
 static pfc_cache *redis, *memcached;
 
-/* Errors of PostgreSQL jump: none is raised while a function of the library's is on the stack. */
+/* PostgreSQL raises errors with longjmp: never while a frame of the library is on the stack. */
 static void check(pfc_status status) {
   if (status != PFC_OK) ereport(ERROR, errmsg("the cache: %s: %s", pfc_status_name(status), pfc_error_message()));
 }
@@ -27,7 +27,7 @@ static pfc_cache *open_cache(const char *name, const char *url) {
   return cache;
 }
 
-/* In the postmaster, before it forks: here it makes its own connections. */
+/* Runs in the postmaster, before it forks: the postmaster makes its own connections. */
 void _PG_init(void) {
   redis = open_cache("redis", getenv("REDIS_URL"));
   memcached = open_cache("memcached", getenv("MEMCACHED_URL"));
@@ -40,7 +40,7 @@ Datum answer(PG_FUNCTION_ARGS) {
   pfc_value read;
   char *body;
 
-  if (key == NULL) ereport(ERROR, errmsg("a path is /STORE/KEY/VALUE"));
+  if (key == NULL) ereport(ERROR, errmsg("expected a path /STORE/KEY/VALUE"));
   check(pfc_set(cache, key, strlen(key), value, strlen(value), 60000, NULL));
   check(pfc_get(cache, key, strlen(key), &read, NULL));
   body = psprintf("%d %.*s", (int)getpid(), (int)read.length, read.data);

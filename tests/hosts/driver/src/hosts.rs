@@ -1,51 +1,54 @@
-//! The hosts: how each one of `examples/hosts` is started, reloaded and stopped.
+//! The hosts of `examples/hosts`: how each one is started, reloaded and stopped.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-/// The commands are run by `sh` in the directory of the example. Its README has the one that starts it.
+/// A host. `sh` runs its commands in the directory of the example, whose README has the command that starts it.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) name: &'static str,
-    /// What the README calls it.
+    /// The name in the README.
     pub(crate) title: &'static str,
     /// The directory in `examples/hosts`.
     pub(crate) directory: &'static str,
-    /// Prints its version, among other things.
+    /// The command that prints its version, possibly among other text.
     pub(crate) version: &'static str,
-    /// What has to be done once before it is started.
+    /// The command to run once before the start.
     pub(crate) build: Option<&'static str>,
+    /// The command that starts it.
     pub(crate) start: &'static str,
-    /// What runs beside it and serves HTTP for it, if it does not itself. `BROKER_URL` is a Redis server for the two.
+    /// The command of a web server in front of a host that does not serve HTTP itself. `BROKER_URL` is a Redis server
+    /// for both.
     pub(crate) front: Option<&'static str>,
-    /// If it offers a hook.
+    /// The line that calls its hook, if it has a hook.
     pub(crate) hook: Option<HookLine>,
-    /// Requests that a worker serves at a time.
+    /// The number of requests that a worker serves at the same time.
     pub(crate) threads: usize,
-    /// Whether workers inherit pipes of others, and close them when their garbage is collected.
+    /// Whether workers inherit pipes of other workers, and close them at a garbage collection.
     pub(crate) collects_pipes: bool,
-    pub(crate) reload: Way,
-    /// How a worker is got rid of, so that another one is forked.
-    pub(crate) replace: Way,
+    /// How it is reloaded.
+    pub(crate) reload: Trigger,
+    /// How a worker is removed, so that another one is forked.
+    pub(crate) replace: Trigger,
     pub(crate) stop: Signal,
     pub(crate) protocol: Protocol,
 }
 
-/// The one line of an example that calls `after_fork`.
+/// The line of an example that calls `after_fork`.
 #[derive(Debug)]
 pub(crate) struct HookLine {
-    /// What is in that line and no other.
+    /// A string that only this line contains.
     pub(crate) mark: &'static str,
-    /// What the host logs when a worker calls it.
+    /// A string that the host logs when a worker calls the hook.
     pub(crate) logs: &'static str,
 }
 
 const MARKED: Option<HookLine> = Some(HookLine { mark: "the one line", logs: "forked (generation " });
 
-/// How something is asked of a host, or of a worker: a command finds its number in `$WORKER`.
+/// How to trigger an action of a host or a worker. For a command, `$WORKER` is the worker's process id.
 #[derive(Debug)]
-pub(crate) enum Way {
+pub(crate) enum Trigger {
     Signal(Signal),
     Command(&'static str),
 }
@@ -56,14 +59,14 @@ pub(crate) enum Protocol {
     FastCgi,
 }
 
-/// How long a reload may take, and a request meanwhile. Celery's workers wait for up to 30 s before they end.
+/// The longest time for a reload, and for a request during it. Celery's workers wait for up to 30 s before they end.
 pub(crate) const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 
-/// How many workers each example has.
+/// The number of workers of each example.
 pub(crate) const WORKERS: usize = 4;
 
-/// What is the same for most of them.
-const MOST: Host = Host {
+/// The defaults of the hosts.
+const DEFAULT: Host = Host {
     name: "",
     title: "",
     directory: "",
@@ -74,8 +77,8 @@ const MOST: Host = Host {
     hook: MARKED,
     threads: 1,
     collects_pipes: false,
-    reload: Way::Signal(Signal::SIGHUP),
-    replace: Way::Signal(Signal::SIGKILL),
+    reload: Trigger::Signal(Signal::SIGHUP),
+    replace: Trigger::Signal(Signal::SIGKILL),
     stop: Signal::SIGTERM,
     protocol: Protocol::Http,
 };
@@ -87,10 +90,10 @@ pub(crate) const ALL: [Host; 13] = [
         directory: "passenger",
         version: "passenger --version",
         start: "passenger start --port $PORT",
-        reload: Way::Command("passenger-config restart-app --ignore-passenger-not-running $PWD"),
-        // A worker that is killed costs a request: Passenger notices when it has sent it one.
-        replace: Way::Command("passenger-config detach-process $WORKER"),
-        ..MOST
+        reload: Trigger::Command("passenger-config restart-app --ignore-passenger-not-running $PWD"),
+        // A killed worker costs a request: Passenger detects its death when it sends it one.
+        replace: Trigger::Command("passenger-config detach-process $WORKER"),
+        ..DEFAULT
     },
     Host {
         name: "puma",
@@ -99,8 +102,8 @@ pub(crate) const ALL: [Host; 13] = [
         version: "puma --version",
         start: "puma --config puma.rb",
         threads: 4,
-        reload: Way::Signal(Signal::SIGUSR2),
-        ..MOST
+        reload: Trigger::Signal(Signal::SIGUSR2),
+        ..DEFAULT
     },
     Host {
         name: "gunicorn",
@@ -108,7 +111,7 @@ pub(crate) const ALL: [Host; 13] = [
         directory: "gunicorn",
         version: "gunicorn --version",
         start: "PYTHONPATH=.. gunicorn --config gunicorn.conf.py app:application",
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "php-fpm",
@@ -117,9 +120,9 @@ pub(crate) const ALL: [Host; 13] = [
         version: "php-fpm8.2 --version",
         start: "php-fpm8.2 --nodaemonize --fpm-config php-fpm.conf --php-ini php.ini --prefix $PWD",
         hook: None,
-        reload: Way::Signal(Signal::SIGUSR2),
+        reload: Trigger::Signal(Signal::SIGUSR2),
         protocol: Protocol::FastCgi,
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "apache",
@@ -128,8 +131,8 @@ pub(crate) const ALL: [Host; 13] = [
         version: "apache2 -v",
         build: Some("apxs -c $(pkg-config --cflags --libs prefork_cache) mod_widgets.c"),
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
-        reload: Way::Signal(Signal::SIGUSR1),
-        ..MOST
+        reload: Trigger::Signal(Signal::SIGUSR1),
+        ..DEFAULT
     },
     Host {
         name: "unicorn",
@@ -139,7 +142,7 @@ pub(crate) const ALL: [Host; 13] = [
         start: "unicorn --config-file unicorn.rb",
         collects_pipes: true,
         stop: Signal::SIGQUIT,
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "puma-fork-worker",
@@ -148,8 +151,8 @@ pub(crate) const ALL: [Host; 13] = [
         version: "puma --version",
         start: "puma --config puma.rb",
         threads: 4,
-        reload: Way::Signal(Signal::SIGUSR1),
-        ..MOST
+        reload: Trigger::Signal(Signal::SIGUSR1),
+        ..DEFAULT
     },
     Host {
         name: "uwsgi",
@@ -157,7 +160,7 @@ pub(crate) const ALL: [Host; 13] = [
         directory: "uwsgi",
         version: "uwsgi --version",
         start: "uwsgi --ini uwsgi.ini",
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "uwsgi-native",
@@ -166,17 +169,17 @@ pub(crate) const ALL: [Host; 13] = [
         version: "uwsgi --version",
         start: "LD_PRELOAD=libprefork_cache.so.0 uwsgi --ini uwsgi.ini",
         hook: Some(HookLine { mark: "hook-post-fork", logs: "running \"call:prefork_cache_after_fork\"" }),
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "nginx",
         title: "nginx",
         directory: "nginx",
         version: "nginx -v 2>&1",
-        // It has no variables.
+        // Its configuration has no variables.
         build: Some("sed -i s/:8000/:$PORT/ nginx.conf"),
         start: "nginx -p $PWD -c nginx.conf",
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "celery",
@@ -185,7 +188,7 @@ pub(crate) const ALL: [Host; 13] = [
         version: "celery --version",
         start: "PYTHONPATH=.. celery --app tasks worker --concurrency 4",
         front: Some("python3 front.py"),
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "postgresql",
@@ -203,15 +206,15 @@ pub(crate) const ALL: [Host; 13] = [
                 -c shared_preload_libraries=$PWD/widgets",
         front: Some("PGHOST=$PWD python3 front.py"),
         hook: None,
-        // It never forks its backends again: they end with their connections.
-        reload: Way::Command(
+        // It does not replace its backends, which end with their connections.
+        reload: Trigger::Command(
             "psql -h $PWD -d postgres -c \"select pg_reload_conf(), count(pg_terminate_backend(pid)) \
              from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()\"",
         ),
-        // One that is killed takes all the others with it.
-        replace: Way::Signal(Signal::SIGTERM),
+        // If one is killed, PostgreSQL ends all the others.
+        replace: Trigger::Signal(Signal::SIGTERM),
         stop: Signal::SIGINT,
-        ..MOST
+        ..DEFAULT
     },
     Host {
         name: "passenger-apache",
@@ -219,12 +222,12 @@ pub(crate) const ALL: [Host; 13] = [
         directory: "passenger-apache",
         version: "passenger --version",
         start: "apache2 -D FOREGROUND -d $PWD -f apache.conf",
-        reload: Way::Command(
+        reload: Trigger::Command(
             "PASSENGER_INSTANCE_REGISTRY_DIR=$PWD \
              passenger-config restart-app --ignore-passenger-not-running $PWD",
         ),
-        // As with Passenger Standalone.
-        replace: Way::Command("PASSENGER_INSTANCE_REGISTRY_DIR=$PWD passenger-config detach-process $WORKER"),
-        ..MOST
+        // For the same reason as with Passenger Standalone.
+        replace: Trigger::Command("PASSENGER_INSTANCE_REGISTRY_DIR=$PWD passenger-config detach-process $WORKER"),
+        ..DEFAULT
     },
 ];

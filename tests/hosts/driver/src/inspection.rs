@@ -1,4 +1,4 @@
-//! How the processes of a host look from outside, when it has nothing to do.
+//! Inspects the descriptors and connections of a host's processes, while it is idle.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,13 +7,14 @@ use support::wait::until;
 use crate::processes::{descriptors, parent, sockets};
 use crate::site::Site;
 
-/// What one process holds open.
+/// The open descriptors of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holdings {
-    /// All of its descriptors.
+    /// All descriptors.
     pub(crate) descriptors: usize,
-    /// Connections to either server among them.
+    /// Connections to the Redis server.
     pub(crate) redis: usize,
+    /// Connections to the Memcached server.
     pub(crate) memcached: usize,
     /// Ends of pipes.
     pub(crate) pipes: usize,
@@ -21,16 +22,16 @@ pub(crate) struct Holdings {
 
 #[derive(Debug)]
 pub(crate) struct Inspection {
-    /// Who has forked the workers.
+    /// The processes that have forked the workers.
     pub(crate) masters: BTreeMap<u32, Holdings>,
     pub(crate) workers: BTreeMap<u32, Holdings>,
 }
 
-/// Looks at `processes`, of which these are the workers, and checks that
+/// Inspects `processes`, which include `workers`, and checks that
 ///
-/// - no connection to a server is held by two of them,
-/// - the Redis server knows of no other connection than theirs,
-/// - each worker has its own, as many as it has threads at most, and who has forked them has some too.
+/// - no two processes hold the same connection to a server,
+/// - the Redis server has no other connections,
+/// - each worker has its own connections, at most one for each thread, and so has at least one master.
 pub(crate) fn inspect(site: &Site, workers: &BTreeSet<u32>, processes: &BTreeSet<u32>, threads: usize) -> Inspection {
     let ports = [site.redis.port(), site.memcached.port()];
     let mut sockets = sockets();
@@ -50,14 +51,14 @@ pub(crate) fn inspect(site: &Site, workers: &BTreeSet<u32>, processes: &BTreeSet
         }
     }
     let shared: Vec<_> = holders.iter().filter(|(_, holders)| holders.len() > 1).collect();
-    assert!(shared.is_empty(), "connections that several processes hold: {shared:?}");
+    assert!(shared.is_empty(), "connections held by several processes: {shared:?}");
 
     let held: BTreeSet<u16> = sockets
         .iter()
         .filter(|(inode, socket)| socket.remote == ports[0] && holders.contains_key(inode))
         .map(|(_, socket)| socket.local)
         .collect();
-    until("the server has the connections of these processes, and no other", || clients(site) == held);
+    until("the server has only the connections of these processes", || clients(site) == held);
 
     let has_own = |held: &Holdings| (1..=threads).contains(&held.redis) && (1..=threads).contains(&held.memcached);
     let of = |chosen: &BTreeSet<u32>| -> BTreeMap<u32, Holdings> {
@@ -67,11 +68,11 @@ pub(crate) fn inspect(site: &Site, workers: &BTreeSet<u32>, processes: &BTreeSet
     assert!(workers_hold.values().all(has_own), "connections of the workers: {workers_hold:?}");
     let masters: BTreeSet<u32> = workers.iter().filter_map(|worker| parent(*worker)).collect();
     let masters_hold = of(&masters);
-    assert!(masters_hold.values().any(has_own), "connections of who has forked the workers: {masters_hold:?}");
+    assert!(masters_hold.values().any(has_own), "connections of the masters: {masters_hold:?}");
     Inspection { masters: masters_hold, workers: workers_hold }
 }
 
-/// The ports of those that are connected to the Redis server, but for who asks.
+/// Returns the ports of the Redis server's clients, except the one that lists them.
 fn clients(site: &Site) -> BTreeSet<u16> {
     let list = site.redis.ask("CLIENT LIST");
     let others = list.lines().filter(|line| line.contains(" addr=") && !line.contains("cmd=client"));

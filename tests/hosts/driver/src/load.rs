@@ -1,4 +1,4 @@
-//! Thirty-two clients, each with one request under way, and every reply compared with what it must be.
+//! Load: 32 clients, each with one request in flight, which compare every reply with the expected one.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,28 +9,28 @@ use crate::protocols::{Connection, Endpoint, Fault, Reply};
 
 const CLIENTS: usize = 32;
 
-/// Requests of one part of a run.
+/// The requests of one part of a run.
 #[derive(Debug)]
 pub(crate) struct Load<'a> {
     endpoint: Endpoint<'a>,
-    /// The part's name, which is in its keys and values.
+    /// The name of the part, which its keys and values contain.
     part: &'a str,
     next: AtomicUsize,
     limit: usize,
     is_over: AtomicBool,
-    /// Those that have answered a request, by store.
+    /// The workers that have responded to a request, by store.
     workers: [Mutex<BTreeSet<u32>>; 2],
 }
 
 const STORES: [&str; 2] = ["redis", "memcached"];
 
-/// What became of requests.
+/// The counts of a load's results.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) requests: usize,
     pub(crate) wrong: usize,
     pub(crate) failed: usize,
-    /// What was seen first.
+    /// The first fault.
     pub(crate) fault: Option<String>,
 }
 
@@ -44,13 +44,13 @@ impl Tally {
 }
 
 impl<'a> Load<'a> {
-    /// Of requests with these numbers, or those of them that are sent until it ends.
+    /// Creates a load of the requests with these numbers; it may end before all are sent.
     pub(crate) fn new(endpoint: Endpoint<'a>, part: &'a str, numbers: Range<usize>) -> Load<'a> {
         let (next, is_over) = (AtomicUsize::new(numbers.start), AtomicBool::new(false));
         Load { endpoint, part, next, limit: numbers.end, is_over, workers: Default::default() }
     }
 
-    /// Sends the requests, until they are all sent, [`end`](Load::end) is called or one has gone wrong.
+    /// Sends requests until all are sent, [`end`](Load::end) is called or one fails.
     pub(crate) fn drive(&self) -> Tally {
         let mut tally = Tally::default();
         std::thread::scope(|scope| {
@@ -70,7 +70,7 @@ impl<'a> Load<'a> {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// The workers that have used both stores so far.
+    /// Returns the workers that have used both stores so far.
     pub(crate) fn workers(&self) -> BTreeSet<u32> {
         let [redis, memcached] =
             self.workers.each_ref().map(|workers| workers.lock().expect("a client does not panic"));
@@ -89,7 +89,7 @@ impl<'a> Load<'a> {
             let value = self.value(number);
             let path = format!("/{}/{}-{number}/{value}", STORES[store], self.part);
             tally.requests += 1;
-            match ask(&mut connection, self.endpoint, &path) {
+            match request(&mut connection, self.endpoint, &path) {
                 Ok(reply) => match worker(&reply.body, value.as_bytes()) {
                     Some(worker) => {
                         self.workers[store].lock().expect("a client does not panic").insert(worker);
@@ -110,36 +110,36 @@ impl<'a> Load<'a> {
         tally
     }
 
-    /// Unique, and from 40 to 500 bytes long.
+    /// Returns the value of a request: unique, and from 40 to 500 bytes long.
     fn value(&self, number: usize) -> String {
         let filling = "0123456789abcdefghijklmnopqrstuvwxyz".repeat(1 + number % 13);
         format!("{}-{number}-{filling}", self.part)
     }
 }
 
-/// The worker that has sent a reply, if that is its number and the value.
+/// Returns the worker that sent a reply, if the reply is its process id and the value.
 fn worker(body: &[u8], value: &[u8]) -> Option<u32> {
     let number = body.strip_suffix(value)?.strip_suffix(b" ")?;
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-/// Asks on the connection that there is, or on a new one. A host may close one that is idle at any time: where it has
-/// not begun to reply, the request is sent again, on a new one and once (RFC 9112, section 9.3.1).
-fn ask<'a>(connection: &mut Option<Connection<'a>>, endpoint: Endpoint<'a>, path: &str) -> Result<Reply, String> {
+/// Sends a request on the open connection or on a new one. A host may close an idle connection at any time: if it has
+/// not begun to reply, the request is sent again, once and on a new connection (RFC 9112, section 9.3.1).
+fn request<'a>(connection: &mut Option<Connection<'a>>, endpoint: Endpoint<'a>, path: &str) -> Result<Reply, String> {
     loop {
         let mut open = match connection.take() {
             Some(open) => open,
             None => Connection::open(endpoint).map_err(|error| format!("connecting: {error}"))?,
         };
         let was_fresh = open.is_fresh;
-        match open.ask(path) {
+        match open.request(path) {
             Ok(reply) => {
                 *connection = reply.keeps_alive.then_some(open);
                 return Ok(reply);
             }
             Err(Fault::Closed) if !was_fresh => {}
             Err(Fault::Closed) => return Err("the connection was closed without a reply".to_owned()),
-            Err(Fault::Broken(what)) => return Err(what),
+            Err(Fault::Broken(message)) => return Err(message),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Runs hosts of `examples/hosts` with real servers: `prefork-cache-hosts PREFIX HOST...`, where PREFIX is where
-//! `capi/install` has put the library. Prints a table, and fails if anything is not as it must be. `REQUESTS` is how
-//! many each run is driven with at first.
+//! Runs hosts of `examples/hosts` with real servers: `prefork-cache-hosts PREFIX HOST...`. PREFIX is the prefix under
+//! which `capi/install` installed the library. Prints a table, and fails if a check fails. The environment variable
+//! `REQUESTS` is the number of requests that each run starts with.
 
 mod hosts;
 mod inspection;
@@ -23,9 +23,9 @@ const REQUESTS: usize = 20_000;
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let prefix = arguments.next().map(|prefix| std::path::absolute(prefix).expect("a directory"));
-    let asked: Vec<String> = arguments.collect();
+    let names: Vec<String> = arguments.collect();
     let chosen: Vec<Option<&'static Host>> =
-        asked.iter().map(|name| hosts::ALL.iter().find(|host| host.name == name)).collect();
+        names.iter().map(|name| hosts::ALL.iter().find(|host| host.name == name)).collect();
     let (Some(prefix), Some(chosen)) = (prefix, chosen.into_iter().collect::<Option<Vec<_>>>()) else {
         let known: Vec<_> = hosts::ALL.iter().map(|host| host.name).collect();
         eprintln!("usage: prefork-cache-hosts PREFIX HOST...\nhosts: {}", known.join(" "));

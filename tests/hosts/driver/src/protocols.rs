@@ -1,4 +1,4 @@
-//! How a request is put to a host, and its reply read: HTTP/1.1 and FastCGI, as much of either as the examples use.
+//! The clients' protocols: the parts of HTTP/1.1 and FastCGI that the examples use.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -6,12 +6,12 @@ use std::path::Path;
 
 use crate::hosts::{Protocol, RELOAD_PATIENCE};
 
-/// Where a host listens, and what it serves.
+/// The port and protocol of a host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint<'a> {
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
-    /// Where the example is.
+    /// The directory of the example.
     pub(crate) directory: &'a Path,
 }
 
@@ -20,6 +20,7 @@ pub(crate) struct Endpoint<'a> {
 pub(crate) struct Connection<'a> {
     stream: BufReader<TcpStream>,
     endpoint: Endpoint<'a>,
+    /// Whether no reply has arrived on it yet.
     pub(crate) is_fresh: bool,
 }
 
@@ -32,9 +33,9 @@ pub(crate) struct Reply {
 
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The host has closed the connection, and not begun to reply.
+    /// The host closed the connection without beginning a reply.
     Closed,
-    /// Anything else.
+    /// Any other fault.
     Broken(String),
 }
 
@@ -53,7 +54,8 @@ impl<'a> Connection<'a> {
         Ok(Connection { stream: BufReader::new(stream), endpoint, is_fresh: true })
     }
 
-    pub(crate) fn ask(&mut self, path: &str) -> Result<Reply, Fault> {
+    /// Sends a request and reads its reply.
+    pub(crate) fn request(&mut self, path: &str) -> Result<Reply, Fault> {
         let request = match self.endpoint.protocol {
             Protocol::Http => format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
             Protocol::FastCgi => fast_cgi_request(&self.endpoint.directory.join("index.php"), path),
@@ -88,7 +90,7 @@ impl<'a> Connection<'a> {
                 body.resize(length, 0);
                 self.stream.read_exact(&mut body)?;
             }
-            None => return Err(Fault::Broken(format!("{status}: a reply without its length"))),
+            None => return Err(Fault::Broken(format!("{status}: a reply without a length"))),
         }
         if status.split(' ').nth(1) != Some("200") {
             return Err(Fault::Broken(format!("{status}: {}", String::from_utf8_lossy(&body))));
@@ -133,7 +135,7 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Whether an error says that the host has closed the connection.
+/// Returns `true` if an error means that the host closed the connection, and the error otherwise.
 fn closed(error: io::Error) -> io::Result<bool> {
     match error.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(true),
@@ -154,11 +156,11 @@ mod fast_cgi {
 }
 
 fn fast_cgi_request(script: &Path, path: &str) -> Vec<u8> {
-    let script = script.to_str().expect("a path of letters");
+    let script = script.to_str().expect("a UTF-8 path");
     let mut parameters = Vec::new();
     for (name, value) in [("SCRIPT_FILENAME", script), ("REQUEST_METHOD", "GET"), ("REQUEST_URI", path)] {
         for length in [name.len(), value.len()] {
-            let length = u32::try_from(length).expect("a short text") | 1 << 31;
+            let length = u32::try_from(length).expect("a short string") | 1 << 31;
             parameters.extend(length.to_be_bytes());
         }
         parameters.extend(name.bytes().chain(value.bytes()));

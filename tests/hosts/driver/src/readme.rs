@@ -1,11 +1,11 @@
-//! The table of hosts in the README says what was run.
+//! Checks that the README's table of hosts agrees with the tested hosts.
 
 use std::fs;
 use std::path::Path;
 
 use crate::hosts::Host;
 
-/// Checks that a row of the table has the host, its major version, and the line that calls its hook.
+/// Checks that the table has a row with the host, its major version, and the line that calls its hook.
 pub(crate) fn check(host: &Host, version: &str, hook_line: Option<&str>) {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../README.md");
     let readme = fs::read_to_string(readme).expect("a README");

@@ -1,4 +1,4 @@
-//! One run of a host: requests, a killed worker, three reloads under load, and its end.
+//! One run of a host: requests, a replaced worker, three reloads under load, and the end.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::wait::{until, until_within};
 
-use crate::hosts::{Host, RELOAD_PATIENCE, WORKERS, Way};
+use crate::hosts::{Host, RELOAD_PATIENCE, Trigger, WORKERS};
 use crate::inspection::{Inspection, inspect};
 use crate::load::{Load, Tally};
 use crate::processes::{descendants, is_alive, parent, reap_all_but, sockets};
@@ -20,34 +20,34 @@ use crate::readme;
 use crate::site::Site;
 use crate::table::Row;
 
-/// Whether the example's marked line is there.
+/// Whether the example has the line that calls the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
     With,
     Without,
-    /// The host has none.
+    /// The host has no hook.
     Absent,
 }
 
 impl Hook {
-    /// How a host is run, one after the other.
+    /// Returns the variants in which a host is run.
     pub(crate) fn of(host: &Host) -> &'static [Hook] {
         if host.hook.is_some() { &[Hook::With, Hook::Without] } else { &[Hook::Absent] }
     }
 }
 
-/// Runs a host, with so many requests at first.
+/// Runs a host, starting with `requests` requests.
 pub(crate) fn run(host: &'static Host, hook: Hook, prefix: &Path, requests: usize) -> Row {
     eprintln!("{}, hook line {hook:?} ...", host.name);
     let mut row = Row::new(host, hook);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut running = Running::start(host, hook, prefix);
         row.version = running.version.clone();
-        let lived = catch_unwind(AssertUnwindSafe(|| running.live(requests, &mut row)));
-        if lived.is_err() {
+        let outcome = catch_unwind(AssertUnwindSafe(|| running.check(requests, &mut row)));
+        if outcome.is_err() {
             eprintln!("{}", running.end_of_log());
         }
-        lived.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }));
     row.fault = outcome.err().map(message);
     row
@@ -58,12 +58,12 @@ fn message(panic: Box<dyn Any + Send>) -> String {
     text.unwrap_or_else(|panic| panic.downcast_ref::<&str>().copied().unwrap_or("a panic").to_owned())
 }
 
-/// A host that runs.
+/// A running host.
 struct Running {
     host: &'static Host,
     hook: Hook,
     version: String,
-    /// This process's children that are not the host's.
+    /// The children of this process that do not belong to the host.
     servers: BTreeSet<u32>,
     root: Child,
     front: Option<Child>,
@@ -75,7 +75,7 @@ impl Running {
         let site = Site::new(host, hook == Hook::With, prefix);
         let version = site.command(host.version).output().expect("a shell");
         let version = first_number(&String::from_utf8_lossy(&version.stdout));
-        let version = version.unwrap_or_else(|| panic!("{} does not say its version: is it installed?", host.name));
+        let version = version.unwrap_or_else(|| panic!("{} does not print its version: is it installed?", host.name));
         readme::check(host, &version, site.hook_line.as_deref());
         if let Some(build) = host.build {
             site.run(build, 0);
@@ -94,41 +94,41 @@ impl Running {
         Running { host, hook, version, servers, root, front, site }
     }
 
-    fn live(&mut self, requests: usize, row: &mut Row) {
-        self.until_it_answers();
+    fn check(&mut self, requests: usize, row: &mut Row) {
+        self.wait_until_ready();
         let mut workers = self.drive("first", requests, row);
-        until("all workers have answered", || {
+        until("all workers have responded", || {
             workers.len() >= WORKERS || {
                 workers.extend(self.drive("rest", requests / 100, row));
                 false
             }
         });
-        row.hold(&self.look(&workers));
+        row.record_connections(&self.inspect_idle(&workers));
 
         workers = self.drive_late(workers, requests / 10, row);
-        row.hold(&self.look(&workers));
+        row.record_connections(&self.inspect_idle(&workers));
 
         for reload in ["reload-1", "reload-2", "reload-3"] {
             workers = self.reload(reload, &workers, row);
-            let inspection = self.look(&workers);
-            row.hold(&inspection);
-            row.reloaded(inspection);
+            let inspection = self.inspect_idle(&workers);
+            row.record_connections(&inspection);
+            row.record_reload(inspection);
         }
         self.check_hook(row);
         self.stop();
     }
 
-    fn until_it_answers(&mut self) {
+    fn wait_until_ready(&mut self) {
         let (root, endpoint) = (&mut self.root, self.site.endpoint());
-        until("the host answers", || {
-            let ended = root.try_wait().expect("a child of ours");
+        until("the host responds", || {
+            let ended = root.try_wait().expect("the child is not reaped yet");
             assert!(ended.is_none(), "the host has ended: {}", ended.expect("it has"));
-            let asked = Connection::open(endpoint).map(|mut connection| connection.ask("/redis/start/start"));
-            matches!(asked, Ok(Ok(_)))
+            let reply = Connection::open(endpoint).map(|mut connection| connection.request("/redis/start/start"));
+            matches!(reply, Ok(Ok(_)))
         });
     }
 
-    /// Sends requests, and returns who has answered.
+    /// Sends requests, and returns the workers that have responded.
     fn drive(&self, part: &str, requests: usize, row: &mut Row) -> BTreeSet<u32> {
         let first = row.tally.requests;
         let load = Load::new(self.site.endpoint(), part, first..first + requests);
@@ -145,43 +145,43 @@ impl Running {
         }
     }
 
-    /// Gets rid of a worker, and sends requests until another one has answered that was forked since then.
+    /// Removes a worker, and sends requests until a worker that was forked after that has responded.
     fn drive_late(&self, mut workers: BTreeSet<u32>, requests: usize, row: &mut Row) -> BTreeSet<u32> {
         let masters: BTreeSet<u32> = workers.iter().filter_map(|worker| parent(*worker)).collect();
         let victim = *workers.difference(&masters).next().expect("a worker that has forked no other");
-        self.ask(&self.host.replace, victim);
-        // Celery sends tasks to a dead worker, and loses them, until it has waited for it.
-        until("the worker has been waited for", || {
+        self.trigger(&self.host.replace, victim);
+        // Celery sends tasks to a dead worker, and loses them, until it has reaped it.
+        until("the worker has been reaped", || {
             self.reap();
             parent(victim).is_none()
         });
         workers.remove(&victim);
         let before = workers.clone();
-        until("a late worker has answered", || {
+        until("a late worker has responded", || {
             workers.extend(self.drive("late", requests, row));
             workers.difference(&before).next().is_some() && workers.len() >= WORKERS
         });
         workers
     }
 
-    /// Reloads under load, and returns the workers that there are then.
+    /// Reloads under load, and returns the new workers.
     fn reload(&self, part: &str, before: &BTreeSet<u32>, row: &mut Row) -> BTreeSet<u32> {
         let load = Load::new(self.site.endpoint(), part, row.tally.requests..usize::MAX);
         let (fresh, tally) = std::thread::scope(|scope| {
             let driven = scope.spawn(|| load.drive());
-            let ends = EndOnDrop(&load);
+            let end_on_drop = EndOnDrop(&load);
             until("there is load", || load.is_over() || load.workers().len() >= WORKERS);
-            self.ask(&self.host.reload, self.root.id());
+            self.trigger(&self.host.reload, self.root.id());
             let fresh = || load.workers().difference(before).copied().filter(|worker| is_alive(*worker)).collect();
             let is_reloaded = || {
                 let fresh: BTreeSet<u32> = fresh();
                 before.iter().all(|worker| !is_alive(*worker)) && fresh.len() >= WORKERS
             };
-            until_within(RELOAD_PATIENCE, "all workers are others", || {
+            until_within(RELOAD_PATIENCE, "all workers are new", || {
                 self.reap();
                 load.is_over() || is_reloaded()
             });
-            drop(ends);
+            drop(end_on_drop);
             let tally = driven.join().expect("a load does not panic");
             (fresh(), tally)
         });
@@ -190,15 +190,15 @@ impl Running {
         fresh
     }
 
-    fn ask(&self, way: &Way, process: u32) {
-        match way {
-            Way::Signal(signal) => send(process, *signal),
-            Way::Command(line) => self.site.run(line, process),
+    fn trigger(&self, trigger: &Trigger, process: u32) {
+        match trigger {
+            Trigger::Signal(signal) => send(process, *signal),
+            Trigger::Command(line) => self.site.run(line, process),
         }
     }
 
-    /// Waits until the host has nothing to do, and looks at it.
-    fn look(&self, workers: &BTreeSet<u32>) -> Inspection {
+    /// Waits until the host is idle, and inspects it.
+    fn inspect_idle(&self, workers: &BTreeSet<u32>) -> Inspection {
         until("the host has closed its clients' connections", || {
             sockets().values().all(|socket| socket.local != self.site.port)
         });
@@ -211,7 +211,7 @@ impl Running {
         processes
     }
 
-    /// With the line each worker has called the hook; without, none has.
+    /// Checks that each worker has called the hook if the example has the line, and that none has otherwise.
     fn check_hook(&self, row: &Row) {
         let Some(line) = &self.host.hook else { return };
         let log = fs::read_to_string(self.site.log()).expect("a log");
@@ -220,13 +220,13 @@ impl Running {
         assert!(is_as_expected, "{calls} calls of the hook by {workers} workers, hook line {:?}", self.hook);
     }
 
-    /// Stops it as its users do, and waits until all of its processes are gone.
+    /// Stops the host as its users do, and waits until all of its processes have ended.
     fn stop(&mut self) {
         self.stop_front();
         send(self.root.id(), self.host.stop);
         until("the host has ended", || {
             self.reap();
-            self.root.try_wait().expect("a child of ours").is_some()
+            self.root.try_wait().expect("the child is not reaped yet").is_some()
         });
         until("its processes have ended", || {
             self.reap();
@@ -236,8 +236,8 @@ impl Running {
 
     fn stop_front(&mut self) {
         if let Some(mut front) = self.front.take() {
-            front.kill().expect("a child of ours can be killed");
-            front.wait().expect("a child of ours can be waited for");
+            front.kill().expect("the child is not reaped yet");
+            front.wait().expect("the child is not reaped yet");
         }
     }
 
@@ -257,7 +257,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         for process in self.processes() {
-            // Gone meanwhile, or else it goes now.
+            // It fails if the process has ended in the meantime.
             let _ = kill(pid(process), Signal::SIGKILL);
         }
         let _ = self.root.wait();
@@ -266,7 +266,7 @@ impl Drop for Running {
     }
 }
 
-/// Ends a load, also if who waits for it panics.
+/// Ends a load when it is dropped, also by a panic.
 struct EndOnDrop<'a>(&'a Load<'a>);
 
 impl Drop for EndOnDrop<'_> {
@@ -283,7 +283,7 @@ fn send(process: u32, signal: Signal) {
     kill(pid(process), signal).unwrap_or_else(|error| panic!("{signal} to {process}: {error}"));
 }
 
-/// The first number with a point: `8.2.36` of `PHP 8.2.36 (fpm-fcgi)`.
+/// Returns the first number with a point: `8.2.36` in `PHP 8.2.36 (fpm-fcgi)`.
 fn first_number(text: &str) -> Option<String> {
     let mut pieces = text.split(|letter: char| !letter.is_ascii_digit() && letter != '.');
     pieces.find(|piece| piece.len() > 2 && piece.contains('.')).map(str::to_owned)

@@ -1,4 +1,4 @@
-//! Where a host runs: a copy of its example, with the marked line or without it, and servers of its own.
+//! The site of a host: a copy of its example, with or without the line that calls the hook, and its own servers.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,23 +13,23 @@ use crate::protocols::Endpoint;
 #[derive(Debug)]
 pub(crate) struct Site {
     host: &'static Host,
-    /// The line that calls the hook, as it stands in the example.
+    /// The line that calls the hook, without the comment that marks it.
     pub(crate) hook_line: Option<String>,
     root: Directory,
     example: PathBuf,
     pub(crate) port: u16,
     pub(crate) redis: Server,
     pub(crate) memcached: Server,
-    /// For what runs beside the host.
+    /// For the web server in front of the host.
     broker: Option<Server>,
-    /// Who the host runs as, if this process may choose: as root Apache, PHP and PostgreSQL are others than elsewhere.
+    /// The user that the host runs as, if this process is root: Apache, PHP and PostgreSQL behave differently as root.
     user: Option<User>,
-    /// Where the programs are that are not Debian's.
+    /// The directory of the programs that are not from Debian.
     virtualenv: PathBuf,
 }
 
 impl Site {
-    /// `prefix` is where the library is installed.
+    /// Copies the example, and starts the servers. `prefix` is where the library is installed.
     pub(crate) fn new(host: &'static Host, has_hook_line: bool, prefix: &Path) -> Site {
         let user =
             Uid::current().is_root().then(|| User::from_name("nobody").expect("readable").expect("a user nobody"));
@@ -60,47 +60,47 @@ impl Site {
         for part in ["lib", "lib/pkgconfig", "include"] {
             site.copy(&prefix.join(part), &Path::new("prefix").join(part));
         }
-        site.own(site.root.path());
+        site.give_to_user(site.root.path());
         site.hook_line = site.keep_hook_line(has_hook_line);
         site
     }
 
-    /// Copies the files of a directory, not those below it.
+    /// Copies the files of a directory, without its subdirectories.
     fn copy(&self, from: &Path, to: &Path) {
         let to = self.root.path().join(to);
         fs::create_dir_all(&to).unwrap_or_else(|error| panic!("making {}: {error}", to.display()));
-        self.own(&to);
+        self.give_to_user(&to);
         for file in fs::read_dir(from).unwrap_or_else(|error| panic!("reading {}: {error}", from.display())) {
             let file = file.expect("a readable directory").path();
             if file.is_file() {
                 let copied = to.join(file.file_name().expect("a file has a name"));
                 fs::copy(&file, &copied).unwrap_or_else(|error| panic!("copying {}: {error}", file.display()));
-                self.own(&copied);
+                self.give_to_user(&copied);
             }
         }
     }
 
-    fn own(&self, path: &Path) {
+    fn give_to_user(&self, path: &Path) {
         if let Some(user) = &self.user {
-            chown(path, Some(user.uid), Some(user.gid)).expect("root may give files away");
+            chown(path, Some(user.uid), Some(user.gid)).expect("root may change the owner");
         }
     }
 
-    /// Leaves the line out that calls the hook, or not; returns it, if the host has one.
+    /// Removes the line that calls the hook, unless `keeps`. Returns the line, if the host has a hook.
     fn keep_hook_line(&self, keeps: bool) -> Option<String> {
         let mut lines = Vec::new();
         for file in fs::read_dir(&self.example).expect("a readable directory") {
             let file = file.expect("a readable directory").path();
             let text = fs::read_to_string(&file).expect("an example is text");
             if file.extension().is_some_and(|extension| extension == "md") {
-                assert!(text.contains(self.host.start), "{} has another command than the driver", file.display());
+                assert!(text.contains(self.host.start), "{} does not have the driver's start command", file.display());
                 continue;
             }
             let is_hook = |line: &&str| self.host.hook.as_ref().is_some_and(|hook| line.contains(hook.mark));
             lines.extend(text.lines().filter(is_hook).map(str::to_owned));
             if !keeps {
                 let without: Vec<&str> = text.lines().filter(|line| !is_hook(line)).collect();
-                fs::write(&file, without.join("\n") + "\n").expect("a file of our own");
+                fs::write(&file, without.join("\n") + "\n").expect("a writable file");
             }
         }
         let expected = usize::from(self.host.hook.is_some());
@@ -112,10 +112,10 @@ impl Site {
         lines.pop().and_then(without_comment)
     }
 
-    /// Where the host writes its log; its own, since some open `/dev/stderr`.
+    /// Creates the host's log, owned by its user, since some hosts open `/dev/stderr`.
     pub(crate) fn make_log(&self) -> File {
-        let log = File::create(self.log()).expect("a directory of our own");
-        self.own(&self.log());
+        let log = File::create(self.log()).expect("a writable directory");
+        self.give_to_user(&self.log());
         log
     }
 
@@ -127,7 +127,7 @@ impl Site {
         Endpoint { port: self.port, protocol: self.host.protocol, directory: &self.example }
     }
 
-    /// Runs in the directory of the example.
+    /// Returns a shell command in the directory of the example.
     pub(crate) fn command(&self, line: &str) -> Command {
         let prefix = self.root.path().join("prefix");
         let options = "timeout=20s&connect_timeout=20s";
@@ -151,7 +151,7 @@ impl Site {
         command
     }
 
-    /// Runs to its end, with a worker's number in the environment.
+    /// Runs a shell command to its end, with a worker's process id in `$WORKER`.
     pub(crate) fn run(&self, line: &str, worker: u32) {
         let done = self.command(line).env("WORKER", worker.to_string()).output().expect("a shell");
         let printed = [done.stdout, done.stderr].map(|printed| String::from_utf8_lossy(&printed).into_owned());

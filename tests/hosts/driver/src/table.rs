@@ -1,4 +1,4 @@
-//! What the runs have shown, as a table.
+//! The table of results.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +13,13 @@ pub(crate) struct Row {
     hook: Hook,
     pub(crate) version: String,
     pub(crate) tally: Tally,
-    /// All that have answered.
+    /// All workers that have responded.
     pub(crate) workers: BTreeSet<u32>,
-    /// The least and the most connections of a worker, to either server.
+    /// The least and the most connections of a worker to a server.
     connections: Option<(usize, usize)>,
-    /// After each reload, of masters and workers: their descriptors, in order.
+    /// The descriptors of masters and of workers after each reload.
     reloads: Vec<[Vec<Holdings>; 2]>,
-    /// What was not as it must be.
+    /// The failed check.
     pub(crate) fault: Option<String>,
 }
 
@@ -29,24 +29,25 @@ impl Row {
         Row { host, hook, version, tally, workers, connections: None, reloads: Vec::new(), fault: None }
     }
 
-    /// Remembers how many connections workers have.
-    pub(crate) fn hold(&mut self, inspection: &Inspection) {
+    /// Records the numbers of the workers' connections.
+    pub(crate) fn record_connections(&mut self, inspection: &Inspection) {
         for held in inspection.workers.values().flat_map(|held| [held.redis, held.memcached]) {
             let (least, most) = self.connections.unwrap_or((held, held));
             self.connections = Some((least.min(held), most.max(held)));
         }
     }
 
-    /// Remembers what is held after a reload. Panics if it is not what was held after the first.
-    pub(crate) fn reloaded(&mut self, inspection: Inspection) {
+    /// Records the descriptors after a reload. Panics if their number differs from that after the first reload.
+    pub(crate) fn record_reload(&mut self, inspection: Inspection) {
         let held = [inspection.masters, inspection.workers].map(|held| held.into_values().collect::<Vec<_>>());
         self.reloads.push(held);
         let [first, now] = [&self.reloads[0], &self.reloads[self.reloads.len() - 1]].map(|held| self.fixed(held));
-        assert_eq!(now, first, "descriptors that must be as many as before, after reload {}", self.reloads.len());
+        assert_eq!(now, first, "the number of descriptors changed after reload {}", self.reloads.len());
     }
 
-    /// How many descriptors masters and workers hold whose number must not change, in order: all but connections, of
-    /// which a worker with threads has more or fewer, and pipes where they are closed at any time.
+    /// Returns, in order, the numbers of descriptors that must not change, of masters and of workers. These are all
+    /// except connections, whose number varies in a worker with threads, and pipes if a garbage collection closes
+    /// them.
     fn fixed(&self, held: &[Vec<Holdings>; 2]) -> [Vec<usize>; 2] {
         held.each_ref().map(|held| {
             let pipes = |held: &Holdings| if self.host.collects_pipes { held.pipes } else { 0 };
@@ -65,7 +66,7 @@ impl Row {
         let hook = match self.hook {
             Hook::With => "yes",
             Hook::Without => "no",
-            Hook::Absent => "has none",
+            Hook::Absent => "no hook",
         };
         let connections = match self.connections {
             Some((least, most)) if least == most => least.to_string(),

@@ -1,9 +1,9 @@
-//! What the servers of a batch need: the same bytes are sent, and as many received as answer them.
+//! The servers' share of a batch: sends the same bytes, and receives the replies without parsing them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-/// A node, the requests for it, and how many bytes answer them.
+/// A node, its requests, and the length of their replies in bytes.
 pub(crate) struct Node {
     stream: TcpStream,
     requests: Vec<u8>,
@@ -23,7 +23,7 @@ impl Node {
     }
 }
 
-/// Sends to all of them, and then reads from each.
+/// Sends to all nodes, then reads from each.
 pub(crate) fn ask(nodes: &mut [Node], buffer: &mut [u8]) {
     for node in nodes.iter_mut() {
         node.stream.write_all(&node.requests).expect("the node reads");
