@@ -12,17 +12,18 @@ use crate::error::Result;
 use crate::store::Kept;
 
 impl Cache {
-    /// [`get`](Cache::get) without the decoding: what the bytes decode to, decoded once in each process and kept beside
+    /// Returns the decoded value, shared: the bytes are decoded once in each process, and the value is kept beside
     /// them.
     ///
-    /// Callers share the value, and see each other's changes to what can be changed in it, an `Arc<Mutex<_>>`, say. It is
-    /// never the value that was handed to [`set`](Cache::set), and never one of the parent's: only bytes cross a fork.
-    /// Version, times and limits are looked at with each call, those of this handle.
+    /// Callers share the value, and see each other's changes to anything mutable in it, an `Arc<Mutex<_>>` for example.
+    /// It is never the value that was passed to [`set`](Cache::set), and never the parent's: only bytes cross a fork.
+    /// Version, times and limits are checked at each call, as of this handle.
     ///
     /// Values are kept by a [`MemoryStore`](crate::stores::MemoryStore), also as the near store of a
-    /// [`TieredStore`](crate::stores::TieredStore); there an entry that is read like this counts for more, see
-    /// [`weigh_shared`](crate::stores::MemoryBuilder::weigh_shared). One value is kept for each entry: callers that read
-    /// the same entry as another type have it decoded each time, and so have those on any other store.
+    /// [`TieredStore`](crate::stores::TieredStore). There an entry that is read this way weighs more, see
+    /// [`weigh_shared`](crate::stores::MemoryBuilder::weigh_shared). One value is kept for each entry: if callers read
+    /// the same entry as another type, it is decoded at each call. On any other store, values are decoded at each call
+    /// too.
     ///
     /// # Errors
     ///
@@ -52,7 +53,7 @@ impl Cache {
         Ok(self.get(key).await?.map(Arc::new))
     }
 
-    /// The entry, if the store keeps it in memory: a hit, which counts as one.
+    /// Returns the entry if the store keeps it in memory, and counts a hit.
     #[inline]
     pub(super) fn kept(&self, key: &str) -> Result<Option<Kept>> {
         let store = self.store()?;
@@ -64,7 +65,7 @@ impl Cache {
         Ok(kept)
     }
 
-    /// The value in an entry, with its state; for a read that counts.
+    /// Returns the shared value of an entry and its freshness, for a read that is counted in the statistics.
     #[inline]
     pub(super) fn open_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Freshness)>
     where
@@ -79,7 +80,7 @@ impl Cache {
         Some((value, freshness))
     }
 
-    /// `None` for what this handle does not read.
+    /// Returns the freshness of an entry, or `None` if this handle does not read it.
     #[inline]
     fn freshness_for_this_handle(&self, key: &str, kept: &Kept) -> Option<Freshness> {
         let envelope = Envelope::open(self.prefix.mark(key), kept.bytes()).ok()?;
@@ -105,7 +106,7 @@ impl Blocking<'_> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`Cache::get_shared`].
     pub fn get_shared<T>(self, key: &str) -> Result<Option<Arc<T>>>
     where
         T: DeserializeOwned + Send + Sync + 'static,
