@@ -28,7 +28,7 @@ pub(super) fn tell(cache: &str, verb: &'static str, error: &Error, on_error: Opt
     let _told = Told;
     telemetry::failed(cache, verb, error);
     if let Some(on_error) = on_error {
-        lifted(|| on_error(&error.told(cache, verb)));
+        lifted(|| on_error(&error.with_origin(cache, verb)));
     }
 }
 
