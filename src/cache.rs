@@ -190,7 +190,7 @@ impl Local {
     }
 
     /// Turns leases off for this process. Returns whether they were on.
-    fn take_no_leases(&self) -> bool {
+    fn turn_leases_off(&self) -> bool {
         !self.has_no_leases.swap(true, Ordering::Relaxed)
     }
 }
@@ -302,9 +302,9 @@ impl Cache {
             NoValue::Foreign => "was written under another key",
             NoValue::Unreadable => "does not decode to one",
         };
+        let wanted = type_name::<T>();
         let is_first = local.unread.lock().insert((wanted, why));
         if is_first {
-        if is_news {
             let context = format!("reading {key:?} as a {wanted}: the entry {what}, so it is a miss");
             self.report(verb, &Error::new(ErrorKind::Decode, context));
         }
@@ -338,7 +338,7 @@ impl Cache {
     /// Reports a failure that the caller does not see.
     #[cold]
     fn report(&self, verb: &'static str, error: &Error) {
-        observer::tell(self.shared.registration.name(), verb, error, self.shared.on_error.as_ref());
+        observer::report(self.shared.registration.name(), verb, error, self.shared.on_error.as_ref());
     }
 
     #[cold]

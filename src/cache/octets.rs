@@ -100,7 +100,7 @@ impl Cache {
     pub(super) fn seal_octets(&self, key: &str, value: &Bytes, expiry: Expiry) -> Result<Sealed> {
         let Lifetime { ttl, bare, times } = self.begin(expiry)?;
         let has_states = times.is_some_and(|times| (times.refresh_from, times.stale_from) != (NEVER, NEVER));
-        if has_states || envelope::is_begun_by(value) {
+        if has_states || envelope::is_like_envelope(value) {
             return Ok(Sealed { bytes: self.envelop_octets(key, value, times)?, ttl });
         }
         Ok(Sealed { bytes: value.clone(), ttl: bare })
@@ -108,7 +108,7 @@ impl Cache {
 
     /// Returns the form that [`open_octets`](Cache::open_octets) reads, without times.
     pub(super) fn share_octets(&self, key: &str, value: &Bytes) -> Result<Bytes> {
-        if envelope::is_begun_by(value) { self.envelop_octets(key, value, None) } else { Ok(value.clone()) }
+        if envelope::is_like_envelope(value) { self.envelop_octets(key, value, None) } else { Ok(value.clone()) }
     }
 
     fn envelop_octets(&self, key: &str, value: &Bytes, times: Option<Times>) -> Result<Bytes> {
@@ -118,7 +118,7 @@ impl Cache {
     /// Returns the byte string in an entry and its freshness, or `None` if the entry holds something else.
     #[inline]
     pub(super) fn decode_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
-        if envelope::is_begun_by(bytes) {
+        if envelope::is_like_envelope(bytes) {
             self.unwrap_octets(key, bytes)
         } else {
             Some((bytes.clone(), Freshness::Fresh))

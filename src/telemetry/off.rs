@@ -1,4 +1,4 @@
-//! Nothing is told.
+//! Emits nothing.
 
 use std::fmt;
 use std::future::Future;

@@ -101,7 +101,7 @@ impl Cache {
             }
             // `old` itself moves into the task: decode the entry again for the caller.
             wanted => {
-                wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
+                wanted.seen.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
             }
         };
         let is_stale = fetching.wanted[0].old.as_ref().is_some_and(|(_, is_stale)| *is_stale);

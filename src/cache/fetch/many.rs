@@ -135,16 +135,19 @@ impl Cache {
         if !self.is_forced {
             fetching.look().await;
         }
-        while let Some(asked) = Box::pin(fetching.next_loads()).await {
-            let missing: Vec<&'k str> = asked.iter().map(|index| unique[*index]).collect();
+        while let Some(to_load) = Box::pin(fetching.next_loads()).await {
+            let missing: Vec<&'k str> = to_load.iter().map(|index| unique[*index]).collect();
             let wanted = missing.len();
             let loading = async {
                 let loaded = load(missing).await;
                 let answered = loaded.len();
-                assert!(answered == wanted, "the loader was asked for {wanted} keys, and has answered for {answered}");
+                assert!(
+                    answered == wanted,
+                    "the loader was to_load for {wanted} keys, and has answered for {answered}"
+                );
                 loaded.into_iter().map(|loaded| loaded.map(|loaded| loaded.map(Typed))).collect()
             };
-            Box::pin(fetching.load_and_settle(asked, loading)).await;
+            Box::pin(fetching.load_and_settle(to_load, loading)).await;
         }
         let results: Vec<Result<T, E>> =
             fetching.into_answers().map(|(answer, _)| answer.map(|Typed(value)| value)).collect();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{Form, Found, Looked, Raw, Typed};
+use super::form::{FirstRead, Form, Found, Raw, Typed};
 use super::lookup;
 use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry};
@@ -192,21 +192,21 @@ impl Cache {
         load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
-        let looked = if self.is_forced {
+        let first_read = if self.is_forced {
             None
-        } else if let Some(glanced) = V::glance(self, verb, key) {
-            Some(glanced)
+        } else if let Some(in_memory) = V::read_in_memory(self, verb, key) {
+            Some(in_memory)
         } else {
-            Some(Looked::of(self, verb, key, self.get_raw(key).await))
+            Some(FirstRead::of(self, verb, key, self.get_raw(key).await))
         };
         // The hot path: most fetches end here.
-        if let Some(Looked { found: Found::Current { value, is_stale }, .. }) = looked {
+        if let Some(FirstRead { found: Found::Current { value, is_stale }, .. }) = first_read {
             span.outcome(lookup::outcome(is_stale));
             return Ok(value);
         }
         let mut fetching = Fetching::new(self, verb, &[key], landed);
-        if let Some(looked) = looked {
-            fetching.take_in(0, looked);
+        if let Some(first_read) = first_read {
+            fetching.record_read(0, first_read);
         }
         let (answer, outcome) = Box::pin(fetching.one(load)).await;
         span.outcome(outcome);

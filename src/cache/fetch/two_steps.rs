@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{ByteString, Form, Looked, Raw, Typed};
+use super::form::{ByteString, FirstRead, Form, Raw, Typed};
 use super::lookup;
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
@@ -105,7 +105,7 @@ impl Cache {
         let mut fetching: Fetching<V, ()> = Fetching::new(self, verb, &[key], self.local().flights.landed());
         if !self.is_forced {
             let read = self.get_raw(key).await;
-            fetching.take_in(0, Looked::of(self, verb, key, read));
+            fetching.record_read(0, FirstRead::of(self, verb, key, read));
         }
         match Box::pin(fetching.next_loads()).await {
             None => {
@@ -113,11 +113,11 @@ impl Cache {
                 let Ok(value) = answer else { unreachable!("nothing was loaded") };
                 Ok((value.into_value(), outcome))
             }
-            Some(asked) => {
-                let flights = fetching.begin_loads(&asked);
+            Some(to_load) => {
+                let flights = fetching.begin_loads(&to_load);
                 let own = matches!(drive(), Ok(Drive::Inline)).then_some(flights).unwrap_or_default();
                 own.iter().for_each(|flight| nesting::claimed(*flight));
-                Err(Box::new(Open { fetching, asked, own, generation: generation(), span: span.clone() }))
+                Err(Box::new(Open { fetching, to_load, own, generation: generation(), span: span.clone() }))
             }
         }
     }
@@ -244,7 +244,7 @@ trait Pending<T>: Send {
 
 struct Open<V: Form> {
     fetching: Fetching<V, ()>,
-    asked: Vec<usize>,
+    to_load: Vec<usize>,
     /// The flights that this thread must not wait for, because it leads them.
     own: Vec<u64>,
     generation: u64,
@@ -269,9 +269,9 @@ where
                 let old = self.fetching.wanted[0].old.take().map(|(old, _)| old.into_value());
                 return loaded.map(|loaded| loaded.value).or(old);
             }
-            let Open { mut fetching, asked, span, .. } = *self;
+            let Open { mut fetching, to_load, span, .. } = *self;
             let loaded = loaded.map(|loaded| loaded.map(V::of)).ok_or(());
-            telemetry::instrumented(&span, fetching.settle_loads(asked, vec![loaded])).await;
+            telemetry::instrumented(&span, fetching.settle_loads(to_load, vec![loaded])).await;
             let (answer, outcome) = fetching.into_answers().next().expect("an answer for the key");
             span.outcome(outcome);
             answer.ok().map(V::into_value)
