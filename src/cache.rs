@@ -133,7 +133,7 @@ pub struct Cache {
     soft_timeout: Duration,
     /// Timeout of each exchange, in place of the store's.
     timeout: Option<Duration>,
-    /// Longest load, in place of the builder's setting.
+    /// Load timeout of this handle, in place of the builder's.
     load_timeout: Option<Duration>,
 }
 
@@ -277,7 +277,7 @@ impl Cache {
                 Some((value, freshness))
             }
             Err(no_value) => {
-                self.is_no_value::<T>(verb, key, no_value);
+                self.report_undecodable::<T>(verb, key, no_value);
                 None
             }
         }
@@ -294,7 +294,7 @@ impl Cache {
 
     /// Counts an entry that does not decode, and reports it once per type, since it may be a mistake.
     #[cold]
-    fn is_no_value<T>(&self, verb: &'static str, key: &str, why: NoValue) {
+    fn report_undecodable<T>(&self, verb: &'static str, key: &str, why: NoValue) {
         let local = self.local();
         local.counters.undecodable();
         let what = match why {
@@ -326,7 +326,7 @@ impl Cache {
     }
 
     /// Returns how long a load may take before other callers stop waiting for it.
-    fn longest_load(&self) -> Duration {
+    fn effective_load_timeout(&self) -> Duration {
         self.load_timeout.unwrap_or(self.shared.settings.load_timeout)
     }
 

@@ -47,7 +47,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_many_raw(&self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
+        let prepared = keys.iter().map(|key| self.prefix.checked_full_key(key.as_ref())).collect();
         let found = batch(prepared, |keys: Vec<Cow<'_, str>>| async move {
             let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
             self.fork_guarded(self.store()?.get_many(&keys)).await
@@ -108,8 +108,8 @@ impl Cache {
         let expiry = self.resolved(expiry.into());
         let prepare = |(key, value): &(K, T)| {
             let key = key.as_ref();
-            let full_key = self.prefix.key_among_others(key)?.into_owned();
-            let Lifetime { ttl, times, .. } = expiry.begin_among_others(self.clock())?;
+            let full_key = self.prefix.checked_full_key(key)?.into_owned();
+            let Lifetime { ttl, times, .. } = expiry.begin_in_batch(self.clock())?;
             Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
         };
         self.put_many(entries.iter().map(prepare).collect())

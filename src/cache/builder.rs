@@ -286,7 +286,7 @@ impl Builder {
     /// use prefork_cache::{Cache, stores::RedisStore};
     /// use std::time::Duration;
     ///
-    /// // Nothing listens on port 1: the loader's value comes all the same.
+    /// // Nothing listens on port 1: the loaded value is returned nevertheless.
     /// let store = RedisStore::new("redis://127.0.0.1:1")?;
     /// let cache = Cache::builder(store).on_error(|error| eprintln!("cache: {error:#}")).build();
     /// let load = || Ok::<_, prefork_cache::Error>("hello".to_owned());

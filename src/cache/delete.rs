@@ -47,7 +47,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
-        let full_key = self.counted(self.prefix.key_among_others(key))?;
+        let full_key = self.counted(self.prefix.checked_full_key(key))?;
         let mut deleted = self.remove_each("delete", vec![full_key]).await?;
         self.counted(deleted.pop().unwrap_or_else(|| Err(wrong_count())))
     }
@@ -66,7 +66,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
+        let prepared = keys.iter().map(|key| self.prefix.checked_full_key(key.as_ref())).collect();
         self.counted_each(batch(prepared, |keys| self.remove_each("delete_many", keys)).await)
     }
 
@@ -136,7 +136,7 @@ impl Cache {
 
     /// Revokes the loads of this key, so that their values are not stored.
     pub(super) async fn revoke(&self, key: &str) -> Result<()> {
-        let full_key = self.counted(self.prefix.key_among_others(key))?;
+        let full_key = self.counted(self.prefix.checked_full_key(key))?;
         let storing = self.local().flights.revoke(&full_key);
         if self.takes_leases() {
             let marked = self.batch(&[mark(&lease_key(&full_key))]).await.pop();

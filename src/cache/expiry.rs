@@ -101,7 +101,7 @@ impl Expiry {
     /// ```
     pub const DEFAULT: Expiry = Expiry::new(End::Default);
 
-    /// Fresh for this long, counted from when the value is stored.
+    /// Returns an expiry that is fresh for this long, counted from when the value is stored.
     ///
     /// An operation that uses a duration of zero, or of more than a hundred years, fails with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
@@ -116,7 +116,7 @@ impl Expiry {
         Expiry::new(End::After(duration))
     }
 
-    /// Fresh until this time, by this machine's clock.
+    /// Returns an expiry that is fresh until this time, by this machine's clock.
     ///
     /// An operation that uses a time that is not in the future fails with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
@@ -222,8 +222,8 @@ impl Expiry {
     ///
     /// [`ErrorKind::InvalidTtl`] for a duration or time that the constructors document as refused.
     pub(super) fn begin(self, clock: &Clock) -> Result<Lifetime> {
-        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
-        let fresh = self.shortened(asked);
+        let Some(requested) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
+        let fresh = self.shortened(requested);
         let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
         let times = self.times(fresh, ttl, clock)?;
         Ok(Lifetime { ttl, bare: Ttl::After(fresh), times: Some(times) })
@@ -231,27 +231,27 @@ impl Expiry {
 
     /// [`begin`](Expiry::begin) for one of several values stored with one TTL, the longest. With jitter, each value
     /// ends by its own times.
-    pub(super) fn begin_among_others(self, clock: &Clock) -> Result<Lifetime> {
-        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
-        let fresh = self.shortened(asked);
+    pub(super) fn begin_in_batch(self, clock: &Clock) -> Result<Lifetime> {
+        let Some(requested) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
+        let fresh = self.shortened(requested);
         let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)), clock)?;
         if self.jitter > 0.0 {
             times.stale_from = times.stale_from.min(times.expired_from);
         }
-        let ttl = Ttl::After(asked.saturating_add(self.stale_for));
-        Ok(Lifetime { ttl, bare: Ttl::After(asked), times: Some(times) })
+        let ttl = Ttl::After(requested.saturating_add(self.stale_for));
+        Ok(Lifetime { ttl, bare: Ttl::After(requested), times: Some(times) })
     }
 
     /// Returns how long the value is fresh, before jitter; `None` if it never expires.
     fn checked(self, clock: &Clock) -> Result<Option<Duration>> {
-        let asked = match self.end {
+        let requested = match self.end {
             End::Never => return Ok(None),
             End::Default => return Err(refused("Expiry::DEFAULT of a cache without a default_expiry".to_owned())),
             End::After(duration) => duration,
             End::At(time) => time.duration_since(clock.now()).map_err(|past| in_the_past(past.duration()))?,
         };
-        Ttl::After(asked).duration()?;
-        Ok(Some(asked))
+        Ttl::After(requested).duration()?;
+        Ok(Some(requested))
     }
 
     fn shortened(self, fresh: Duration) -> Duration {
@@ -382,14 +382,14 @@ mod tests {
     #[test]
     fn values_with_one_ttl_and_jitter_end_at_different_times() {
         let expiry = Expiry::after(MINUTE).jitter(0.5);
-        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others(&Clock::system()).unwrap()).collect();
+        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_in_batch(&Clock::system()).unwrap()).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.ttl == Ttl::After(MINUTE)));
         let mut ends: Vec<u64> = lifetimes.iter().map(|lifetime| lifetime.times.unwrap().stale_from).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().expired_from <= ends[0] + 60_000));
         ends.sort_unstable();
         ends.dedup();
         assert!(ends.len() > 50, "{} of 100 differ", ends.len());
-        let plain = Expiry::after(MINUTE).begin_among_others(&Clock::system()).unwrap().times.unwrap();
+        let plain = Expiry::after(MINUTE).begin_in_batch(&Clock::system()).unwrap().times.unwrap();
         assert_eq!(plain.stale_from, NEVER);
     }
 

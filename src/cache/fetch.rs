@@ -74,7 +74,7 @@ impl Cache {
     fn patience(&self) -> Duration {
         let settings = &self.shared.settings;
         match drive() {
-            Ok(Drive::Inline) | Err(_) => settings.lease.max(self.longest_load()),
+            Ok(Drive::Inline) | Err(_) => settings.lease.max(self.effective_load_timeout()),
             #[cfg(feature = "tokio")]
             Ok(Drive::Tokio(_)) => settings.lease,
         }
@@ -126,7 +126,7 @@ enum Answer<V, E> {
 impl<V: Form, E> Fetching<V, E> {
     fn new(cache: &Cache, verb: &'static str, keys: &[&str], landed: u64) -> Fetching<V, E> {
         let settings = &cache.shared.settings;
-        let bound = if nesting::is_in_loader() { settings.fetch_wait } else { cache.longest_load() };
+        let bound = if nesting::is_in_loader() { settings.fetch_wait } else { cache.effective_load_timeout() };
         let now = super::wait_clock::now();
         let wanted = |key: &&str| Wanted {
             key: (*key).to_owned(),

@@ -151,7 +151,7 @@ impl Cache {
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// let report = cache.load_timeout(Duration::from_secs(600));
-    /// let Begun::Claim(claim) = report.blocking().fetch_raw_begin("report") else { panic!("nobody has stored it") };
+    /// let Begun::Claim(claim) = report.blocking().fetch_raw_begin("report") else { panic!("it is not stored") };
     /// claim.blocking_complete("took five minutes".into(), Duration::from_secs(3_600));
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```

@@ -81,7 +81,7 @@ impl Prefix {
 
     /// [`key`](Prefix::key) without a buffer: a new string if there is a namespace.
     #[inline]
-    pub(super) fn key_among_others<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
+    pub(super) fn checked_full_key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
         check_key(key)?;
         self.checked()?;
         Ok(if self.0.is_none() { Cow::Borrowed(key) } else { Cow::Owned(self.full_key(key)) })
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(prefix.as_str(), "a%3Ab:50%25:");
         assert_ne!(Prefix::none().join("a%3Ab").join("50%").as_str(), prefix.as_str());
         for refused in [Prefix::none().join(""), prefix.join(""), prefix.join("").join("c")] {
-            let error = refused.key_among_others("k").unwrap_err();
+            let error = refused.checked_full_key("k").unwrap_err();
             assert_eq!(error.to_string(), "a part of the namespace is empty");
             assert!(refused.key("k", &mut KeyBuffer::default()).is_err() && refused.checked().is_err());
         }
@@ -160,21 +160,21 @@ mod tests {
         for length in 1..2 * SHORT {
             let key = "k".repeat(length);
             assert_eq!(prefix.key(&key, &mut KeyBuffer::default()).unwrap(), format!("a:{key}"));
-            assert_eq!(prefix.key_among_others(&key).unwrap(), format!("a:{key}"));
+            assert_eq!(prefix.checked_full_key(&key).unwrap(), format!("a:{key}"));
         }
     }
 
     #[test]
     fn a_reserved_key_is_refused() {
-        let error = Prefix::none().key_among_others("user:bob:prefork-lease").unwrap_err();
+        let error = Prefix::none().checked_full_key("user:bob:prefork-lease").unwrap_err();
         assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is reserved for a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
-        assert!(Prefix::none().join("user").join("bob").key_among_others("prefork-lease").is_err());
+        assert!(Prefix::none().join("user").join("bob").checked_full_key("prefork-lease").is_err());
         for refused in ["user:bob:prefork-lease:ACEGI", "prefork-lease:ACEGI"] {
-            assert!(Prefix::none().key_among_others(refused).is_err(), "{refused}");
+            assert!(Prefix::none().checked_full_key(refused).is_err(), "{refused}");
         }
-        assert!(Prefix::none().key_among_others("no-prefork-lease").is_ok());
-        let error = Prefix::none().key_among_others("report:prefork-lock").unwrap_err();
+        assert!(Prefix::none().checked_full_key("no-prefork-lease").is_ok());
+        let error = Prefix::none().checked_full_key("report:prefork-lock").unwrap_err();
         assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is reserved for a lock");
     }
 
@@ -183,6 +183,6 @@ mod tests {
         let prefix = Prefix::none().join("a");
         let error = prefix.key("", &mut KeyBuffer::default()).unwrap_err();
         assert_eq!(error.to_string(), "the key is empty");
-        assert!(prefix.key_among_others("").is_err());
+        assert!(prefix.checked_full_key("").is_err());
     }
 }

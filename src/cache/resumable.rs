@@ -33,7 +33,7 @@ use crate::sync::block_until;
 ///     if let Some(done) = get.run_for(Duration::from_millis(100)) {
 ///         break done??;
 ///     }
-///     // Serve signals here.
+///     // Handle signals here.
 /// };
 /// assert_eq!(motd.as_deref(), Some(&b"hello"[..]));
 /// # Ok::<(), prefork_cache::Error>(())

@@ -92,43 +92,43 @@ struct Stripe {
 impl Counters {
     #[inline]
     pub(super) fn looked_up(&self, found: bool) {
-        let own = self.own();
-        count(if found { &own.hits } else { &own.misses });
+        let stripe = self.own_stripe();
+        count(if found { &stripe.hits } else { &stripe.misses });
     }
 
     pub(super) fn looked_up_many(&self, hits: usize, misses: usize) {
-        let own = self.own();
-        own.hits.fetch_add(hits as u64, Ordering::Relaxed);
-        own.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        let stripe = self.own_stripe();
+        stripe.hits.fetch_add(hits as u64, Ordering::Relaxed);
+        stripe.misses.fetch_add(misses as u64, Ordering::Relaxed);
     }
 
     pub(super) fn undecodable(&self) {
-        count(&self.own().undecodable);
+        count(&self.own_stripe().undecodable);
     }
 
     #[cold]
     pub(super) fn stale(&self) {
-        count(&self.own().stale);
+        count(&self.own_stripe().stale);
     }
 
     pub(super) fn loaded(&self, keys: usize) {
-        self.own().loads.fetch_add(keys as u64, Ordering::Relaxed);
+        self.own_stripe().loads.fetch_add(keys as u64, Ordering::Relaxed);
     }
 
     pub(super) fn load_failed(&self) {
-        count(&self.own().failed_loads);
+        count(&self.own_stripe().failed_loads);
     }
 
     pub(super) fn coalesced(&self) {
-        count(&self.own().coalesced);
+        count(&self.own_stripe().coalesced);
     }
 
     pub(super) fn failed(&self) {
-        count(&self.own().errors);
+        count(&self.own_stripe().errors);
     }
 
     pub(super) fn reconnected(&self) {
-        count(&self.own().reconnects);
+        count(&self.own_stripe().reconnects);
     }
 
     /// Returns the sums over all stripes. `refreshed` is how the store was refreshed in this process, if it was forked.
@@ -152,7 +152,7 @@ impl Counters {
     }
 
     #[inline]
-    fn own(&self) -> &Stripe {
+    fn own_stripe(&self) -> &Stripe {
         &self.stripes[thread_stripe() % STRIPES]
     }
 }

@@ -12,14 +12,14 @@
 //! | --- | --- | --- |
 //! | open | 0 | *closed*, when a fork's *prepare* handler runs ([`close`]) |
 //! | closed | 1 or more | *open* in the parent, when the last closer counts itself out and so ends the era ([`open`]); *overdue*; *open* and empty in the child ([`reopen`]) |
-//! | closed and overdue | 1 or more, [`OVERDUE`] is the era | as *closed*; entered from it when a thread has waited for [`LONG_FORK`] |
+//! | overdue: a thread has waited for [`ENTER_TIMEOUT`] at the closed gate | 1 or more, and [`OVERDUE`] is the era | *open*, as *closed* |
 //!
 //! A thread:
 //!
 //! | state | next |
 //! | --- | --- |
 //! | outside | *inside*, by [`enter`] at an open gate; *waiting* at a closed one; *intruder* at a closed one if this thread is forking |
-//! | waiting | tries again when the gate opens; *intruder* after [`LONG_FORK`], or at once if the era is overdue |
+//! | waiting | tries again when the gate opens; *intruder* after [`ENTER_TIMEOUT`], or at once if the era is overdue |
 //! | inside, or intruder | *outside*, when its last [`Pass`] is dropped |
 //!
 //! What a child finds ([`reopen`]):
@@ -73,10 +73,10 @@ use super::generation::{generation, page};
 use super::{FIRST_GENERATION, thread_stripe, thread_token};
 
 /// How long a fork waits for sections to end.
-const PATIENCE: Duration = Duration::from_millis(100);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a section waits for forks to end: longer than the kernel takes to copy a large process.
-const LONG_FORK: Duration = Duration::from_millis(500);
+const ENTER_TIMEOUT: Duration = Duration::from_millis(500);
 
 const STRIPES: usize = 32;
 
@@ -220,7 +220,7 @@ thread_local! {
 /// The threads inside that did not wait for a fork. Not on the wiped page, because the child must see them.
 static INTRUDERS: Counter = Counter::new();
 
-/// The era in which a thread has waited for [`LONG_FORK`]. Until it ends, other threads do not wait.
+/// The era in which a thread has waited for [`ENTER_TIMEOUT`]. Until it ends, other threads do not wait.
 static OVERDUE: AtomicU64 = AtomicU64::new(0);
 
 /// The token of the only thread that ever entered in this generation; 0 for none, [`SEVERAL`] for more than one.
@@ -243,7 +243,7 @@ pub(crate) struct Pass {
     /// Whether it was granted without waiting for a fork. Kept here and not per thread, since a signal handler may
     /// enter at any point.
     intruding: bool,
-    stays: PhantomData<*const ()>,
+    not_send: PhantomData<*const ()>,
 }
 
 /// Enters a section. Waits first if a fork is in progress.
@@ -254,7 +254,7 @@ pub(crate) fn enter() -> Pass {
         let (entered_in, depth) = INSIDE.get();
         if depth > 0 && entered_in == generation {
             INSIDE.set((generation, depth + 1));
-            return Pass { generation, intruding: false, stays: PhantomData };
+            return Pass { generation, intruding: false, not_send: PhantomData };
         }
         record_thread();
         let gate = &page().gate;
@@ -270,7 +270,7 @@ pub(crate) fn enter() -> Pass {
         INSIDE.set((generation, 1));
         #[cfg(feature = "__injection")]
         crate::injection::reach("gate");
-        return Pass { generation, intruding, stays: PhantomData };
+        return Pass { generation, intruding, not_send: PhantomData };
     }
 }
 
@@ -325,7 +325,7 @@ pub(crate) fn intact_since(built_in: u64) -> Result<(), &'static str> {
     Err(REASONS[usize::from(INTERRUPTION.load(Ordering::Relaxed))])
 }
 
-/// *Prepare*: closes the gate, and waits for threads inside, for at most [`PATIENCE`].
+/// *Prepare*: closes the gate, and waits for threads inside, for at most [`CLOSE_TIMEOUT`].
 pub(super) fn close() {
     let gate = &page().gate;
     let generation = loop {
@@ -345,7 +345,7 @@ pub(super) fn close() {
         if gate.inside() == this_thread {
             break true;
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > CLOSE_TIMEOUT {
             break false;
         }
         pause(&mut polls);
@@ -424,7 +424,7 @@ fn is_open_in_time(gate: &Counters) -> bool {
         if OVERDUE.load(Ordering::Relaxed) == closers.era() {
             return false;
         }
-        if started.elapsed() > LONG_FORK {
+        if started.elapsed() > ENTER_TIMEOUT {
             #[cfg(feature = "__injection")]
             crate::injection::reach("overdue gate");
             OVERDUE.store(era, Ordering::Relaxed);

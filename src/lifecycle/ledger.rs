@@ -114,7 +114,7 @@ thread_local! {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Use {
-    stays: PhantomData<*const ()>,
+    not_send: PhantomData<*const ()>,
 }
 
 impl Use {
@@ -123,7 +123,7 @@ impl Use {
         IN_USE.set(IN_USE.get() + 1);
         // Set before anything is read, for a signal handler on this thread.
         compiler_fence(Ordering::SeqCst);
-        Use { stays: PhantomData }
+        Use { not_send: PhantomData }
     }
 }
 
@@ -258,7 +258,7 @@ pub(super) fn cut_inherited(generation: u64) {
     }
     CUT.store(cutter.cut, Ordering::Relaxed);
     if let Some(tombstone) = cutter.tombstone {
-        tombstone.lower();
+        tombstone.release();
     }
 }
 
@@ -294,17 +294,17 @@ impl Cutter {
             return stays;
         }
         // Opened before the inode is compared, so that nothing comes between the comparison and the cut.
-        let tombstone = self.tombstone.get_or_insert_with(Tombstone::raise);
+        let tombstone = self.tombstone.get_or_insert_with(Tombstone::open);
         if !socket_inode(descriptor).is_ok_and(|found| found == inode) {
             return false;
         }
         self.cut += 1;
-        let left = tombstone.put_over(descriptor);
-        if left {
+        let replaced = tombstone.replace(descriptor);
+        if replaced {
             slot.inode.store(TOMBSTONED, Ordering::Relaxed);
             slot.owner.store(self.generation, Ordering::Release);
         }
-        left
+        replaced
     }
 }
 

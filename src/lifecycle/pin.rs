@@ -38,7 +38,7 @@ mod tests {
     fn pinning_a_program_does_nothing() {
         pin();
         pin();
-        // SAFETY: what this thread's last failed call left, if there was one.
+        // SAFETY: reads the error of this thread's last failed call, if there was one.
         assert!(unsafe { libc::dlerror() }.is_null());
     }
 

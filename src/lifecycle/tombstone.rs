@@ -39,7 +39,7 @@ pub(super) struct Tombstone {
 }
 
 impl Tombstone {
-    pub(super) fn raise() -> Tombstone {
+    pub(super) fn open() -> Tombstone {
         let kept = KEPT.load(Ordering::Acquire);
         if is_tombstone(kept) {
             return Tombstone { descriptor: kept, borrowed: true };
@@ -54,7 +54,7 @@ impl Tombstone {
 
     /// Replaces a socket. Returns whether the tombstone is there now; if not, the number is free or in use by another
     /// thread.
-    pub(super) fn put_over(&self, descriptor: RawFd) -> bool {
+    pub(super) fn replace(&self, descriptor: RawFd) -> bool {
         while !is_standard(descriptor) {
             // SAFETY: plain system calls on a descriptor that was just found to be a socket of this crate.
             let replaced = unsafe { libc::dup3(self.descriptor, descriptor, libc::O_CLOEXEC) };
@@ -71,9 +71,9 @@ impl Tombstone {
         false
     }
 
-    pub(super) fn lower(self) {
+    pub(super) fn release(self) {
         if !self.borrowed && self.descriptor >= 0 {
-            // SAFETY: opened by `raise`, and not shared.
+            // SAFETY: opened by `open`, and not shared.
             unsafe { libc::close(self.descriptor) };
         }
     }
@@ -151,9 +151,9 @@ mod tests {
     #[test]
     fn a_cut_socket_is_closed_for_its_peer_and_fails_reads_and_writes() {
         let (mut cut, mut peer) = UnixStream::pair().unwrap();
-        let tombstone = Tombstone::raise();
-        assert!(tombstone.put_over(cut.as_raw_fd()));
-        tombstone.lower();
+        let tombstone = Tombstone::open();
+        assert!(tombstone.replace(cut.as_raw_fd()));
+        tombstone.release();
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "end of file");
         assert_eq!(cut.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(cut.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EBADF));
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_socket_is_closed_if_no_tombstone_can_be_put() {
         let (cut, mut peer) = UnixStream::pair().unwrap();
-        assert!(!Tombstone { descriptor: -1, borrowed: false }.put_over(cut.into_raw_fd()));
+        assert!(!Tombstone { descriptor: -1, borrowed: false }.replace(cut.into_raw_fd()));
         assert_eq!(peer.read(&mut [0]).unwrap(), 0, "end of file");
     }
 

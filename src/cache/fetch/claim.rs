@@ -30,7 +30,7 @@ impl<V: Form, E> Fetching<V, E> {
     /// Takes the leads, in this process.
     pub(super) fn lead(&mut self) {
         let flights = Arc::clone(&self.cache.local().flights);
-        let lapse = self.cache.longest_load();
+        let lapse = self.cache.effective_load_timeout();
         for wanted in &mut self.wanted {
             if wanted.answer.is_some() || !matches!(wanted.state, LoadState::Open) {
                 continue;

@@ -254,7 +254,7 @@ async fn release(cache: &Cache, verb: &'static str, held: &[(usize, Lease)]) {
 
 #[cfg(feature = "tokio")]
 async fn beat(cache: Cache, mut leases: Vec<Lease>) {
-    let (patience, until) = (cache.shared.settings.lease, tokio::time::Instant::now() + cache.longest_load());
+    let (patience, until) = (cache.shared.settings.lease, tokio::time::Instant::now() + cache.effective_load_timeout());
     while !leases.is_empty() && tokio::time::Instant::now() < until {
         tokio::time::sleep(patience / 3).await;
         let reads: Vec<Op<'_>> = leases.iter().map(|lease| Op::Get { key: &lease.key }).collect();

@@ -44,7 +44,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn lock(&self, key: &str, ttl: Duration) -> Result<Option<LockGuard>> {
-        let lock_key = lock_key(&self.counted(self.prefix.key_among_others(key))?);
+        let lock_key = lock_key(&self.counted(self.prefix.checked_full_key(key))?);
         self.counted(Ttl::After(ttl).duration())?;
         let lease = Lease::new(&lock_key, ttl);
         // From here on it is released, even if no reply comes.

@@ -141,10 +141,7 @@ impl Cache {
             let loading = async {
                 let loaded = load(missing).await;
                 let answered = loaded.len();
-                assert!(
-                    answered == wanted,
-                    "the loader was to_load for {wanted} keys, and has answered for {answered}"
-                );
+                assert!(answered == wanted, "the loader was asked for {wanted} keys, and has answered for {answered}");
                 loaded.into_iter().map(|loaded| loaded.map(|loaded| loaded.map(Typed))).collect()
             };
             Box::pin(fetching.load_and_settle(to_load, loading)).await;

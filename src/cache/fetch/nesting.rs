@@ -42,7 +42,7 @@ pub(super) async fn loading<F: Future>(flights: Vec<u64>, load: F) -> F::Output 
     .await
 }
 
-/// Whether this is a loader's code.
+/// Returns whether the running code is part of a loader.
 pub(super) fn is_in_loader() -> bool {
     LOADING.with_borrow(|loading| !loading.is_empty())
 }

@@ -62,7 +62,7 @@ impl Cache {
     /// use std::time::Duration;
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("page") else { panic!("nobody has stored it") };
+    /// let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("page") else { panic!("the page is not stored") };
     /// let page = claim.blocking_complete("<h1>hello</h1>".into(), Duration::from_secs(60));
     /// assert_eq!(cache.blocking().get_raw("page")?, Some(page));
     /// # Ok::<(), prefork_cache::Error>(())
