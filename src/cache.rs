@@ -17,7 +17,7 @@ use crate::store::{CacheStore, Ttl};
 use crate::sync::Lock;
 use background::Background;
 
-use envelope::Cover;
+use envelope::Header;
 use expiry::Lifetime;
 use fetch::Flights;
 use fork_guard::fork_guarded;
@@ -234,7 +234,7 @@ impl Cache {
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T, times: Option<Times>) -> Result<Bytes> {
-        value::encode(self.cover(key, times), key, value)
+        value::encode(self.header(key, times), key, value)
     }
 
     /// [`seal`](Cache::seal) that also checks that the value can be read back.
@@ -249,13 +249,13 @@ impl Cache {
         value: &T,
         times: Option<Times>,
     ) -> Result<Bytes> {
-        value::encode_readable(self.cover(key, times), key, value)
+        value::encode_readable(self.header(key, times), key, value)
     }
 
-    fn cover(&self, key: &str, times: Option<Times>) -> Cover<'_> {
+    fn header(&self, key: &str, times: Option<Times>) -> Header<'_> {
         let Settings { codec, compress_above, max_inflated, .. } = self.shared.settings;
         let (mark, version) = (self.prefix.mark(key), self.version.as_deref());
-        Cover { codec, mark, times, version, packs_octets: false, compress_above, max_inflated }
+        Header { codec, mark, times, version, packs_octets: false, compress_above, max_inflated }
     }
 
     /// Decodes a stored value, and returns it with its freshness.

@@ -17,11 +17,11 @@ pub(super) type Unwritable = Box<dyn StdError + Send + Sync>;
 
 /// The format in which values are stored. A value is read in the format it was written in, whatever the reader's codec.
 ///
-/// A write fails with [`ErrorKind::Encode`] if the value would not be read back as it was: a `Some(None)` or
-/// `Some(())`, which is read as `None`; a value nested 128 deep; with JSON, a number that is not finite. Methods whose
-/// type is also read, such as [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), refuse any other
-/// value that cannot be read back too, such as a `u128` in an untagged enum. An entry that a read cannot decode is
-/// reported to [`Builder::on_error`](crate::Builder::on_error), once for each type.
+/// A write fails with [`ErrorKind::Encode`](crate::ErrorKind::Encode) if the value would not be read back as it was: a
+/// `Some(None)` or `Some(())`, which is read as `None`; a value nested 128 deep; with JSON, a number that is not finite.
+/// Methods whose type is also read, such as [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), refuse
+/// any other value that cannot be read back too, such as a `u128` in an untagged enum. An entry that a read cannot
+/// decode is reported to [`Builder::on_error`](crate::Builder::on_error), once for each type.
 ///
 /// In a configuration it is "messagepack" or "json", parsed by [`FromStr`](std::str::FromStr) and serde.
 ///

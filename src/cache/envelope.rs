@@ -61,7 +61,7 @@ pub(super) enum NoEnvelope {
 
 /// The header of an envelope that is being written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cover<'a> {
+pub(super) struct Header<'a> {
     pub(super) codec: Codec,
     pub(super) mark: Mark,
     pub(super) times: Option<Times>,
@@ -76,12 +76,9 @@ pub(super) struct Cover<'a> {
 #[derive(Debug)]
 pub(super) struct TooLong;
 
-impl Cover<'_> {
+impl Header<'_> {
     /// Returns the envelope with the body that `write` appends.
-    pub(super) fn around<E: From<TooLong>>(
-        self,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-    ) -> Result<Bytes, E> {
+    pub(super) fn wrap<E: From<TooLong>>(self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Bytes, E> {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend(MAGIC);
         bytes.push(self.codec.number());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::codec::Codec;
-use super::envelope::{self, Cover, Envelope, NoEnvelope};
+use super::envelope::{self, Envelope, Header, NoEnvelope};
 use super::expiry::Lifetime;
 use super::freshness::{Freshness, NEVER, Times};
 use super::value;
@@ -112,7 +112,7 @@ impl Cache {
     }
 
     fn envelop_octets(&self, key: &str, value: &Bytes, times: Option<Times>) -> Result<Bytes> {
-        value::encode(Cover { codec: Codec::MessagePack, ..self.cover(key, times) }, key, &ByteString(value))
+        value::encode(Header { codec: Codec::MessagePack, ..self.header(key, times) }, key, &ByteString(value))
     }
 
     /// Returns the byte string in an entry and its freshness, or `None` if the entry holds something else.

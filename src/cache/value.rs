@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::bytes_as_numbers::with_numbers;
 use super::codec::{Codec, Unwritable, write_packed};
-use super::envelope::{Cover, Envelope, NoEnvelope, TooLong};
+use super::envelope::{Envelope, Header, NoEnvelope, TooLong};
 use super::freshness::Times;
 use super::key::Mark;
 use super::round_trip::{Unreadable, check};
@@ -42,29 +42,29 @@ impl From<NoEnvelope> for NoValue {
     }
 }
 
-pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
+pub(super) fn encode<T: Serialize + ?Sized>(header: Header<'_>, key: &str, value: &T) -> Result<Bytes> {
     let refused =
         |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
-    let seen = check(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
-    if cover.codec == Codec::MessagePack && seen.packs_octets() {
+    let seen = check(value, header.codec).map_err(|unreadable| refused(unreadable.into()))?;
+    if header.codec == Codec::MessagePack && seen.packs_octets() {
         let packed =
-            Cover { packs_octets: true, ..cover }.around(|body| write_packed(value, body).map_err(Refusal::from));
+            Header { packs_octets: true, ..header }.wrap(|body| write_packed(value, body).map_err(Refusal::from));
         // It fails for a sequence in which only the first element is such a number.
         if let Ok(packed) = packed {
             return Ok(packed);
         }
     }
-    cover.around(|body| cover.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
+    header.wrap(|body| header.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
 }
 
 /// [`encode`] that also checks that the value can be read back.
 pub(super) fn encode_readable<T: Serialize + DeserializeOwned>(
-    cover: Cover<'_>,
+    header: Header<'_>,
     key: &str,
     value: &T,
 ) -> Result<Bytes> {
-    let bytes = encode(cover, key, value)?;
-    if decode::<T>(cover.mark, cover.version, cover.max_inflated, &bytes).is_err() {
+    let bytes = encode(header, key, value)?;
+    if decode::<T>(header.mark, header.version, header.max_inflated, &bytes).is_err() {
         let context =
             format!("encoding the value of {key:?}: a {} cannot be read back from its encoding", type_name::<T>());
         return Err(Error::new(ErrorKind::Encode, context));
@@ -119,12 +119,12 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::super::freshness::Times;
-    use super::{Codec, Cover, NoValue};
+    use super::{Codec, Header, NoValue};
 
     const MARK: u32 = 0x0403_0201;
 
-    fn cover(codec: Codec, version: Option<&str>) -> Cover<'_> {
-        Cover {
+    fn header(codec: Codec, version: Option<&str>) -> Header<'_> {
+        Header {
             codec,
             mark: MARK,
             times: None,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     fn encode<T: Serialize>(codec: Codec, version: Option<&str>, key: &str, value: &T) -> crate::Result<bytes::Bytes> {
-        super::encode(cover(codec, version), key, value)
+        super::encode(header(codec, version), key, value)
     }
 
     fn decode<T: serde::de::DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
@@ -179,12 +179,12 @@ mod tests {
     #[test]
     fn times_and_compression_round_trip() {
         let times = Times { refresh_from: 1, stale_from: 2, expired_from: 3 };
-        let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
+        let small = Header { times: Some(times), ..header(Codec::MessagePack, None) };
         let layout = b"\xC1PF\x41\x01\x02\x03\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
         assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
         let text = "a widget, ".repeat(100);
         for (compress_above, longest) in [(None, 1_100), (Some(2_000), 1_100), (Some(900), 100)] {
-            let bytes = super::encode(Cover { compress_above, ..small }, "k", &text).unwrap();
+            let bytes = super::encode(Header { compress_above, ..small }, "k", &text).unwrap();
             assert!(bytes.len() < longest, "{} bytes above {compress_above:?}", bytes.len());
             let read = super::decode::<String>(MARK, None, 1 << 20, &bytes).unwrap();
             assert_eq!((read.value, read.times), (text.clone(), times));

@@ -45,7 +45,7 @@ const HEADER: usize = TOKEN + 8 + 8;
 
 /// The value under a lease's key on the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Sighting {
+pub(super) enum LeaseState {
     Nothing,
     /// A load that stored nothing has ended within the last second.
     NothingStored,
@@ -57,18 +57,18 @@ pub(super) enum Sighting {
     },
 }
 
-impl Sighting {
-    pub(super) fn of(lease: Option<&Bytes>) -> Sighting {
+impl LeaseState {
+    pub(super) fn of(lease: Option<&Bytes>) -> LeaseState {
         match lease.map(|lease| &lease[..]) {
-            None => Sighting::Nothing,
-            Some(NOTHING_STORED) => Sighting::NothingStored,
-            Some(DELETED) => Sighting::Deleted,
+            None => LeaseState::Nothing,
+            Some(NOTHING_STORED) => LeaseState::NothingStored,
+            Some(DELETED) => LeaseState::Deleted,
             Some(lease) => {
                 let patience = lease.get(TOKEN + 8..HEADER).and_then(|bytes| bytes.try_into().ok());
                 let patience =
                     patience.map_or(Duration::ZERO, |bytes| Duration::from_millis(u64::from_le_bytes(bytes)));
                 let holder = String::from_utf8_lossy(lease.get(HEADER..).unwrap_or_default()).into_owned();
-                Sighting::Held { patience, holder }
+                LeaseState::Held { patience, holder }
             }
         }
     }
@@ -307,21 +307,21 @@ fn token() -> [u8; TOKEN] {
 mod tests {
     use std::time::Duration;
 
-    use super::{DELETED, Lease, NOTHING_STORED, Sighting, lease_holder};
+    use super::{DELETED, Lease, LeaseState, NOTHING_STORED, lease_holder};
 
     #[test]
     fn a_lease_contains_its_patience_and_holder() {
         let lease = Lease::new("k", Duration::from_secs(5));
-        let held = Sighting::Held { patience: Duration::from_secs(5), holder: lease_holder::own().to_owned() };
-        assert_eq!(Sighting::of(Some(&lease.value)), held);
-        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), Sighting::NothingStored);
-        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(DELETED))), Sighting::Deleted);
-        assert_eq!(Sighting::of(None), Sighting::Nothing);
+        let held = LeaseState::Held { patience: Duration::from_secs(5), holder: lease_holder::own().to_owned() };
+        assert_eq!(LeaseState::of(Some(&lease.value)), held);
+        assert_eq!(LeaseState::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), LeaseState::NothingStored);
+        assert_eq!(LeaseState::of(Some(&bytes::Bytes::from_static(DELETED))), LeaseState::Deleted);
+        assert_eq!(LeaseState::of(None), LeaseState::Nothing);
         #[cfg(feature = "tokio")]
         {
             let raised = super::with_next_beat(&lease.value);
             assert!(raised != lease.value && raised.starts_with(lease.token()));
-            assert_eq!(Sighting::of(Some(&raised)), held);
+            assert_eq!(LeaseState::of(Some(&raised)), held);
         }
     }
 }

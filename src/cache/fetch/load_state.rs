@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::lease::Sighting;
+use super::lease::LeaseState;
 use super::lease_holder;
 use super::single_flight::{Flight, Lead, is_inline_on_a_runtime};
 use crate::cache::wait_clock::now;
@@ -96,20 +96,20 @@ impl Claim {
     }
 
     pub(super) fn verdict(&self, has_paused: bool) -> Verdict {
-        match Sighting::of(self.seen.as_ref()) {
-            Sighting::Nothing | Sighting::Deleted => Verdict::Take,
+        match LeaseState::of(self.seen.as_ref()) {
+            LeaseState::Nothing | LeaseState::Deleted => Verdict::Take,
             // A load that stored nothing before this caller came does not predict the next one.
-            Sighting::NothingStored if has_paused => Verdict::LoadWithout,
-            Sighting::NothingStored => Verdict::Take,
-            Sighting::Held { holder, .. } if lease_holder::has_ended(&holder) => Verdict::Take,
-            Sighting::Held { patience, .. } if now().saturating_duration_since(self.seen_since) >= patience => {
+            LeaseState::NothingStored if has_paused => Verdict::LoadWithout,
+            LeaseState::NothingStored => Verdict::Take,
+            LeaseState::Held { holder, .. } if lease_holder::has_ended(&holder) => Verdict::Take,
+            LeaseState::Held { patience, .. } if now().saturating_duration_since(self.seen_since) >= patience => {
                 Verdict::Take
             }
             // Its holder may be a task of this runtime, which needs this thread.
-            Sighting::Held { holder, .. } if holder == lease_holder::own() && is_inline_on_a_runtime() => {
+            LeaseState::Held { holder, .. } if holder == lease_holder::own() && is_inline_on_a_runtime() => {
                 Verdict::LoadWithout
             }
-            Sighting::Held { .. } => Verdict::Wait,
+            LeaseState::Held { .. } => Verdict::Wait,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::lease::{Lease, Leases, Sighting};
+use super::lease::{Lease, LeaseState, Leases};
 use super::lease_holder;
 use crate::cache::{Cache, blocking, wait_clock};
 use crate::error::Result;
@@ -60,8 +60,8 @@ impl Cache {
                 return Ok(Some(LockGuard { key: key.to_owned(), leases, until }));
             }
             stored = outcome()?.into_value();
-            match Sighting::of(stored.as_ref()) {
-                Sighting::Held { holder, .. } if !lease_holder::has_ended(&holder) => break,
+            match LeaseState::of(stored.as_ref()) {
+                LeaseState::Held { holder, .. } if !lease_holder::has_ended(&holder) => break,
                 _ => {}
             }
         }

@@ -34,9 +34,9 @@ impl Cache {
     /// The loaded value replaces the entry that was there when the load began. A value that is set during the load
     /// stays, and after a [`delete`](Cache::delete) the loaded value is not stored.
     ///
-    /// Failures of the cache are not returned to the caller. If the store cannot be reached, refuses the key, or the
+    /// Failures of the cache are not returned to the caller. If the store cannot be reached, the key is refused, or the
     /// value cannot be encoded, the failure is counted and reported to [`Builder::on_error`](crate::Builder::on_error),
-    /// and the loaded value is returned. If the read failed, the loaded value is not sent to the store.
+    /// and the loaded value is returned. If the store did not respond to the read, the value is not sent to it either.
     ///
     /// A loader may fetch other keys. Such a fetch waits for another loader for at most
     /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that loader may be waiting for this one. If a loader
