@@ -1,4 +1,4 @@
-//! The handle that people hold.
+//! The [`Cache`] handle.
 
 use std::any::type_name;
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use crate::store::{CacheStore, Ttl};
 use crate::sync::Lock;
 use background::Background;
 
-use envelope::Cover;
+use envelope::Header;
 use expiry::Lifetime;
 use fetch::Flights;
 use fork_guard::fork_guarded;
@@ -36,7 +36,7 @@ pub use octets::Octets;
 pub use resumable::Resumable;
 pub use stats::Stats;
 
-// What people call, in the order of the documentation; apart, or they would be sorted.
+// The public methods, in the order of the documentation. Separate items, or rustfmt would sort them.
 mod handle;
 
 mod fetch;
@@ -74,41 +74,42 @@ mod stats;
 mod value;
 mod wait_clock;
 
-/// Typed values in a [store](crate::stores), in any process, whether it was forked or not.
+/// Typed values in a [store](crate::stores), usable in any process, forked or not.
 ///
-/// A handle is cheap to clone, and every clone speaks to the same store. Values are encoded as MessagePack unless the
-/// [builder](Cache::builder) says otherwise, inside an envelope that tells them from what other programs write: what
-/// does not decode to the wanted type is a miss.
+/// A handle is cheap to clone, and all clones use the same store. Values are encoded as MessagePack, unless the
+/// [builder](Cache::builder) sets another codec. An envelope around each value distinguishes it from what other
+/// programs write. An entry that does not decode to the wanted type is a miss.
 ///
-/// The methods here are asynchronous inside a tokio runtime (which needs its I/O and time drivers: `enable_all`).
-/// Through [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every
-/// wait for a server is bounded by the store's timeouts.
+/// The methods are asynchronous inside a tokio runtime (which needs its I/O and time drivers: `enable_all`). Through
+/// [`blocking`](Cache::blocking), and where there is no runtime, they run inline on the calling thread. Every wait for
+/// a server is bounded by the store's timeouts.
 ///
-/// - A handle: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named),
-///   [`unregister`](Cache::unregister), [`name`](Cache::name); one derived from
-///   another: [`namespace`](Cache::namespace), [`version`](Cache::version), [`force`](Cache::force),
-///   [`soft_timeout`](Cache::soft_timeout), [`blocking`](Cache::blocking).
+/// - Handles: [`register`](Cache::register), [`builder`](Cache::builder), [`named`](Cache::named),
+///   [`unregister`](Cache::unregister), [`name`](Cache::name). Derived handles: [`namespace`](Cache::namespace),
+///   [`version`](Cache::version), [`force`](Cache::force), [`soft_timeout`](Cache::soft_timeout),
+///   [`blocking`](Cache::blocking).
 /// - Read, or load and store: [`fetch`](Cache::fetch), [`fetch_loaded`](Cache::fetch_loaded),
 ///   [`fetch_raw`](Cache::fetch_raw), [`fetch_shared`](Cache::fetch_shared), [`fetch_detached`](Cache::fetch_detached),
-///   [`fetch_many`](Cache::fetch_many), [`fetch_many_loaded`](Cache::fetch_many_loaded); in two steps, without a closure:
-///   [`fetch_begin`](Cache::fetch_begin), [`fetch_raw_begin`](Cache::fetch_raw_begin).
+///   [`fetch_many`](Cache::fetch_many), [`fetch_many_loaded`](Cache::fetch_many_loaded). In two steps, without a
+///   closure: [`fetch_begin`](Cache::fetch_begin), [`fetch_raw_begin`](Cache::fetch_raw_begin).
 /// - One entry: [`get`](Cache::get), [`get_shared`](Cache::get_shared), [`set`](Cache::set), [`add`](Cache::add),
-///   [`replace`](Cache::replace),
-///   [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch), [`expire`](Cache::expire),
-///   [`expires_in`](Cache::expires_in), [`exists`](Cache::exists), [`delete`](Cache::delete).
-/// - As bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),
+///   [`replace`](Cache::replace), [`update`](Cache::update), [`take`](Cache::take), [`touch`](Cache::touch),
+///   [`expire`](Cache::expire), [`expires_in`](Cache::expires_in), [`exists`](Cache::exists),
+///   [`delete`](Cache::delete).
+/// - Raw bytes, for other programs: [`get_raw`](Cache::get_raw), [`set_raw`](Cache::set_raw),
 ///   [`add_raw`](Cache::add_raw), [`append`](Cache::append).
 /// - Counters: [`increment`](Cache::increment), [`decrement`](Cache::decrement), [`counter`](Cache::counter).
 /// - Many entries in one round trip: [`get_many`](Cache::get_many), [`get_many_raw`](Cache::get_many_raw),
-///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many); all of a namespace: [`clear`](Cache::clear).
-/// - Work that one process is to do: [`lock`](Cache::lock).
-/// - The connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats); the end of a
-///   process: [`close`](Cache::close).
+///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many). All entries of a namespace:
+///   [`clear`](Cache::clear).
+/// - Locks among processes: [`lock`](Cache::lock).
+/// - Connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats). Shutdown:
+///   [`close`](Cache::close).
 ///
 /// # Cancel safety
 ///
-/// Any future of this type may be dropped at any time. Its operation then has taken effect or not; no later operation
-/// is disturbed.
+/// Any future of this type may be dropped at any time. Its operation has then taken effect or not. Later operations are
+/// not affected.
 ///
 /// # Examples
 ///
@@ -131,13 +132,13 @@ pub struct Cache {
     is_forced: bool,
     #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only a detached fetch waits for so long"))]
     soft_timeout: Duration,
-    /// For each exchange, instead of the store's.
+    /// Timeout of each exchange, in place of the store's.
     timeout: Option<Duration>,
-    /// For loads, instead of the builder's.
+    /// Load timeout of this handle, in place of the builder's.
     load_timeout: Option<Duration>,
 }
 
-/// What the clones of a cache have in common.
+/// State that all clones of a cache share.
 struct Shared {
     store: Arc<dyn CacheStore>,
     registration: Registration,
@@ -147,7 +148,7 @@ struct Shared {
     local: ProcessLocal<Local>,
 }
 
-/// What the builder sets.
+/// Settings of the builder.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     codec: Codec,
@@ -160,16 +161,16 @@ struct Settings {
     load_retry_delay: Duration,
 }
 
-/// Is told of failures that no caller hears of.
+/// Called with failures that the caller does not see.
 type Observe = Box<dyn Fn(&Error) + Send + Sync>;
 
-/// What belongs to one process.
+/// State of one process.
 struct Local {
     counters: Counters,
     flights: Arc<Flights>,
-    /// Whether the store has refused leases.
+    /// Whether the store has refused a lease.
     has_no_leases: AtomicBool,
-    /// The types that were found not to be read from what is there.
+    /// Types that a read failed to decode, each reported once.
     unread: Lock<HashSet<(&'static str, NoValue)>>,
     background: Arc<Background>,
 }
@@ -189,21 +190,21 @@ impl Local {
         self.has_no_leases.load(Ordering::Relaxed)
     }
 
-    /// From now on none are asked for. Returns whether that is new.
-    fn take_no_leases(&self) -> bool {
+    /// Turns leases off for this process. Returns whether they were on.
+    fn turn_leases_off(&self) -> bool {
         !self.has_no_leases.swap(true, Ordering::Relaxed)
     }
 }
 
 impl Cache {
-    /// The store, brought into this process.
+    /// Returns the store, refreshed in this process if it was forked.
     #[inline]
     fn store(&self) -> Result<&dyn CacheStore> {
         self.shared.registration.ensure_current()?;
         Ok(&*self.shared.store)
     }
 
-    /// The key as the store sees it.
+    /// Returns the key with its prefix, as the store sees it.
     #[inline]
     fn key<'a>(&self, key: &'a str, buffer: &'a mut KeyBuffer) -> Result<&'a str> {
         self.counted(self.prefix.key(key, buffer))
@@ -222,22 +223,22 @@ impl Cache {
         expiry.or_default(self.shared.settings.default_expiry)
     }
 
-    /// An expiry that begins now.
+    /// Returns the lifetime of a value that is stored now.
     fn begin(&self, expiry: Expiry) -> Result<Lifetime> {
         self.resolved(expiry).begin(self.clock())
     }
 
-    /// A value as it goes into the store, its time beginning now.
+    /// Encodes a value whose lifetime begins now.
     fn seal<T: Serialize + ?Sized>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
         let Lifetime { ttl, times, .. } = self.begin(expiry)?;
         Ok(Sealed { bytes: self.encode(key, value, times)?, ttl })
     }
 
     fn encode<T: Serialize + ?Sized>(&self, key: &str, value: &T, times: Option<Times>) -> Result<Bytes> {
-        value::encode(self.cover(key, times), key, value)
+        value::encode(self.header(key, times), key, value)
     }
 
-    /// [`seal`](Cache::seal) for a value that can be read, and is made sure to be.
+    /// [`seal`](Cache::seal) that also checks that the value can be read back.
     fn seal_readable<T: Serialize + DeserializeOwned>(&self, key: &str, value: &T, expiry: Expiry) -> Result<Sealed> {
         let Lifetime { ttl, times, .. } = self.begin(expiry)?;
         Ok(Sealed { bytes: self.encode_readable(key, value, times)?, ttl })
@@ -249,16 +250,16 @@ impl Cache {
         value: &T,
         times: Option<Times>,
     ) -> Result<Bytes> {
-        value::encode_readable(self.cover(key, times), key, value)
+        value::encode_readable(self.header(key, times), key, value)
     }
 
-    fn cover(&self, key: &str, times: Option<Times>) -> Cover<'_> {
+    fn header(&self, key: &str, times: Option<Times>) -> Header<'_> {
         let Settings { codec, compress_above, max_inflated, .. } = self.shared.settings;
         let (mark, version) = (self.prefix.mark(key), self.version.as_deref());
-        Cover { codec, mark, times, version, packs_octets: false, compress_above, max_inflated }
+        Header { codec, mark, times, version, packs_octets: false, compress_above, max_inflated }
     }
 
-    /// A value as it came out of the store, with its state.
+    /// Decodes a stored value, and returns it with its freshness.
     #[inline]
     fn decode<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> Result<(T, Freshness), NoValue> {
         let mark = self.prefix.mark(key);
@@ -266,7 +267,7 @@ impl Cache {
         decoded.map(|Decoded { value, times }| (value, times.freshness(self.clock())))
     }
 
-    /// The same, for a read that counts.
+    /// [`decode`](Cache::decode) for a read that is counted in the statistics.
     #[inline]
     fn open<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<(T, Freshness)> {
         match self.decode(key, bytes) {
@@ -277,13 +278,13 @@ impl Cache {
                 Some((value, freshness))
             }
             Err(no_value) => {
-                self.is_no_value::<T>(verb, key, no_value);
+                self.report_undecodable::<T>(verb, key, no_value);
                 None
             }
         }
     }
 
-    /// A value that serves, stale or not.
+    /// Returns the value unless it has expired; a stale one too.
     #[inline]
     fn value<T: DeserializeOwned>(&self, verb: &'static str, key: &str, bytes: &[u8]) -> Option<T> {
         match self.open(verb, key, bytes) {
@@ -292,9 +293,9 @@ impl Cache {
         }
     }
 
-    /// A miss that may be a mistake is reported, once for each type.
+    /// Counts an entry that does not decode, and reports it once per type, since it may be a mistake.
     #[cold]
-    fn is_no_value<T>(&self, verb: &'static str, key: &str, why: NoValue) {
+    fn report_undecodable<T>(&self, verb: &'static str, key: &str, why: NoValue) {
         let local = self.local();
         local.counters.undecodable();
         let what = match why {
@@ -303,20 +304,20 @@ impl Cache {
             NoValue::Unreadable => "does not decode to one",
         };
         let wanted = type_name::<T>();
-        let is_news = local.unread.lock().insert((wanted, why));
-        if is_news {
-            let context = format!("reading {key:?} as a {wanted}: what is there {what}, which is a miss");
+        let is_first = local.unread.lock().insert((wanted, why));
+        if is_first {
+            let context = format!("reading {key:?} as a {wanted}: the entry {what}, so it is a miss");
             self.report(verb, &Error::new(ErrorKind::Decode, context));
         }
     }
 
-    /// What a store's future has answered, if it could be waited for.
+    /// Flattens the result of a guarded store call, and counts a failure.
     #[inline]
     fn answered<T>(&self, settled: Result<Result<T>>) -> Result<T> {
         self.counted(settled.and_then(|answer| answer))
     }
 
-    /// Counts an operation that failed.
+    /// Counts the operation as failed if the outcome is an error.
     #[inline]
     fn counted<T>(&self, outcome: Result<T>) -> Result<T> {
         if outcome.is_err() {
@@ -325,20 +326,20 @@ impl Cache {
         outcome
     }
 
-    /// How long a load may take before others no longer wait for it.
-    fn longest_load(&self) -> Duration {
+    /// Returns how long a load may take before other callers stop waiting for it.
+    fn effective_load_timeout(&self) -> Duration {
         self.load_timeout.unwrap_or(self.shared.settings.load_timeout)
     }
 
-    /// Whether loads are arranged among processes.
+    /// Returns whether loads are coordinated among processes by leases.
     fn takes_leases(&self) -> bool {
         !self.shared.settings.lease.is_zero() && self.shared.store.is_shared()
     }
 
-    /// Reports a failure that the caller does not hear of.
+    /// Reports a failure that the caller does not see.
     #[cold]
     fn report(&self, verb: &'static str, error: &Error) {
-        observer::tell(self.shared.registration.name(), verb, error, self.shared.on_error.as_ref());
+        observer::report(self.shared.registration.name(), verb, error, self.shared.on_error.as_ref());
     }
 
     #[cold]
@@ -347,7 +348,7 @@ impl Cache {
     }
 }
 
-/// A value as it goes into a store.
+/// An encoded value, ready to be stored.
 #[derive(Clone, Debug)]
 struct Sealed {
     bytes: Bytes,

@@ -1,10 +1,10 @@
-//! What every store promises, as checks to run on a store of one's own.
+//! The contract of stores, as checks to run on any store.
 //!
-//! A check is an asynchronous function that panics where the promise is broken, with a text that says what was
-//! expected. The promises are those of [`CacheStore`]'s contract; [`CHECKS`] lists them. Each check uses keys of its
-//! own under `conformance:`, so that a server may be shared, and leaves nothing behind that does not expire.
+//! A check is an asynchronous function that panics if the store breaks a promise of [`CacheStore`]'s contract. The
+//! message says what was expected. [`CHECKS`] lists all checks. Each uses keys of its own under `conformance:`, so a
+//! server can be shared, and all entries that it leaves behind expire.
 //!
-//! Some of them wait for an entry to expire, which takes a few seconds.
+//! Some checks wait for an entry to expire, which takes a few seconds.
 //!
 //! ```
 //! use prefork_cache::{conformance, stores::MemoryStore};
@@ -29,9 +29,8 @@
 //!
 //! - `clear_removes_what_starts_with_the_prefix` accepts a store whose server cannot list its keys
 //!   ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)).
-//! - `an_increment_keeps_the_time_that_is_left` fails for a store that leaves [`CacheStore::increment`] as it is
-//!   provided.
-//! - A Redis store with `replicas=prefer` fails now and then, where it reads what was changed a moment ago:
+//! - `an_increment_keeps_the_time_that_is_left` fails for a store that uses the provided [`CacheStore::increment`].
+//! - A Redis store with `replicas=prefer` fails these from time to time, where they read what they have just written:
 //!   `what_was_set_is_what_is_read`, `empty_binary_and_large_values_come_back_as_they_were`,
 //!   `two_keys_are_two_entries_whatever_characters_they_hold`, `conditional_writes_look_first`,
 //!   `compare_and_set_compares`, `an_append_goes_behind_what_is_there`, `counters_count`,
@@ -39,7 +38,7 @@
 //!   `batches_answer_in_the_order_of_their_keys`, `one_bad_key_spoils_no_batch`, `one_of_many_compare_and_sets_wins`,
 //!   `a_dropped_future_disturbs_no_other`, `clear_removes_what_starts_with_the_prefix`,
 //!   `reset_and_reconnect_leave_the_store_usable`.
-//! - [`NullStore`](crate::stores::NullStore) passes almost none of them, by design.
+//! - [`NullStore`](crate::stores::NullStore) fails almost all of them, by design.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -65,7 +64,7 @@ mod whole_store;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-/// One promise, and how it is checked.
+/// A check of one promise.
 ///
 /// ```
 /// use prefork_cache::{conformance, stores::MemoryStore};
@@ -80,12 +79,12 @@ pub struct Check {
 }
 
 impl Check {
-    /// The promise: the name of the function that checks it.
+    /// Returns the name of the check's function, which states the promise.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Checks it.
+    /// Runs the check.
     ///
     /// # Panics
     ///
@@ -94,7 +93,7 @@ impl Check {
         (self.run)(store).await;
     }
 
-    /// Checks it inline on this thread. A store that suspends all the same is waited for.
+    /// Runs the check inline on this thread. If the store suspends nevertheless, the thread waits for it.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! Where a server is.
+//! The address of a server.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ pub(crate) enum Endpoint {
         port: u16,
     },
     Unix(PathBuf),
-    /// Of this name, and nobody has said yet where that is.
+    /// A name whose address is not known yet.
     Named(String),
 }
 

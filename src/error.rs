@@ -1,4 +1,4 @@
-//! What can go wrong, in one opaque type.
+//! The error type of the crate.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,11 +9,11 @@ mod names;
 /// The result of a cache operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a cache operation failed.
+/// An error of a cache operation.
 ///
-/// The text says what was being done and to which server, and names the part of the input that was refused. It never
-/// holds a password, and it does not repeat what [`source`](StdError::source) says; the alternate form, `{:#}`, adds
-/// the causes, for a log. Cloning is cheap: waiters that share one failed exchange share one error.
+/// Its text says what was being done and to which server, and names the part of the input that was refused. It never
+/// contains a password, and does not repeat the [`source`](StdError::source). The alternate form, `{:#}`, adds the
+/// causes, for a log. Cloning is cheap: callers that wait for one failed exchange share one error.
 ///
 /// ```
 /// use prefork_cache::{ErrorKind, stores};
@@ -32,7 +32,7 @@ struct Inner {
     is_transient: bool,
     context: String,
     source: Option<Arc<dyn StdError + Send + Sync>>,
-    /// The cache and the verb that have failed.
+    /// The cache and the method that failed.
     origin: Option<(String, &'static str)>,
 }
 
@@ -40,66 +40,66 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A store's URL has a scheme, host, port, database or option that is not understood.
+    /// A store's URL has an invalid or unknown scheme, host, port, database or option.
     InvalidUrl,
-    /// A setting of a store or a cache is out of its range, or a file that it names cannot be used.
+    /// A setting of a store or a cache is out of range, or a file that it names cannot be used.
     InvalidConfig,
     /// The key is empty, or longer than the store can hold.
     InvalidKey,
-    /// The time to live is zero, or further away than the store can express.
+    /// The time to live is zero, or longer than the store can represent.
     InvalidTtl,
-    /// The value is larger than the server, or the store, accepts.
+    /// The value is larger than the server or the store accepts.
     ValueTooLarge,
-    /// The value could not be encoded, or would not be read as it was.
+    /// The value cannot be encoded, or would not be read back as it was.
     Encode,
-    /// A value was read that is not one of the wanted type, or was written under another key: a miss, and told to
-    /// [`on_error`](crate::Builder::on_error) alone.
+    /// An entry is not a value of the wanted type, or was written under another key. The read is a miss; the error goes
+    /// only to [`on_error`](crate::Builder::on_error).
     Decode,
-    /// The entry holds something that is not a number, or the result does not fit into one.
+    /// The entry is not a number, or the result is out of range.
     NotANumber,
-    /// Other writers kept changing the entry, until the attempts ran out.
+    /// Other writers changed the entry during each attempt, and no attempts are left.
     Conflict,
-    /// The server, or its configuration, does not offer what was asked for.
+    /// The server, or its configuration, does not support the operation.
     Unsupported,
     /// The server refused the user name or password.
     Auth,
     /// No connection could be made.
     Connect,
-    /// The server was reached, but there is no TLS with it: one side does not trust the other's certificate, or what
-    /// answers does not speak TLS.
+    /// The server was reached, but the TLS handshake failed: one side does not trust the other's certificate, or the
+    /// server does not speak TLS.
     Tls,
-    /// The server has failed, and is not dialled again before `retry_after` has passed. The
-    /// [source](StdError::source) is the first of the failures.
+    /// The server has failed, and is not dialled again before `retry_after` has passed. The [source](StdError::source)
+    /// is the first failure.
     Unavailable,
-    /// This process, or its machine, has run out of descriptors, ports or memory. Nothing was sent, and it says nothing
-    /// of the server.
+    /// This process, or its machine, has run out of descriptors, ports or memory. Nothing was sent. The error does not
+    /// mean that the server has failed.
     OutOfResources,
-    /// As many requests to the server are under way as there may be, and none of them ended in time: this one was not
+    /// The limit of requests in flight to the server was reached, and none of them ended in time. This request was not
     /// sent.
     Full,
     /// The time for the operation ran out.
     Timeout,
-    /// A connection broke in the middle of an exchange.
+    /// A connection broke during an exchange.
     Io,
-    /// The server sent something that is not a reply to what it was asked.
+    /// The server sent something that is not a reply to the request.
     Protocol,
-    /// The server answered with an error.
+    /// The server replied with an error.
     Server,
-    /// What the operation stands on was inherited through a fork: a connection or a runtime of the parent's.
+    /// The operation uses a connection or a runtime that was inherited from a parent process.
     Forked,
-    /// Waiting here would block the thread that has to do the work.
+    /// Waiting would block the thread that has to do the work.
     WouldDeadlock,
-    /// A loader failed, and the older value goes on serving: told to [`on_error`](crate::Builder::on_error) alone,
-    /// since the loader's own error is lost with it.
+    /// A loader failed while there was an old value, which its caller got. The error goes only to
+    /// [`on_error`](crate::Builder::on_error). It does not contain the loader's own error.
     Loader,
-    /// A store that is not this crate's failed in its own way.
+    /// A store of another crate failed for a reason of its own.
     Other,
 }
 
 impl Error {
-    /// Makes an error, for stores written outside of this crate.
+    /// Returns a new error, for stores outside this crate.
     ///
-    /// `context` says what was being done and to which server; it must hold no secret.
+    /// `context` says what was being done and to which server. It must not contain a secret.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -112,7 +112,7 @@ impl Error {
         Error::build(kind, context.into(), None)
     }
 
-    /// The same error with its cause.
+    /// Returns the error with a cause.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -136,26 +136,26 @@ impl Error {
         Error { inner: Arc::new(Inner { kind, is_transient, context, source, origin: None }) }
     }
 
-    /// What a server has answered, which may be transient or not whatever its kind.
+    /// Returns an error for a server's error reply, which may be transient or not whatever its kind.
     #[cfg(feature = "__servers")]
     pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
         Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None, origin: None }) }
     }
 
-    /// The same error, as [`on_error`](crate::Builder::on_error) is told of it.
-    pub(crate) fn told(&self, cache: &str, verb: &'static str) -> Error {
+    /// Returns the error with its cache and method, for [`on_error`](crate::Builder::on_error).
+    pub(crate) fn with_origin(&self, cache: &str, verb: &'static str) -> Error {
         let Inner { kind, is_transient, context, source, .. } = &*self.inner;
         let (context, source, origin) = (context.clone(), source.clone(), Some((cache.to_owned(), verb)));
         Error { inner: Arc::new(Inner { kind: *kind, is_transient: *is_transient, context, source, origin }) }
     }
 
-    /// Of an operation that came through a fork.
+    /// Returns the error of an operation that a parent process began.
     #[cold]
     pub(crate) fn begun_by_parent() -> Error {
         Error::new(ErrorKind::Forked, "a parent process began this operation, before a fork: begin it again")
     }
 
-    /// What kind of failure this is.
+    /// Returns the kind of the error.
     ///
     /// ```
     /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};
@@ -169,8 +169,8 @@ impl Error {
         self.inner.kind
     }
 
-    /// The [name](crate::Builder::name) of the cache that has failed, where [`on_error`](crate::Builder::on_error) is told
-    /// of it. `None` in an error that a caller gets.
+    /// Returns the [name](crate::Builder::name) of the cache that failed, in an error passed to
+    /// [`on_error`](crate::Builder::on_error). `None` in an error that a caller gets.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -188,8 +188,8 @@ impl Error {
         self.inner.origin.as_ref().map(|(cache, _)| &**cache)
     }
 
-    /// The method of [`Cache`](crate::Cache) that has failed, such as "fetch", where
-    /// [`on_error`](crate::Builder::on_error) is told of it. `None` in an error that a caller gets.
+    /// Returns the method of [`Cache`](crate::Cache) that failed, such as "fetch", in an error passed to
+    /// [`on_error`](crate::Builder::on_error). `None` in an error that a caller gets.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -200,9 +200,9 @@ impl Error {
         self.inner.origin.as_ref().map(|(_, verb)| *verb)
     }
 
-    /// Whether the same operation may well succeed later: the server was not reached, did not answer in time, lost the
-    /// connection, or refused for the moment (it is loading, say, or has become a replica). It does not say that a write
-    /// had no effect.
+    /// Returns whether the same operation may succeed later: the server was not reached, did not reply in time, lost
+    /// the connection, or refused temporarily (it is loading, for example, or has become a replica). A transient
+    /// failure of a write does not mean that the write had no effect.
     ///
     /// ```
     /// use prefork_cache::{Error, ErrorKind};
@@ -216,7 +216,7 @@ impl Error {
 }
 
 impl ErrorKind {
-    /// Unless the server has said more.
+    /// Returns the default, for errors where the server has not said which.
     fn is_transient(self) -> bool {
         use ErrorKind::{Conflict, Connect, Full, Io, OutOfResources, Protocol, Timeout, Unavailable};
         matches!(self, Connect | Unavailable | OutOfResources | Full | Timeout | Io | Protocol | Conflict)

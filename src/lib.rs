@@ -1,9 +1,9 @@
 //! A cache that survives `fork()`.
 //!
 //! A preforking server (Passenger, Unicorn, Puma, gunicorn, uWSGI, PHP-FPM, nginx, or one written in Rust) loads a
-//! program once and forks its workers from it. Every worker inherits the connection to the cache server, and reads what
-//! was meant for another. Here that cannot happen: a process notices that it was forked, cuts the sockets that it
-//! inherited, and dials its own, whether or not anybody calls a hook.
+//! program once and forks its workers from it. Every worker inherits the connection to the cache server, and reads
+//! replies that belong to another worker. With this crate that cannot happen: a process notices that it was forked,
+//! cuts the inherited sockets, and dials its own, whether or not a hook is called.
 //!
 //! ```
 //! use prefork_cache::{Cache, lifecycle, stores};
@@ -22,21 +22,21 @@
 //! - [`Cache`] is the handle that a program holds: typed values, [`fetch`](Cache::fetch), counters, batches,
 //!   namespaces.
 //! - [`stores`] has Redis, Memcached and memory, and [`stores::from_url`] to choose one in a configuration.
-//! - [`lifecycle`] is how a process learns that it was forked, useful without any cache:
-//!   [`ProcessLocal`](lifecycle::ProcessLocal) holds a value that each process builds for itself.
-//! - [`CacheStore`] is the contract of a store, for one of your own.
-//! - [`guide`] has chapters: choosing an expiry, invalidation, tiers, outages, testing, sizing, and coming from another
-//!   cache.
+//! - [`lifecycle`] detects forks, and is useful without a cache: [`ProcessLocal`](lifecycle::ProcessLocal) holds a
+//!   value that each process builds for itself.
+//! - [`CacheStore`] is the trait to implement for another store.
+//! - [`guide`] has chapters: choosing an expiry, invalidation, tiers, outages, testing, sizing, and migrating from
+//!   another cache.
 //!
-//! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and wherever there is
-//! no runtime, the same operations run inline on the calling thread, and start no thread and no runtime.
+//! Inside a tokio runtime the methods of [`Cache`] are asynchronous. Through [`Cache::blocking`], and where there is no
+//! runtime, the same operations run inline on the calling thread. They start no thread and no runtime.
 //!
 //! # Features
 //!
-//! `memory`, `redis`, `memcached`, `tls` and `tokio` are on by default. Without `tokio` everything runs inline. `tls` is
-//! rustls with ring. `conformance` is the test suite for a store of your own.
+//! `memory`, `redis`, `memcached`, `tls` and `tokio` are on by default. Without `tokio` everything runs inline. `tls`
+//! is rustls with ring. `conformance` is the test suite for stores that you write.
 //!
-//! `tracing`, which is off by default, tells the crate of that name, under the target `prefork_cache`:
+//! `tracing`, off by default, emits spans and events of the `tracing` crate, under the target `prefork_cache`:
 //!
 //! | what | level | fields |
 //! | --- | --- | --- |
@@ -44,12 +44,12 @@
 //! | span `exchange`, with a server | debug | those of OpenTelemetry's conventions for database clients: `db.system.name`, `db.operation.name`, `db.operation.batch.size`, `db.namespace`, `server.address`, `server.port`, `network.transport`, `error.type` |
 //! | "connected" | debug | `server.address`, `server.port` |
 //! | "refreshed after a fork" | debug | `cache.name`, `refresh`, `generation`, `sockets_cut` |
-//! | a failure that no caller hears of | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
-//! | a server counts as down, and is back | warn, info | `server.address`, `server.port` |
-//! | the master behind sentinels is another one | info | `server.address`, `server.port`: the new one's |
+//! | a failure that the caller does not see | warn; debug if it is transient | `cache.name`, `cache.verb`, `error.type` |
+//! | a server is down, or up again | warn, info | `server.address`, `server.port` |
+//! | the master behind sentinels has changed | info | `server.address`, `server.port`: the new one's |
 //!
-//! No key and no value is told. It is off by default since a subscriber's locks come through a fork as they are, which
-//! only the host can judge.
+//! Keys and values are never recorded. The feature is off by default because a forked child inherits a subscriber's
+//! locks in whatever state they are; only the host can judge whether that is safe.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(

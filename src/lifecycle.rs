@@ -1,9 +1,8 @@
-//! Surviving a fork: which process this is, values that each process builds for itself, hooks, and the refresh of every
-//! registered store.
+//! Fork safety: the generation of a process, values that each process builds for itself, hooks, and the refresh of
+//! every registered store.
 //!
-//! Nothing here has to be called. A process that was forked notices it at its first look at anything in this crate,
-//! cuts the sockets that it inherited, and dials its own. [`after_fork`] makes that happen now, runs the hooks and says
-//! what was done.
+//! Nothing here has to be called. A forked process notices the fork when it first uses this crate, cuts the inherited
+//! sockets, and dials its own. [`after_fork`] does so now, runs the hooks, and returns a report.
 //!
 //! ```
 //! use prefork_cache::lifecycle;
@@ -16,24 +15,24 @@
 //!
 //! # In a shared object
 //!
-//! A host may unload its modules and load them again, as Apache does at each graceful restart. A shared object that this crate
-//! is linked into stays from the first use of anything here on, with its statics, its connections and its fork handlers: the
-//! host gets the same one back. So register a cache only where [`Cache::named`](crate::Cache::named) does not know it, and
-//! restart the host for a new version under the same path.
+//! A host may unload its modules and load them again, as Apache does at each graceful restart. A shared object that
+//! links this crate stays loaded from the first use of the crate on, with its statics, its connections and its fork
+//! handlers. The host gets the same object back. So register a cache only if [`Cache::named`](crate::Cache::named) does
+//! not find it, and restart the host to load a new version under the same path.
 //!
-//! # What is not ours to solve
+//! # Limits
 //!
-//! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL as
-//! they are. Two things make trouble most often:
+//! A process that forks while other threads run inherits the locks of the C library, of its allocator and of OpenSSL in
+//! whatever state they are. Two libraries cause trouble most often:
 //!
-//! - `parking_lot`, which keeps pointers to vanished threads in a global table; tokio's feature `parking_lot` (part of
-//!   `full`) brings it in. Leave that feature off in a program that forks with threads running.
-//! - A tokio runtime of the parent's. Build a new one in the child; forget the old one (`std::mem::forget`), since
-//!   dropping a multi-thread runtime there waits for threads that do not exist.
+//! - `parking_lot`, which keeps pointers to vanished threads in a global table. tokio's feature `parking_lot` (part of
+//!   `full`) enables it. Leave that feature off in a program that forks with threads running.
+//! - A tokio runtime of the parent. Build a new one in the child, and forget the old one (`std::mem::forget`): dropping
+//!   a multi-thread runtime there waits for threads that do not exist.
 //!
-//! Where a host has closed the descriptors 0, 1 or 2, nothing of this crate gets their numbers. A tokio runtime that is
-//! built then does (an epoll instance, an event descriptor), as do the resolver's sockets for as long as a lookup takes; what
-//! the host prints goes there. Open `/dev/null` in place of what is closed, as daemons do.
+//! If a host has closed the descriptors 0, 1 or 2, this crate never uses their numbers. A tokio runtime built after
+//! that does (an epoll instance, an event descriptor), and so do the resolver's sockets during a lookup. Output of the
+//! host then goes there. Open `/dev/null` in place of the closed descriptors, as daemons do.
 
 #![expect(unsafe_code, reason = "the ground floor: system calls, and pointers that outlive a fork")]
 
@@ -73,13 +72,13 @@ pub(crate) use refresh::Registration;
 pub(crate) use registry::Registry;
 pub use report::{FailedHook, Report, StoreReport};
 
-/// The generation in which this crate was first used: not known to be a forked one.
+/// The generation in which this crate was first used. Such a process is not known to be forked.
 pub(crate) const FIRST_GENERATION: u64 = 1;
 
 static HOOKS: Registry<Hook> = Registry::new();
 static NEXT_HOOK: AtomicU64 = AtomicU64::new(1);
 
-/// The generation that has run its hooks.
+/// The last generation that has run its hooks.
 static HOOKS_RUN_IN: AtomicU64 = AtomicU64::new(FIRST_GENERATION);
 
 struct Hook {
@@ -87,16 +86,17 @@ struct Hook {
     run: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Names a hook, to remove it.
+/// The identifier of a hook, for its removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HookId(u64);
 
-/// Brings this process up to date after a fork, now rather than at first use.
+/// Refreshes this process after a fork, now rather than at first use.
 ///
-/// For the hook that a preforking host offers: `after_worker_fork`, `on_worker_boot`, `post_fork`. In a process that
-/// was forked, every registered store that has not been refreshed yet is, and then the hooks of [`on_after_fork`] run,
-/// once per process. Nothing is dialled. In any other process nothing happens. Calling it late, often or never leaves
-/// the caches working alike; only the hooks run nowhere else.
+/// Call it from the hook that a preforking host offers: `after_worker_fork`, `on_worker_boot`, `post_fork`. In a forked
+/// process, it refreshes every registered store that has not been refreshed yet, and then runs the hooks of
+/// [`on_after_fork`], once per process. It dials nothing. In any other process it does nothing.
+///
+/// The caches work the same if it is called late, repeatedly or never. Only the hooks depend on it.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -127,15 +127,15 @@ pub fn after_fork() -> Report {
     report
 }
 
-/// How many sockets this process has inherited and cut.
+/// Returns how many inherited sockets this process has cut.
 pub(crate) fn sockets_cut() -> usize {
     ledger::cut_count()
 }
 
-/// Has `hook` run by [`after_fork`], in each process that was forked, after the stores are refreshed.
+/// Registers a hook that [`after_fork`] runs in each forked process, after the stores are refreshed.
 ///
 /// Hooks run in the order of their registration, on the thread that calls `after_fork`, and only there. A hook that
-/// panics is reported as failed and stops no other. What is registered in a parent holds in all of its children.
+/// panics is reported as failed, and the next ones run. Hooks registered in a parent run in all of its children.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -149,7 +149,7 @@ pub fn on_after_fork(hook: impl Fn() + Send + Sync + 'static) -> HookId {
     id
 }
 
-/// Removes a hook, in this process. Answers whether it was there.
+/// Removes a hook in this process. Returns whether it was registered.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -162,8 +162,7 @@ pub fn remove_hook(id: HookId) -> bool {
     HOOKS.remove(|hook| hook.id == id)
 }
 
-/// A number that this thread has to itself, also in a child: no other thread of the same process has it at the same
-/// time.
+/// Returns a number that no other running thread of this process has, in a child too.
 pub(crate) fn thread_token() -> usize {
     thread_local! {
         static MARK: u8 = const { 0 };
@@ -171,15 +170,15 @@ pub(crate) fn thread_token() -> usize {
     MARK.with(|mark| std::ptr::from_ref(mark).addr())
 }
 
-/// Which of at most 32 stripes this thread uses of something that many threads count in.
+/// Returns the stripe of this thread, below 32, for striped counters.
 #[inline]
 pub(crate) fn thread_stripe() -> usize {
-    // Thread-local storage is laid out at large powers of two: mix before reducing.
+    // Thread-local storage is aligned to large powers of two: mix the bits before reducing.
     let mixed = (thread_token() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 59) as usize
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -1,9 +1,10 @@
-//! The one lock of this crate, and the one way to wait without a runtime.
+//! The lock of this crate, and waiting without a runtime.
 //!
-//! The lock is a `std::sync::Mutex` that shrugs off poisoning (what it guards is valid between any two statements) and that
-//! a test can hold at a chosen moment. It lives only in values that belong to a generation, see
-//! [`ProcessLocal`](crate::lifecycle::ProcessLocal): a child never meets one that a vanished thread has locked. One fork can
-//! not be helped: by a signal handler that interrupts the wait for a lock, and then returns to it in the child.
+//! The lock is a `std::sync::Mutex` that ignores poisoning (the guarded data is valid between any two statements), and
+//! that a test can hold at a chosen point. It is used only in values that belong to a generation, see
+//! [`ProcessLocal`](crate::lifecycle::ProcessLocal), so a child never uses one that a vanished thread has locked. One
+//! fork cannot be handled: by a signal handler that interrupts the wait for a lock, and then returns to it in the
+//! child.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,7 +21,7 @@ pub(crate) struct Lock<T> {
 }
 
 impl<T> Lock<T> {
-    /// `name` is what a fork test calls the lock by.
+    /// Returns a lock. `name` identifies it in fork tests.
     #[cfg_attr(not(feature = "__injection"), expect(unused_variables))]
     pub(crate) const fn new(name: &'static str, value: T) -> Lock<T> {
         Lock {
@@ -38,7 +39,7 @@ impl<T> Lock<T> {
     }
 }
 
-/// Polls until it is ready, parking this thread in between; `None` if the deadline passes.
+/// Polls until the result is ready, and parks this thread in between. Returns `None` if the deadline passes.
 pub(crate) fn block_until<T>(
     deadline: Option<Instant>,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
@@ -65,7 +66,7 @@ pub(crate) fn block_until<T>(
     }
 }
 
-/// Waits for a future, parking this thread.
+/// Waits for a future, and parks this thread meanwhile.
 pub(crate) fn block_on<F: Future + Unpin>(future: &mut F) -> F::Output {
     block_until(None, |cx| Pin::new(&mut *future).poll(cx)).expect("there is no deadline")
 }

@@ -1,17 +1,18 @@
-//! What is told to the `tracing` crate, with the feature of that name. Without it nothing is, at no cost.
+//! Spans and events for the `tracing` crate, with the feature of that name. Without the feature there are none, at no
+//! cost.
 //!
-//! The feature is not on by default. A subscriber has locks, and so does `tracing` itself; a child inherits them as
-//! they are, and one that another thread held at the fork never opens again. Only the host can judge whether that can
-//! happen to its subscriber.
+//! The feature is off by default. A subscriber has locks, and so does `tracing` itself. A child inherits them in their
+//! current state, and one that another thread held at the fork is never released. Only the host can judge whether that
+//! can happen with its subscriber.
 //!
-//! A subscriber is somebody else's code, which may use a cache itself. So nothing is told by the fork handlers, the
-//! gate or the ledger, or while a lock of this crate is held.
+//! A subscriber is code of the program, and may use a cache itself. So the fork handlers, the gate and the ledger emit
+//! nothing, and nothing is emitted while a lock of this crate is held.
 //!
-//! An exchange is told while it holds its place in a pool: a subscriber that uses a cache on the same server needs a
-//! spare one.
+//! The span of an exchange is emitted while the exchange holds its permit in a pool: a subscriber that uses a cache on
+//! the same server needs a second permit.
 //!
-//! The spans are what OpenTelemetry's conventions for database clients call for. No key and no value is told, and of an
-//! error only its kind: the text may name a key.
+//! The spans follow OpenTelemetry's conventions for database clients. No key and no value is recorded, and of an error
+//! only its kind, since its text may contain a key.
 
 #[cfg(not(feature = "tracing"))]
 mod off;
@@ -19,11 +20,11 @@ mod off;
 mod on;
 
 #[cfg(not(feature = "tracing"))]
-use off as told;
+use off as backend;
 #[cfg(feature = "tracing")]
-use on as told;
+use on as backend;
 
-pub(crate) use told::{
+pub(crate) use backend::{
     Span, breaker_closed, breaker_opened, connected, exchange, failed, instrumented, moved, refreshed, unchecked_role,
     unproven, unverified,
 };

@@ -1,4 +1,4 @@
-//! What this process does for a cache in the background, and the wait for its end.
+//! Background tasks of a cache in this process, and waiting for their end.
 
 use std::collections::HashMap;
 #[cfg(feature = "tokio")]
@@ -15,7 +15,7 @@ use crate::execution::{Execution, execution};
 use crate::lifecycle::generation;
 use crate::sync::{Lock, block_until};
 
-/// The tasks of one process.
+/// The background tasks of one process.
 #[derive(Debug)]
 pub(super) struct Background {
     state: Lock<State>,
@@ -24,12 +24,12 @@ pub(super) struct Background {
 #[derive(Debug, Default)]
 struct State {
     running: usize,
-    /// By ticket: a wait that is given up leaves nothing behind.
+    /// Wakers by ticket, so that a cancelled wait can remove its own.
     waiting: HashMap<u64, Waker>,
     next_ticket: u64,
 }
 
-/// A task, until this is dropped.
+/// The guard of a running task.
 #[derive(Debug)]
 #[cfg(feature = "tokio")]
 pub(super) struct Running {
@@ -38,23 +38,25 @@ pub(super) struct Running {
 }
 
 impl Cache {
-    /// Waits until all that this process does for this cache in the background has ended: loads and refreshes of
-    /// [`fetch_detached`](Cache::fetch_detached), and releases of leases and locks whose holders were dropped. For the
-    /// end of a process, before its runtime is shut down, which would cut them off. The cache can still be used, and what
-    /// is begun meanwhile is waited for as well. Handles of other namespaces end together; what their callers themselves
-    /// are waiting for, a [`fetch`](Cache::fetch), is no background.
+    /// Waits until all background tasks of this cache in this process have ended: loads and refreshes of
+    /// [`fetch_detached`](Cache::fetch_detached), and releases of leases and locks whose holders were dropped. Call it
+    /// at the end of a process, before its runtime is shut down, which would cancel the tasks.
     ///
-    /// Outside of tokio there is no background, and in a forked child none of its parent's: it returns at once.
+    /// The cache can still be used, and tasks that begin in the meantime are waited for as well. Tasks of handles of
+    /// all namespaces count. An operation whose caller waits for it, such as a [`fetch`](Cache::fetch), is not a
+    /// background task.
+    ///
+    /// Outside tokio there are no background tasks, and a forked child has none of its parent's: it returns at once.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if something has not ended `within` this time.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if a task has not ended `within` this time.
     /// [`ErrorKind::WouldDeadlock`](crate::ErrorKind::WouldDeadlock) through the blocking API on the only thread of a
-    /// runtime, if there is something to wait for.
+    /// runtime, if there is a task to wait for.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the wait, and nothing else.
+    /// Dropping the future ends only the wait.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -99,7 +101,7 @@ impl Background {
         Running { background: Arc::clone(self), generation: generation() }
     }
 
-    /// Whether all has ended in time.
+    /// Returns whether all tasks have ended in time.
     async fn ended(&self, within: Duration) -> Result<bool> {
         let mut wait = Wait { background: self, generation: generation(), ticket: None };
         if wait.is_over() {
@@ -107,7 +109,7 @@ impl Background {
         }
         let deadline = wait_clock::now() + within.min(Duration::from_secs(365 * 24 * 60 * 60));
         match execution() {
-            Ok(Execution::Inline) | Err(_) => wait.here(deadline),
+            Ok(Execution::Inline) | Err(_) => wait.block(deadline),
             #[cfg(feature = "tokio")]
             Ok(Execution::Tokio(_)) => {
                 let ended = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| wait.poll(cx)));
@@ -139,7 +141,7 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// In a child there is nothing of its own, and the lock may be held by a vanished thread.
+    /// Checks the generation first: a child has no tasks here, and a vanished thread may hold the lock.
     fn is_over(&self) -> bool {
         self.generation != generation() || self.background.state.lock().running == 0
     }
@@ -160,9 +162,9 @@ impl Wait<'_> {
         Poll::Pending
     }
 
-    /// Blocks this thread, if that keeps nobody from ending.
-    fn here(&mut self, deadline: Instant) -> Result<bool> {
-        let mut block = || block_until(Some(deadline), |cx| self.poll(cx)).is_some();
+    /// Waits by blocking this thread, unless the tasks need it.
+    fn block(&mut self, deadline: Instant) -> Result<bool> {
+        let mut wait = || block_until(Some(deadline), |cx| self.poll(cx)).is_some();
         #[cfg(feature = "tokio")]
         if let Ok(handle) = tokio::runtime::Handle::try_current() {
             use tokio::runtime::RuntimeFlavor;
@@ -173,10 +175,10 @@ impl Wait<'_> {
                                    background need: use the asynchronous method, or a thread outside of the runtime";
                     Err(Error::new(ErrorKind::WouldDeadlock, context))
                 }
-                _ => Ok(tokio::task::block_in_place(block)),
+                _ => Ok(tokio::task::block_in_place(wait)),
             };
         }
-        Ok(block())
+        Ok(wait())
     }
 }
 

@@ -1,6 +1,6 @@
-//! Many entries at once: one round trip per server.
+//! Operations on many entries: one round trip per server.
 //!
-//! Each entry has its own result, since one of several servers may be down.
+//! Each entry has a result of its own, since one of several servers may be down.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::store::{Op, Outcome, batch, wrong_count};
 
 impl Cache {
-    /// [`get`](Cache::get) for many keys (`&["a", "b"]`, a `Vec<String>`, ...), in their order.
+    /// [`get`](Cache::get) for many keys (`&["a", "b"]`, a `Vec<String>`, ...). The results are in the order of the
+    /// keys.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -32,7 +33,7 @@ impl Cache {
         found.map(|(found, key)| Ok(found?.and_then(|bytes| self.value("get_many", key.as_ref(), &bytes)))).collect()
     }
 
-    /// [`get_raw`](Cache::get_raw) for many keys, in their order.
+    /// [`get_raw`](Cache::get_raw) for many keys. The results are in the order of the keys.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -46,7 +47,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_many_raw(&self, keys: &[impl AsRef<str>]) -> Vec<Result<Option<Bytes>>> {
-        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
+        let prepared = keys.iter().map(|key| self.prefix.checked_full_key(key.as_ref())).collect();
         let found = batch(prepared, |keys: Vec<Cow<'_, str>>| async move {
             let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
             self.fork_guarded(self.store()?.get_many(&keys)).await
@@ -57,7 +58,7 @@ impl Cache {
         found
     }
 
-    /// Operations on full keys, in one write to each server.
+    /// Runs operations on full keys, with one write to each server.
     pub(super) async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let outcomes = self.batch_uncounted(operations).await;
         self.counted_each(outcomes)
@@ -79,10 +80,10 @@ impl Cache {
         }
     }
 
-    /// [`set`](Cache::set) for many entries, in their order.
+    /// [`set`](Cache::set) for many entries. The results are in the order of the entries.
     ///
-    /// With [jitter](Expiry::jitter) each value ends at a time of its own, from when on no read returns it; the store,
-    /// which is told one time for all, keeps its bytes until the last has ended.
+    /// With [jitter](Expiry::jitter) each value has its own expiry, after which no read returns it. The store gets one
+    /// TTL for all, and keeps the bytes until the last value has expired.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -107,17 +108,18 @@ impl Cache {
         let expiry = self.resolved(expiry.into());
         let prepare = |(key, value): &(K, T)| {
             let key = key.as_ref();
-            let full_key = self.prefix.key_among_others(key)?.into_owned();
-            let Lifetime { ttl, times, .. } = expiry.begin_among_others(self.clock())?;
+            let full_key = self.prefix.checked_full_key(key)?.into_owned();
+            let Lifetime { ttl, times, .. } = expiry.begin_in_batch(self.clock())?;
             Ok((full_key, Sealed { bytes: self.encode(key, value, times)?, ttl }))
         };
         self.put_many(entries.iter().map(prepare).collect())
     }
 
-    /// Stores, under full keys, what was sealed to be among others.
+    /// Stores values encoded by [`set_many`](Cache::set_many) under full keys.
     pub(super) async fn put_many(&self, prepared: Vec<Result<(String, Sealed)>>) -> Vec<Result<()>> {
         let stored = batch(prepared, |entries: Vec<(String, Sealed)>| async move {
-            // An expiry at a point in time is nearer for each entry than for the one before.
+            // With an expiry at a fixed time, each entry has a shorter TTL than the one before: the first is the
+            // longest.
             let Some(ttl) = entries.first().map(|(_, sealed)| sealed.ttl) else { return Ok(Vec::new()) };
             let entries: Vec<(&str, Bytes)> =
                 entries.iter().map(|(key, sealed)| (key.as_str(), sealed.bytes.clone())).collect();

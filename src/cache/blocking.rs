@@ -1,4 +1,4 @@
-//! The same verbs, inline on the calling thread.
+//! The blocking API: the operations of a cache, inline on the calling thread.
 
 use std::future::{Future, ready};
 use std::pin::{Pin, pin};
@@ -14,11 +14,12 @@ use crate::error::Result;
 use crate::execution::{inline, lifted};
 use crate::store::Ttl;
 
-/// The verbs of a [`Cache`], run inline on the calling thread: no runtime, no other thread. See [`Cache::blocking`].
+/// The operations of a [`Cache`], run inline on the calling thread, without a runtime or another thread. See
+/// [`Cache::blocking`].
 ///
-/// For a master that warms its caches before it forks, and for any thread that is not asynchronous, a tokio runtime's
-/// own included. Each verb means what the one of [`Cache`] means; its waits block the thread, within the store's
-/// timeouts.
+/// For a master that warms its caches before it forks, and for any thread that runs no asynchronous code, a tokio
+/// runtime's own threads included. Each method does the same as the one of [`Cache`]. Its waits block the thread,
+/// within the store's timeouts.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -36,8 +37,8 @@ pub struct Blocking<'a> {
     cache: &'a Cache,
 }
 
-/// Runs an operation that does not suspend, since every wait in it blocks. A macro, so that the operation's future is
-/// made where it is polled: it is large, and a hit in memory is short.
+/// Runs an operation that never suspends, since every wait in it blocks. It is a macro so that the operation's future
+/// is created where it is polled: the future is large, and a hit in memory is short.
 macro_rules! now {
     ($operation:expr) => {
         at_once(pin!($operation))
@@ -81,7 +82,7 @@ impl<'a> Blocking<'a> {
     ///
     /// # Errors
     ///
-    /// As there; so for all that follow.
+    /// The same as for the method of [`Cache`]; so for all methods below.
     pub fn get<T: DeserializeOwned>(self, key: &str) -> Result<Option<T>> {
         now!(self.cache.get(key))
     }
@@ -273,8 +274,8 @@ impl<'a> Blocking<'a> {
         now!(self.cache.fetch_many_loaded(keys, |missing| ready(lifted(|| load(&missing)))))
     }
 
-    /// As [`Cache::fetch_begin`]. The claim is settled by [`Claim::blocking_complete`](crate::Claim::blocking_complete)
-    /// and its kin.
+    /// As [`Cache::fetch_begin`]. Complete the claim with [`Claim::blocking_complete`](crate::Claim::blocking_complete)
+    /// and the methods beside it.
     pub fn fetch_begin<T>(self, key: &str) -> Begun<T>
     where
         T: Serialize + DeserializeOwned + Send + 'static,

@@ -1,4 +1,4 @@
-//! The settings of a cache.
+//! The builder of a [`Cache`] and its settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
-/// A clock has an end.
+/// Longer waits would overflow the clock.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Default for Settings {
@@ -31,7 +31,7 @@ impl Default for Settings {
     }
 }
 
-/// Makes a [`Cache`]; see [`Cache::builder`].
+/// Builder of a [`Cache`]; see [`Cache::builder`].
 ///
 /// ```
 /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -67,7 +67,7 @@ impl Builder {
         }
     }
 
-    /// What [`Cache::named`] finds it by, and reports call it. Defaults to "default".
+    /// Sets the name by which [`Cache::named`] finds the cache, and which appears in reports. Defaults to "default".
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -80,8 +80,9 @@ impl Builder {
         self
     }
 
-    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace. As of
-    /// [`Cache::namespace`], of which this is the first part: a namespace of Rails or Dalli that has colons, `app:v2`, is
+    /// Puts all keys under `part` and a colon; may be repeated. Defaults to no namespace.
+    ///
+    /// This is the first part of a [`Cache::namespace`]. A namespace of Rails or Dalli that has colons, `app:v2`, is
     /// given as `.namespace("app").namespace("v2")`.
     ///
     /// ```
@@ -100,7 +101,7 @@ impl Builder {
         self
     }
 
-    /// What [`Expiry::DEFAULT`] stands for. Defaults to nothing: it is then refused.
+    /// Sets the expiry that [`Expiry::DEFAULT`] stands for. Defaults to none: `Expiry::DEFAULT` is then refused.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -117,7 +118,7 @@ impl Builder {
         self
     }
 
-    /// The clock by which values are fresh, stale or gone: for tests, one that can be moved. Defaults to
+    /// Sets the clock by which values are fresh, stale or expired. Tests use one that they can move. Defaults to
     /// [`Clock::system`].
     ///
     /// ```
@@ -141,7 +142,7 @@ impl Builder {
         self
     }
 
-    /// How values are written. Defaults to [`Codec::MessagePack`].
+    /// Sets the format of stored values. Defaults to [`Codec::MessagePack`].
     ///
     /// ```
     /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -157,9 +158,9 @@ impl Builder {
         self
     }
 
-    /// Compresses encoded values (not raw ones) that are longer than so many bytes, with zlib at its fastest, and keeps
-    /// the result where it is smaller. Every reader understands both, whatever its own setting. Defaults to no
-    /// compression.
+    /// Compresses encoded values (not raw ones) longer than this many bytes, with zlib at its fastest level. The
+    /// compressed form is kept only if it is smaller. Every reader understands both forms, whatever its own setting.
+    /// Defaults to no compression.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -176,7 +177,7 @@ impl Builder {
         self
     }
 
-    /// A compressed value that inflates to more than so many bytes is a miss, whoever wrote it. Defaults to 64 MiB.
+    /// Sets the size in bytes above which an inflated value is a miss, whichever program wrote it. Defaults to 64 MiB.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -195,17 +196,17 @@ impl Builder {
         self
     }
 
-    /// How long a process that loads a key may show no sign of life before another one takes the load over. At most a
-    /// year; defaults to 5 s. Zero turns leases off: each process then loads for itself.
+    /// Sets how long a process that loads a key may go without renewing its lease before another process takes the load
+    /// over. At most a year; defaults to 5 s. Zero turns leases off: each process then loads for itself.
     ///
-    /// Inside tokio a task gives that sign every third of this time, for at most
-    /// [`load_timeout`](Builder::load_timeout). Elsewhere nothing can, and the load is left alone for `load_timeout`,
-    /// if that is longer. A process on the same host that has ended is noticed at once.
+    /// Inside tokio a task renews the lease every third of this time, for at most
+    /// [`load_timeout`](Builder::load_timeout). Elsewhere nothing can renew it, so the lease lasts for `load_timeout`,
+    /// if that is longer. The end of a process on the same host is noticed at once.
     ///
-    /// A lease is kept on the server beside its key, under the key with `:prefork-lease` behind it, or
-    /// `:prefork-lease:` and five letters, which lead a cluster to the slot of the key; a key that ends like that is
-    /// refused. On Redis it takes the permission to run scripts (`+@scripting`). An account without it
-    /// gets no leases, which is reported to [`on_error`](Builder::on_error) once.
+    /// A lease is kept on the server beside its key, under the key followed by `:prefork-lease`, or by
+    /// `:prefork-lease:` and five letters that lead a cluster to the slot of the key. A key that ends like that is
+    /// refused. On Redis, leases need the permission to run scripts (`+@scripting`). An account without it gets no
+    /// leases, which is reported to [`on_error`](Builder::on_error) once.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -221,8 +222,8 @@ impl Builder {
         self
     }
 
-    /// After a loader has failed while there is an older value to serve, how long that value serves before the next
-    /// try. At most a year; defaults to 5 s. With zero each fetch tries.
+    /// Sets how long the old value is returned after its loader has failed, before the next attempt to load. At most a
+    /// year; defaults to 5 s. With zero each fetch tries to load.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -235,11 +236,12 @@ impl Builder {
         self
     }
 
-    /// How long a load may take before others no longer wait for it: from its arrival on, a [`fetch`](Cache::fetch)
-    /// that has no value waits this long for the loader of another caller, in this process or in another one. Then one
-    /// caller of the process loads, and the others wait for that one, once more as long. It ends the lease, not the
-    /// loader. At most a year; defaults to 60 s. Outside of tokio, an asynchronous caller that waits for one of this
-    /// process has no clock, and waits for the other to end.
+    /// Sets how long a load may take before other callers stop waiting for it. At most a year; defaults to 60 s.
+    ///
+    /// A [`fetch`](Cache::fetch) that finds no value waits this long, from its start, for the loader of another caller,
+    /// in this process or in another one. Then one caller of the process loads, and the others wait for that load,
+    /// again for at most this long. The timeout ends the lease, not the loader. Outside tokio, an asynchronous caller
+    /// that waits for a load of its own process has no timer, and waits until that load ends.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -252,9 +254,9 @@ impl Builder {
         self
     }
 
-    /// How long a [`fetch`](Cache::fetch) inside of a loader waits for the loader of another caller, instead of
-    /// [`load_timeout`](Builder::load_timeout): two loaders may be waiting for each other. At most a year; defaults to
-    /// 10 s.
+    /// Sets how long a [`fetch`](Cache::fetch) inside a loader waits for the loader of another caller, in place of
+    /// [`load_timeout`](Builder::load_timeout), since two loaders may be waiting for each other. At most a year;
+    /// defaults to 10 s.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -267,21 +269,24 @@ impl Builder {
         self
     }
 
-    /// Calls `observe` with each failure that no caller hears of, for a log; [`Error::cache`] and [`Error::verb`] say of
-    /// what, and [`Error::kind`] which. While a server is down that is once for each fetch. A loader whose failure an old
-    /// value makes up for is told as [`ErrorKind::Loader`](crate::ErrorKind::Loader), and a value that a read cannot make
-    /// out as [`ErrorKind::Decode`](crate::ErrorKind::Decode), once for each type. Defaults to counting them, see
-    /// [`Stats::errors`](crate::Stats::errors), [`Stats::failed_loads`](crate::Stats::failed_loads) and
-    /// [`Stats::undecodable`](crate::Stats::undecodable). With the feature `tracing` each is an event as well.
+    /// Calls `observe` with each failure that the caller does not see, for a log. [`Error::cache`] and [`Error::verb`]
+    /// return which cache and method failed, [`Error::kind`] how. While a server is down, `observe` is called for each
+    /// fetch. Defaults to counting failures only, see [`Stats::errors`](crate::Stats::errors),
+    /// [`Stats::failed_loads`](crate::Stats::failed_loads) and [`Stats::undecodable`](crate::Stats::undecodable). With
+    /// the feature `tracing`, each failure is an event as well.
     ///
-    /// It must not panic. It may use this cache: what fails meanwhile on its thread is counted and not told, and its
-    /// fetches wait for no other load.
+    /// - A failed loader whose caller gets an old value is reported as [`ErrorKind::Loader`](crate::ErrorKind::Loader).
+    /// - A value that does not decode is reported as [`ErrorKind::Decode`](crate::ErrorKind::Decode), once for each
+    ///   type.
+    ///
+    /// `observe` must not panic. It may use this cache: failures of its own calls, on its thread, are counted and not
+    /// reported, and its fetches do not wait for other loads.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};
     /// use std::time::Duration;
     ///
-    /// // Nothing listens on port 1: the loader's value comes all the same.
+    /// // Nothing listens on port 1: the loaded value is returned nevertheless.
     /// let store = RedisStore::new("redis://127.0.0.1:1")?;
     /// let cache = Cache::builder(store).on_error(|error| eprintln!("cache: {error:#}")).build();
     /// let load = || Ok::<_, prefork_cache::Error>("hello".to_owned());
@@ -295,7 +300,7 @@ impl Builder {
         self
     }
 
-    /// The cache, registered for the life of the process: [`Cache::named`] finds it, and
+    /// Builds the cache and registers it for the life of the process: [`Cache::named`] finds it, and
     /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. No I/O.
     ///
     /// ```
@@ -310,8 +315,8 @@ impl Builder {
         cache
     }
 
-    /// [`register`](Builder::register), unless a cache of this name is there: then that one, whatever it was made of. For
-    /// hosts that run their configuration more than once in a process.
+    /// [Registers](Builder::register) the cache unless one of this name exists, and else returns the existing one,
+    /// whatever its store and settings. For hosts that run their configuration more than once in a process.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -329,8 +334,8 @@ impl Builder {
         present.map_or(cache, |present| present.1.clone())
     }
 
-    /// [`register`](Builder::register), in the place of all caches of this name: they live on as long as their handles,
-    /// and are refreshed as long as that.
+    /// [Registers](Builder::register) the cache in place of all caches of this name. The replaced caches live, and are
+    /// refreshed after a fork, as long as their handles.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -347,8 +352,8 @@ impl Builder {
         cache
     }
 
-    /// The cache, not registered: it lives as long as its handles, and is brought into a forked process at its first
-    /// use there. No I/O.
+    /// Builds the cache without registering it. It lives as long as its handles, and is refreshed in a forked process
+    /// at its first use there. No I/O.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -362,7 +367,7 @@ impl Builder {
         self.make(registration)
     }
 
-    /// The cache, to be refreshed by `after_fork`, and its name.
+    /// Builds the cache so that `after_fork` refreshes it, and returns it with its name.
     fn listed(self) -> (String, Cache) {
         let name = self.name.clone();
         let store = Arc::clone(&self.store);

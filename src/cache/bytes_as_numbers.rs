@@ -1,10 +1,10 @@
-//! MessagePack with an array of numbers in the place of each byte string.
+//! Conversion of MessagePack byte strings into arrays of numbers.
 //!
-//! Serde makes an array of numbers of a `Vec<u8>`, which is up to twice as long as a byte string. So it is stored as a
-//! byte string, and turned into the array before it is read: inside of an untagged enum a byte string could be taken for
-//! a text, or for nothing that is known.
+//! Serde serializes a `Vec<u8>` as an array of numbers, which takes up to twice the space of a byte string. So it is
+//! stored as a byte string, and converted into the array before it is read. Without the conversion, an untagged enum
+//! could read the byte string as a string, or fail to read it.
 
-/// `None` where there is no byte string, and for what is no MessagePack.
+/// Converts all byte strings. Returns `None` if there are none, or the bytes are not MessagePack.
 pub(super) fn with_numbers(body: &[u8]) -> Option<Vec<u8>> {
     let mut rest = body;
     let mut with_numbers = Vec::with_capacity(2 * body.len());
@@ -26,7 +26,7 @@ pub(super) fn with_numbers(body: &[u8]) -> Option<Vec<u8>> {
         with_numbers.push(0xDD);
         with_numbers.extend(u32::try_from(bytes.len()).ok()?.to_be_bytes());
         for &byte in bytes {
-            // Beyond seven bits a number has a marker.
+            // Numbers above seven bits need a marker.
             with_numbers.extend((byte > 0x7F).then_some(0xCC).into_iter().chain([byte]));
         }
         has_bytes = true;
@@ -35,7 +35,8 @@ pub(super) fn with_numbers(body: &[u8]) -> Option<Vec<u8>> {
     has_bytes.then_some(with_numbers)
 }
 
-/// Its marker, and what goes with it: of an array or a map, the number of entries alone.
+/// Returns the length of a token with its marker. For an array or a map, that includes the number of entries, but not
+/// the entries.
 fn length_of_token(marker: u8, after: &[u8]) -> Option<usize> {
     let counted = |width: usize, more: usize| Some(1 + width + more + number(after.get(..width)?));
     match marker {
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_strings_become_arrays_wherever_they_are() {
+    fn byte_strings_become_arrays_at_any_depth() {
         for length in [1, 15, 16, 255, 256, 70_000] {
             let bytes: Vec<u8> = (0..length).map(|n: usize| n as u8).collect();
             let text = "x".repeat(length);
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_no_byte_string() {
+    fn damaged_bytes_are_refused() {
         let whole = packed(&("text", vec![1_u8; 300]), BytesMode::ForceIterables);
         for length in 0..whole.len() {
             assert_eq!(with_numbers(&whole[..length]), None, "cut at {length}");

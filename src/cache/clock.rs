@@ -1,14 +1,14 @@
-//! The clock by which values grow old.
+//! The clock that decides about the freshness of values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// The clock by which the values of a cache are fresh, stale or gone, and are tried again after a load has failed; see
-/// [`Builder::clock`](crate::Builder::clock). For tests: another one than the system's can be moved.
+/// The clock by which the values of a cache are fresh, stale or expired, and by which a failed load is retried; see
+/// [`Builder::clock`](crate::Builder::clock). Tests can use a clock other than the system's, and move it.
 ///
-/// It is that of typed values. Raw bytes and counters end when their store has them end, and waits (for a load, for a
-/// server) are in real time, or that of a tokio runtime whose clock is paused.
+/// It applies to typed values. Raw bytes and counters expire by the store's clock, and waits (for a load, for a server)
+/// use real time, or the time of a tokio runtime whose clock is paused.
 ///
 /// ```
 /// use prefork_cache::{Cache, Clock, stores::MemoryStore};
@@ -32,7 +32,7 @@ enum Source {
     System,
     Manual {
         start: SystemTime,
-        /// In nanoseconds.
+        /// Nanoseconds by which it was advanced.
         moved: Arc<AtomicU64>,
     },
     #[cfg(feature = "tokio")]
@@ -40,7 +40,7 @@ enum Source {
 }
 
 impl Clock {
-    /// The system's. The default.
+    /// Returns the system's clock, the default.
     ///
     /// ```
     /// use prefork_cache::{Cache, Clock, stores::MemoryStore};
@@ -51,8 +51,8 @@ impl Clock {
         Clock(Source::System)
     }
 
-    /// One that begins now, and stands still unless it is [moved](Clock::advance). Its clones go with it; a forked child
-    /// has its own.
+    /// Returns a clock that starts at the current time, and stands still until it is [advanced](Clock::advance). Its
+    /// clones share the time; a forked child has its own.
     ///
     /// ```
     /// use prefork_cache::Clock;
@@ -67,8 +67,8 @@ impl Clock {
         Clock(Source::Manual { start: SystemTime::now(), moved: Arc::default() })
     }
 
-    /// That of the tokio runtime in which a cache is used, made inside of it: with `start_paused`, or after
-    /// `tokio::time::pause()`, `tokio::time::advance` and sleeping tasks move it.
+    /// Returns the clock of the current tokio runtime. Create it inside the runtime in which the cache is used. With
+    /// `start_paused`, or after `tokio::time::pause()`, `tokio::time::advance` and sleeping tasks move it.
     ///
     /// ```
     /// use prefork_cache::{Cache, Clock, stores::MemoryStore};
@@ -86,11 +86,11 @@ impl Clock {
         Clock(Source::Tokio { start: SystemTime::now(), begun: tokio::time::Instant::now() })
     }
 
-    /// Moves a [manual](Clock::manual) clock, and its clones, forward.
+    /// Advances a [manual](Clock::manual) clock, and its clones.
     ///
     /// # Panics
     ///
-    /// If it is not a manual one.
+    /// If it is not a manual clock.
     ///
     /// ```
     /// use prefork_cache::Clock;
@@ -103,7 +103,7 @@ impl Clock {
         moved.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
-    /// What time it is.
+    /// Returns the current time of the clock.
     ///
     /// ```
     /// use prefork_cache::Clock;
@@ -119,13 +119,13 @@ impl Clock {
         }
     }
 
-    /// The same, in milliseconds since 1970.
+    /// Returns the current time in milliseconds since 1970.
     pub(super) fn milliseconds(&self) -> u64 {
         let since_1970 = self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether it is the one by which a store has its entries end.
+    /// Returns whether stores expire their entries by this clock.
     #[inline]
     pub(super) fn is_the_stores(&self) -> bool {
         matches!(self.0, Source::System)

@@ -9,25 +9,26 @@ use serde::{Deserialize, Serialize};
 
 mod text;
 
-/// How deep a value may be nested, as serde_json has it: damaged bytes must not exhaust the stack of a reader.
+/// Maximum nesting of a value, the same as serde_json's: damaged bytes must not overflow a reader's stack.
 pub(super) const DEEPEST: usize = 128;
 
-/// Why a codec cannot write a value.
+/// Error of a value that a codec cannot write.
 pub(super) type Unwritable = Box<dyn StdError + Send + Sync>;
 
-/// How values become bytes. What was written with one is read with that one, whatever the reader's own.
+/// The format in which values are stored. A value is read in the format it was written in, whatever the reader's codec.
 ///
-/// What would not come back as it was is refused when it is written, with [`ErrorKind::Encode`]: a `Some(None)` or
-/// `Some(())`, which is read as `None`; a value that is nested 128 deep; with JSON, a number that is not finite. Where the
-/// type is one that is read as well, as in [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), so is
-/// all else that cannot be read back, such as a `u128` in an untagged enum. What a read cannot make out is reported to
-/// [`Builder::on_error`](crate::Builder::on_error), once for each type.
+/// A write fails with [`ErrorKind::Encode`](crate::ErrorKind::Encode) if the value would not be read back as it was: a
+/// `Some(None)` or `Some(())`, which is read as `None`; a value nested 128 deep; with JSON, a number that is not finite.
+/// Methods whose type is also read, such as [`fetch`](crate::Cache::fetch) and [`update`](crate::Cache::update), refuse
+/// any other value that cannot be read back too, such as a `u128` in an untagged enum. An entry that a read cannot
+/// decode is reported to [`Builder::on_error`](crate::Builder::on_error), once for each type.
 ///
-/// In a configuration it is "messagepack" or "json", by [`FromStr`](std::str::FromStr) and serde.
+/// In a configuration it is "messagepack" or "json", parsed by [`FromStr`](std::str::FromStr) and serde.
 ///
-/// A `Vec<u8>` is stored as it is by MessagePack, in a value without other byte strings (`u128`, `Uuid`, `serde_bytes`);
-/// beside such, and in JSON, it takes up to twice and four times its length, unless it is a `serde_bytes::ByteBuf` in
-/// MessagePack. Bytes alone are best kept by [`set_raw`](crate::Cache::set_raw).
+/// In MessagePack, a `Vec<u8>` is stored unchanged in a value without other byte strings (`u128`, `Uuid`,
+/// `serde_bytes`). In a value that has some, it takes up to twice its length, unless it is a `serde_bytes::ByteBuf`. In
+/// JSON, it takes up to four times its length. A value that is only bytes is best stored with
+/// [`set_raw`](crate::Cache::set_raw).
 ///
 /// ```
 /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -43,7 +44,7 @@ pub(super) type Unwritable = Box<dyn StdError + Send + Sync>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Codec {
-    /// [MessagePack](https://msgpack.org), structures with the names of their fields. The default: small and fast.
+    /// [MessagePack](https://msgpack.org), with structs as maps from field names. The default: compact and fast.
     #[default]
     MessagePack,
     /// JSON: readable on the server.
@@ -91,7 +92,7 @@ impl Codec {
     }
 }
 
-/// MessagePack in which sequences of numbers of eight bits are byte strings.
+/// Writes MessagePack in which sequences of 8-bit numbers are byte strings.
 pub(super) fn write_packed<T: Serialize + ?Sized>(value: &T, body: &mut Vec<u8>) -> Result<(), Unwritable> {
     write_messagepack(value, body, BytesMode::ForceIterables)
 }
@@ -107,9 +108,9 @@ fn bounded(body: &[u8]) -> rmp_serde::Deserializer<ReadRefReader<'_, [u8]>> {
     deserializer
 }
 
-/// Whether enums are nested too deep, or the bytes are damaged. Each enum is a map of one entry, and rmp-serde does not
-/// count those when it reads an enum. It does when it skips them: where there are enough of them, all is skipped first.
-/// Each takes two bytes at least.
+/// Returns whether enums are nested too deep, or the bytes are damaged. An enum is a map of one entry. rmp-serde does
+/// not count these maps when it reads an enum, but does when it skips them. So if there are enough of them, everything
+/// is skipped first. Each takes at least two bytes.
 fn nests_too_deep(body: &[u8]) -> bool {
     if body.len() <= 2 * DEEPEST {
         return false;

@@ -1,4 +1,4 @@
-//! Making values smaller: zlib, as Rails and Dalli do.
+//! Compression of values with zlib, as in Rails and Dalli.
 
 use std::io::{Read, Write};
 
@@ -6,23 +6,24 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
-/// What goes before the stream: the length that it inflates to.
-const PREAMBLE: usize = 4;
+/// Length of the field before the stream, which has the inflated length.
+const LENGTH_FIELD: usize = 4;
 
-/// The bytes compressed, unless that would make them no smaller.
+/// Compresses bytes. Returns `None` if the result would not be smaller.
 pub(super) fn deflated(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
     encoder.write_all(bytes).ok()?;
     let stream = encoder.finish().ok()?;
-    (stream.len() + PREAMBLE < bytes.len()).then_some(stream)
+    (stream.len() + LENGTH_FIELD < bytes.len()).then_some(stream)
 }
 
-/// What a stream inflates to, if that has exactly this length. Never takes more memory, whatever the stream holds.
+/// Inflates a stream. Returns `None` unless the result has exactly this length. Never allocates more, whatever the
+/// stream contains.
 pub(super) fn inflated(stream: &[u8], length: usize) -> Option<Vec<u8>> {
     let mut decoder = ZlibDecoder::new(stream);
     let mut bytes = Vec::new();
     (&mut decoder).take(length as u64).read_to_end(&mut bytes).ok()?;
-    // Read to its end, which is where its checksum is.
+    // Read past the last byte, since the checksum is at the end.
     let has_ended = matches!(decoder.read(&mut [0]), Ok(0));
     (bytes.len() == length && has_ended && decoder.total_in() == stream.len() as u64).then_some(bytes)
 }
@@ -32,7 +33,7 @@ mod tests {
     use super::{deflated, inflated};
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn compressed_bytes_round_trip() {
         let text = b"a widget, ".repeat(500);
         let stream = deflated(&text).unwrap();
         assert!(stream.len() < text.len() / 10, "{} of {}", stream.len(), text.len());
@@ -40,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_shrink_is_left_alone() {
+    fn incompressible_bytes_are_not_compressed() {
         assert_eq!(deflated(b"short"), None);
         let mut noise = [0; 4_096];
         getrandom::fill(&mut noise).unwrap();
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn another_length_than_the_stated_is_damage() {
+    fn a_wrong_length_is_refused() {
         let stream = deflated(&[0; 1 << 20]).unwrap();
         assert!(inflated(&stream, 1 << 20).is_some());
         assert_eq!(inflated(&stream, (1 << 20) - 1), None);

@@ -1,19 +1,19 @@
-//! Counters: decimal text, apart from typed values, so that other programs read and count them too.
+//! Counters: stored as decimal strings, not as typed values, so that other programs can read and change them.
 
 use super::{Cache, Expiry, KeyBuffer};
 use crate::error::Result;
 use crate::store::{counter_overflow, read_counter};
 
 impl Cache {
-    /// Adds to a counter and answers the sum. A missing counter starts from 0 and lives for `expiry`; an existing one keeps
-    /// the time it has left.
+    /// Adds to a counter and returns the sum. A missing counter starts from 0 and lives for `expiry`; an existing one
+    /// keeps its remaining time.
     ///
-    /// The same on every store from 0 to [`i64::MAX`]. Below zero Memcached stays at 0.
+    /// The range from 0 to [`i64::MAX`] works the same on every store. On Memcached a counter does not go below 0.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) where the entry is no counter or the sum does not fit, and the
-    /// store's.
+    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) if the entry is not a counter or the sum is out of
+    /// range, and the store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -33,7 +33,7 @@ impl Cache {
         self.answered(self.fork_guarded(store.increment(key, by, ttl)).await)
     }
 
-    /// Subtracts from a counter, otherwise as [`increment`](Cache::increment).
+    /// Subtracts from a counter and returns the difference, otherwise like [`increment`](Cache::increment).
     ///
     /// # Errors
     ///
@@ -53,11 +53,11 @@ impl Cache {
         self.increment(key, by, expiry).await
     }
 
-    /// What a counter stands at.
+    /// Returns the value of a counter.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) where the entry is no counter, and the store's.
+    /// [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) if the entry is not a counter, and the store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -1,11 +1,13 @@
-//! Removing entries, and revoking the loads that are under way.
+//! Deletes: removing entries and revoking their loads.
 //!
-//! A caller that changes the truth and then removes the entry does not want to see what a loader had read before. So a
-//! removal revokes the flights of this process, and sends in one write: a mark in the place of the lease, if there is
-//! one, and then the delete of the entry. A loader that finds either does not store its value. One of this process that
-//! is already storing is waited for: it removes the value again. The entry is on the same server as its lease, and its
-//! operations in order; where a server cannot store and end a lease in one, its store waits for what is between the
-//! two, and deletes behind it.
+//! A caller that changes the source of the data and then removes the entry does not want to see data that a loader had
+//! read before. So a delete revokes the flights of this process, and sends in one write a mark that replaces the lease,
+//! if there is one, and the delete of the entry. A loader that finds its flight revoked or its lease replaced does not
+//! store its value. If a loader of this process is already storing, the delete waits until it has removed the value
+//! again.
+//!
+//! The entry is on the same server as its lease, which runs the operations in order. Where a server cannot store a
+//! value and end the lease in one operation, its store waits for a load that is between the two, and deletes after it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,13 +22,15 @@ use crate::store::{Op, When, batch, lease_key, wrong_count};
 impl Cache {
     /// Removes an entry. Returns whether there was one.
     ///
-    /// What a fetch is loading for this key at the same time is not stored, in any process on the same store: it may be
-    /// what was there before the change that this delete is for. On a server that takes one more command in the same
-    /// write, for the key's [lease](crate::Builder::lease), and on Memcached a look at a second key. Memcached cannot
-    /// store one entry on the condition of another: a delete that meets a load just as it is stored waits there until
-    /// it is, about a round trip and at most the store's timeout, and then deletes. Out of reach are, in other
-    /// processes, loads without a lease: where leases are turned off, and where an account may not run the scripts that
-    /// they need; and everywhere, [forced](Cache::force) ones.
+    /// A value that a fetch is loading for this key at the same time is not stored, in any process on the same store,
+    /// since the loader may have read the data before the change. On a server, this takes one more command in the same
+    /// write, for the key's [lease](crate::Builder::lease), and on Memcached the read of a second key.
+    ///
+    /// Memcached cannot store one entry depending on another. A delete that meets a load while its value is being
+    /// stored waits there until it is stored, for about a round trip and at most the store's timeout, and then deletes.
+    ///
+    /// Not covered are loads without a lease in other processes (if leases are turned off, or the account may not run
+    /// the scripts that they need), and [forced](Cache::force) loads in any process.
     ///
     /// # Errors
     ///
@@ -43,12 +47,13 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete(&self, key: &str) -> Result<bool> {
-        let full_key = self.counted(self.prefix.key_among_others(key))?;
+        let full_key = self.counted(self.prefix.checked_full_key(key))?;
         let mut deleted = self.remove_each("delete", vec![full_key]).await?;
         self.counted(deleted.pop().unwrap_or_else(|| Err(wrong_count())))
     }
 
-    /// [`delete`](Cache::delete) for many keys, in their order. A key that is given twice is deleted once.
+    /// [`delete`](Cache::delete) for many keys. The results are in the order of the keys. A key that is given twice is
+    /// deleted once.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -61,19 +66,21 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Vec<Result<bool>> {
-        let prepared = keys.iter().map(|key| self.prefix.key_among_others(key.as_ref())).collect();
+        let prepared = keys.iter().map(|key| self.prefix.checked_full_key(key.as_ref())).collect();
         self.counted_each(batch(prepared, |keys| self.remove_each("delete_many", keys)).await)
     }
 
-    /// Removes every entry of this handle's [namespace](Cache::namespace) and of those inside of it; without a namespace,
-    /// every entry of the store. What is being
-    /// loaded meanwhile is not kept, as with [`delete`](Cache::delete); for that a server is gone through twice. What
-    /// another process stores on Memcached at that very moment may be seen for about a round trip, until it is removed.
+    /// Removes every entry of this handle's [namespace](Cache::namespace) and of the namespaces inside it; without a
+    /// namespace, every entry of the store.
+    ///
+    /// As with [`delete`](Cache::delete), values that are being loaded are not stored. For that, the keys of a server
+    /// are listed twice. On Memcached, a value that another process is just storing may be visible for about a round
+    /// trip, until it is removed.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where the server cannot list its keys, and the
-    /// store's.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the server cannot list its keys, and the store's
+    /// errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -93,8 +100,8 @@ impl Cache {
         let prefix = self.counted(self.prefix.checked())?;
         let storing = self.local().flights.revoke_all(prefix);
         if self.takes_leases() {
-            // A server lists an entry and its lease in any order. What was loaded until now is removed by the second
-            // round; what ends later finds its lease gone.
+            // A server lists an entry and its lease in any order. The second round removes values loaded until now. A
+            // load that ends later finds its lease gone.
             self.answered(self.fork_guarded(store.clear(prefix)).await)?;
         }
         let cleared = self.answered(self.fork_guarded(store.clear(prefix)).await);
@@ -102,21 +109,21 @@ impl Cache {
         cleared
     }
 
-    /// Removes what is under these full keys, and revokes what is being loaded for them.
+    /// Removes the entries under these full keys, and revokes their loads.
     async fn remove_each(&self, verb: &'static str, full_keys: Vec<Cow<'_, str>>) -> Result<Vec<Result<bool>>> {
         let flights = &self.local().flights;
         let storing = full_keys.iter().flat_map(|key| flights.revoke(key)).collect();
         let leases: Vec<String> =
             if self.takes_leases() { full_keys.iter().map(|key| lease_key(key)).collect() } else { Vec::new() };
         let mut operations = Vec::with_capacity(2 * full_keys.len());
-        for (place, key) in full_keys.iter().enumerate() {
-            operations.extend(leases.get(place).map(|lease| mark(lease)));
+        for (index, key) in full_keys.iter().enumerate() {
+            operations.extend(leases.get(index).map(|lease| mark(lease)));
             operations.push(Op::Delete { key });
         }
         let mut outcomes = self.batch_uncounted(&operations).await.into_iter();
         let mut removed = Vec::with_capacity(full_keys.len());
-        for place in 0..full_keys.len() {
-            let marked = leases.get(place).and_then(|_| outcomes.next());
+        for index in 0..full_keys.len() {
+            let marked = leases.get(index).and_then(|_| outcomes.next());
             let entry = outcomes.next().unwrap_or_else(|| Err(wrong_count()));
             if let (Some(Err(error)), Ok(_)) = (marked, &entry) {
                 self.report(verb, &error);
@@ -127,9 +134,9 @@ impl Cache {
         Ok(removed)
     }
 
-    /// Has nothing stored that is being loaded for this key.
+    /// Revokes the loads of this key, so that their values are not stored.
     pub(super) async fn revoke(&self, key: &str) -> Result<()> {
-        let full_key = self.counted(self.prefix.key_among_others(key))?;
+        let full_key = self.counted(self.prefix.checked_full_key(key))?;
         let storing = self.local().flights.revoke(&full_key);
         if self.takes_leases() {
             let marked = self.batch(&[mark(&lease_key(&full_key))]).await.pop();
@@ -148,7 +155,7 @@ impl Cache {
     }
 }
 
-/// Takes the lease of a delete's key from its holder, if there is one.
+/// Returns the operation that replaces the lease of a deleted key by a mark, if there is a lease.
 fn mark(lease: &str) -> Op<'_> {
     Op::Set { key: lease, value: Bytes::from_static(DELETED), ttl: MARK_TTL, when: When::IfPresent }
 }

@@ -1,4 +1,4 @@
-//! The verbs on one entry.
+//! Operations on one entry.
 
 use std::future::Future;
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::store::{CacheStore, Ttl, When};
 
 impl Cache {
-    /// The value under a key, also if it is [stale](Expiry). `None` where there is none, or none of this type and version.
+    /// Returns the value under a key, a [stale](Expiry) one too, or `None` if there is none of this type and version.
     ///
     /// # Errors
     ///
@@ -26,7 +26,7 @@ impl Cache {
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// cache.set("price", &100, Duration::from_secs(60)).await?;
     /// assert_eq!(cache.get::<u32>("price").await?, Some(100));
-    /// assert_eq!(cache.get::<String>("price").await?, None, "a number is not a text");
+    /// assert_eq!(cache.get::<String>("price").await?, None, "a number is not a string");
     /// # Ok::<(), prefork_cache::Error>(()) }).unwrap();
     /// ```
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
@@ -34,7 +34,7 @@ impl Cache {
         Ok(found.and_then(|bytes| self.value("get", key, &bytes)))
     }
 
-    /// The bytes under a key, as whatever program wrote them.
+    /// Returns the raw bytes under a key, whichever program wrote them.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn get_raw(&self, key: &str) -> Result<Option<Bytes>> {
-        // As `read`, without the size of its future: this is the shortest way there is.
+        // Like `read`, but inlined for a smaller future: this is the hottest path.
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
@@ -59,11 +59,11 @@ impl Cache {
         Ok(found)
     }
 
-    /// Stores a value. It is encoded before the future is made, so it need not outlive the call or be `Sync`.
+    /// Stores a value. It is encoded before the future is returned, so it need not outlive the call or be `Sync`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) where the value cannot be encoded, and the store's.
+    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode) if the value cannot be encoded, and the store's.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -87,7 +87,7 @@ impl Cache {
         self.put(key, self.seal(key, value, expiry.into()), When::Always, |_| ())
     }
 
-    /// Stores a value where there is no entry, not even a stale one. Answers whether it was stored.
+    /// Stores a value if there is no entry, not even a stale one. Returns whether it was stored.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Cache {
         self.put(key, self.seal(key, value, expiry.into()), When::IfAbsent, |stored| stored)
     }
 
-    /// Stores a value over an existing one. Answers whether it was stored.
+    /// Stores a value if there is an entry to replace. Returns whether it was stored.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl Cache {
         self.put(key, self.seal(key, value, expiry.into()), When::IfPresent, |stored| stored)
     }
 
-    /// Stores bytes as they are, for other programs to read.
+    /// Stores raw bytes, without an envelope, for other programs to read.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl Cache {
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// cache.blocking().set_raw("page", "<h1>hello</h1>", Duration::from_secs(60))?;
-    /// assert_eq!(cache.blocking().get::<String>("page")?, None, "bare bytes are no typed value");
+    /// assert_eq!(cache.blocking().get::<String>("page")?, None, "raw bytes are no typed value");
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn set_raw<'a, V, E>(
@@ -172,7 +172,7 @@ impl Cache {
         self.put(key, self.raw(value.into(), expiry.into()), When::Always, |_| ())
     }
 
-    /// Stores bytes as they are where there is no entry. Answers whether they were stored.
+    /// Stores raw bytes if there is no entry. Returns whether they were stored.
     ///
     /// # Errors
     ///
@@ -200,8 +200,8 @@ impl Cache {
         self.put(key, self.raw(value.into(), expiry.into()), When::IfAbsent, |stored| stored)
     }
 
-    /// Puts bytes behind the [raw](Cache::set_raw) ones of an entry. A missing entry is made, and lives for `expiry`; an
-    /// existing one keeps the time it has left. Behind a typed value they make it a miss.
+    /// Appends bytes to a [raw](Cache::set_raw) entry. A missing entry is created, and lives for `expiry`; an existing
+    /// one keeps its remaining time. A typed value that is appended to becomes a miss.
     ///
     /// # Errors
     ///
@@ -225,8 +225,9 @@ impl Cache {
         self.answered(self.fork_guarded(store.append(key, bytes, ttl)).await)
     }
 
-    /// Whether there is an entry, of whatever type or program; on a handle with a [`version`](Cache::version), a value of
-    /// that version. Reads it to find out, and counts as a read in the [`stats`](Cache::stats).
+    /// Returns whether there is an entry, of any type, written by any program. On a handle with a
+    /// [`version`](Cache::version), returns whether there is a value of that version. The entry is read, which counts
+    /// as a read in the [`stats`](Cache::stats).
     ///
     /// # Errors
     ///
@@ -249,7 +250,7 @@ impl Cache {
         }))
     }
 
-    /// A read that is not counted as one.
+    /// Reads the bytes under a key without counting a hit or a miss.
     #[inline]
     pub(super) async fn read(&self, key: &str) -> Result<Option<Bytes>> {
         let store = self.store()?;
@@ -262,7 +263,7 @@ impl Cache {
         Ok(Sealed { bytes, ttl: self.begin(expiry)?.bare })
     }
 
-    /// Stores what was sealed before.
+    /// Stores an encoded value.
     pub(super) async fn put<R>(
         &self,
         key: &str,
@@ -280,8 +281,8 @@ impl Cache {
         self.answered(self.fork_guarded(store.set(key, bytes, ttl, when)).await).map(answer)
     }
 
-    /// Where the clock is not the store's: removes an entry that has ended by the clock, before a write that goes by
-    /// whether there is one.
+    /// Removes an entry that has expired by the cache's clock, before a conditional write. Does nothing where the store
+    /// expires entries by the same clock.
     async fn remove_gone(&self, full_key: &str, store: &dyn CacheStore) -> Result<()> {
         if self.clock().is_the_stores() {
             return Ok(());
@@ -293,7 +294,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Stores (or with `new` of `None` removes) an entry that still holds what was read.
+    /// Replaces the entry, or removes it if `new` is `None`, if it still holds `expected`.
     pub(super) async fn swap(&self, key: &str, expected: Option<&[u8]>, new: Option<Sealed>) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();

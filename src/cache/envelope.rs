@@ -1,19 +1,19 @@
-//! What a typed value is wrapped in.
+//! The envelope of a typed value.
 //!
-//! Bytes of another program are no value of ours, but might decode to one: MessagePack reads the text "12" as the number 49.
-//! So each value is in an envelope:
+//! Bytes of another program are not a typed value, but might decode to one: MessagePack reads the string "12" as the
+//! number 49. So each value is in an envelope:
 //!
 //! | bytes | what |
 //! | --- | --- |
-//! | 3 | the magic number `C1 50 46`; MessagePack never begins with `C1`, Ruby's Marshal with `04 08`, Rails with `00 11` |
-//! | 1 | how the body is encoded (bits 0 to 3: 1 MessagePack, 2 JSON) and what else there is (bit 4: byte strings stand for arrays of numbers, bit 5: the body is compressed, bit 6: times, bit 7: a version) |
-//! | 4 | the CRC-32 of the full key: an entry that was put under another key, by whatever mistake, is no value there |
-//! | 24 | with times: from when on the value is to be refreshed, stale and gone, in milliseconds since 1970, each 8; all ones: never |
-//! | 4 + n | with a version: its length and its text |
+//! | 3 | the magic number `C1 50 46`; MessagePack never begins with `C1`, Ruby's Marshal begins with `04 08`, Rails with `00 11` |
+//! | 1 | the codec of the body (bits 0 to 3: 1 MessagePack, 2 JSON) and flags (bit 4: byte strings stand for arrays of numbers, bit 5: the body is compressed, bit 6: times, bit 7: a version) |
+//! | 4 | the key check, the CRC-32 of the full key: an entry that was stored under another key, by any mistake, is not a value there |
+//! | 24 | with times: when the value is refreshed ahead, becomes stale and expires, in milliseconds since 1970, 8 bytes each; all ones: never |
+//! | 4 + n | with a version: its length and its string |
 //! | 4 + n | the length of the body, and the body; nothing follows |
 //!
-//! A compressed body is the length of what it inflates to, in 4 bytes, and a zlib stream. Numbers are little-endian. A reader
-//! refuses a codec that it does not know: another number of one is how the layout can change.
+//! A compressed body is the inflated length, in 4 bytes, and a zlib stream. Numbers are little-endian. A reader refuses
+//! an unknown codec, so the layout can change by a new codec number.
 
 use std::borrow::Cow;
 
@@ -37,7 +37,7 @@ const IS_COMPRESSED: u8 = 0x20;
 const HAS_TIMES: u8 = 0x40;
 const HAS_VERSION: u8 = 0x80;
 
-/// A value as it is kept in a store, taken apart.
+/// A parsed envelope.
 #[derive(Debug)]
 pub(super) struct Envelope<'a> {
     pub(super) codec: Codec,
@@ -50,48 +50,45 @@ pub(super) struct Envelope<'a> {
     body: &'a [u8],
 }
 
-/// What there is to know of an envelope once its body is decoded.
+/// The part of an envelope that a shared hit checks once its body is decoded.
 #[derive(Debug)]
 pub(super) struct Label {
     pub(super) mark: Mark,
     pub(super) times: Times,
     version: Option<Box<[u8]>>,
-    /// The length of what a compressed body inflates to; 0 for any other.
+    /// The length that a compressed body inflates to, or 0 if it is not compressed.
     pub(super) inflated: usize,
 }
 
-/// Why bytes are no value here.
+/// Why bytes are not a value under this key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoEnvelope {
-    /// They are another program's, or damaged.
+    /// Written by another program, or damaged.
     Raw,
-    /// The value was written under another key.
+    /// Written under another key.
     Foreign,
 }
 
-/// An envelope that is being written: all but its body.
+/// The header of an envelope that is being written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cover<'a> {
+pub(super) struct Header<'a> {
     pub(super) codec: Codec,
     pub(super) mark: Mark,
     pub(super) times: Option<Times>,
     pub(super) version: Option<&'a str>,
     pub(super) packs_octets: bool,
-    /// Bodies that are longer are compressed, up to what a reader takes.
+    /// Compresses longer bodies, up to the length that a reader inflates.
     pub(super) compress_above: Option<usize>,
     pub(super) max_inflated: usize,
 }
 
-/// What has no room in an envelope: more than 4 GiB.
+/// The error of a part that is too long for an envelope: more than 4 GiB.
 #[derive(Debug)]
 pub(super) struct TooLong;
 
-impl Cover<'_> {
-    /// The envelope around the body that `write` appends.
-    pub(super) fn around<E: From<TooLong>>(
-        self,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-    ) -> Result<Bytes, E> {
+impl Header<'_> {
+    /// Returns the envelope with the body that `write` appends.
+    pub(super) fn wrap<E: From<TooLong>>(self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Bytes, E> {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend(MAGIC);
         bytes.push(self.codec.number());
@@ -128,22 +125,22 @@ impl Cover<'_> {
     }
 }
 
-/// Whether these bytes might be taken for an envelope.
+/// Returns whether these bytes could be taken for an envelope.
 #[inline]
-pub(super) fn is_begun_by(bytes: &[u8]) -> bool {
+pub(super) fn is_like_envelope(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC)
 }
 
 impl<'a> Envelope<'a> {
-    /// The value that was written under the key with this mark.
+    /// Parses the envelope of a value under the key with this mark.
     #[inline]
     pub(super) fn open(mark: Mark, bytes: &'a [u8]) -> Result<Envelope<'a>, NoEnvelope> {
-        let (envelope, own) = Envelope::take_apart(bytes).ok_or(NoEnvelope::Raw)?;
+        let (envelope, own) = Envelope::parse(bytes).ok_or(NoEnvelope::Raw)?;
         if own == mark { Ok(envelope) } else { Err(NoEnvelope::Foreign) }
     }
 
-    /// `None` for bytes that are none of ours, or are damaged.
-    fn take_apart(bytes: &'a [u8]) -> Option<(Envelope<'a>, Mark)> {
+    /// Parses an envelope. Returns `None` for other or damaged bytes.
+    fn parse(bytes: &'a [u8]) -> Option<(Envelope<'a>, Mark)> {
         let (magic, rest) = bytes.split_first_chunk()?;
         let (&flags, rest) = rest.split_first()?;
         if *magic != MAGIC {
@@ -152,14 +149,14 @@ impl<'a> Envelope<'a> {
         let codec = Codec::of_number(flags & CODEC)?;
         let (mark, mut rest) = rest.split_first_chunk()?;
         let times = if flags & HAS_TIMES == 0 { None } else { Some(take_times(&mut rest)?) };
-        let version = if flags & HAS_VERSION == 0 { None } else { Some(take_text(&mut rest)?) };
-        let body = take_text(&mut rest).filter(|_| rest.is_empty())?;
+        let version = if flags & HAS_VERSION == 0 { None } else { Some(take_bytes(&mut rest)?) };
+        let body = take_bytes(&mut rest).filter(|_| rest.is_empty())?;
         let [packs_octets, is_compressed] = [PACKS_OCTETS, IS_COMPRESSED].map(|flag| flags & flag != 0);
         let envelope = Envelope { codec, times, packs_octets, version, is_compressed, body };
         Some((envelope, Mark::from_le_bytes(*mark)))
     }
 
-    /// Whether it holds a value of this version that is not gone.
+    /// Returns whether it contains a value of this version that has not expired.
     pub(super) fn serves(&self, version: Option<&str>, clock: &Clock) -> bool {
         self.is_of(version) && !self.is_expired(clock)
     }
@@ -172,7 +169,7 @@ impl<'a> Envelope<'a> {
         self.version == version.map(str::as_bytes)
     }
 
-    /// Of an envelope that was opened with this mark, and whose body was read.
+    /// Returns the label of an envelope that was opened with this mark, and whose body was read.
     pub(super) fn label(&self, mark: Mark) -> Label {
         let announced = self.body.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
         Label {
@@ -183,7 +180,7 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// The encoded value. `None` if it is damaged, or inflates to more than this.
+    /// Returns the encoded value, or `None` if it is damaged or inflates to more than `max_inflated`.
     pub(super) fn body(&self, max_inflated: usize) -> Option<Cow<'a, [u8]>> {
         if !self.is_compressed {
             return Some(Cow::Borrowed(self.body));
@@ -201,7 +198,7 @@ impl Label {
     }
 }
 
-/// The same value with other times. The bytes are those of an envelope.
+/// Returns the envelope in `bytes` with other times.
 pub(super) fn with_times(bytes: &[u8], times: Option<Times>) -> Bytes {
     let flags = bytes[FLAGS_AT];
     let rest_at = if flags & HAS_TIMES == 0 { TIMES_AT } else { TIMES_AT + TIMES };
@@ -231,8 +228,8 @@ fn take_times(bytes: &mut &[u8]) -> Option<Times> {
     Some(Times { refresh_from: take()?, stale_from: take()?, expired_from: take()? })
 }
 
-/// A length and what it is the length of.
-fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+/// Reads a length, and as many bytes.
+fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (length, rest) = bytes.split_first_chunk()?;
     let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
     *bytes = rest;

@@ -1,7 +1,7 @@
-//! How long a value serves.
+//! [`Expiry`]: how long a value is fresh, and what follows.
 //!
-//! A store knows one time, at which the entry is gone. The times before it, from which a value is refreshed ahead or counts
-//! as stale, go along with the value, see [`envelope`](super::envelope).
+//! A store has one TTL, at whose end the entry is gone. The earlier times, at which a value is refreshed ahead or
+//! becomes stale, are stored with the value, see [`envelope`](super::envelope).
 
 use std::time::{Duration, SystemTime};
 
@@ -12,25 +12,25 @@ use crate::store::Ttl;
 
 mod text;
 
-/// How long a value serves: a [`Duration`] will do wherever one is asked for.
+/// How long a value is fresh, and what follows. A [`Duration`] converts to an `Expiry`.
 ///
 /// ```text
 ///  |<-------------- after -------------->|<- stale_for ->|
 ///  |                  |<- refresh_ahead ->|               |
-///  |      fresh       |       ahead       |     stale     |  gone
+///  |      fresh       | refresh-ahead     |     stale     |  expired
 /// ```
 ///
-/// - *fresh*: it is what [`get`](crate::Cache::get) and [`fetch`](crate::Cache::fetch) return.
-/// - *refreshed ahead*: it is fresh, and one fetch loads it anew.
-/// - *stale*: reads still return it, and one fetch loads it anew. If the loader fails, it goes on serving.
-/// - *gone*: it is a miss.
+/// - *fresh*: [`get`](crate::Cache::get) and [`fetch`](crate::Cache::fetch) return it.
+/// - *refresh-ahead*: reads return it, and one fetch reloads it.
+/// - *stale*: reads still return it, and one fetch reloads it. If the loader fails, reads go on returning it.
+/// - *expired*: it is a miss.
 ///
-/// In a configuration it is a text, such as "60s, refresh_ahead=10s, stale_for=10m, jitter=0.1", read by
+/// In a configuration it is a string, such as "60s, refresh_ahead=10s, stale_for=10m, jitter=0.1", parsed by
 /// [`FromStr`](std::str::FromStr) and serde.
 ///
-/// [Choosing an expiry](crate::guide::choosing_an_expiry) says which of them to use when. Stale and refreshed-ahead are
-/// told by the clocks of the machines, in milliseconds: processes on several machines agree as well as their clocks do. They
-/// are properties of typed values: bare bytes and counters are gone when their fresh time ends.
+/// [Choosing an expiry](crate::guide::choosing_an_expiry) explains when to use which. Refresh-ahead and stale times are
+/// compared with the clock of the reading machine, in milliseconds: processes on several machines agree as well as
+/// their clocks do. They apply to typed values. Raw bytes and counters expire when their fresh time ends.
 ///
 /// ```
 /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -58,25 +58,25 @@ pub struct Expiry {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Never,
-    /// That of the cache.
+    /// The default expiry of the cache.
     Default,
     After(Duration),
     At(SystemTime),
 }
 
-/// An expiry that has begun: what the store is told, and what goes along with the value.
+/// An expiry counted from a fixed time: the TTL for the store, and the times stored with the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lifetime {
     pub(super) ttl: Ttl,
-    /// What it is told of bare bytes, which have no stale time.
+    /// TTL of raw bytes, which have no stale time.
     pub(super) bare: Ttl,
     /// `None` for an entry that never expires.
     pub(super) times: Option<Times>,
 }
 
 impl Expiry {
-    /// Until it is deleted or evicted. The value is fresh until it is [expired](crate::Cache::expire): the other settings
-    /// mean nothing beside it.
+    /// Never expires: the value stays until it is deleted or evicted. It is fresh until it is
+    /// [expired](crate::Cache::expire) explicitly. The other settings have no effect on it.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -87,8 +87,8 @@ impl Expiry {
     /// ```
     pub const NEVER: Expiry = Expiry::new(End::Never);
 
-    /// The cache's own, see [`Builder::default_expiry`](crate::Builder::default_expiry): the other settings mean nothing
-    /// beside it. Where a cache has none, it is refused by the operation that uses it, with
+    /// The default of the cache, see [`Builder::default_expiry`](crate::Builder::default_expiry). The other settings
+    /// have no effect on it. On a cache without a default, an operation that uses it fails with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
     ///
     /// ```
@@ -101,9 +101,9 @@ impl Expiry {
     /// ```
     pub const DEFAULT: Expiry = Expiry::new(End::Default);
 
-    /// Fresh for this long, counted from the moment of storing.
+    /// Returns an expiry that is fresh for this long, counted from when the value is stored.
     ///
-    /// Zero, or more than a hundred years, is refused by the operation that uses it, with
+    /// An operation that uses a duration of zero, or of more than a hundred years, fails with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
     ///
     /// ```
@@ -116,9 +116,9 @@ impl Expiry {
         Expiry::new(End::After(duration))
     }
 
-    /// Fresh until this time, by this machine's clock.
+    /// Returns an expiry that is fresh until this time, by this machine's clock.
     ///
-    /// A time that is not in the future is refused by the operation that uses it, with
+    /// An operation that uses a time that is not in the future fails with
     /// [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
     ///
     /// ```
@@ -136,8 +136,8 @@ impl Expiry {
         Expiry::new(End::At(time))
     }
 
-    /// After its fresh time the value goes on serving for this long, while one fetch loads it anew, and for as long as that
-    /// fails. Defaults to zero: the value is gone when it is no longer fresh.
+    /// Keeps the value for this long after its fresh time. Reads return it while one fetch reloads it, and while
+    /// reloading fails. Defaults to zero: the value expires when it is no longer fresh.
     ///
     /// # Panics
     ///
@@ -162,15 +162,16 @@ impl Expiry {
         Expiry { stale_for: duration, ..self }
     }
 
-    /// In the last part of its fresh time, of this length, one fetch loads the value anew, while the others have the current
-    /// one. A value that is asked for often enough is then never missed. Defaults to zero: never ahead.
+    /// Sets the length of the last part of the fresh time, in which one fetch reloads the value while the others get
+    /// the current one. A value that is read often enough is then never a miss. Defaults to zero: the value is not
+    /// reloaded ahead.
     ///
-    /// With [`Expiry::at`], where less than that is left, the whole fresh time is that last part.
+    /// With [`Expiry::at`], if less time than this is left, that part is the whole fresh time.
     ///
     /// # Panics
     ///
-    /// If it is not shorter than the fresh time of [`Expiry::after`], where every fetch would load. In a constant that is
-    /// an error of the compiler.
+    /// If it is not shorter than the fresh time of [`Expiry::after`], where every fetch would load. In a constant this
+    /// is a compile error.
     ///
     /// ```
     /// use prefork_cache::Expiry;
@@ -189,14 +190,14 @@ impl Expiry {
         Expiry { refresh_ahead: duration, ..self }
     }
 
-    /// Shortens the fresh time by a random part of up to this fraction, drawn anew for each value that is stored, so that
-    /// what was stored together does not end together. From 0 to 1; defaults to 0.
+    /// Shortens the fresh time by a random part of up to this fraction, so that values stored together do not expire
+    /// together. A new part is drawn for each stored value. From 0 to 1; defaults to 0.
     ///
-    /// The random numbers are the operating system's: forked workers draw different ones.
+    /// The random numbers come from the operating system, so forked workers draw different ones.
     ///
     /// # Panics
     ///
-    /// If it is another number.
+    /// If it is not between 0 and 1.
     ///
     /// ```
     /// use prefork_cache::Expiry;
@@ -215,41 +216,42 @@ impl Expiry {
         Expiry { end, refresh_ahead: Duration::ZERO, stale_for: Duration::ZERO, jitter: 0.0 }
     }
 
-    /// The expiry of a value that is stored now.
+    /// Returns the lifetime of a value that is stored now.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidTtl`] for what the setters say they refuse.
+    /// [`ErrorKind::InvalidTtl`] for a duration or time that the constructors document as refused.
     pub(super) fn begin(self, clock: &Clock) -> Result<Lifetime> {
-        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::FOR_EVER) };
-        let fresh = self.shortened(asked);
+        let Some(requested) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
+        let fresh = self.shortened(requested);
         let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
         let times = self.times(fresh, ttl, clock)?;
         Ok(Lifetime { ttl, bare: Ttl::After(fresh), times: Some(times) })
     }
 
-    /// The same for one of several values that are stored with one TTL, the longest: with jitter, each ends by its own times.
-    pub(super) fn begin_among_others(self, clock: &Clock) -> Result<Lifetime> {
-        let Some(asked) = self.checked(clock)? else { return Ok(Lifetime::FOR_EVER) };
-        let fresh = self.shortened(asked);
+    /// [`begin`](Expiry::begin) for one of several values stored with one TTL, the longest. With jitter, each value
+    /// ends by its own times.
+    pub(super) fn begin_in_batch(self, clock: &Clock) -> Result<Lifetime> {
+        let Some(requested) = self.checked(clock)? else { return Ok(Lifetime::UNLIMITED) };
+        let fresh = self.shortened(requested);
         let mut times = self.times(fresh, Ttl::After(fresh.saturating_add(self.stale_for)), clock)?;
         if self.jitter > 0.0 {
             times.stale_from = times.stale_from.min(times.expired_from);
         }
-        let ttl = Ttl::After(asked.saturating_add(self.stale_for));
-        Ok(Lifetime { ttl, bare: Ttl::After(asked), times: Some(times) })
+        let ttl = Ttl::After(requested.saturating_add(self.stale_for));
+        Ok(Lifetime { ttl, bare: Ttl::After(requested), times: Some(times) })
     }
 
-    /// How long the value is to be fresh, before any jitter; `None` for ever.
+    /// Returns how long the value is fresh, before jitter; `None` if it never expires.
     fn checked(self, clock: &Clock) -> Result<Option<Duration>> {
-        let asked = match self.end {
+        let requested = match self.end {
             End::Never => return Ok(None),
             End::Default => return Err(refused("Expiry::DEFAULT of a cache without a default_expiry".to_owned())),
             End::After(duration) => duration,
             End::At(time) => time.duration_since(clock.now()).map_err(|past| in_the_past(past.duration()))?,
         };
-        Ttl::After(asked).duration()?;
-        Ok(Some(asked))
+        Ttl::After(requested).duration()?;
+        Ok(Some(requested))
     }
 
     fn shortened(self, fresh: Duration) -> Duration {
@@ -274,7 +276,7 @@ impl Expiry {
 }
 
 impl Expiry {
-    /// What is given, or the default for what is given as such.
+    /// Returns `default` in place of [`Expiry::DEFAULT`], and else `self`.
     pub(super) fn or_default(self, default: Option<Expiry>) -> Expiry {
         if self.end == End::Default { default.unwrap_or(self) } else { self }
     }
@@ -287,7 +289,7 @@ impl Default for Expiry {
 }
 
 impl Lifetime {
-    const FOR_EVER: Lifetime = Lifetime { ttl: Ttl::Never, bare: Ttl::Never, times: None };
+    const UNLIMITED: Lifetime = Lifetime { ttl: Ttl::Never, bare: Ttl::Never, times: None };
 }
 
 impl From<Duration> for Expiry {
@@ -305,10 +307,10 @@ impl From<Ttl> for Expiry {
     }
 }
 
-/// From 0 to 1. Asked of the system each time: a generator of this process's own would come through a fork, and every
-/// sibling would draw the same.
+/// Returns a random number from 0 to 1. It comes from the operating system each time: a forked child would inherit the
+/// state of a generator in this process, and all siblings would draw the same numbers.
 fn random_fraction() -> f64 {
-    // A system without a source of random numbers is no reason to refuse a value.
+    // Where the system has no random numbers, the value is stored without jitter.
     let bits = getrandom::u32().unwrap_or(0);
     f64::from(bits) / f64::from(u32::MAX)
 }
@@ -335,8 +337,8 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_store_is_told_when_the_stale_time_ends() {
-        assert_eq!(Expiry::NEVER.begin(&Clock::system()).unwrap(), Lifetime::FOR_EVER);
+    fn the_ttl_of_the_store_includes_the_stale_time() {
+        assert_eq!(Expiry::NEVER.begin(&Clock::system()).unwrap(), Lifetime::UNLIMITED);
         assert_eq!(Expiry::after(MINUTE).begin(&Clock::system()).unwrap().ttl, Ttl::After(MINUTE));
         let stale = Expiry::after(MINUTE).stale_for(MINUTE).begin(&Clock::system()).unwrap();
         assert_eq!((stale.ttl, stale.bare), (Ttl::After(2 * MINUTE), Ttl::After(MINUTE)));
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_follow_each_other() {
+    fn refresh_stale_and_expired_times_are_in_order() {
         let times = Expiry::after(6 * MINUTE)
             .refresh_ahead(MINUTE)
             .stale_for(4 * MINUTE)
@@ -357,11 +359,11 @@ mod tests {
         assert_eq!(times.stale_from - times.refresh_from, 60_000);
         assert_eq!(times.expired_from - times.stale_from, 240_000);
         let plain = Expiry::after(MINUTE).begin(&Clock::system()).unwrap().times.unwrap();
-        assert_eq!((plain.refresh_from, plain.stale_from), (NEVER, NEVER), "no clock is asked when it is read");
+        assert_eq!((plain.refresh_from, plain.stale_from), (NEVER, NEVER), "a read needs no clock");
     }
 
     #[test]
-    fn jitter_shortens_the_fresh_time_alone() {
+    fn jitter_shortens_only_the_fresh_time() {
         let mut seen = Vec::new();
         for _ in 0..100 {
             let Lifetime { ttl, times, .. } =
@@ -378,21 +380,21 @@ mod tests {
     }
 
     #[test]
-    fn several_values_with_one_ttl_end_each_at_its_own_time() {
+    fn values_with_one_ttl_and_jitter_end_at_different_times() {
         let expiry = Expiry::after(MINUTE).jitter(0.5);
-        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_among_others(&Clock::system()).unwrap()).collect();
+        let lifetimes: Vec<Lifetime> = (0..100).map(|_| expiry.begin_in_batch(&Clock::system()).unwrap()).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.ttl == Ttl::After(MINUTE)));
         let mut ends: Vec<u64> = lifetimes.iter().map(|lifetime| lifetime.times.unwrap().stale_from).collect();
         assert!(lifetimes.iter().all(|lifetime| lifetime.times.unwrap().expired_from <= ends[0] + 60_000));
         ends.sort_unstable();
         ends.dedup();
         assert!(ends.len() > 50, "{} of 100 differ", ends.len());
-        let plain = Expiry::after(MINUTE).begin_among_others(&Clock::system()).unwrap().times.unwrap();
+        let plain = Expiry::after(MINUTE).begin_in_batch(&Clock::system()).unwrap().times.unwrap();
         assert_eq!(plain.stale_from, NEVER);
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn an_invalid_expiry_is_refused() {
         let text = |expiry: Expiry| {
             let error = expiry.begin(&Clock::system()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidTtl);

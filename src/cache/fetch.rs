@@ -1,21 +1,24 @@
-//! Read, or load and store.
+//! Fetch: reads a value, or loads and stores it.
 //!
-//! A fetch goes in four steps, for one key and for many alike:
+//! A fetch has four steps, for one key and for many alike:
 //!
-//! 1. [`lookup`]: what does the store hold? Most fetches end here.
-//! 2. [`claim`]: who loads? In this process the lead of a [`single_flight`] says so, among processes a [`lease`].
-//! 3. [`settle`]: loads what was claimed, stores it unless it was revoked, and hands it to those who wait.
-//! 4. [`wait`]: only then waits for what others have claimed; whatever they gave up is claimed in turn.
+//! 1. [`lookup`] reads the keys. Most fetches end here.
+//! 2. [`claim`] decides which caller loads: in this process the one with the lead of a flight ([`single_flight`]),
+//!    among processes the one with the [`lease`].
+//! 3. [`settle`] loads the claimed keys, stores the values unless they were revoked, and passes them to waiting
+//!    callers.
+//! 4. [`wait`] waits for the keys that other callers have claimed. Keys that they fail to load are claimed in turn.
 //!
-//! What happens when
+//! How failures are handled:
 //!
-//! - *a leader's process is killed*: its lease stays. Who watches it ([`wait`]) takes it over, at once on the same
-//!   host, since its [`lease_holder`] is seen to be dead, elsewhere when no beat has come for the patience of the [`lease`].
-//! - *the key is deleted in mid-load*: the delete revokes the flight and replaces the lease by a mark. At the end of
-//!   the load [`settle`] finds either, and does not store; a caller that comes after the delete begins a flight and a
-//!   lease of its own.
-//! - *the store does not answer*: at the [`lookup`] the key is marked as not to be kept: it is loaded once in the
-//!   process, and not stored. While a lease is watched the leader stops watching and loads. At the end the failure is
+//! - *A leader's process is killed*: its lease stays. The process that polls it ([`wait`]) takes it over: on the same
+//!   host at once, because the [`lease_holder`] is found dead, elsewhere when there was no heartbeat for the patience
+//!   of the [`lease`].
+//! - *The key is deleted during a load*: the delete revokes the flight and replaces the lease by a mark. At the end of
+//!   the load [`settle`] finds one of these, and does not store. A caller that comes after the delete starts a flight
+//!   and a lease of its own.
+//! - *The store does not respond*: at [`lookup`], the key is marked as not to be stored, and is loaded once in the
+//!   process. While polling a lease, the leader stops polling and loads. At the end of the load, the failure is
 //!   reported.
 
 use std::future::Future;
@@ -30,7 +33,7 @@ use crate::execution::{Execution, execution};
 use crate::store::lease_holder;
 use form::Form;
 use lease::Leases;
-use load_state::{Keeps, Load, LoadState};
+use load_state::{Load, LoadState, StoreWhen};
 use single_flight::Landing;
 
 pub(super) use lease::{DELETED, MARK_TTL};
@@ -39,7 +42,7 @@ pub use lock::LockGuard;
 pub(super) use single_flight::{Flight, Flights};
 pub use two_steps::{Begun, Claim};
 
-// What people call, in the order of the documentation; apart, or they would be sorted.
+// The public methods, in the order of the documentation. Separate items, or rustfmt would sort them.
 mod one;
 
 mod many;
@@ -66,47 +69,48 @@ mod shared;
 mod single_flight;
 
 impl Cache {
-    /// How long others leave a lease alone without a beat. Where nothing can beat: as long as a load may take.
+    /// Returns how long other processes respect a lease without a heartbeat. Where there is no heartbeat, as long as a
+    /// load may take.
     fn patience(&self) -> Duration {
         let settings = &self.shared.settings;
         match execution() {
-            Ok(Execution::Inline) | Err(_) => settings.lease.max(self.longest_load()),
+            Ok(Execution::Inline) | Err(_) => settings.lease.max(self.effective_load_timeout()),
             #[cfg(feature = "tokio")]
             Ok(Execution::Tokio(_)) => settings.lease,
         }
     }
 }
 
-/// A fetch that the first look has not ended.
+/// A fetch that the first read did not answer.
 struct Fetching<V, E> {
-    /// Dropped first, before those who wait in this process are woken.
+    /// Dropped first, so that leases are released before waiting callers in this process are woken.
     leases: Leases,
     wanted: Vec<Wanted<V, E>>,
     cache: Cache,
-    /// What its failures are reported as.
+    /// The method, for reports of failures.
     verb: &'static str,
-    /// How long it waits for others before it claims in turn.
+    /// How long to wait for other callers before claiming the key.
     bound: Duration,
-    /// How many loads of this process had ended before the last look.
+    /// How many loads of this process had ended before the last read.
     landed: u64,
 }
 
-/// One of its keys.
+/// One key of a fetch.
 struct Wanted<V, E> {
     key: String,
-    /// As the store sees it.
+    /// The key with its prefix, as the store sees it.
     full_key: String,
-    /// What the store held at the last look: a loaded value takes the place of that and of nothing else.
-    held: Option<Bytes>,
-    /// A value that serves while another is loaded, and whether it is stale.
+    /// The entry at the last read. A loaded value replaces only this entry.
+    seen: Option<Bytes>,
+    /// An old value to return if the load fails, and whether it is stale.
     old: Option<(V, bool)>,
-    /// Whether the store is there to keep what is loaded.
-    is_kept: bool,
+    /// Whether the loaded value may be stored.
+    may_store: bool,
     state: LoadState,
-    /// How often this caller has waited for as long as the bound.
-    turn: u8,
+    /// How often this caller has waited for the full bound.
+    waits: u8,
     until: Instant,
-    /// The flight that it has waited for long enough.
+    /// The flight that this caller has waited for long enough.
     overdue: Option<Arc<Flight>>,
     answer: Option<Answer<V, E>>,
     outcome: &'static str,
@@ -122,20 +126,20 @@ enum Answer<V, E> {
 impl<V: Form, E> Fetching<V, E> {
     fn new(cache: &Cache, verb: &'static str, keys: &[&str], landed: u64) -> Fetching<V, E> {
         let settings = &cache.shared.settings;
-        let bound = if nesting::is_in_loader() { settings.fetch_wait } else { cache.longest_load() };
+        let bound = if nesting::is_in_loader() { settings.fetch_wait } else { cache.effective_load_timeout() };
         let now = super::wait_clock::now();
         let wanted = |key: &&str| Wanted {
             key: (*key).to_owned(),
             full_key: cache.prefix.full_key(key),
-            held: None,
+            seen: None,
             old: None,
-            is_kept: true,
+            may_store: true,
             state: if cache.is_forced {
-                LoadState::Load(Load { lead: None, keeps: Keeps::Always })
+                LoadState::Load(Load { lead: None, store_when: StoreWhen::Always })
             } else {
                 LoadState::Open
             },
-            turn: 0,
+            waits: 0,
             until: now + bound,
             overdue: None,
             answer: None,
@@ -145,25 +149,25 @@ impl<V: Form, E> Fetching<V, E> {
         Fetching { leases: Leases::none(cache, verb), wanted, cache: cache.clone(), verb, bound, landed }
     }
 
-    /// The steps after the look, for one key.
+    /// Runs the steps after the first read, for one key.
     async fn one<F: Future<Output = Result<Loaded<V>, E>>>(
         mut self,
         load: impl FnOnce() -> F,
     ) -> (Result<V, E>, &'static str) {
         let mut load = Some(load);
-        while let Some(asked) = self.next_loads().await {
+        while let Some(to_load) = self.next_loads().await {
             let load = load.take().expect("a key is loaded once");
-            self.load_and_settle(asked, async move { vec![load().await] }).await;
+            self.load_and_settle(to_load, async move { vec![load().await] }).await;
         }
         self.into_answers().next().expect("an answer for the key")
     }
 
-    /// The places of the keys that this caller is to load now; `None` when all are answered.
+    /// Returns the indices of the keys to load now, or `None` when all are answered.
     async fn next_loads(&mut self) -> Option<Vec<usize>> {
         loop {
             self.lead();
             self.lease().await;
-            let is_load = |place: &usize| matches!(self.wanted[*place].state, LoadState::Load(_));
+            let is_load = |index: &usize| matches!(self.wanted[*index].state, LoadState::Load(_));
             let loads: Vec<usize> = (0..self.wanted.len()).filter(is_load).collect();
             if !loads.is_empty() {
                 return Some(loads);
@@ -175,7 +179,7 @@ impl<V: Form, E> Fetching<V, E> {
         }
     }
 
-    /// The answers, in the order of the keys, and how each came about.
+    /// Returns the answers, in the order of the keys, each with its outcome for telemetry.
     fn into_answers(self) -> impl Iterator<Item = (Result<V, E>, &'static str)> {
         self.wanted.into_iter().map(|wanted| {
             let answer = match wanted.answer.expect("every key is answered") {
@@ -198,7 +202,7 @@ impl<V, E> Wanted<V, E> {
         self.answer(Answer::Old, lookup::outcome(is_stale));
     }
 
-    /// Ends the flight that is led.
+    /// Ends the flight that this caller leads.
     fn land(&mut self, landing: Landing) {
         if let Some(lead) = self.state.take_lead() {
             lead.land(landing);

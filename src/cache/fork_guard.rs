@@ -1,16 +1,16 @@
-//! Waiting for a store: only in the process that began, and where the blocking API is at work, here and now.
+//! Guarded waiting for a store: only in the process that began the operation, and inline under the blocking API.
 //!
 //! # Inherited futures
 //!
-//! In a child an operation that its parent began is an error at the next poll, and is forgotten instead of dropped
-//! ([`ProcessBound`]), which it can be since it is on the heap.
+//! In a child, an operation that the parent began returns an error at the next poll. Its future is leaked, not dropped
+//! ([`ProcessBound`]). That is possible because it is on the heap.
 //!
-//! # Stores of somebody else's
+//! # Stores of other crates
 //!
-//! The stores of this crate wait inline where they are told to, so that their futures are ready at the first poll. A
-//! store that suspends all the same, called through the blocking API, is waited for here: by parking the thread, on a
-//! multi-thread runtime after telling tokio so. On the thread of a current-thread runtime that would wait for itself.
-//! In slices whoever runs them waits.
+//! Under the blocking API, the stores of this crate wait inline, so that their futures are ready at the first poll. A
+//! store that suspends nevertheless is waited for here, by parking the thread; on a multi-thread runtime inside
+//! `block_in_place`. On the thread of a current-thread runtime, that would be a deadlock. In a slice, the caller that
+//! runs the slice waits.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,14 +28,14 @@ use crate::sync::block_on;
 /// A store's future.
 type Operation<'a, T> = dyn Future<Output = T> + Send + 'a;
 
-/// Has a future end in the process that began it, and at its first poll where the blocking API is at work.
+/// Guards a future: it ends only in the process that began it, and under the blocking API at its first poll.
 #[inline]
 pub(super) fn fork_guarded<T>(operation: Pin<Box<Operation<'_, T>>>) -> ForkGuarded<'_, T> {
     ForkGuarded { operation: ProcessBound::new(operation), timeout: None }
 }
 
 impl Cache {
-    /// The same for a store's future, within the timeout of this handle.
+    /// [`fork_guarded`] for a store's future, with the timeout of this handle.
     #[inline]
     pub(super) fn fork_guarded<'a, T>(&self, operation: Pin<Box<Operation<'a, T>>>) -> ForkGuarded<'a, T> {
         ForkGuarded { timeout: self.timeout, ..fork_guarded(operation) }

@@ -1,16 +1,17 @@
-//! The states of an entry: fresh, to be refreshed ahead, stale, gone.
+//! The states of an entry: fresh, refresh-ahead, stale, expired.
 
 use std::time::Duration;
 
 use super::clock::Clock;
 use crate::store::Ttl;
 
-/// A time that does not come.
+/// A time that is never reached.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// From when on a value is in each of its states, in milliseconds since 1970, by the clock of whoever stored it.
+/// The times at which a value changes its state, in milliseconds since 1970, by the clock of the process that stored
+/// it.
 ///
-/// Where it is never to be refreshed nor stale, its end is the store's to tell, and no clock is asked.
+/// If a value is never refreshed ahead nor stale, the store expires it, and no clock is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
     pub(super) refresh_from: u64,
@@ -18,21 +19,21 @@ pub(super) struct Times {
     pub(super) expired_from: u64,
 }
 
-/// The state of a value that is there.
+/// The state of an existing value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
     Fresh,
-    /// Fresh, and due to be loaded anew.
+    /// Fresh, and due for a reload.
     RefreshAhead,
     Stale,
-    /// Stale, and not to be loaded anew yet, since that has just failed.
+    /// Stale, and not to be reloaded yet, since the last attempt has failed.
     RetryDelayed,
-    /// Still in the store, which was told a later time, or rounded it up.
+    /// Expired, but still in the store, whose TTL was longer or was rounded up.
     Expired,
 }
 
 impl Times {
-    /// Those of an entry that never expires.
+    /// The times of an entry that never expires.
     pub(super) const ALWAYS_FRESH: Times = Times { refresh_from: NEVER, stale_from: NEVER, expired_from: NEVER };
 
     #[inline]
@@ -60,25 +61,25 @@ impl Times {
         }
     }
 
-    /// The same end, and stale from now on.
+    /// Returns the times of a value that is stale from now on, with the same end.
     pub(super) fn expired(self, clock: &Clock) -> Times {
         Times { refresh_from: NEVER, stale_from: clock.milliseconds(), ..self }
     }
 
-    /// The same, and not due for another load before `pause` has passed.
-    pub(super) fn put_off(self, pause: Duration, clock: &Clock) -> Times {
+    /// Returns the times of a value that is not reloaded before `pause` has passed, with the same end.
+    pub(super) fn with_retry_delay(self, pause: Duration, clock: &Clock) -> Times {
         let later = clock.milliseconds().saturating_add(crate::store::milliseconds_rounded_up(pause));
-        // Never is no pause.
+        // `NEVER` would mean that no reload was delayed.
         Times { refresh_from: later.min(NEVER - 1), ..self }
     }
 
-    /// How long the entry lives from now on, at least a millisecond.
+    /// Returns how long the entry lives from now on, at least a millisecond.
     pub(super) fn ttl(self, clock: &Clock) -> Ttl {
         match self.expired_from {
             NEVER => Ttl::Never,
             expired_from => {
                 let left = Duration::from_millis(expired_from.saturating_sub(clock.milliseconds()).max(1));
-                // Whoever wrote the entry may have had a clock of its own, or none.
+                // Another clock than this one may have set the time.
                 Ttl::After(left.min(Ttl::LONGEST))
             }
         }
@@ -93,11 +94,11 @@ mod tests {
     use crate::store::Ttl;
 
     #[test]
-    fn an_age_begins_at_its_time() {
+    fn a_state_begins_at_its_time() {
         let times = Times { refresh_from: 10, stale_from: 20, expired_from: 30 };
-        let ages = [9, 10, 19, 20, 29, 30].map(|now| times.freshness_at(now));
+        let states = [9, 10, 19, 20, 29, 30].map(|now| times.freshness_at(now));
         assert_eq!(
-            ages,
+            states,
             [
                 Freshness::Fresh,
                 Freshness::RefreshAhead,
@@ -112,11 +113,11 @@ mod tests {
         let plain = Times { expired_from: clock.milliseconds() + 1, ..Times::ALWAYS_FRESH };
         assert_eq!(plain.freshness(&clock), Freshness::Fresh);
         clock.advance(Duration::from_millis(1));
-        assert_eq!(plain.freshness(&clock), Freshness::Expired, "the store cannot know");
+        assert_eq!(plain.freshness(&clock), Freshness::Expired, "the store has another clock");
     }
 
     #[test]
-    fn what_has_expired_is_stale_and_ends_when_it_did() {
+    fn an_expired_value_is_stale_and_keeps_its_end() {
         let clock = &Clock::manual();
         let times = Times { refresh_from: NEVER, stale_from: NEVER, expired_from: clock.milliseconds() + 60_000 };
         assert_eq!(times.expired(clock).freshness(clock), Freshness::Stale);
@@ -126,18 +127,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_off_is_fresh_for_a_while() {
+    fn a_value_with_a_retry_delay_is_not_reloaded() {
         let (clock, minute) = (&Clock::manual(), Duration::from_secs(60));
         let stale = Times { refresh_from: 0, stale_from: 0, expired_from: NEVER };
-        assert_eq!(stale.put_off(minute, clock).freshness(clock), Freshness::RetryDelayed);
-        assert_eq!(stale.put_off(minute, clock).expired(clock).freshness(clock), Freshness::Stale);
+        assert_eq!(stale.with_retry_delay(minute, clock).freshness(clock), Freshness::RetryDelayed);
+        assert_eq!(stale.with_retry_delay(minute, clock).expired(clock).freshness(clock), Freshness::Stale);
         assert_eq!(Times { expired_from: NEVER - 1, ..stale }.ttl(clock), Ttl::After(Ttl::LONGEST));
-        let ageing = Times { refresh_from: 0, stale_from: NEVER, expired_from: NEVER };
-        let put_off = ageing.put_off(minute, clock);
-        assert_eq!((put_off.freshness(clock), put_off.stale_from), (Freshness::Fresh, NEVER));
+        let refreshable = Times { refresh_from: 0, stale_from: NEVER, expired_from: NEVER };
+        let delayed = refreshable.with_retry_delay(minute, clock);
+        assert_eq!((delayed.freshness(clock), delayed.stale_from), (Freshness::Fresh, NEVER));
         clock.advance(minute);
         assert_eq!(
-            (put_off.freshness(clock), stale.put_off(minute, clock).freshness(clock)),
+            (delayed.freshness(clock), stale.with_retry_delay(minute, clock).freshness(clock)),
             (Freshness::RefreshAhead, Freshness::RetryDelayed)
         );
     }

@@ -1,4 +1,4 @@
-//! Handles: where they come from, what is derived from them, and their connections.
+//! Handles of a cache: registered, built and derived; and the connections of their store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,9 @@ pub(super) static CACHES: Registry<(String, Cache)> = Registry::new();
 impl Cache {
     /// Registers a store under the name "default", for the life of the process and of its children. No I/O.
     ///
-    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. Where several are registered under one name,
-    /// [`named`](Cache::named) gives the last, and all are refreshed;
-    /// [`Builder::register_if_absent`] and [`Builder::register_instead`] keep to one.
+    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) refreshes it. If several stores are registered under one
+    /// name, [`named`](Cache::named) returns the last, and all are refreshed. [`Builder::register_if_absent`] and
+    /// [`Builder::register_instead`] register only one.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -28,8 +28,8 @@ impl Cache {
         Cache::builder(store).register()
     }
 
-    /// Registers the store of a URL, as [`register`](Cache::register) does; the guide has
-    /// [all URLs and options](crate::guide::urls). No I/O with a server.
+    /// Registers the store of a URL, as [`register`](Cache::register) does. No I/O with a server. The guide lists
+    /// [all URLs and options](crate::guide::urls).
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl Cache {
         Ok(Cache::register(stores::from_url(url)?))
     }
 
-    /// Settings for a cache: name, namespace, codec and more.
+    /// Returns a builder for a cache with a name, namespace, codec and other settings.
     ///
     /// ```
     /// use prefork_cache::{Cache, Codec, stores::MemoryStore};
@@ -57,7 +57,7 @@ impl Cache {
         Builder::new(Arc::new(store))
     }
 
-    /// The cache that was registered last under a name, in this process or in one that it was forked from.
+    /// Returns the last cache registered under a name, in this process or in one that it was forked from.
     ///
     /// ```
     /// use prefork_cache::Cache;
@@ -69,8 +69,8 @@ impl Cache {
         newest_first.find(|registered| registered.0 == name).map(|registered| registered.1.clone())
     }
 
-    /// Has [`named`](Cache::named) no longer find a cache by this name. Answers whether there was one. It lives on as long
-    /// as its handles.
+    /// Removes all caches of this name from the registry, so that [`named`](Cache::named) no longer finds them. Returns
+    /// whether there was one. They live as long as their handles.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -84,7 +84,7 @@ impl Cache {
         CACHES.remove(|registered| registered.0 == name)
     }
 
-    /// What the cache is called, by [`Builder::name`], whether or not it is registered.
+    /// Returns the name of the cache, set by [`Builder::name`], whether or not it is registered.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -95,12 +95,13 @@ impl Cache {
         self.shared.registration.name()
     }
 
-    /// A handle whose keys are all under `part` and a colon, inside of this handle's own namespace.
+    /// Returns a handle whose keys are all under `part` and a colon, inside this handle's own namespace.
     ///
-    /// Any text is a part of its own, a user's input too: within a part `%` and `:` become `%25` and `%3A`, so that no
-    /// two namespaces share an entry unless one contains the other. A namespace contains what is in its sub-namespaces:
-    /// [`clear`](Cache::clear) removes it, and the key "7:motd" in "tenant" is "motd" in "tenant", "7". An empty part is
-    /// refused by every operation of the handle, with [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey).
+    /// Any string can be a part, a user's input too: within a part `%` and `:` become `%25` and `%3A`, so that no two
+    /// namespaces share an entry unless one contains the other. A namespace contains its sub-namespaces:
+    /// [`clear`](Cache::clear) removes their entries too, and the key "7:motd" in "tenant" is "motd" in "tenant", "7".
+    /// With an empty part, every operation of the handle fails with
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey).
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -118,13 +119,14 @@ impl Cache {
         Cache { prefix: self.prefix.join(part), ..self.clone() }
     }
 
-    /// A handle whose exchanges with a server may take so long, instead of the `timeout` in the store's URL: less for a
-    /// page that would rather do without, more for a batch job. It holds for each exchange, of which an operation may
-    /// make several, and for the wait for a pooled connection; not for dialling. More than a day is a day.
+    /// Returns a handle with another timeout for its exchanges with a server, in place of the `timeout` in the store's
+    /// URL: a shorter one for a page that can do without the value, a longer one for a batch job. The timeout applies
+    /// to each exchange, of which an operation may make several, and to the wait for a pooled connection, but not to
+    /// dialling. More than a day counts as a day.
     ///
-    /// An exchange that takes longer is [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). One that had less time than
-    /// the store's `timeout` says nothing of the server, and does not count as its failure. A store without servers has
-    /// no exchanges.
+    /// An exchange that takes longer fails with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout). If its timeout was
+    /// shorter than the store's, this does not count as a failure of the server. A store without servers has no
+    /// exchanges.
     ///
     /// ```no_run
     /// use prefork_cache::{Cache, stores::RedisStore};
@@ -140,8 +142,8 @@ impl Cache {
         Cache { timeout: Some(timeout), ..self.clone() }
     }
 
-    /// A handle whose loads may take so long before others no longer wait for them, instead of
-    /// [`Builder::load_timeout`]. At most a year.
+    /// Returns a handle with another limit on how long a load may take before other callers stop waiting for it, in
+    /// place of [`Builder::load_timeout`]. At most a year.
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
@@ -149,7 +151,7 @@ impl Cache {
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// let report = cache.load_timeout(Duration::from_secs(600));
-    /// let Begun::Claim(claim) = report.blocking().fetch_raw_begin("report") else { panic!("nobody has stored it") };
+    /// let Begun::Claim(claim) = report.blocking().fetch_raw_begin("report") else { panic!("it is not stored") };
     /// claim.blocking_complete("took five minutes".into(), Duration::from_secs(3_600));
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
@@ -158,11 +160,11 @@ impl Cache {
         Cache { load_timeout: Some(timeout.min(LONGEST_WAIT)), ..self.clone() }
     }
 
-    /// A handle whose values carry a version: what was written under another version, or under none, is a miss.
+    /// Returns a handle whose values carry a version: a value written under another version, or under none, is a miss.
     ///
-    /// As in Rails' `cache.fetch(key, version:)`, the key stays the same, so that a new version overwrites the old one. The
-    /// version is looked at by what reads a value: `get`, `fetch`, `exists`, `take` and `update` and their kin. An entry of
-    /// another version is there for `add`, `replace`, `touch`, `expire` and `delete`.
+    /// As in Rails' `cache.fetch(key, version:)`, the key stays the same, so a new version overwrites the old one.
+    /// Methods that read a value compare the version: `get`, `fetch`, `exists`, `take`, `update` and their variants.
+    /// For `add`, `replace`, `touch`, `expire` and `delete`, an entry of another version exists.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -178,7 +180,8 @@ impl Cache {
         Cache { version: Some(version.into()), ..self.clone() }
     }
 
-    /// A handle whose fetches always load, and store what they have loaded, as Rails' `force: true`. Defaults to `false`.
+    /// Returns a handle whose fetches always load, and store the loaded value, like Rails' `force: true`. Defaults to
+    /// `false`.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -198,8 +201,8 @@ impl Cache {
         Cache { is_forced: force, ..self.clone() }
     }
 
-    /// A handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it answers with a stale
-    /// value. Defaults to zero: a stale value is answered at once.
+    /// Returns a handle whose [`fetch_detached`](Cache::fetch_detached) waits this long for a load before it returns a
+    /// stale value. Defaults to zero: a stale value is returned at once.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -222,7 +225,8 @@ impl Cache {
         Cache { soft_timeout: wait, ..self.clone() }
     }
 
-    /// The same verbs, inline on the calling thread, without a runtime; also on a thread of a tokio runtime.
+    /// Returns the blocking API: the same operations inline on the calling thread, without a runtime. It may be used on
+    /// a thread of a tokio runtime too.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -236,7 +240,7 @@ impl Cache {
         Blocking::new(self)
     }
 
-    /// Forgets every connection of the store; the next use dials. No I/O, no waiting.
+    /// Discards every connection of the store; the next use dials. No I/O, no waiting.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::RedisStore};
@@ -247,19 +251,19 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn reset(&self) {
-        // What may fail here is the store's own refresh after a fork; the next operation reports it.
+        // Only the store's own refresh after a fork can fail here. The next operation reports that.
         if let Ok(store) = self.store() {
             store.reset();
             self.local().counters.reconnected();
         }
     }
 
-    /// Has forked children read what this process has in memory now without copying it; see
-    /// [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether anything was frozen: never on a
-    /// store that keeps nothing in memory.
+    /// Moves the entries that this process has in memory into a table that forked children read without copying it; see
+    /// [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether anything was frozen, which is never
+    /// the case on a store that keeps nothing in memory.
     ///
-    /// For a master that has warmed its cache, before it forks. The whole store is frozen, whatever the namespace of
-    /// this handle; of a [`TieredStore`](crate::stores::TieredStore), both stores. Takes some 10 us for each entry.
+    /// Call it in a master that has warmed its cache, before it forks. The whole store is frozen, whatever the namespace
+    /// of this handle; of a [`TieredStore`](crate::stores::TieredStore), both stores. Takes about 10 us per entry.
     ///
     /// ```
     /// use prefork_cache::Cache;
@@ -273,15 +277,15 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub fn freeze(&self) -> bool {
-        // What may fail here is the store's own refresh after a fork; the next operation reports it.
+        // An error of the store's refresh after a fork is reported by the next operation.
         self.store().is_ok_and(CacheStore::freeze)
     }
 
-    /// Forgets every connection, dials now and proves that the server answers.
+    /// Discards every connection, dials now, and checks that the server responds.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect) and the store's others.
+    /// [`ErrorKind::Connect`](crate::ErrorKind::Connect), and the store's other errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, ErrorKind, stores::RedisStore};
@@ -298,7 +302,7 @@ impl Cache {
         self.answered(self.fork_guarded(store.reconnect()).await)
     }
 
-    /// What this process has done through this cache so far. Handles of other namespaces count together.
+    /// Returns the statistics of this process's use of the cache. Handles of all its namespaces count together.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -1,4 +1,4 @@
-//! A key as the store sees it: the handle's namespace in front of the caller's key.
+//! Keys as the store sees them: the caller's key with the handle's namespace in front.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use arrayvec::ArrayString;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::reserved_for;
 
-/// Keys up to this length are put together on the stack.
+/// Keys up to this length are joined on the stack.
 const SHORT: usize = 120;
 
-/// The namespace of a handle, with a colon after each part. Within a part colons are written otherwise, so that no two
-/// lists of parts make the same. Empty, but there, with a part that is refused.
+/// The namespace of a handle, with a colon after each part. Colons within a part are escaped, so that no two lists of
+/// parts give the same prefix. `Some("")` if a part is invalid.
 #[derive(Clone, Debug)]
 pub(super) struct Prefix {
     text: Option<Arc<str>>,
@@ -20,10 +20,10 @@ pub(super) struct Prefix {
     mark: Mark,
 }
 
-/// What a value is marked with: the CRC-32 of its full key.
+/// The key check of a value: the CRC-32 of its full key.
 pub(super) type Mark = u32;
 
-/// Where a full key is put together.
+/// A buffer for a full key.
 #[derive(Default)]
 pub(super) struct KeyBuffer {
     short: ArrayString<SHORT>,
@@ -52,7 +52,7 @@ impl Prefix {
         self.text.as_deref().unwrap_or_default()
     }
 
-    /// What all keys begin with.
+    /// Returns the common prefix of all keys.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Prefix {
         hasher.finalize()
     }
 
-    /// The full key. Without a namespace it is the caller's.
+    /// Returns the full key. Without a namespace it is the caller's.
     ///
     /// # Errors
     ///
@@ -83,26 +83,26 @@ impl Prefix {
         }
     }
 
-    /// The same, in a string of its own where there is a namespace.
+    /// [`key`](Prefix::key) without a buffer: a new string if there is a namespace.
     #[inline]
-    pub(super) fn key_among_others<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
+    pub(super) fn checked_full_key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>> {
         check_key(key)?;
         self.checked()?;
         Ok(if self.text.is_none() { Cow::Borrowed(key) } else { Cow::Owned(self.full_key(key)) })
     }
 
-    /// The same for a key that was checked before.
+    /// Returns the full key of a key that was checked before.
     pub(super) fn full_key(&self, key: &str) -> String {
         [self.as_str(), key].concat()
     }
 }
 
-/// Refuses the empty key, which a namespace would hide from the store, and the key of a lease or a lock: whoever wrote
-/// that would keep everybody from loading.
+/// Refuses an empty key, which a namespace would hide from the store, and a key reserved for leases and locks: writing
+/// to it would stop all callers from loading.
 #[inline]
 pub(super) fn check_key(key: &str) -> Result<()> {
     crate::store::check_key(key)?;
-    // Behind a namespace, the part alone is enough.
+    // A namespace ends with a colon, so checking the caller's part is enough.
     reserved_for(key).map_or(Ok(()), |what| Err(reserved(key, what)))
 }
 
@@ -113,7 +113,7 @@ fn empty_part() -> Error {
 
 #[cold]
 fn reserved(key: &str, what: &str) -> Error {
-    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is that of a {what}"))
+    Error::new(ErrorKind::InvalidKey, format!("the key {key:?} is reserved for a {what}"))
 }
 
 impl KeyBuffer {
@@ -141,45 +141,45 @@ mod tests {
     }
 
     #[test]
-    fn no_two_lists_of_parts_are_joined_alike() {
+    fn different_parts_give_different_prefixes() {
         let prefix = Prefix::none().join("a:b").join("50%");
         assert_eq!(prefix.as_str(), "a%3Ab:50%25:");
         assert_ne!(Prefix::none().join("a%3Ab").join("50%").as_str(), prefix.as_str());
         for refused in [Prefix::none().join(""), prefix.join(""), prefix.join("").join("c")] {
-            let error = refused.key_among_others("k").unwrap_err();
+            let error = refused.checked_full_key("k").unwrap_err();
             assert_eq!(error.to_string(), "a part of the namespace is empty");
             assert!(refused.key("k", &mut KeyBuffer::default()).is_err() && refused.checked().is_err());
         }
     }
 
     #[test]
-    fn a_mark_is_that_of_the_full_key() {
-        assert_eq!(Prefix::none().mark("123456789"), 0xCBF4_3926, "CRC-32 as everybody has it");
+    fn the_mark_is_the_crc_of_the_full_key() {
+        assert_eq!(Prefix::none().mark("123456789"), 0xCBF4_3926, "the standard CRC-32");
         assert_eq!(Prefix::none().join("123").join("5").mark("789"), Prefix::none().mark("123:5:789"));
     }
 
     #[test]
-    fn keys_of_every_length_are_joined_alike() {
+    fn short_and_long_keys_are_joined_alike() {
         let prefix = Prefix::none().join("a");
         for length in 1..2 * SHORT {
             let key = "k".repeat(length);
             assert_eq!(prefix.key(&key, &mut KeyBuffer::default()).unwrap(), format!("a:{key}"));
-            assert_eq!(prefix.key_among_others(&key).unwrap(), format!("a:{key}"));
+            assert_eq!(prefix.checked_full_key(&key).unwrap(), format!("a:{key}"));
         }
     }
 
     #[test]
-    fn a_key_of_a_lease_is_refused() {
-        let error = Prefix::none().key_among_others("user:bob:prefork-lease").unwrap_err();
-        assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is that of a lease");
+    fn a_reserved_key_is_refused() {
+        let error = Prefix::none().checked_full_key("user:bob:prefork-lease").unwrap_err();
+        assert_eq!(error.to_string(), "the key \"user:bob:prefork-lease\" is reserved for a lease");
         assert!(Prefix::none().key("user:bob:prefork-lease", &mut KeyBuffer::default()).is_err());
-        assert!(Prefix::none().join("user").join("bob").key_among_others("prefork-lease").is_err());
+        assert!(Prefix::none().join("user").join("bob").checked_full_key("prefork-lease").is_err());
         for refused in ["user:bob:prefork-lease:ACEGI", "prefork-lease:ACEGI"] {
-            assert!(Prefix::none().key_among_others(refused).is_err(), "{refused}");
+            assert!(Prefix::none().checked_full_key(refused).is_err(), "{refused}");
         }
-        assert!(Prefix::none().key_among_others("no-prefork-lease").is_ok());
-        let error = Prefix::none().key_among_others("report:prefork-lock").unwrap_err();
-        assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is that of a lock");
+        assert!(Prefix::none().checked_full_key("no-prefork-lease").is_ok());
+        let error = Prefix::none().checked_full_key("report:prefork-lock").unwrap_err();
+        assert_eq!(error.to_string(), "the key \"report:prefork-lock\" is reserved for a lock");
     }
 
     #[test]
@@ -187,6 +187,6 @@ mod tests {
         let prefix = Prefix::none().join("a");
         let error = prefix.key("", &mut KeyBuffer::default()).unwrap_err();
         assert_eq!(error.to_string(), "the key is empty");
-        assert!(prefix.key_among_others("").is_err());
+        assert!(prefix.checked_full_key("").is_err());
     }
 }

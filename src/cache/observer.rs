@@ -1,8 +1,8 @@
-//! Telling of failures that no caller hears of.
+//! Reports of failures that the caller does not see.
 //!
-//! Whoever is told is somebody else's code, which may use the very cache that has failed. What fails for it meanwhile is
-//! counted and not told, or there would be no end to it; and its fetches wait for nobody, since they may be part of the
-//! load that is told of.
+//! `on_error` and the subscriber are code of the program, and may use the cache that has failed. Failures of their own
+//! calls are counted but not reported, or reports would never end. Their fetches do not wait for other loads, since
+//! they may be part of the load that is reported.
 
 use std::cell::Cell;
 
@@ -12,27 +12,27 @@ use crate::execution::lifted;
 use crate::telemetry;
 
 thread_local! {
-    static IS_TELLING: Cell<bool> = const { Cell::new(false) };
+    static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
 }
 
-pub(super) fn tell(cache: &str, verb: &'static str, error: &Error, on_error: Option<&Observe>) {
-    struct Told;
-    impl Drop for Told {
+pub(super) fn report(cache: &str, verb: &'static str, error: &Error, on_error: Option<&Observe>) {
+    struct Reported;
+    impl Drop for Reported {
         fn drop(&mut self) {
-            IS_TELLING.set(false);
+            IS_REPORTING.set(false);
         }
     }
-    if IS_TELLING.replace(true) {
+    if IS_REPORTING.replace(true) {
         return;
     }
-    let _told = Told;
+    let _reported = Reported;
     telemetry::failed(cache, verb, error);
     if let Some(on_error) = on_error {
-        lifted(|| on_error(&error.told(cache, verb)));
+        lifted(|| on_error(&error.with_origin(cache, verb)));
     }
 }
 
-/// Whether this is the code of somebody who is told.
-pub(super) fn is_telling() -> bool {
-    IS_TELLING.get()
+/// Returns whether the running code is part of a report.
+pub(super) fn is_reporting() -> bool {
+    IS_REPORTING.get()
 }

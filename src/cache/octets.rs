@@ -1,4 +1,4 @@
-//! Values that are byte strings.
+//! Byte strings that the caller has encoded.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::codec::Codec;
-use super::envelope::{self, Cover, Envelope, NoEnvelope};
+use super::envelope::{self, Envelope, Header, NoEnvelope};
 use super::expiry::Lifetime;
 use super::freshness::{Freshness, NEVER, Times};
 use super::value;
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::store::When;
 
 impl Cache {
-    /// The verbs for values that are byte strings, encoded by the caller: for bindings to other languages.
+    /// Returns the operations for byte strings that the caller has encoded, for bindings to other languages.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, When, stores::MemoryStore};
@@ -33,19 +33,21 @@ impl Cache {
     }
 }
 
-/// The verbs of a [`Cache`] for values that are byte strings; see [`Cache::octets`].
+/// The operations of a [`Cache`] on byte strings; see [`Cache::octets`].
 ///
-/// They are stored as they are, for any program to read, unless their [expiry](Expiry) has a stale time or one to
-/// refresh them ahead: then the times go with them, in the envelope of typed values, and Rust reads them as
-/// `serde_bytes::ByteBuf`. (So are bytes that could be taken for such an envelope.) Read is either, and what Rust has
-/// stored as a `String` or a `serde_bytes::ByteBuf` by MessagePack; any other typed value is a miss.
+/// A byte string is stored raw, for any program to read, unless its [expiry](Expiry) has a stale or refresh-ahead time.
+/// Then the times are stored with it, in the envelope of typed values, and Rust reads it as `serde_bytes::ByteBuf`. A
+/// byte string that could be taken for an envelope gets one too.
+///
+/// Reads return both forms, and a `String` or a `serde_bytes::ByteBuf` that Rust has stored as MessagePack. Any other
+/// typed value is a miss.
 #[derive(Clone, Copy, Debug)]
 pub struct Octets<'a> {
     cache: &'a Cache,
 }
 
 impl Octets<'_> {
-    /// The byte string under a key, also if it is [stale](Expiry).
+    /// Returns the byte string under a key, a [stale](Expiry) one too.
     ///
     /// # Errors
     ///
@@ -55,7 +57,7 @@ impl Octets<'_> {
         Ok(found.and_then(|bytes| self.cache.octets_that_serve(key, bytes)))
     }
 
-    /// The byte strings under many keys, in their order, in one round trip to each server.
+    /// Returns the byte strings under many keys, in the order of the keys, with one round trip to each server.
     ///
     /// # Errors
     ///
@@ -79,12 +81,12 @@ impl Octets<'_> {
         self.cache.put(key, sealed, when, |stored| stored).await
     }
 
-    /// [`Cache::fetch_begin`] for a byte string: its value, and whether it is stale while another caller loads it, or
-    /// the claim to load it.
+    /// [`Cache::fetch_begin`] for a byte string. Returns the value, and whether it is stale while another caller loads
+    /// it.
     ///
     /// # Errors
     ///
-    /// The claim, if there is none.
+    /// The claim to load the value, if there is none.
     ///
     /// # Cancel safety
     ///
@@ -98,25 +100,25 @@ impl Cache {
     pub(super) fn seal_octets(&self, key: &str, value: &Bytes, expiry: Expiry) -> Result<Sealed> {
         let Lifetime { ttl, bare, times } = self.begin(expiry)?;
         let has_states = times.is_some_and(|times| (times.refresh_from, times.stale_from) != (NEVER, NEVER));
-        if has_states || envelope::is_begun_by(value) {
+        if has_states || envelope::is_like_envelope(value) {
             return Ok(Sealed { bytes: self.envelop_octets(key, value, times)?, ttl });
         }
         Ok(Sealed { bytes: value.clone(), ttl: bare })
     }
 
-    /// In the form in which [`open_octets`](Cache::open_octets) reads them, without times.
+    /// Returns the form that [`open_octets`](Cache::open_octets) reads, without times.
     pub(super) fn share_octets(&self, key: &str, value: &Bytes) -> Result<Bytes> {
-        if envelope::is_begun_by(value) { self.envelop_octets(key, value, None) } else { Ok(value.clone()) }
+        if envelope::is_like_envelope(value) { self.envelop_octets(key, value, None) } else { Ok(value.clone()) }
     }
 
     fn envelop_octets(&self, key: &str, value: &Bytes, times: Option<Times>) -> Result<Bytes> {
-        value::encode(Cover { codec: Codec::MessagePack, ..self.cover(key, times) }, key, &ByteString(value))
+        value::encode(Header { codec: Codec::MessagePack, ..self.header(key, times) }, key, &ByteString(value))
     }
 
-    /// `None` for what is no byte string here.
+    /// Returns the byte string in an entry and its freshness, or `None` if the entry holds something else.
     #[inline]
     pub(super) fn decode_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
-        if envelope::is_begun_by(bytes) {
+        if envelope::is_like_envelope(bytes) {
             self.unwrap_octets(key, bytes)
         } else {
             Some((bytes.clone(), Freshness::Fresh))
@@ -137,7 +139,7 @@ impl Cache {
         Some((value, envelope.times.unwrap_or(Times::ALWAYS_FRESH).freshness(self.clock())))
     }
 
-    /// The same, for a read that counts.
+    /// [`decode_octets`](Cache::decode_octets) for a read that is counted in the statistics.
     #[inline]
     pub(super) fn open_octets(&self, key: &str, bytes: &Bytes) -> Option<(Bytes, Freshness)> {
         let opened = self.decode_octets(key, bytes);
@@ -156,7 +158,7 @@ impl Cache {
     }
 }
 
-/// Serde takes bytes for a list of numbers unless it is told.
+/// Serializes as bytes. By default serde serializes a slice as a list of numbers.
 struct ByteString<'a>(&'a [u8]);
 
 impl Serialize for ByteString<'_> {
@@ -165,7 +167,7 @@ impl Serialize for ByteString<'_> {
     }
 }
 
-/// What a byte string or a text consists of, if that is all there is in this MessagePack.
+/// Returns the contents of a MessagePack byte string or string, if `body` consists of nothing else.
 fn byte_string(body: &[u8]) -> Option<&[u8]> {
     let (&marker, rest) = body.split_first()?;
     let width = match marker {
@@ -188,7 +190,7 @@ mod tests {
     use super::byte_string;
 
     #[test]
-    fn a_byte_string_is_all_there_is() {
+    fn a_byte_string_must_fill_the_whole_body() {
         for length in [0, 1, 31, 32, 255, 256, 65_535, 65_536] {
             let text = "x".repeat(length);
             let packed = rmp_serde::to_vec(&text).unwrap();

@@ -1,7 +1,7 @@
-//! Looks at a value before it is written, for what would come back as another one, or not at all.
+//! Checks a value before it is written for parts that would not be read back as they were.
 //!
-//! Neither format has two kinds of nothing, so that `Some(None)` would be read as `None`; JSON has no numbers that are not
-//! finite; and what is nested too deep is refused by every reader. None of that is an error to the writers of the formats.
+//! Both formats have only one null, so `Some(None)` would be read as `None`. JSON has no numbers that are not finite.
+//! Every reader refuses values that are nested too deep. The writers of the formats report none of this as an error.
 
 use std::fmt::{self, Display};
 
@@ -9,24 +9,25 @@ use serde::ser::{self, Serialize};
 
 use super::codec::{Codec, DEEPEST};
 
-/// Why a value is not written.
+/// The reason why a value is not written.
 #[derive(Debug)]
 pub(super) struct Unreadable(String);
 
-/// What there is to know of a value before it is written.
+/// Properties of a value, found before it is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    /// It is written as the format's nothing.
+    /// Whether it is written as null.
     is_nothing: bool,
     is_octet: bool,
-    /// How many numbers of eight bits there are in sequences.
+    /// The number of 8-bit numbers in sequences.
     octets: usize,
-    /// Whether something is written as a byte string by itself.
+    /// Whether a part of it is written as a byte string anyway.
     has_bytes: bool,
 }
 
 impl Seen {
-    /// Whether its sequences of such numbers are worth being written as byte strings, and can be told from others.
+    /// Returns whether its sequences of 8-bit numbers should be written as byte strings: there are enough of them, and
+    /// no other byte strings that they could be confused with.
     pub(super) fn packs_octets(self) -> bool {
         const WORTH_IT: usize = 64;
         self.octets >= WORTH_IT && !self.has_bytes
@@ -35,7 +36,7 @@ impl Seen {
 
 /// # Errors
 ///
-/// What in the value would not come back as it is.
+/// The part of the value that would not be read back as it was.
 pub(super) fn check<T: Serialize + ?Sized>(value: &T, codec: Codec) -> Result<Seen, Unreadable> {
     value.serialize(Check { codec, depth: 0 })
 }
@@ -46,17 +47,17 @@ struct Check {
     depth: usize,
 }
 
-/// The parts of a value that has some.
+/// The parts of a compound value.
 struct Parts {
     inside: Check,
     seen: Seen,
 }
 
 impl Check {
-    /// One level deeper. Written out, an enum is a level of its own.
+    /// Enters a compound value. The encoding of an enum takes a level of its own.
     fn inside(self, levels: usize) -> Result<Parts, Unreadable> {
         let depth = self.depth + levels;
-        // What is left out is the level of the innermost value.
+        // The level of the innermost value is not counted.
         if depth >= DEEPEST {
             return Err(Unreadable(format!("it is nested more than {} deep", DEEPEST - 1)));
         }

@@ -18,17 +18,18 @@ struct Opened<T> {
 }
 
 impl Cache {
-    /// [`get`](Cache::get) without the decoding: what the bytes decode to, decoded once in each process and kept beside
+    /// Returns the decoded value, shared: the bytes are decoded once in each process, and the value is kept beside
     /// them.
     ///
-    /// Callers share the value, and see each other's changes to what can be changed in it, an `Arc<Mutex<_>>`, say. It is
-    /// never the value that was handed to [`set`](Cache::set), and never one of the parent's: only bytes cross a fork.
-    /// Version, times and limits are looked at with each call, those of this handle.
+    /// Callers share the value, and see each other's changes to anything mutable in it, an `Arc<Mutex<_>>` for example.
+    /// It is never the value that was passed to [`set`](Cache::set), and never the parent's: only bytes cross a fork.
+    /// Version, times and limits are checked at each call, as of this handle.
     ///
     /// Values are kept by a [`MemoryStore`](crate::stores::MemoryStore), also as the near store of a
-    /// [`TieredStore`](crate::stores::TieredStore); there an entry that is read like this counts for more, see
-    /// [`weigh_shared`](crate::stores::MemoryBuilder::weigh_shared). One value is kept for each entry: callers that read
-    /// the same entry as another type have it decoded each time, and so have those on any other store.
+    /// [`TieredStore`](crate::stores::TieredStore). There an entry that is read this way weighs more, see
+    /// [`weigh_shared`](crate::stores::MemoryBuilder::weigh_shared). One value is kept for each entry: if callers read
+    /// the same entry as another type, it is decoded at each call. On any other store, values are decoded at each call
+    /// too.
     ///
     /// # Errors
     ///
@@ -68,7 +69,7 @@ impl Cache {
         Ok(self.kept(key)?.map(value))
     }
 
-    /// The entry, if the store keeps it in memory: a hit, which counts as one.
+    /// Returns the entry if the store keeps it in memory, and counts a hit.
     #[inline]
     pub(super) fn kept(&self, key: &str) -> Result<Option<Kept>> {
         let store = self.store()?;
@@ -80,7 +81,7 @@ impl Cache {
         Ok(kept)
     }
 
-    /// The value in an entry, with its state; for a read that counts.
+    /// Returns the shared value of an entry and its freshness, for a read that is counted in the statistics.
     #[inline]
     pub(super) fn open_shared<T>(&self, verb: &'static str, key: &str, kept: &Kept) -> Option<(Arc<T>, Freshness)>
     where
@@ -98,6 +99,7 @@ impl Cache {
         }
     }
 
+    /// Returns whether this handle reads an entry with this label.
     #[inline]
     fn reads(&self, key: &str, label: &Label) -> bool {
         label.mark == self.prefix.mark(key)
@@ -124,7 +126,7 @@ impl Blocking<'_> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`Cache::get_shared`].
     pub fn get_shared<T>(self, key: &str) -> Result<Option<Arc<T>>>
     where
         T: DeserializeOwned + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! What a process has done through a cache.
+//! Counters of a process's use of a cache.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use crate::server_stats::ServerStats;
 
 mod text;
 
-/// What this process has done through a cache since it began: a forked child counts from zero.
+/// Statistics of this process's use of a cache, since the process began: a forked child counts from zero.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -22,32 +22,32 @@ mod text;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Reads that found an entry, stale ones too.
+    /// Reads that found an entry, a stale one included.
     pub hits: u64,
-    /// Reads that found none.
+    /// Reads that found no entry.
     pub misses: u64,
-    /// Hits that were treated as misses, since their bytes were not a value of the wanted type and version.
+    /// Hits treated as misses, because the bytes were not a value of the wanted type and version.
     pub undecodable: u64,
     /// Reads that found a stale value.
     pub stale: u64,
-    /// Keys that the loaders of [`fetch`](crate::Cache::fetch) and its kin were asked for.
+    /// Keys passed to the loaders of [`fetch`](crate::Cache::fetch) and its variants.
     pub loads: u64,
-    /// Keys that they failed to load.
+    /// Keys that those loaders failed to load.
     pub failed_loads: u64,
-    /// Fetches that found no value and were answered by another's load, in this process or in another one.
+    /// Fetches that found no value and got one from the load of another caller, in this process or in another one.
     pub coalesced: u64,
-    /// Operations that failed, whether or not the caller heard of it.
+    /// Failed operations, whether or not the caller got the error.
     pub errors: u64,
-    /// How often the connections were begun anew: once where this process was forked, and with each
+    /// How often all connections were replaced: once if this process was forked, and at each
     /// [`reset`](crate::Cache::reset) and [`reconnect`](crate::Cache::reconnect).
     pub reconnects: u64,
-    /// How many sockets this process has inherited and cut: all of this crate's, whichever cache's they were.
+    /// Inherited sockets that this process has cut: all sockets of this crate, whichever cache they belonged to.
     pub sockets_cut: u64,
-    /// The servers of the store, in the order of its URL; none for a store without.
+    /// The servers of the store, in the order of its URL; empty for a store without servers.
     pub servers: Vec<ServerStats>,
 }
 
-/// In one line, for a log.
+/// Formats the counters in one line, for a log.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -69,7 +69,7 @@ impl fmt::Display for Stats {
 
 const STRIPES: usize = 8;
 
-/// Striped, so that threads that hit at the same time do not wait for one cache line.
+/// Counters in stripes, so that threads that count at the same time do not contend for one cache line.
 #[derive(Default)]
 pub(super) struct Counters {
     stripes: [Stripe; STRIPES],
@@ -92,46 +92,46 @@ struct Stripe {
 impl Counters {
     #[inline]
     pub(super) fn looked_up(&self, found: bool) {
-        let own = self.own();
-        count(if found { &own.hits } else { &own.misses });
+        let stripe = self.own_stripe();
+        count(if found { &stripe.hits } else { &stripe.misses });
     }
 
     pub(super) fn looked_up_many(&self, hits: usize, misses: usize) {
-        let own = self.own();
-        own.hits.fetch_add(hits as u64, Ordering::Relaxed);
-        own.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        let stripe = self.own_stripe();
+        stripe.hits.fetch_add(hits as u64, Ordering::Relaxed);
+        stripe.misses.fetch_add(misses as u64, Ordering::Relaxed);
     }
 
     pub(super) fn undecodable(&self) {
-        count(&self.own().undecodable);
+        count(&self.own_stripe().undecodable);
     }
 
     #[cold]
     pub(super) fn stale(&self) {
-        count(&self.own().stale);
+        count(&self.own_stripe().stale);
     }
 
     pub(super) fn loaded(&self, keys: usize) {
-        self.own().loads.fetch_add(keys as u64, Ordering::Relaxed);
+        self.own_stripe().loads.fetch_add(keys as u64, Ordering::Relaxed);
     }
 
     pub(super) fn load_failed(&self) {
-        count(&self.own().failed_loads);
+        count(&self.own_stripe().failed_loads);
     }
 
     pub(super) fn coalesced(&self) {
-        count(&self.own().coalesced);
+        count(&self.own_stripe().coalesced);
     }
 
     pub(super) fn failed(&self) {
-        count(&self.own().errors);
+        count(&self.own_stripe().errors);
     }
 
     pub(super) fn reconnected(&self) {
-        count(&self.own().reconnects);
+        count(&self.own_stripe().reconnects);
     }
 
-    /// `refreshed` is how the store came into this process, if it came through a fork.
+    /// Returns the sums over all stripes. `refreshed` is how the store was refreshed in this process, if it was forked.
     pub(super) fn read(&self, refreshed: Option<Refresh>, servers: Vec<ServerStats>) -> Stats {
         let sum = |counter: fn(&Stripe) -> &AtomicU64| -> u64 {
             self.stripes.iter().map(|stripe| counter(stripe).load(Ordering::Relaxed)).sum()
@@ -152,7 +152,7 @@ impl Counters {
     }
 
     #[inline]
-    fn own(&self) -> &Stripe {
+    fn own_stripe(&self) -> &Stripe {
         &self.stripes[thread_stripe() % STRIPES]
     }
 }

@@ -1,7 +1,7 @@
-//! Giving a value other times.
+//! Changing the expiry of entries.
 //!
-//! A typed value carries its times, so they are changed by writing it back, unless somebody else has changed it
-//! meanwhile.
+//! A typed value carries its times. To change them, the value is written back, unless another writer has changed it in
+//! the meantime.
 
 use super::envelope::{Envelope, with_times};
 use super::freshness::{Freshness, Times};
@@ -10,15 +10,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict};
 
 impl Cache {
-    /// Has an entry expire as if it had been stored just now with this expiry, the times of [staleness](Expiry)
-    /// included. Answers whether there is one.
+    /// Gives an entry a new expiry, as if it were stored now, including [stale and refresh-ahead times](Expiry).
+    /// Returns whether there is an entry.
     ///
-    /// A typed value is read for that, and written back if it is unchanged. It is fresh again, even if it was
-    /// [expired](Cache::expire) on purpose; on whatever version it is of.
+    /// A typed value of any version is read, and written back if it is unchanged. It is then fresh, even if it was
+    /// [expired](Cache::expire) explicitly.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others changed it 64 times meanwhile, and the store's.
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if other writers changed it at all 64 attempts, and the
+    /// store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -35,7 +36,7 @@ impl Cache {
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             match Envelope::open(self.prefix.mark(key), &held) {
-                Err(_) => return self.touch_bare(key, bare).await,
+                Err(_) => return self.touch_raw(key, bare).await,
                 Ok(envelope) if envelope.is_expired(self.clock()) => return Ok(false),
                 Ok(_) => {}
             }
@@ -46,13 +47,14 @@ impl Cache {
         self.counted(Err(conflict("touching", key)))
     }
 
-    /// How long an entry still lives, the times of [staleness](Expiry) included; `None` where there is none. Of a typed
-    /// value by the times that it carries, of raw bytes and counters as the store counts.
+    /// Returns how long an entry still lives, its [stale time](Expiry) included, or `None` if there is none. The
+    /// remaining time of a typed value is computed from the times that it carries; that of raw bytes and counters comes
+    /// from the store.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for raw bytes in a store that does not tell, and the
-    /// store's.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for raw bytes in a store that does not report the
+    /// time, and the store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, Ttl, stores::MemoryStore};
@@ -79,14 +81,14 @@ impl Cache {
         self.answered(self.fork_guarded(store.ttl(key)).await)
     }
 
-    /// Makes a value stale from now on: the next [`fetch`](Cache::fetch) loads it again, and until then reads still
-    /// return it. It is gone when it would have been. As with [`delete`](Cache::delete), what is being loaded meanwhile
-    /// is not stored. Returns whether there was a value to make stale; raw bytes and counters are none, and stay as
-    /// they are.
+    /// Makes a value stale: the next [`fetch`](Cache::fetch) reloads it, and until then reads still return it. It
+    /// expires at the same time as before. As with [`delete`](Cache::delete), a value that is being loaded at the same
+    /// time is not stored. Returns whether there was a value. Raw bytes and counters are not changed.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others changed it 64 times meanwhile, and the store's.
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if other writers changed it at all 64 attempts, and the
+    /// store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -119,24 +121,24 @@ impl Cache {
         self.counted(Err(conflict("expiring", key)))
     }
 
-    /// A value could not be loaded again, which is reported. As it is to be stored so that it counts as fresh for a
-    /// while, or every caller would try at once what has just failed.
-    pub(super) fn put_off(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
+    /// Reports a failed reload. Returns the old value with times that delay the next attempt, or every caller would
+    /// retry at once.
+    pub(super) fn delay_retry(&self, verb: &'static str, key: &str, held: &[u8]) -> Option<Sealed> {
         let context = format!("loading {key:?} again failed: the value that was there goes on serving");
         self.report(verb, &Error::new(ErrorKind::Loader, context));
         let pause = self.shared.settings.load_retry_delay;
         let times = Envelope::open(self.prefix.mark(key), held).ok()?.times.filter(|_| !pause.is_zero())?;
-        Some(self.retimed(held, times.put_off(pause, self.clock())))
+        Some(self.retimed(held, times.with_retry_delay(pause, self.clock())))
     }
 
-    async fn touch_bare(&self, key: &str, ttl: Ttl) -> Result<bool> {
+    async fn touch_raw(&self, key: &str, ttl: Ttl) -> Result<bool> {
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;
         self.answered(self.fork_guarded(store.touch(key, ttl)).await)
     }
 
-    /// A value with other times, and the end that it had.
+    /// Returns a value with other times, and the TTL that belongs to them.
     fn retimed(&self, held: &[u8], times: Times) -> Sealed {
         Sealed { bytes: with_times(held, Some(times)), ttl: times.ttl(self.clock()) }
     }

@@ -1,4 +1,4 @@
-//! Changing a value that others may be changing too.
+//! Read-modify-write of a value that other callers may change too.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,13 +9,16 @@ use crate::execution::lifted;
 use crate::store::{CONFLICT_ATTEMPTS, conflict};
 
 impl Cache {
-    /// Changes a value, and answers the new one. `change` gets the current value (`None` where there is none, or none of this
-    /// type: whatever else was under the key is replaced) and returns the new one (`None` removes the entry). It is called again whenever another writer came between.
+    /// Changes a value, and returns the new one.
+    ///
+    /// `change` gets the current value, or `None` if there is none of this type; an entry of another type is replaced.
+    /// It returns the new value, or `None` to remove the entry. It is called again if another writer changed the entry
+    /// in the meantime.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others came between 64 times,
-    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode), and the store's.
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if other writers changed it at all 64 attempts,
+    /// [`ErrorKind::Encode`](crate::ErrorKind::Encode), and the store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -50,11 +53,12 @@ impl Cache {
         self.counted(Err(conflict("updating", key)))
     }
 
-    /// Removes a value and answers it. Of several callers at once, one gets it.
+    /// Removes a value and returns it. If several callers take it at once, one of them gets it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where others came between 64 times, and the store's.
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if other writers changed it at all 64 attempts, and the
+    /// store's errors.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};

@@ -1,4 +1,4 @@
-//! Values as bytes: encoded, and in an envelope.
+//! Encoding and decoding of values in their envelope.
 
 use std::any::type_name;
 use std::borrow::Cow;
@@ -9,27 +9,27 @@ use serde::de::DeserializeOwned;
 
 use super::bytes_as_numbers::with_numbers;
 use super::codec::{Codec, Unwritable, write_packed};
-use super::envelope::{Cover, Envelope, NoEnvelope, TooLong};
+use super::envelope::{Envelope, Header, NoEnvelope, TooLong};
 use super::freshness::Times;
 use super::key::Mark;
 use super::round_trip::{Unreadable, check};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A value that was read.
+/// A decoded value.
 #[derive(Debug)]
 pub(super) struct Decoded<T> {
     pub(super) value: T,
     pub(super) times: Times,
 }
 
-/// Why there is no value in the bytes of an entry.
+/// Why the bytes of an entry are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum NoValue {
-    /// Another program's, another version's, or a damaged one.
+    /// Written by another program or under another version, or damaged.
     Other,
-    /// One that was written under another key.
+    /// Written under another key.
     Foreign,
-    /// One of another type, or one that its type does not read as it writes it.
+    /// Of another type, or of a type that does not read what it writes.
     Unreadable,
 }
 
@@ -42,37 +42,37 @@ impl From<NoEnvelope> for NoValue {
     }
 }
 
-pub(super) fn encode<T: Serialize + ?Sized>(cover: Cover<'_>, key: &str, value: &T) -> Result<Bytes> {
+pub(super) fn encode<T: Serialize + ?Sized>(header: Header<'_>, key: &str, value: &T) -> Result<Bytes> {
     let refused =
         |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
-    let seen = check(value, cover.codec).map_err(|unreadable| refused(unreadable.into()))?;
-    if cover.codec == Codec::MessagePack && seen.packs_octets() {
+    let seen = check(value, header.codec).map_err(|unreadable| refused(unreadable.into()))?;
+    if header.codec == Codec::MessagePack && seen.packs_octets() {
         let packed =
-            Cover { packs_octets: true, ..cover }.around(|body| write_packed(value, body).map_err(Refusal::from));
-        // Of a sequence whose first part alone is such a number.
+            Header { packs_octets: true, ..header }.wrap(|body| write_packed(value, body).map_err(Refusal::from));
+        // It fails for a sequence in which only the first element is such a number.
         if let Ok(packed) = packed {
             return Ok(packed);
         }
     }
-    cover.around(|body| cover.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
+    header.wrap(|body| header.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
 }
 
-/// The same for a value that can be read: makes sure that it is.
+/// [`encode`] that also checks that the value can be read back.
 pub(super) fn encode_readable<T: Serialize + DeserializeOwned>(
-    cover: Cover<'_>,
+    header: Header<'_>,
     key: &str,
     value: &T,
 ) -> Result<Bytes> {
-    let bytes = encode(cover, key, value)?;
-    if decode::<T>(cover.mark, cover.version, cover.max_inflated, &bytes).is_err() {
+    let bytes = encode(header, key, value)?;
+    if decode::<T>(header.mark, header.version, header.max_inflated, &bytes).is_err() {
         let context =
-            format!("encoding the value of {key:?}: a {} is not read back from what it writes", type_name::<T>());
+            format!("encoding the value of {key:?}: a {} cannot be read back from its encoding", type_name::<T>());
         return Err(Error::new(ErrorKind::Encode, context));
     }
     Ok(bytes)
 }
 
-/// The value that was written under the key with this mark and in this version, if that is what the bytes are.
+/// Returns the value if the bytes were written under the key with this mark, and in this version.
 pub(super) fn decode<T: DeserializeOwned>(
     mark: Mark,
     version: Option<&str>,
@@ -93,7 +93,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     Ok(Decoded { value, times: envelope.times.unwrap_or(Times::ALWAYS_FRESH) })
 }
 
-/// Why a value cannot be encoded.
+/// The reason why a value cannot be encoded.
 struct Refusal(Unwritable);
 
 impl From<TooLong> for Refusal {
@@ -119,12 +119,12 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::super::freshness::Times;
-    use super::{Codec, Cover, NoValue};
+    use super::{Codec, Header, NoValue};
 
     const MARK: u32 = 0x0403_0201;
 
-    fn cover(codec: Codec, version: Option<&str>) -> Cover<'_> {
-        Cover {
+    fn header(codec: Codec, version: Option<&str>) -> Header<'_> {
+        Header {
             codec,
             mark: MARK,
             times: None,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     fn encode<T: Serialize>(codec: Codec, version: Option<&str>, key: &str, value: &T) -> crate::Result<bytes::Bytes> {
-        super::encode(cover(codec, version), key, value)
+        super::encode(header(codec, version), key, value)
     }
 
     fn decode<T: serde::de::DeserializeOwned>(version: Option<&str>, bytes: &[u8]) -> Option<T> {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn values_round_trip() {
         for codec in [Codec::MessagePack, Codec::Json] {
             for version in [None, Some(""), Some("7")] {
                 let bytes = encode(codec, version, "k", &widget()).unwrap();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_stays_as_it_is() {
+    fn the_layout_is_stable() {
         assert_eq!(
             &*encode(Codec::MessagePack, None, "k", &1_u8).unwrap(),
             b"\xC1PF\x01\x01\x02\x03\x04\x01\0\0\0\x01"
@@ -177,43 +177,43 @@ mod tests {
     }
 
     #[test]
-    fn times_and_compression_go_along() {
+    fn times_and_compression_round_trip() {
         let times = Times { refresh_from: 1, stale_from: 2, expired_from: 3 };
-        let small = Cover { times: Some(times), ..cover(Codec::MessagePack, None) };
+        let small = Header { times: Some(times), ..header(Codec::MessagePack, None) };
         let layout = b"\xC1PF\x41\x01\x02\x03\x04\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0\x01";
         assert_eq!(&*super::encode(small, "k", &1_u8).unwrap(), layout);
         let text = "a widget, ".repeat(100);
         for (compress_above, longest) in [(None, 1_100), (Some(2_000), 1_100), (Some(900), 100)] {
-            let bytes = super::encode(Cover { compress_above, ..small }, "k", &text).unwrap();
+            let bytes = super::encode(Header { compress_above, ..small }, "k", &text).unwrap();
             assert!(bytes.len() < longest, "{} bytes above {compress_above:?}", bytes.len());
             let read = super::decode::<String>(MARK, None, 1 << 20, &bytes).unwrap();
             assert_eq!((read.value, read.times), (text.clone(), times));
             let bounded = super::decode::<String>(MARK, None, 1_000, &bytes);
-            assert_eq!(bounded.is_err(), compress_above == Some(900), "only what is compressed is bounded");
+            assert_eq!(bounded.is_err(), compress_above == Some(900), "only a compressed value is bounded");
         }
     }
 
     #[test]
-    fn times_can_be_put_in_and_taken_out() {
+    fn times_can_be_added_and_removed() {
         let times = Times { refresh_from: 1, stale_from: 2, expired_from: 3 };
         for version in [None, Some("7")] {
-            let bare = encode(Codec::Json, version, "k", &widget()).unwrap();
-            let timed = super::super::envelope::with_times(&bare, Some(times));
+            let untimed = encode(Codec::Json, version, "k", &widget()).unwrap();
+            let timed = super::super::envelope::with_times(&untimed, Some(times));
             let read = super::decode::<Widget>(MARK, version, 0, &timed).unwrap();
             assert_eq!((read.value, read.times), (widget(), times));
-            assert_eq!(super::super::envelope::with_times(&timed, None), bare);
+            assert_eq!(super::super::envelope::with_times(&timed, None), untimed);
         }
     }
 
     #[test]
-    fn another_version_is_no_value() {
+    fn a_value_of_another_version_is_not_decoded() {
         let bytes = encode(Codec::MessagePack, Some("1"), "k", &widget()).unwrap();
         assert_eq!(decode::<Widget>(Some("2"), &bytes), None);
         assert_eq!(decode::<Widget>(None, &bytes), None);
     }
 
     #[test]
-    fn bare_bytes_and_other_programs_values_are_no_value() {
+    fn raw_bytes_and_values_of_other_programs_are_not_decoded() {
         for bytes in [
             &b""[..],
             b"12",
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn any_damage_to_the_frame_is_noticed() {
+    fn any_damage_to_the_envelope_is_noticed() {
         let whole = encode(Codec::MessagePack, Some("v"), "k", &widget()).unwrap();
         for length in 0..whole.len() {
             assert_eq!(decode::<Widget>(Some("v"), &whole[..length]), None, "cut at {length}");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_has_a_bound_that_a_small_stack_bears() {
+    fn deep_nesting_is_refused_and_fits_a_small_stack() {
         for codec in [Codec::MessagePack, Codec::Json] {
             for tree in trees(60) {
                 let bytes = encode(codec, None, "k", &tree).unwrap();
@@ -274,11 +274,11 @@ mod tests {
         assert_eq!(decode::<Tree>(None, &frame), None);
         let many: Vec<Tree> = (0..500).map(|_| Tree::Under(Box::new(Tree::Leaf))).collect();
         let bytes = encode(Codec::MessagePack, None, "k", &many).unwrap();
-        assert_eq!(decode(None, &bytes), Some(many), "many of them side by side are no depth");
+        assert_eq!(decode(None, &bytes), Some(many), "siblings do not count as depth");
     }
 
     #[test]
-    fn a_vec_of_bytes_takes_no_more_room_than_its_bytes() {
+    fn a_vec_of_bytes_is_stored_as_a_byte_string() {
         #[derive(Debug, PartialEq, Serialize, Deserialize)]
         #[serde(untagged)]
         enum Content {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_encoded_is_an_error_that_names_the_key() {
+    fn the_error_of_an_unencodable_value_names_the_key() {
         let unnamed = std::collections::HashMap::from([((1, 2), 3)]);
         let error = encode(Codec::Json, None, "odd", &unnamed).unwrap_err();
         assert_eq!(error.to_string(), "encoding the value of \"odd\"");

@@ -1,11 +1,11 @@
-//! The clock by which fetches wait.
+//! The clock for the waits of fetches.
 
 use std::time::Instant;
 
 #[cfg(feature = "tokio")]
 use crate::execution::is_inline;
 
-/// Now, by the clock that wakes whoever waits here: inside tokio that of the runtime, which a test may have paused.
+/// Returns the current time of the clock that ends a wait: inside tokio the runtime's, which a test may have paused.
 pub(super) fn now() -> Instant {
     #[cfg(feature = "tokio")]
     if !is_inline() {

@@ -1,10 +1,13 @@
+//! Checks of batches.
+
 use bytes::Bytes;
 
 use super::keys::{LONG, fresh};
 use crate::error::{ErrorKind, Result};
 use crate::store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, lease_key};
 
-/// Results stand in the order of the keys, for repeated and missing keys too; of a repeated key, the last value stays.
+/// Results are in the order of the keys, for repeated and missing keys too. Of a repeated key, the last value is
+/// stored.
 pub async fn batches_answer_in_the_order_of_their_keys(store: &dyn CacheStore) {
     let keys: Vec<String> = (0..100).map(|number| fresh(&format!("batch-{number}"))).collect();
     let entries: Vec<(&str, Bytes)> = keys.iter().map(|key| (key.as_str(), Bytes::from(key.clone()))).collect();
@@ -27,8 +30,8 @@ pub async fn batches_answer_in_the_order_of_their_keys(store: &dyn CacheStore) {
         assert_eq!(found.unwrap().as_deref(), expected.map(str::as_bytes), "{key}");
     }
 
-    let doomed: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), key.as_str(), &missing]).collect();
-    let deleted: Vec<bool> = store.delete_many(&doomed).await.into_iter().map(Result::unwrap).collect();
+    let twice: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), key.as_str(), &missing]).collect();
+    let deleted: Vec<bool> = store.delete_many(&twice).await.into_iter().map(Result::unwrap).collect();
     let expected: Vec<bool> = keys.iter().flat_map(|_| [true, false, false]).collect();
     assert_eq!(deleted, expected, "the first of two deletes finds the entry");
 
@@ -37,7 +40,7 @@ pub async fn batches_answer_in_the_order_of_their_keys(store: &dyn CacheStore) {
     assert!(store.delete_many(&[]).await.is_empty());
 }
 
-/// A key that is refused is refused alone.
+/// A refused key does not affect the other keys of a batch.
 pub async fn one_bad_key_spoils_no_batch(store: &dyn CacheStore) {
     let [first, last] = ["first", "last"].map(fresh);
     let kinds = |results: Vec<Option<ErrorKind>>| assert_eq!(results, [None, Some(ErrorKind::InvalidKey), None]);
@@ -63,7 +66,7 @@ fn value(text: &'static str) -> Outcome {
     Outcome::Value(Some(Bytes::from_static(text.as_bytes())))
 }
 
-/// Operations on one key take effect in their order, each on what the one before has left, conditions included.
+/// Operations on one key take effect in their order. Conditions apply to the result of the operation before.
 pub async fn a_batch_keeps_the_order_on_a_key(store: &dyn CacheStore) {
     let [key, other] = ["ordered", "ordered-too"].map(fresh);
     let (key, other) = (&*key, &*other);
@@ -103,7 +106,7 @@ pub async fn a_batch_keeps_the_order_on_a_key(store: &dyn CacheStore) {
     store.delete(other).await.unwrap();
 }
 
-/// A bad operation fails alone, whatever is bad about it.
+/// An invalid operation does not affect the other operations of a batch.
 pub async fn one_bad_operation_spoils_no_batch(store: &dyn CacheStore) {
     let key = fresh("among-bad-ones");
     let set = |key, ttl| Op::Set { key, value: "1".into(), ttl, when: When::Always };
@@ -122,7 +125,8 @@ pub async fn one_bad_operation_spoils_no_batch(store: &dyn CacheStore) {
     assert!(store.batch(&[]).await.is_empty());
 }
 
-/// A settle stores and ends the lease if that is its holder's and the entry is as it was seen, and otherwise does not.
+/// A settle stores the value and ends the lease if the token is the holder's and the entry has not changed, and
+/// otherwise does not store.
 pub async fn a_settle_stores_under_its_own_lease_only(store: &dyn CacheStore) {
     let key = fresh("settled");
     let (key, lease) = (&*key, &*lease_key(&key));

@@ -1,3 +1,5 @@
+//! Checks with several operations at once.
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +15,7 @@ use crate::sync::block_on;
 
 const WORKERS: usize = 8;
 
-/// Runs one future per worker at once: asynchronously where the store suspends, else on threads.
+/// Runs one future per worker concurrently: asynchronously if the store suspends, else on threads.
 async fn at_once<'a>(work: impl Fn(usize) -> Running<'a> + Sync) {
     if suspends() {
         let mut running: Vec<Option<Running<'a>>> = (0..WORKERS).map(|worker| Some(work(worker))).collect();
@@ -37,7 +39,7 @@ fn join(running: &mut [Option<Running<'_>>], cx: &mut Context<'_>) -> Poll<()> {
     if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
 }
 
-/// Increments by several workers at once all count.
+/// No increment of several concurrent workers is lost.
 pub async fn no_increment_is_lost(store: &dyn CacheStore) {
     const EACH: i64 = 50;
     let key = fresh("contended-counter");
@@ -54,7 +56,7 @@ pub async fn no_increment_is_lost(store: &dyn CacheStore) {
     store.delete(&key).await.unwrap();
 }
 
-/// Of several workers that change one value by compare-and-set, each change builds on the one before.
+/// When several workers change one value by compare-and-set, each change is based on the one before.
 pub async fn one_of_many_compare_and_sets_wins(store: &dyn CacheStore) {
     const EACH: usize = 10;
     let key = fresh("contended-swap");
@@ -86,7 +88,7 @@ async fn append(store: &dyn CacheStore, key: &str, worker: usize) {
     }
 }
 
-/// Of several workers that store where there is nothing, one does.
+/// When several workers store a value if the entry is absent, one succeeds.
 pub async fn one_of_many_adds_wins(store: &dyn CacheStore) {
     for _ in 0..20 {
         let key = fresh("contended-add");
@@ -105,7 +107,7 @@ pub async fn one_of_many_adds_wins(store: &dyn CacheStore) {
     }
 }
 
-/// A future that is dropped half-way leaves no reply for the next one.
+/// A future that is dropped half-way leaves no reply for the next operation.
 pub async fn a_dropped_future_disturbs_no_other(store: &dyn CacheStore) {
     let keys: Vec<String> = (0..4).map(|number| fresh(&format!("dropped-{number}"))).collect();
     for key in &keys {
@@ -120,7 +122,11 @@ pub async fn a_dropped_future_disturbs_no_other(store: &dyn CacheStore) {
             }
         }
         drop(future);
-        assert_eq!(store.get(read).await.unwrap().as_deref(), Some(read.as_bytes()), "the reply to somebody else");
+        assert_eq!(
+            store.get(read).await.unwrap().as_deref(),
+            Some(read.as_bytes()),
+            "got the reply to another request"
+        );
     }
     for key in &keys {
         store.delete(key).await.unwrap();

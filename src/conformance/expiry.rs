@@ -1,14 +1,16 @@
+//! Checks of expiry.
+
 use std::time::{Duration, Instant};
 
 use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
 use crate::store::{CacheStore, Ttl, When};
 
-/// Long enough for a busy machine to do what comes before the wait; where it was not, the clock of a server that ticks in
-/// seconds may take one of them away.
+/// Long enough for a busy machine to finish the writes before the entries expire. On a server whose clock has a
+/// resolution of a second, an entry may live up to a second less.
 const SHORT: Duration = Duration::from_secs(3);
 
-/// How long an entry may outlive its time on a busy machine.
+/// How long an entry may outlive its TTL on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn wait_until_gone(store: &dyn CacheStore, keys: &[&str]) {
@@ -20,12 +22,12 @@ async fn wait_until_gone(store: &dyn CacheStore, keys: &[&str]) {
         if left.is_empty() {
             return;
         }
-        assert!(Instant::now() < deadline, "waited {} s for these to expire: {left:?}", PATIENCE.as_secs());
+        assert!(Instant::now() < deadline, "waited {} s too long for these to expire: {left:?}", PATIENCE.as_secs());
         std::thread::yield_now();
     }
 }
 
-/// An entry is gone after its time to live, however it got it; one that lives longer, or for ever, is still there then.
+/// An entry is gone after its TTL, whichever operation set it. An entry with a longer TTL, or none, still exists then.
 pub async fn entries_expire(store: &dyn CacheStore) {
     let short = Ttl::After(SHORT);
     let names = ["set", "added", "replaced", "swapped", "touched", "counted", "batched"];
@@ -51,30 +53,31 @@ pub async fn entries_expire(store: &dyn CacheStore) {
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
     wait_until_gone(store, &names).await;
     for key in [&kept, &kept_by_set, &kept_by_touch] {
-        assert!(store.get(key).await.unwrap().is_some(), "{key} has no reason to be gone");
+        assert!(store.get(key).await.unwrap().is_some(), "{key} has not expired");
         assert!(store.delete(key).await.unwrap());
     }
-    assert!(!store.touch(set, LONG).await.unwrap(), "what has expired cannot be touched");
-    assert!(store.set(set, "x".into(), LONG, When::IfAbsent).await.unwrap(), "what has expired is absent");
+    assert!(!store.touch(set, LONG).await.unwrap(), "an expired entry cannot be touched");
+    assert!(store.set(set, "x".into(), LONG, When::IfAbsent).await.unwrap(), "an expired entry is absent");
     store.delete(set).await.unwrap();
 }
 
-/// [`increment`](CacheStore::increment) gives a time to live to a counter that it creates, and to no other.
+/// [`increment`](CacheStore::increment) sets the TTL of a counter that it creates, and of no other.
 pub async fn an_increment_keeps_the_time_that_is_left(store: &dyn CacheStore) {
     let [short_lived, long_lived] = ["short-lived", "long-lived"].map(fresh);
     assert_eq!(store.increment(&short_lived, 1, Ttl::After(SHORT)).await.unwrap(), 1);
     let extended = store.increment(&short_lived, 1, LONG).await.unwrap();
     store.set(&long_lived, "1".into(), LONG, When::Always).await.unwrap();
     assert_eq!(store.increment(&long_lived, 1, Ttl::After(SHORT)).await.unwrap(), 2);
-    // On a machine that stood still in between, the counter was a new one.
+    // If the machine was stopped in between, the counter was a new one.
     if extended == 2 {
         wait_until_gone(store, &[&short_lived]).await;
     }
-    assert!(store.get(&long_lived).await.unwrap().is_some(), "the time that was left was cut");
+    assert!(store.get(&long_lived).await.unwrap().is_some(), "the remaining time was shortened");
     store.delete(&long_lived).await.unwrap();
 }
 
-/// Zero is refused with [`ErrorKind::InvalidTtl`], and so is what is longer than a century; the shortest time is no error.
+/// A TTL of zero, or longer than a hundred years, is refused with [`ErrorKind::InvalidTtl`]. The shortest TTL is
+/// accepted.
 pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
     let key = fresh("ttl");
     for ttl in [Duration::ZERO, Duration::MAX] {
@@ -88,11 +91,12 @@ pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
             assert_eq!(refusal.map(|error| error.kind()), Some(ErrorKind::InvalidTtl), "{verb} with a TTL of {ttl:?}");
         }
     }
-    assert_eq!(store.get(&key).await.unwrap(), None, "what was refused has no effect");
+    assert_eq!(store.get(&key).await.unwrap(), None, "a refused write has no effect");
     assert!(store.set(&key, "x".into(), Ttl::After(Duration::from_nanos(1)), When::Always).await.unwrap());
 }
 
-/// [`ttl`](CacheStore::ttl) tells what is left, where the store can tell, and [`append`](CacheStore::append) keeps that.
+/// [`ttl`](CacheStore::ttl) returns the remaining time, if the store supports it, and [`append`](CacheStore::append)
+/// keeps it.
 pub async fn the_time_that_is_left_is_told(store: &dyn CacheStore) {
     let key = fresh("time-left");
     let is_told = match store.ttl(&key).await {
@@ -106,7 +110,7 @@ pub async fn the_time_that_is_left_is_told(store: &dyn CacheStore) {
     store.append(&key, "a".into(), Ttl::After(minute)).await.unwrap();
     assert!(is_left(store.ttl(&key).await.unwrap()));
     store.append(&key, "b".into(), LONG).await.unwrap();
-    assert!(is_left(store.ttl(&key).await.unwrap()), "an append has given it another time");
+    assert!(is_left(store.ttl(&key).await.unwrap()), "an append has changed the TTL");
     store.set(&key, "c".into(), Ttl::Never, When::Always).await.unwrap();
     assert_eq!(store.ttl(&key).await.unwrap(), Some(Ttl::Never));
     store.append(&key, "d".into(), LONG).await.unwrap();

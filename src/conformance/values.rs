@@ -1,11 +1,13 @@
+//! Checks of operations on one entry.
+
 use bytes::Bytes;
 
 use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
 use crate::store::{CacheStore, Ttl, When};
 
-/// [`get`](CacheStore::get) gives what [`set`](CacheStore::set) stored last, and nothing where nothing was stored; so does
-/// [`get_latest`](CacheStore::get_latest).
+/// [`get`](CacheStore::get) and [`get_latest`](CacheStore::get_latest) return the value that [`set`](CacheStore::set)
+/// stored last, or `None` if there is none.
 pub async fn what_was_set_is_what_is_read(store: &dyn CacheStore) {
     let key = fresh("value");
     assert_eq!(store.get(&key).await.unwrap(), None, "before the first set");
@@ -20,7 +22,7 @@ pub async fn what_was_set_is_what_is_read(store: &dyn CacheStore) {
     store.delete(&key).await.unwrap();
 }
 
-/// Values are any bytes, up to 1,000,000 of them.
+/// Values can be any bytes, up to 1,000,000 of them.
 pub async fn empty_binary_and_large_values_come_back_as_they_were(store: &dyn CacheStore) {
     let every_byte: Vec<u8> = (0..=255).collect();
     let large: Vec<u8> = (0..1_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -48,7 +50,7 @@ pub async fn empty_binary_and_large_values_come_back_as_they_were(store: &dyn Ca
     }
 }
 
-/// A key is any non-empty text, and no two of them are one entry.
+/// Keys can be any non-empty strings, and different keys are different entries.
 pub async fn two_keys_are_two_entries_whatever_characters_they_hold(store: &dyn CacheStore) {
     let base = fresh("key");
     let long = "k".repeat(300);
@@ -98,11 +100,11 @@ pub async fn two_keys_are_two_entries_whatever_characters_they_hold(store: &dyn 
         let expected = number.to_string();
         assert_eq!(store.get(key).await.unwrap().as_deref(), Some(expected.as_bytes()), "{key:?}");
         assert_eq!(from_batch.unwrap().as_deref(), Some(expected.as_bytes()), "{key:?} in a batch");
-        assert!(store.delete(key).await.unwrap(), "{key:?} is there to be deleted");
+        assert!(store.delete(key).await.unwrap(), "{key:?} exists");
     }
 }
 
-/// Every verb refuses the empty key with [`ErrorKind::InvalidKey`].
+/// Every operation refuses the empty key with [`ErrorKind::InvalidKey`].
 pub async fn an_empty_key_is_refused(store: &dyn CacheStore) {
     let refusals = [
         ("get", store.get("").await.err()),
@@ -117,12 +119,12 @@ pub async fn an_empty_key_is_refused(store: &dyn CacheStore) {
     }
 }
 
-/// [`When::IfAbsent`] stores only where there is no entry, [`When::IfPresent`] only where there is one.
+/// [`When::IfAbsent`] stores only if there is no entry, [`When::IfPresent`] only if there is one.
 pub async fn conditional_writes_look_first(store: &dyn CacheStore) {
     let key = fresh("conditional");
     assert!(!store.set(&key, "a".into(), LONG, When::IfPresent).await.unwrap(), "there is nothing to replace");
     assert_eq!(store.get(&key).await.unwrap(), None);
-    assert!(store.set(&key, "b".into(), LONG, When::IfAbsent).await.unwrap(), "there is nothing in the way");
+    assert!(store.set(&key, "b".into(), LONG, When::IfAbsent).await.unwrap(), "there is no entry");
     assert!(!store.set(&key, "c".into(), LONG, When::IfAbsent).await.unwrap(), "there is an entry");
     assert_eq!(store.get(&key).await.unwrap().as_deref(), Some(&b"b"[..]));
     assert!(store.set(&key, "d".into(), LONG, When::IfPresent).await.unwrap(), "there is an entry");
@@ -130,22 +132,22 @@ pub async fn conditional_writes_look_first(store: &dyn CacheStore) {
     store.delete(&key).await.unwrap();
 }
 
-/// [`delete`](CacheStore::delete) answers `true` once.
+/// [`delete`](CacheStore::delete) returns `true` once.
 pub async fn a_delete_says_whether_there_was_an_entry(store: &dyn CacheStore) {
     let key = fresh("delete");
     assert!(!store.delete(&key).await.unwrap(), "there is no entry yet");
     store.set(&key, Bytes::new(), LONG, When::Always).await.unwrap();
     assert!(store.delete(&key).await.unwrap(), "an empty value is an entry");
-    assert!(!store.delete(&key).await.unwrap(), "it is gone");
+    assert!(!store.delete(&key).await.unwrap(), "it is deleted");
     assert_eq!(store.get(&key).await.unwrap(), None);
 }
 
-/// [`compare_and_set`](CacheStore::compare_and_set) does nothing unless the entry holds what is expected.
+/// [`compare_and_set`](CacheStore::compare_and_set) does nothing unless the entry has the expected value.
 pub async fn compare_and_set_compares(store: &dyn CacheStore) {
     let key = fresh("swap");
     let value = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
     assert!(!store.compare_and_set(&key, Some(b"a"), value("b"), LONG).await.unwrap(), "no entry is not \"a\"");
-    assert!(store.compare_and_set(&key, None, None, LONG).await.unwrap(), "no entry, and none is to be there");
+    assert!(store.compare_and_set(&key, None, None, LONG).await.unwrap(), "no entry before and after");
     assert!(store.compare_and_set(&key, None, value(""), LONG).await.unwrap(), "no entry, as expected");
     assert!(!store.compare_and_set(&key, None, value("b"), LONG).await.unwrap(), "an empty value is an entry");
     assert!(!store.compare_and_set(&key, Some(b"a"), value("b"), LONG).await.unwrap(), "\"\" is not \"a\"");
@@ -153,10 +155,10 @@ pub async fn compare_and_set_compares(store: &dyn CacheStore) {
     assert_eq!(store.get(&key).await.unwrap(), value("b"));
     assert!(!store.compare_and_set(&key, Some(b"bb"), None, LONG).await.unwrap(), "\"b\" is not \"bb\"");
     assert!(store.compare_and_set(&key, Some(b"b"), None, LONG).await.unwrap(), "\"b\" as expected");
-    assert_eq!(store.get(&key).await.unwrap(), None, "a new value of nothing removes the entry");
+    assert_eq!(store.get(&key).await.unwrap(), None, "a new value of `None` removes the entry");
 }
 
-/// [`append`](CacheStore::append) puts bytes behind those that are there, or makes an entry of them.
+/// [`append`](CacheStore::append) appends bytes to an entry, or creates it.
 pub async fn an_append_goes_behind_what_is_there(store: &dyn CacheStore) {
     let key = fresh("append");
     for (appended, whole) in [(&b"a\0"[..], &b"a\0"[..]), (b"", b"a\0"), (b"\xFF\r\n", b"a\0\xFF\r\n")] {

@@ -1,33 +1,36 @@
+//! Checks of operations on the whole store.
+
 use super::keys::{LONG, fresh};
 use crate::error::ErrorKind;
 use crate::store::{CacheStore, When};
 
-/// [`clear`](CacheStore::clear) removes every entry whose key starts with the prefix, whatever characters it holds, and no
-/// other.
+/// [`clear`](CacheStore::clear) removes every entry whose key starts with the prefix, whatever characters the prefix
+/// contains, and no other.
 pub async fn clear_removes_what_starts_with_the_prefix(store: &dyn CacheStore) {
     let base = fresh("clear");
     for prefix in ["plain:", "*", "a?c[d]", "\\", "white space ", "ä:"] {
         let prefix = format!("{base}{prefix}");
-        let doomed: Vec<String> = (0..50).map(|number| format!("{prefix}{number}")).chain([prefix.clone()]).collect();
-        let spared = [format!("{base}abcd:1"), format!("x{prefix}"), base.clone()];
-        for key in doomed.iter().chain(&spared) {
+        let removed: Vec<String> = (0..50).map(|number| format!("{prefix}{number}")).chain([prefix.clone()]).collect();
+        let kept = [format!("{base}abcd:1"), format!("x{prefix}"), base.clone()];
+        for key in removed.iter().chain(&kept) {
             store.set(key, "x".into(), LONG, When::Always).await.unwrap();
         }
         match store.clear(&prefix).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => return,
             cleared => cleared.unwrap(),
         }
-        for key in &doomed {
+        for key in &removed {
             assert_eq!(store.get(key).await.unwrap(), None, "{key:?} starts with {prefix:?}");
         }
-        for key in &spared {
+        for key in &kept {
             assert!(store.get(key).await.unwrap().is_some(), "{key:?} does not start with {prefix:?}");
             store.delete(key).await.unwrap();
         }
     }
 }
 
-/// After [`reset`](CacheStore::reset) and [`reconnect`](CacheStore::reconnect) the entries are there, and the store works.
+/// After [`reset`](CacheStore::reset) and [`reconnect`](CacheStore::reconnect) the entries still exist, and the store
+/// works.
 pub async fn reset_and_reconnect_leave_the_store_usable(store: &dyn CacheStore) {
     let key = fresh("reset");
     store.set(&key, "before".into(), LONG, When::Always).await.unwrap();

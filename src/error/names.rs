@@ -1,11 +1,11 @@
-//! What the kinds of errors are called, for logs, metrics and other languages.
+//! Stable names and numbers of error kinds, for logs, metrics and other languages.
 
 use std::fmt;
 
 use super::ErrorKind;
 
 impl ErrorKind {
-    /// A number that stays the same, from 1 on. It is never given to another kind.
+    /// Returns the stable number of the kind. Numbers begin at 1 and are never reused.
     ///
     /// ```
     /// use prefork_cache::ErrorKind;
@@ -16,7 +16,7 @@ impl ErrorKind {
         self.facts().0
     }
 
-    /// A name that stays the same: "timeout", "invalid_key". What [`Display`](fmt::Display) writes.
+    /// Returns the stable name of the kind: "timeout", "invalid_key". [`Display`](fmt::Display) writes the same.
     ///
     /// ```
     /// use prefork_cache::ErrorKind;
@@ -28,7 +28,7 @@ impl ErrorKind {
         self.facts().1
     }
 
-    /// A new kind has the next number.
+    /// Returns the number and the name. A new kind gets the next number.
     fn facts(self) -> (u16, &'static str) {
         match self {
             ErrorKind::InvalidUrl => (1, "invalid_url"),

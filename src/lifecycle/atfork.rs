@@ -1,17 +1,18 @@
 //! The handlers that the C library calls around `fork()`.
 //!
-//! They are cheap, because they also run for every `system()` and backtick of a scripting host, and they are not relied on:
-//! `_Fork` and a raw `clone` go round them, see [`generation`](mod@super::generation). What only they can do is to hold the gate
-//! closed while the process is being copied, and to cut the inherited sockets before any code of the child's runs.
+//! They are cheap, because they also run for every `system()` and backtick of a scripting host, and they are not relied
+//! on: `_Fork` and a raw `clone` bypass them, see [`generation`](mod@super::generation). Only they can keep the gate
+//! closed while the process is being copied, and cut the inherited sockets before any code of the child runs.
 
 use nix::libc;
 
 use super::{gate, generation};
 
-/// Registers the handlers. Threads that race for the first use may register them twice: pairs of them nest.
+/// Registers the handlers. Threads that race for the first use may register them twice, which is harmless: pairs nest.
 pub(super) fn register() {
-    // SAFETY: the three functions live as long as the program: a shared object that holds them has been pinned, and where
-    // that has failed the C library forgets them when it is unloaded. A failure (out of memory) leaves the process with the wiped page alone, which misses nothing.
+    // SAFETY: the three functions live as long as the program. A shared object that contains them has been pinned, and
+    // if that failed, the C library removes the handlers when the object is unloaded. If the registration fails (out of
+    // memory), the process still has the wiped page, which misses no fork.
     unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) };
 }
 

@@ -1,39 +1,68 @@
-//! A gate that a fork waits at, so that it finds nothing half done.
+//! The gate: a fork waits at it until no thread is in the middle of a short section.
 //!
-//! Short sections that must not be split by a fork run between [`enter`] and the drop of its [`Pass`]: a touch of moka, the
-//! making and the closing of a socket. They hold system calls that do not wait, moka's own work and atomics; never a user's
-//! code, a dial, or anything that waits for another thread.
+//! Sections that a fork must not split run between [`enter`] and the drop of its [`Pass`]: an operation of moka,
+//! opening or closing a socket. They consist of system calls that do not wait, moka's own work and atomics. They never
+//! run a user's code, dial, or wait for another thread.
+//!
+//! # States
+//!
+//! The gate, by its count of closers:
+//!
+//! | state | closers | next |
+//! | --- | --- | --- |
+//! | open | 0 | *closed*, when a fork's *prepare* handler runs ([`close`]) |
+//! | closed | 1 or more | *open* in the parent, when the last closer counts itself out and so ends the era ([`open`]); *overdue*; *open* and empty in the child ([`reopen`]) |
+//! | overdue: a thread has waited for [`ENTER_TIMEOUT`] at the closed gate | 1 or more, and [`OVERDUE`] is the era | *open*, as *closed* |
+//!
+//! A thread:
+//!
+//! | state | next |
+//! | --- | --- |
+//! | outside | *inside*, by [`enter`] at an open gate; *waiting* at a closed one; *intruder* at a closed one if this thread is forking |
+//! | waiting | tries again when the gate opens; *intruder* after [`ENTER_TIMEOUT`], or at once if the era is overdue |
+//! | inside, or intruder | *outside*, when its last [`Pass`] is dropped |
+//!
+//! What a child finds ([`reopen`]):
+//!
+//! | at the fork | sections |
+//! | --- | --- |
+//! | an intruder was inside | interrupted |
+//! | this thread prepared the fork, and all threads were outside | intact |
+//! | this thread prepared the fork, and the wait timed out, or this thread was inside | interrupted |
+//! | the fork bypassed the handlers; no thread ever entered, or only this one, and it is outside | intact |
+//! | the fork bypassed the handlers; anything else | interrupted |
 //!
 //! # How it closes
 //!
-//! Whoever enters counts itself in on one of several stripes and then looks for closers; the fork's *prepare* handler counts
-//! itself in as a closer and then looks at the stripes. Both are sequentially consistent, so at least one of them sees the
-//! other: a section either finishes before the fork or has not begun. The wait has a bound; after it the fork goes on, and
-//! the child knows that it cannot trust what the sections guard.
+//! A thread that enters counts itself in on one of several stripes and then reads the count of closers. The fork's
+//! *prepare* handler counts itself in as a closer and then reads the stripes. Both are sequentially consistent, so at
+//! least one of them sees the other: a section either finishes before the fork or has not begun. The wait has a
+//! timeout. After it the fork goes on, and the child knows that it cannot trust the data that the sections guard.
 //!
-//! Closers are *counted*: the C library overlaps the handlers of forks on several threads, and with a plain flag a child was
-//! born after another thread's fork had reopened the gate. No lock is held through a fork. The counters are on the wiped
-//! page: a child starts with an open, empty gate even if nobody told it. Each counter says which generation it counts for: a
-//! signal handler may fork between any two instructions here, and what goes on in its child must not count in or out there.
+//! Closers are *counted*: the C library overlaps the handlers of forks on several threads, and with a plain flag a
+//! child could be forked after another thread's fork had reopened the gate. No lock is held through a fork. The
+//! counters are on the wiped page, so a child starts with an open, empty gate even if no handler ran. Each counter
+//! records the generation that it counts for: a signal handler may fork between any two instructions here, and the
+//! interrupted code must not count in or out in the child.
 //!
 //! A thread that is inside may enter again (a signal handler, a store within a store). If the forking thread itself is
-//! inside, the section is half done in the child: the child is told so.
+//! inside, the section is incomplete in the child, and the child finds that out.
 //!
-//! # Who does not wait
+//! # Threads that do not wait
 //!
-//! The host's own *prepare* handlers mostly run after ours, on a closed gate (they were registered first). They may enter
-//! it, and they may wait for a lock whose holder wants to enter it. So the forking thread enters at once, and every other
-//! thread waits for a bounded time only. Both enter as *intruders*, counted in memory that a child inherits: it is the
-//! fork that finds one inside which pays, with a cold child. Once a thread has waited for that long, others do not wait either
-//! until the gate has opened. Each time that it has been closed is an *era*, which the last closer ends as it counts itself out,
-//! in one step: what a thread finds out about an era that is over says nothing of the next.
+//! The host's own *prepare* handlers mostly run after ours, at a closed gate (they were registered first). They may
+//! enter the gate, and they may wait for a lock whose holder wants to enter it. So the forking thread enters at once,
+//! and every other thread waits with a timeout. Both enter as *intruders*, counted in memory that a child inherits: if
+//! a fork finds an intruder inside, its child starts cold. Once a thread has waited for the full timeout, others do not
+//! wait either until the gate has opened. Each period in which the gate is closed is an *era*. The last closer ends the
+//! era and counts itself out in one step, so what a thread finds out about one era never applies to the next.
 //!
-//! # What the child is told
+//! # What the child learns
 //!
-//! *Prepare* leaves its outcome with the forking thread, the only one that exists in the child. [`reopen`] turns it into the
-//! number of the last generation that was born with something half done; whatever was built before that is not to be
-//! trusted ([`intact_since`]). After a fork that went round the handlers nobody waited: memory is trusted only if a single
-//! thread of that process ever entered the gate, and it is this one, outside.
+//! *Prepare* leaves its result with the forking thread, the only thread that exists in the child. [`reopen`] turns it
+//! into the number of the last generation that began with an interrupted section. Data built before that generation is
+//! not trusted ([`intact_since`]). After a fork that bypassed the handlers, no thread has waited: data is trusted only
+//! if no thread of that process ever entered the gate, or a single one did, which is this one, outside.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -44,14 +73,14 @@ use super::generation::{generation, page};
 use super::{FIRST_GENERATION, thread_stripe, thread_token};
 
 /// How long a fork waits for sections to end.
-const PATIENCE: Duration = Duration::from_millis(100);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long a section waits for forks to end: longer than the kernel needs to copy a large process.
-const LONG_FORK: Duration = Duration::from_millis(500);
+/// How long a section waits for forks to end: longer than the kernel takes to copy a large process.
+const ENTER_TIMEOUT: Duration = Duration::from_millis(500);
 
 const STRIPES: usize = 32;
 
-/// The part of the gate that lives on the wiped page.
+/// The counters of the gate, which are on the wiped page.
 pub(super) struct Counters {
     closers: Counter,
     stripes: [Counter; STRIPES],
@@ -62,11 +91,11 @@ impl Counters {
         Counters { closers: Counter::new(), stripes: [const { Counter::new() }; STRIPES] }
     }
 
-    /// Open and empty, for `generation`.
-    pub(super) fn start_over(&self, generation: u64) {
-        self.closers.start_over(generation);
+    /// Resets the gate to open and empty, for `generation`.
+    pub(super) fn reset(&self, generation: u64) {
+        self.closers.reset(generation);
         for stripe in &self.stripes {
-            stripe.start_over(generation);
+            stripe.reset(generation);
         }
     }
 
@@ -75,31 +104,31 @@ impl Counters {
     }
 }
 
-/// Counts for one generation: its low half in the upper 32 bits; then 16 bits for the era; the count in the lowest 16, on top of
-/// [`NOBODY`]. On a cache line (a pair of them, as they are fetched) of its own.
+/// A count for one generation, on a cache line of its own (a pair of them, since they are fetched in pairs). The upper
+/// 32 bits hold the lower half of the generation, the next 16 the era, the lowest 16 the count, offset by [`ZERO`].
 #[repr(align(128))]
 struct Counter(AtomicU64);
 
-/// In the middle of the range: a count that is taken back a moment later never reaches the bits above.
-const NOBODY: u64 = 1 << 15;
+/// In the middle of the range, so that a count that is undone right away never overflows into the bits above.
+const ZERO: u64 = 1 << 15;
 
-/// What a counter is at one moment.
+/// A value of a counter.
 #[derive(Clone, Copy)]
 struct Word(u64);
 
 impl Word {
     fn count(self) -> u16 {
-        // A wiped one counts nobody.
-        if self.0 == 0 { 0 } else { (self.0 as u16).wrapping_sub(NOBODY as u16) }
+        // A wiped counter counts zero.
+        if self.0 == 0 { 0 } else { (self.0 as u16).wrapping_sub(ZERO as u16) }
     }
 
-    /// With the generation that it is of.
+    /// Returns the era, together with the generation.
     fn era(self) -> u64 {
         self.0 >> 16
     }
 
-    /// One less; the last one ends the era.
-    fn without_a_closer(self) -> Word {
+    /// Counts one closer less. The last one ends the era.
+    fn minus_closer(self) -> Word {
         let one_less = self.0 - 1;
         if Word(one_less).count() > 0 {
             return Word(one_less);
@@ -111,48 +140,49 @@ impl Word {
 
 impl Counter {
     const fn new() -> Counter {
-        Counter(AtomicU64::new(Counter::nobody_in(FIRST_GENERATION)))
+        Counter(AtomicU64::new(Counter::zero_in(FIRST_GENERATION)))
     }
 
-    const fn nobody_in(generation: u64) -> u64 {
-        generation << 32 | NOBODY
+    const fn zero_in(generation: u64) -> u64 {
+        generation << 32 | ZERO
     }
 
-    fn start_over(&self, generation: u64) {
-        self.0.store(Counter::nobody_in(generation), Ordering::SeqCst);
+    fn reset(&self, generation: u64) {
+        self.0.store(Counter::zero_in(generation), Ordering::SeqCst);
     }
 
-    /// Answers whether this counter counts for `generation`; if not, nothing is counted.
+    /// Returns whether the counter is for `generation`. If not, nothing is counted.
     #[inline]
     fn count_in(&self, generation: u64) -> bool {
         let before = self.0.fetch_add(1, Ordering::SeqCst);
-        let counted = is_of(before, generation);
+        let counted = is_for(before, generation);
         if !counted {
-            self.take_back(before, |word| word - 1);
+            self.undo(before, |word| word - 1);
         }
         counted
     }
 
-    /// Does nothing if the count was for another generation.
+    /// Does nothing if the counter is for another generation.
     #[inline]
     fn count_out(&self, generation: u64) {
         let before = self.0.fetch_sub(1, Ordering::SeqCst);
-        if !is_of(before, generation) {
-            self.take_back(before, |word| word + 1);
+        if !is_for(before, generation) {
+            self.undo(before, |word| word + 1);
         }
     }
 
-    /// In a child that a signal handler made a moment ago. A counter that has started over since needs no correction.
+    /// Undoes a count made in a child that a signal handler has just forked. A counter that was reset since needs no
+    /// correction.
     #[cold]
-    fn take_back(&self, before: u64, correct: impl Fn(u64) -> u64) {
+    fn undo(&self, before: u64, correct: impl Fn(u64) -> u64) {
         let same = |word: u64| word >> 32 == before >> 32;
         let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |word| same(word).then(|| correct(word)));
     }
 
     /// Counts a closer out, unless it was counted for another generation.
     fn count_closer_out(&self, generation: u64) {
-        let less = |word| is_of(word, generation).then(|| Word(word).without_a_closer().0);
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, less);
+        let minus_one = |word| is_for(word, generation).then(|| Word(word).minus_closer().0);
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, minus_one);
     }
 
     fn word(&self) -> Word {
@@ -164,58 +194,59 @@ impl Counter {
     }
 }
 
-fn is_of(word: u64, generation: u64) -> bool {
+fn is_for(word: u64, generation: u64) -> bool {
     word >> 32 == generation & u64::from(u32::MAX)
 }
 
-/// The forks that a thread has prepared and not ended.
+/// The forks that a thread has prepared and that have not ended.
 #[derive(Clone, Copy)]
 struct Closing {
     generation: u64,
-    /// More than one if a signal handler, or a handler of the host's, forks in the middle of a fork.
+    /// More than one if a signal handler, or a handler of the host, forks in the middle of a fork.
     forks: u32,
-    /// Whether everybody was outside.
-    quiet: bool,
+    /// Whether all threads were outside.
+    all_outside: bool,
 }
 
-const NOT_CLOSING: Closing = Closing { generation: 0, forks: 0, quiet: false };
+const NOT_CLOSING: Closing = Closing { generation: 0, forks: 0, all_outside: false };
 
 thread_local! {
-    /// How often this thread is inside, and in which generation it entered.
+    /// How often this thread is inside, and the generation in which it entered.
     static INSIDE: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
-    /// What *prepare* found, on its way to the child.
+    /// The result of *prepare*, for the child.
     static CLOSING: Cell<Closing> = const { Cell::new(NOT_CLOSING) };
 }
 
-/// Those inside who did not wait for a fork. Not on the wiped page: a child is to see them.
+/// The threads inside that did not wait for a fork. Not on the wiped page, because the child must see them.
 static INTRUDERS: Counter = Counter::new();
 
-/// The era in which somebody has waited for [`LONG_FORK`]: until it ends nobody else need.
+/// The era in which a thread has waited for [`ENTER_TIMEOUT`]. Until it ends, other threads do not wait.
 static OVERDUE: AtomicU64 = AtomicU64::new(0);
 
-/// The only thread that ever entered in this generation, by its token; 0 for none, [`SEVERAL`] for more than one.
-static SOLE: AtomicUsize = AtomicUsize::new(0);
+/// The token of the only thread that ever entered in this generation; 0 for none, [`SEVERAL`] for more than one.
+static SOLE_THREAD: AtomicUsize = AtomicUsize::new(0);
 const SEVERAL: usize = usize::MAX;
 
-/// The last generation that was born with something half done, and why that is thought.
+/// The last generation that began with an interrupted section, and the index of the reason.
 static INTERRUPTED_IN: AtomicU64 = AtomicU64::new(0);
-static INTERRUPTED_BY: AtomicU8 = AtomicU8::new(0);
+static INTERRUPTION: AtomicU8 = AtomicU8::new(0);
 
 const REASONS: [&str; 2] = [
     "another thread was inside the store at the fork",
-    "the fork went round the fork handlers of a process with threads",
+    "the fork bypassed the fork handlers of a process with threads",
 ];
 
-/// Leave to be inside, until it is dropped. It stays with its thread.
+/// The guard of a section. It stays with its thread.
 #[must_use]
 pub(crate) struct Pass {
     generation: u64,
-    /// Whether it did not wait for a fork. Here and not with the thread: a signal handler may enter at any point.
+    /// Whether it was granted without waiting for a fork. Kept here and not per thread, since a signal handler may
+    /// enter at any point.
     intruding: bool,
-    stays: PhantomData<*const ()>,
+    not_send: PhantomData<*const ()>,
 }
 
-/// Enters, after waiting for a fork that is under way.
+/// Enters a section. Waits first if a fork is in progress.
 #[inline]
 pub(crate) fn enter() -> Pass {
     loop {
@@ -223,9 +254,9 @@ pub(crate) fn enter() -> Pass {
         let (entered_in, depth) = INSIDE.get();
         if depth > 0 && entered_in == generation {
             INSIDE.set((generation, depth + 1));
-            return Pass { generation, intruding: false, stays: PhantomData };
+            return Pass { generation, intruding: false, not_send: PhantomData };
         }
-        remember_thread();
+        record_thread();
         let gate = &page().gate;
         let stripe = own_stripe(gate);
         if !stripe.count_in(generation) {
@@ -239,11 +270,11 @@ pub(crate) fn enter() -> Pass {
         INSIDE.set((generation, 1));
         #[cfg(feature = "__injection")]
         crate::injection::reach("gate");
-        return Pass { generation, intruding, stays: PhantomData };
+        return Pass { generation, intruding, not_send: PhantomData };
     }
 }
 
-/// Waits outside of a closed gate. Once that has taken too long, counts this thread as an intruder, inside.
+/// Waits at a closed gate. After the timeout, counts this thread as an intruder. Returns whether it is inside.
 #[cold]
 fn intrude(gate: &Counters, stripe: &Counter, generation: u64) -> bool {
     let closing = CLOSING.get();
@@ -261,7 +292,7 @@ fn intrude(gate: &Counters, stripe: &Counter, generation: u64) -> bool {
     counted
 }
 
-/// Whether this thread is inside.
+/// Returns whether this thread is inside.
 pub(crate) fn is_inside() -> bool {
     let (entered_in, depth) = INSIDE.get();
     depth > 0 && entered_in == generation()
@@ -284,16 +315,17 @@ impl Drop for Pass {
     }
 }
 
-/// Whether what the gate guards, built in generation `built_in`, came whole into this process; if not, why.
+/// Returns whether guarded data that was built in generation `built_in` came intact into this process, or else the
+/// reason.
 pub(crate) fn intact_since(built_in: u64) -> Result<(), &'static str> {
     generation();
     if INTERRUPTED_IN.load(Ordering::Relaxed) <= built_in {
         return Ok(());
     }
-    Err(REASONS[usize::from(INTERRUPTED_BY.load(Ordering::Relaxed))])
+    Err(REASONS[usize::from(INTERRUPTION.load(Ordering::Relaxed))])
 }
 
-/// *Prepare*: closes the gate and waits for who is inside, for at most [`PATIENCE`].
+/// *Prepare*: closes the gate, and waits for threads inside, for at most [`CLOSE_TIMEOUT`].
 pub(super) fn close() {
     let gate = &page().gate;
     let generation = loop {
@@ -304,24 +336,25 @@ pub(super) fn close() {
     };
     let before = CLOSING.get();
     let forks = if before.generation == generation { before.forks + 1 } else { 1 };
-    CLOSING.set(Closing { generation, forks, quiet: false });
+    CLOSING.set(Closing { generation, forks, all_outside: false });
     let (entered_in, depth) = INSIDE.get();
     let this_thread = u16::from(depth > 0 && entered_in == generation);
     let started = Instant::now();
-    let mut looks = 0_u32;
+    let mut polls = 0_u32;
     let empty = loop {
         if gate.inside() == this_thread {
             break true;
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > CLOSE_TIMEOUT {
             break false;
         }
-        pause(&mut looks);
+        pause(&mut polls);
     };
-    CLOSING.set(Closing { generation, forks, quiet: empty && this_thread == 0 });
+    CLOSING.set(Closing { generation, forks, all_outside: empty && this_thread == 0 });
 }
 
-/// In the parent, after the fork. In a child that a signal handler made meanwhile there is nothing to open.
+/// Opens the gate in the parent, after the fork. Does nothing in a child that a signal handler has forked in the
+/// meantime.
 pub(super) fn open() {
     let closing = CLOSING.get();
     if closing.forks > 0 && closing.generation == generation() {
@@ -330,33 +363,34 @@ pub(super) fn open() {
     }
 }
 
-/// Whether this thread has prepared a fork in `generation` that has not ended: in a child, one that nobody has noticed yet.
+/// Returns whether this thread has prepared a fork in `generation` that has not ended. In a child, that is a fork that
+/// has not been noticed yet.
 pub(super) fn is_closed_by_this_thread(generation: u64) -> bool {
     let closing = CLOSING.get();
     closing.forks > 0 && closing.generation == generation
 }
 
-/// In the child: an open and empty gate (the page is not wiped everywhere), and the verdict on what it guarded.
-/// Async-signal-safe. If another fork interrupts it, the verdict stands before what it was reached from is forgotten.
+/// In the child: opens and empties the gate (the page is not wiped on every system), and records whether the guarded
+/// data is intact. Async-signal-safe. If another fork interrupts it, the result is stored before the inputs are reset.
 pub(super) fn reopen(gate: &Counters, generation: u64) {
-    gate.start_over(generation);
+    gate.reset(generation);
     let intruders = INTRUDERS.count() > 0;
     let closing = CLOSING.replace(NOT_CLOSING);
     let interrupted_by = if intruders {
         Some(0)
     } else if closing.forks > 0 && closing.generation + 1 == generation {
-        (!closing.quiet).then_some(0)
+        (!closing.all_outside).then_some(0)
     } else {
-        let sole = SOLE.load(Ordering::Relaxed);
+        let sole_thread = SOLE_THREAD.load(Ordering::Relaxed);
         let outside = INSIDE.get().1 == 0;
-        (sole != 0 && !(sole == thread_token() && outside)).then_some(1)
+        (sole_thread != 0 && !(sole_thread == thread_token() && outside)).then_some(1)
     };
     if let Some(reason) = interrupted_by {
-        INTERRUPTED_BY.store(reason, Ordering::Relaxed);
+        INTERRUPTION.store(reason, Ordering::Relaxed);
         INTERRUPTED_IN.store(generation, Ordering::Relaxed);
     }
-    INTRUDERS.start_over(generation);
-    SOLE.store(0, Ordering::Release);
+    INTRUDERS.reset(generation);
+    SOLE_THREAD.store(0, Ordering::Release);
 }
 
 #[inline]
@@ -365,21 +399,21 @@ fn own_stripe(gate: &Counters) -> &Counter {
 }
 
 #[inline]
-fn remember_thread() {
+fn record_thread() {
     let token = thread_token();
-    let known = SOLE.load(Ordering::Relaxed);
+    let known = SOLE_THREAD.load(Ordering::Relaxed);
     if known == token || known == SEVERAL {
         return;
     }
-    if SOLE.compare_exchange(0, token, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-        SOLE.store(SEVERAL, Ordering::Relaxed);
+    if SOLE_THREAD.compare_exchange(0, token, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        SOLE_THREAD.store(SEVERAL, Ordering::Relaxed);
     }
 }
 
 fn is_open_in_time(gate: &Counters) -> bool {
     let started = Instant::now();
     let era = gate.closers.word().era();
-    let mut looks = 0;
+    let mut polls = 0;
     loop {
         #[cfg(feature = "__injection")]
         crate::injection::reach("closed gate");
@@ -390,21 +424,21 @@ fn is_open_in_time(gate: &Counters) -> bool {
         if OVERDUE.load(Ordering::Relaxed) == closers.era() {
             return false;
         }
-        if started.elapsed() > LONG_FORK {
+        if started.elapsed() > ENTER_TIMEOUT {
             #[cfg(feature = "__injection")]
             crate::injection::reach("overdue gate");
             OVERDUE.store(era, Ordering::Relaxed);
             return false;
         }
-        pause(&mut looks);
+        pause(&mut polls);
     }
 }
 
-/// Gives way: a few spins, then the processor, then naps. They grow longer, since many threads that look often keep the
-/// one that is inside from getting out.
-fn pause(looks: &mut u32) {
-    *looks += 1;
-    match *looks {
+/// Backs off: spins a few times, then yields, then sleeps. The sleeps grow longer, since many threads that poll often
+/// would slow down the thread that is inside.
+fn pause(polls: &mut u32) {
+    *polls += 1;
+    match *polls {
         0..64 => std::hint::spin_loop(),
         64..256 => std::thread::yield_now(),
         late => std::thread::sleep(Duration::from_micros(50) * 2_u32.pow(((late - 256) / 4).min(5))),
@@ -422,7 +456,7 @@ mod tests {
         assert!(!counter.count_in(FIRST_GENERATION + 1));
         counter.count_out(FIRST_GENERATION + 1);
         assert_eq!(counter.count(), 1);
-        counter.start_over(FIRST_GENERATION + 1);
+        counter.reset(FIRST_GENERATION + 1);
         counter.count_out(FIRST_GENERATION);
         assert_eq!(counter.count(), 0);
         counter.0.store(0, super::Ordering::SeqCst);
@@ -432,13 +466,13 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_gate_keeps_nobody_out_for_ever() {
+    fn a_closed_gate_admits_threads_after_a_timeout() {
         close();
         drop(enter());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let _pass = enter();
-                assert!(INTRUDERS.count() > 0, "a child has to know");
+                assert!(INTRUDERS.count() > 0, "counted for the child");
             });
         });
         open();

@@ -1,33 +1,45 @@
-//! Which process is this?
+//! The generation of a process, by which it is told from its parent.
 //!
-//! A process is known by its *generation*: 1 where this crate was first used, and one more after each fork on the way down.
-//! Siblings share a generation; what matters is that a child never has its parent's.
+//! The generation is 1 where this crate was first used, and one more in each child. Siblings share a generation; a
+//! child never has its parent's.
 //!
 //! # How a fork is noticed
 //!
-//! The generation lives twice: a counter in ordinary memory, which a child inherits, and a copy on a page of its own, which
-//! the kernel hands to a child as zeros (`MADV_WIPEONFORK`). Reading the generation is an acquire load of the copy. Zero
-//! means "unknown": whoever sees it swaps it for [`BUSY`], puts the gate and the ledger in order, cuts the inherited sockets
-//! and releases counter + 1. Everybody else spins until then.
+//! The generation is stored twice: as a counter in ordinary memory, which a child inherits, and as a copy on a page of
+//! its own, which the kernel fills with zeros in a child (`MADV_WIPEONFORK`). Reading the generation is an acquire load
+//! of the copy. Zero means "unknown": the first thread that reads it swaps it for [`BUSY`], restores the gate and the
+//! ledger, cuts the inherited sockets, and stores counter + 1 with release. Other threads spin until then.
 //!
-//! The child handler of `pthread_atfork` and the first look after a fork that went round the handlers (`_Fork`, a raw
-//! `clone`) call this same function, [`current`], so the work is done once, whichever comes first, and a fork that nobody
-//! was told of is seen at the first look all the same.
+//! | copy on the page | meaning | next |
+//! | --- | --- | --- |
+//! | 0 | unknown: this is a new process | [`BUSY`], by the first thread that reads it |
+//! | [`BUSY`] | a thread is in [`advance`] | the new generation; 0 again in a grandchild, if another fork interrupts |
+//! | *n* | generation *n* | 0 in a child, by the kernel |
 //!
-//! If another fork interrupts the work, the grandchild's page is zero again and it starts over: each step can be repeated.
-//! Signals are blocked meanwhile, so that no handler on this thread spins for ever on its own work.
+//! The child handler of `pthread_atfork`, and the first use after a fork that bypassed the handlers (`_Fork`, a raw
+//! `clone`), call the same function, [`current`]. So the work is done once, by the first of them, and a fork for which
+//! no handler ran is still noticed at the first use.
 //!
-//! # Without the advice
+//! If another fork interrupts the work, the grandchild's page is zero again and the work starts over: each step can be
+//! repeated. Signals are blocked during the work, or a handler on this thread could spin forever on its own work.
 //!
-//! Where the kernel does not know it (before Linux 4.14), or claims to know every advice (some emulators: a nonsense value
-//! is tried first), the copy stays zero for ever, so that every look takes the slow way, which compares process ids. A child
-//! that got its parent's own id in a nested pid namespace is noticed by the child handler alone: the forking thread has
-//! prepared a fork that nobody has taken notice of ([`notice_fork`]).
+//! # Without the wiped page
+//!
+//! If the kernel does not support the advice (before Linux 4.14), or accepts every advice (some emulators; a nonsense
+//! value is tried first), the copy stays zero. Every read then takes the slow path, which compares process ids. A child
+//! that gets its parent's id in a nested pid namespace is noticed only by the child handler: the forking thread has
+//! prepared a fork that was not noticed yet ([`notice_fork`]).
+//!
+//! | [`KNOWN_PROCESS`] | meaning | next |
+//! | --- | --- | --- |
+//! | 2 × another process id | unknown: this is a new process | odd, by the first thread that reads it |
+//! | 2 × this process id + 1 | a thread is in [`advance`] | even |
+//! | 2 × this process id | the counter is this process's generation | unknown in a child, whose id is another |
 //!
 //! # What may run here
 //!
-//! Only async-signal-safe calls: the process may be a child of a process with threads, in which every lock may be held for
-//! ever. No allocation, no formatting, no lock. The one exception is the set-up, at the first call of anything here.
+//! Only async-signal-safe calls: the parent may have had threads, so every lock may be held forever. No allocation, no
+//! formatting, no lock. The one exception is the set-up, at the first use of the crate.
 
 use std::ptr;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
@@ -36,10 +48,10 @@ use nix::libc;
 
 use super::{FIRST_GENERATION, atfork, gate, ledger, pin, tombstone};
 
-/// The copy's value while one thread is bringing the process up to date.
+/// The value of the copy while a thread brings the process up to date.
 const BUSY: u64 = u64::MAX;
 
-/// What a fork wipes.
+/// The page that a fork wipes.
 pub(super) struct Page {
     generation: AtomicU64,
     pub(super) gate: gate::Counters,
@@ -51,22 +63,22 @@ impl Page {
     }
 }
 
-/// Null until the first look.
+/// Null until the first use.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
-/// Takes the page's place where there is none that is wiped. Process ids are compared then.
+/// Used in place of the page where none can be wiped. Process ids are compared then.
 static UNWIPED: Page = Page::new();
 
-/// The generation as a child inherits it.
+/// The generation in memory that a child inherits.
 static COUNTER: AtomicU64 = AtomicU64::new(FIRST_GENERATION);
 
-/// The process id that the counter was last brought up to date for, doubled; odd while that is going on.
+/// The process id for which the counter was last brought up to date, doubled; odd while that is in progress.
 static KNOWN_PROCESS: AtomicI64 = AtomicI64::new(0);
 
-/// The generation of this process: 1 where this crate was first used, and one more after each fork since.
+/// Returns the generation of this process: 1 where this crate was first used, and one more after each fork since.
 ///
-/// Siblings share a generation; a child never has its parent's. The first call in a new process also cuts the cache sockets
-/// that it inherited. Costs about a nanosecond and no system call.
+/// Siblings share a generation; a child never has its parent's. The first call in a new process also cuts the inherited
+/// sockets of this crate. It takes about a nanosecond and no system call.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -88,7 +100,7 @@ pub fn generation() -> u64 {
     current()
 }
 
-/// The page, set up if need be.
+/// Returns the page, set up if necessary.
 #[inline]
 pub(super) fn page() -> &'static Page {
     let page = PAGE.load(Ordering::Acquire);
@@ -100,7 +112,7 @@ pub(super) fn page() -> &'static Page {
     }
 }
 
-/// The generation, the slow way: sets up, advances or waits for whoever does.
+/// Returns the generation on the slow path: sets up, brings the process up to date, or waits for the thread that does.
 #[cold]
 pub(super) fn current() -> u64 {
     let page = page();
@@ -119,7 +131,7 @@ pub(super) fn current() -> u64 {
         Err(BUSY) => loop {
             std::thread::yield_now();
             match page.generation.load(Ordering::Acquire) {
-                // A child of a raw `clone` made meanwhile finds its own copy at zero.
+                // A child that a raw `clone` made in the meantime finds its own copy at zero.
                 0 => return current(),
                 BUSY => {}
                 known => return known,
@@ -129,12 +141,12 @@ pub(super) fn current() -> u64 {
     }
 }
 
-/// In the child handler.
+/// Runs in the child handler.
 pub(super) fn notice_fork() {
     let known = generation();
     let page = page();
     if is_unwiped(page) && gate::is_closed_by_this_thread(known) {
-        // The process id was no news.
+        // The child has its parent's process id.
         let done = i64::from(std::process::id()) * 2;
         with_signals_blocked(|| {
             KNOWN_PROCESS.store(done + 1, Ordering::Relaxed);
@@ -144,7 +156,7 @@ pub(super) fn notice_fork() {
     }
 }
 
-/// Whether anything here was ever used: if not, a fork needs no care.
+/// Returns whether this crate was ever used: if not, a fork needs no work.
 pub(super) fn is_set_up() -> bool {
     !PAGE.load(Ordering::Relaxed).is_null()
 }
@@ -178,7 +190,7 @@ fn current_by_process_id(page: &Page) -> u64 {
     }
 }
 
-/// Brings a new process up to date. One caller per process at a time; safe to start over.
+/// Brings a new process up to date. Runs on one thread of a process at a time, and can be repeated.
 fn advance(page: &Page) -> u64 {
     let next = COUNTER.load(Ordering::Relaxed) + 1;
     gate::reopen(&page.gate, next);
@@ -187,10 +199,10 @@ fn advance(page: &Page) -> u64 {
     next
 }
 
-/// Runs `work` where no signal handler can fork in the middle of it.
+/// Runs `work` with signals blocked, so that no signal handler can fork in the middle of it.
 pub(super) fn with_signals_blocked<R>(work: impl FnOnce() -> R) -> R {
     let mut old = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both sets are valid for the calls, the calls are async-signal-safe, and the old mask is only restored where
+    // SAFETY: both sets are valid for the calls, the calls are async-signal-safe, and the old mask is only restored if
     // the first call wrote it.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
@@ -204,14 +216,14 @@ pub(super) fn with_signals_blocked<R>(work: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Publishes a page last, once everything that a look or a fork relies on is in place. Threads may race here, and a fork may
-/// come at any point: then a handler is registered twice, which it takes well, or a tombstone is opened later.
+/// Sets everything up that a read or a fork relies on, and then publishes the page. Threads may race here, and a fork
+/// may come at any point. Then a handler may be registered twice, which is harmless, or a tombstone opened later.
 #[cold]
 fn set_up() -> &'static Page {
     let mapped = map_wiped_page();
     match mapped {
         Some(page) => {
-            page.gate.start_over(FIRST_GENERATION);
+            page.gate.reset(FIRST_GENERATION);
             page.generation.store(FIRST_GENERATION, Ordering::Relaxed);
         }
         None => KNOWN_PROCESS.store(i64::from(std::process::id()) * 2, Ordering::Relaxed),
@@ -234,14 +246,14 @@ fn set_up() -> &'static Page {
     }
 }
 
-/// A page that reads as zeros in every child, or `None` where the kernel cannot do that.
+/// Maps a page that reads as zeros in every child. Returns `None` if the kernel does not support that.
 fn map_wiped_page() -> Option<&'static Page> {
     if injected_without_wipe() {
         return None;
     }
     let length = page_length();
-    // SAFETY: an anonymous mapping of our own at an address of the kernel's choice; the advice concerns that mapping only,
-    // and the nonsense advice is refused by every kernel that looks at it.
+    // SAFETY: this is a new anonymous mapping at an address chosen by the kernel; the advice concerns only that
+    // mapping, and every kernel that checks the advice refuses the nonsense value.
     unsafe {
         let address = libc::mmap(
             ptr::null_mut(),
@@ -260,17 +272,17 @@ fn map_wiped_page() -> Option<&'static Page> {
             libc::munmap(address, length);
             return None;
         }
-        // SAFETY: large and aligned enough (whole pages), zeroed, and a `Page` of zeros is a valid one; never unmapped once
-        // published.
+        // SAFETY: it is large and aligned enough (whole pages), zeroed, and a `Page` of zeros is valid; it is never
+        // unmapped once published.
         Some(&*address.cast::<Page>())
     }
 }
 
 const NONSENSE_ADVICE: libc::c_int = -1;
 
-/// Whole pages, enough for a [`Page`].
+/// Returns the length of whole pages that hold a [`Page`].
 fn page_length() -> usize {
-    // SAFETY: reads a constant of the system's.
+    // SAFETY: reads a constant of the system.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     let size = usize::try_from(size).unwrap_or(4096);
     size_of::<Page>().next_multiple_of(size)

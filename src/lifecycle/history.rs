@@ -1,49 +1,49 @@
-//! What was learnt one after the other, and which of it counts now.
+//! A history of values, of which one is current.
 //!
-//! A value that was learnt lives as long as the whole, so that it can be looked at without a lock and without a count. A
-//! fork finds it learnt or not, and a child goes on with what its parent knew. A value that comes again is not kept twice,
-//! and there is a bound.
+//! Each value lives as long as the history, so it can be read without a lock or a reference count. At a fork a value is
+//! either in the history or not, and the child goes on with its parent's history. Equal values are stored once, and
+//! their number is limited.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::append_only::AppendOnly;
 
-/// How many different values are kept.
-const MOST: usize = 4_096;
+/// The maximal number of different values.
+const MAX_VALUES: usize = 4_096;
 
 pub(crate) struct History<T> {
-    learnt: AppendOnly<T>,
-    /// The place of what counts now.
+    values: AppendOnly<T>,
+    /// The index of the current value.
     current: AtomicUsize,
 }
 
-/// There have been too many different values.
+/// The error when there are too many different values.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooMany;
 
 impl<T: Eq> History<T> {
     pub(crate) fn new(first: T) -> History<T> {
-        let learnt = AppendOnly::with_room_for(MOST);
-        learnt.find_or_add(|_| false, || first);
-        History { learnt, current: AtomicUsize::new(0) }
+        let values = AppendOnly::with_room_for(MAX_VALUES);
+        values.find_or_add(|_| false, || first);
+        History { values, current: AtomicUsize::new(0) }
     }
 
-    /// What counts now.
+    /// Returns the current value.
     #[inline]
     pub(crate) fn current(&self) -> &T {
         self.at(self.current.load(Ordering::Acquire))
     }
 
-    /// Has a value count from now on, and returns it.
+    /// Makes a value current, and returns it.
     pub(crate) fn learn(&self, value: T) -> Result<&T, TooMany> {
-        let place = self.learnt.place_of(value).ok_or(TooMany)?;
-        self.current.store(place, Ordering::Release);
-        Ok(self.at(place))
+        let index = self.values.index_of(value).ok_or(TooMany)?;
+        self.current.store(index, Ordering::Release);
+        Ok(self.at(index))
     }
 
-    fn at(&self, place: usize) -> &T {
-        self.learnt.get(place).expect("what was learnt stays")
+    fn at(&self, index: usize) -> &T {
+        self.values.get(index).expect("values are never removed")
     }
 }
 
@@ -58,10 +58,10 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
-    use super::{History, MOST, TooMany};
+    use super::{History, MAX_VALUES, TooMany};
 
     #[test]
-    fn a_value_that_comes_again_is_the_same() {
+    fn equal_values_are_stored_once() {
         let history = History::new("a".to_owned());
         let first: *const String = history.current();
         assert_eq!(history.learn("b".to_owned()).unwrap(), "b");
@@ -71,18 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_and_what_is_known_is_still_learnt() {
+    fn a_full_history_still_accepts_known_values() {
         let history = History::new(0);
-        for number in 1..MOST {
+        for number in 1..MAX_VALUES {
             history.learn(number).unwrap();
         }
-        assert_eq!(history.learn(MOST), Err(TooMany));
-        assert_eq!(history.current(), &(MOST - 1));
+        assert_eq!(history.learn(MAX_VALUES), Err(TooMany));
+        assert_eq!(history.current(), &(MAX_VALUES - 1));
         assert_eq!(history.learn(7), Ok(&7));
     }
 
     #[test]
-    fn threads_that_learn_at_once_agree_and_all_of_it_is_dropped() {
+    fn concurrent_threads_agree_and_all_values_are_dropped() {
         let value = Arc::new(0);
         let history = History::new(Arc::clone(&value));
         thread::scope(|scope| {

@@ -1,10 +1,10 @@
-//! A pointer to something that lives as long as the process and its children.
+//! A pointer to a value that lives as long as the process and its children.
 
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// What it points to is never freed, so it may be read at any time, also in a child; a fork finds the old or the new.
+/// The value is never freed, so it can be read at any time, in a child too. A fork finds the old or the new pointer.
 pub(crate) struct Leaked<T: 'static>(AtomicPtr<T>);
 
 impl<T: Sync> Leaked<T> {
@@ -14,7 +14,7 @@ impl<T: Sync> Leaked<T> {
 
     #[inline]
     pub(crate) fn get(&self) -> Option<&'static T> {
-        // SAFETY: null, or made from a reference that is valid for ever; nobody writes through the pointer.
+        // SAFETY: null, or made from a `'static` reference; nothing writes through the pointer.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }
 

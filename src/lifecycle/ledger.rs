@@ -1,40 +1,46 @@
-//! Every socket of this crate, so that a child can cut the ones it inherited.
+//! The ledger of every socket of this crate, so that a child can cut the inherited ones.
 //!
-//! A child that merely closed its parent's descriptors would free their numbers: the next socket gets one of them, and the
-//! stale owner's drop then closes a stranger. So an inherited socket is *cut*: a tombstone is put in its place with `dup3`.
-//! The number stays taken, the child keeps no reference to the connection, and every read, write and send on it fails with
-//! `EBADF`, at once, without a signal and without a silently lost write.
+//! A child that just closed its parent's descriptors would free their numbers. The next socket would get one of them,
+//! and the drop of the old owner would then close that socket. So an inherited socket is *cut*: `dup3` replaces it by a
+//! tombstone. The number stays in use, the child keeps no reference to the connection, and every read, write and send
+//! on it fails with `EBADF` at once, without a signal and without a silently lost write.
 //!
-//! A tombstone stands for one generation. A child that is forked in turn closes those that its parent has put, so that where
-//! each generation forks the next no descriptor is left behind. Nobody can mean such a number any more: threads do not come
-//! along, the owner's drop looks at the generation, with signals blocked, and so does every other operation, before its system
-//! call ([`Entry::begin_use`]). Between that look and the call a signal handler may fork, and in its child fork again, and
-//! then return to the call. A thread that is there is known by [`IN_USE`], and a child that it makes closes no tombstone.
+//! A tombstone lasts for one generation. A child that is forked in turn closes those that its parent has put, so that
+//! descriptors do not pile up where each generation forks the next. Nothing can use such a number any more. Threads do
+//! not exist in the child. The owner's drop compares the generation, with signals blocked, and so does every other
+//! operation before its system call ([`Entry::begin_use`]). Between the comparison and the call a signal handler may
+//! fork, in its child fork again, and then return to the call. A thread at that point is recorded in [`IN_USE`], and a
+//! child that it makes closes no tombstone.
 //!
 //! # The slots
 //!
-//! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed *before*
-//! its socket is made, and remembers descriptor and inode also *after* the socket was closed, until it is claimed again: a
-//! fork between the close and its note, or before the close, finds the socket either way. Making and noting, and forgetting
-//! and closing, are sections of the [gate], with signals blocked, so that neither another thread's fork nor one
-//! in a signal handler falls between them; only a raw `clone` of another thread's can, and then the child holds a socket that
-//! it does not know and never uses.
+//! Chunks of slots are appended and never freed, so that a child can walk them without a lock. A slot is claimed
+//! *before* its socket is opened, and keeps descriptor and inode *after* the socket is closed, until it is claimed
+//! again. A fork between the close and the release of the slot, or before the close, finds the socket either way.
 //!
-//! A slot whose socket was cut holds the tombstone's number until that is closed: its owner is the generation that has cut it,
-//! and its inode is [`TOMBSTONED`].
+//! | state of a slot | owner | descriptor | inode | next |
+//! | --- | --- | --- | --- | --- |
+//! | free | 0 | none, or that of the last socket | that of the last socket | *claimed*; in a child, cut like *open* if the last socket is still there |
+//! | claimed | generation | none | not valid | *open* when the socket is recorded; *free* if opening it failed, and in a child |
+//! | open | generation | socket | socket | *free* after the close; in a child, *tombstone*, or *free* if the number is no longer the socket or no tombstone could be put |
+//! | tombstone | generation that cut it | tombstone | [`TOMBSTONED`] | *free* in the next generation, which closes the tombstone; stays if a thread may be in a system call |
 //!
-//! Before anything is cut the inode is compared: a number that meanwhile belongs to somebody else is not touched. The kernel
-//! cannot compare and replace in one step. In the fork handler nobody is there to come between. After a fork that went round
-//! the handlers the first look may come late, and then a thread of the child that closes numbers which it did not open, just
-//! now, and reuses them, can lose one of them. A child that shares the table of descriptors with its parent
-//! (`clone(CLONE_FILES)` without `CLONE_VM`) is not supported: its cuts are the parent's.
+//! Opening and recording, and closing and releasing, are sections of the [gate], with signals blocked. So neither
+//! another thread's fork nor one in a signal handler comes between them. Only a raw `clone` of another thread can; the
+//! child then has a socket that it does not know and never uses.
+//!
+//! Before a socket is cut its inode is compared: a number that now belongs to something else is not touched. The kernel
+//! cannot compare and replace in one step. In the fork handler no other thread exists that could come between. After a
+//! fork that bypassed the handlers, the first use may come late. If a thread of the child then closes numbers that it
+//! did not open, and they are reused at just that moment, a descriptor can be lost. A child that shares the descriptor
+//! table with its parent (`clone(CLONE_FILES)` without `CLONE_VM`) is not supported: its cuts affect the parent.
 //!
 //! # Standard streams
 //!
-//! Where a host has closed some of the numbers 0, 1 and 2 they are the first that the kernel gives out, and what the host
-//! prints would be sent to a server. A socket that gets one is moved up in the section that makes it. The duplicate has a slot
-//! of its own, so that no moment between the two notes is worse than any other: a child cuts what it finds noted, and closes
-//! what has a low number, since a tombstone must not have it either.
+//! If a host has closed any of the numbers 0, 1 and 2, the kernel assigns them first, and output of the host would be
+//! sent to a server. A socket that gets such a number is moved up, in the section that opens it. The duplicate has a
+//! slot of its own, so a fork at any point between the two records is safe. A child cuts what it finds recorded, and
+//! closes a socket with a low number, since a tombstone must not have one either.
 
 use std::cell::Cell;
 use std::io;
@@ -54,11 +60,11 @@ use super::tombstone::{self, FIRST_ABOVE_STANDARD, Tombstone, is_standard, statu
 const CHUNK: usize = 64;
 const NO_DESCRIPTOR: RawFd = -1;
 
-/// In the place of an inode: none is 0.
+/// Marks a tombstone in place of an inode. No inode is 0.
 const TOMBSTONED: u64 = 0;
 
 struct Slot {
-    /// The generation that claimed it, or that has put its tombstone; 0 while it is free.
+    /// The generation that claimed it, or that put its tombstone; 0 while it is free.
     owner: AtomicU64,
     descriptor: AtomicI32,
     inode: AtomicU64,
@@ -82,10 +88,10 @@ impl Chunk {
 
 static FIRST: Chunk = Chunk::new();
 
-/// How many sockets this process has cut.
+/// The number of sockets that this process has cut.
 static CUT: AtomicUsize = AtomicUsize::new(0);
 
-/// A socket's place in the ledger.
+/// The entry of a socket in the ledger.
 #[derive(Debug)]
 pub(crate) struct Entry {
     slot: &'static Slot,
@@ -99,24 +105,25 @@ impl std::fmt::Debug for Slot {
 }
 
 thread_local! {
-    /// How many system calls on sockets this thread is about to make, or is making: several if a signal handler makes some.
+    /// How many system calls on sockets this thread is about to make, or is making; more than one if a signal handler
+    /// makes some.
     static IN_USE: Cell<u32> = const { Cell::new(0) };
 }
 
-/// While it lasts, the number of a socket stands for that socket or, in a child, for its tombstone.
+/// A guard: while it lasts, the number of a socket refers to that socket or, in a child, to its tombstone.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Use {
-    stays: PhantomData<*const ()>,
+    not_send: PhantomData<*const ()>,
 }
 
 impl Use {
     #[inline]
     fn begin() -> Use {
         IN_USE.set(IN_USE.get() + 1);
-        // Set before anything is looked at, for a signal handler on this thread.
+        // Set before anything is read, for a signal handler on this thread.
         compiler_fence(Ordering::SeqCst);
-        Use { stays: PhantomData }
+        Use { not_send: PhantomData }
     }
 }
 
@@ -129,7 +136,7 @@ impl Drop for Use {
 }
 
 impl Entry {
-    /// Makes a socket and enters it. `make` must only make it, never connect it.
+    /// Opens and records a socket. `make` must only open it, and not connect it.
     pub(crate) fn open(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
         with_signals_blocked(|| {
             let _pass = gate::enter();
@@ -145,7 +152,7 @@ impl Entry {
         })
     }
 
-    /// Inside the gate, and with signals blocked.
+    /// Must be called inside the gate, and with signals blocked.
     fn enter(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<(OwnedFd, Entry)> {
         let generation = generation();
         let slot = claim(generation);
@@ -163,19 +170,19 @@ impl Entry {
         }
     }
 
-    /// Inside the gate, with signals blocked, and in the process that has entered it.
+    /// Must be called inside the gate, with signals blocked, in the process that entered it.
     fn leave(&self, socket: OwnedFd) {
         drop(socket);
         self.slot.owner.store(0, Ordering::Release);
     }
 
-    /// Whether the socket belongs to this process.
+    /// Returns whether the socket belongs to this process.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         self.generation == generation()
     }
 
-    /// To be held through a system call on the socket; `None` if it is another process's.
+    /// Returns a guard to hold during a system call on the socket, or `None` if it belongs to another process.
     #[inline]
     pub(crate) fn begin_use(&self) -> Option<Use> {
         let begun = Use::begin();
@@ -185,7 +192,7 @@ impl Entry {
         begun
     }
 
-    /// Leaves the ledger and closes the socket; in a process that inherited it, neither.
+    /// Closes the socket and releases its slot. In a process that inherited it, does neither.
     pub(crate) fn close(&self, socket: OwnedFd) {
         with_signals_blocked(|| {
             let _pass = gate::enter();
@@ -198,7 +205,7 @@ impl Entry {
     }
 }
 
-/// How many inherited sockets were cut when this process was brought up to date.
+/// Returns how many inherited sockets this process has cut.
 pub(crate) fn cut_count() -> usize {
     CUT.load(Ordering::Relaxed)
 }
@@ -224,7 +231,7 @@ fn next_or_appended(chunk: &'static Chunk) -> &'static Chunk {
         match chunk.next.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => next = fresh,
             Err(winner) => {
-                // SAFETY: made above and never published.
+                // SAFETY: allocated above and never published.
                 drop(unsafe { Box::from_raw(fresh) });
                 next = winner;
             }
@@ -234,8 +241,8 @@ fn next_or_appended(chunk: &'static Chunk) -> &'static Chunk {
     unsafe { &*next }
 }
 
-/// Puts a tombstone over every socket that a slot remembers and that is still that socket, closes those that earlier
-/// generations have put, and frees all other slots. Async-signal-safe; can be repeated.
+/// Puts a tombstone over every recorded socket that is still that socket, closes tombstones of earlier generations, and
+/// frees all other slots. Async-signal-safe; can be repeated.
 pub(super) fn cut_inherited(generation: u64) {
     let mut cutter = Cutter { generation, tombstone: None, cut: 0, closes: is_nothing_in_use() };
     let mut chunk = &raw const FIRST;
@@ -251,12 +258,13 @@ pub(super) fn cut_inherited(generation: u64) {
     }
     CUT.store(cutter.cut, Ordering::Relaxed);
     if let Some(tombstone) = cutter.tombstone {
-        tombstone.lower();
+        tombstone.release();
     }
 }
 
-/// Whether no thread of this process is between the look at a generation and the system call. Only the forking thread can be,
-/// which is the first of the new process; where another one takes notice of the fork, that is not known.
+/// Returns whether no thread of this process is between the check of the generation and the system call. Only the
+/// forking thread can be, which is the main thread of the new process. If another thread notices the fork, the answer
+/// is not known, and this returns `false`.
 fn is_nothing_in_use() -> bool {
     gettid() == getpid() && IN_USE.get() == 0
 }
@@ -265,12 +273,12 @@ struct Cutter {
     generation: u64,
     tombstone: Option<Tombstone>,
     cut: usize,
-    /// Whether tombstones of earlier generations are closed.
+    /// Whether to close tombstones of earlier generations.
     closes: bool,
 }
 
 impl Cutter {
-    /// Answers whether a tombstone is left under the slot's number.
+    /// Returns whether there is a tombstone under the slot's number afterwards.
     fn leaves_tombstone(&mut self, slot: &Slot) -> bool {
         let descriptor = slot.descriptor.load(Ordering::Acquire);
         if descriptor < 0 {
@@ -285,28 +293,28 @@ impl Cutter {
             }
             return stays;
         }
-        // Raised before the look, so that nothing comes between the look and the cut.
-        let tombstone = self.tombstone.get_or_insert_with(Tombstone::raise);
+        // Opened before the inode is compared, so that nothing comes between the comparison and the cut.
+        let tombstone = self.tombstone.get_or_insert_with(Tombstone::open);
         if !socket_inode(descriptor).is_ok_and(|found| found == inode) {
             return false;
         }
         self.cut += 1;
-        let left = tombstone.put_over(descriptor);
-        if left {
+        let replaced = tombstone.replace(descriptor);
+        if replaced {
             slot.inode.store(TOMBSTONED, Ordering::Relaxed);
             slot.owner.store(self.generation, Ordering::Release);
         }
-        left
+        replaced
     }
 }
 
 fn duplicate_above_standard(socket: &OwnedFd) -> io::Result<OwnedFd> {
     let duplicate = fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(FIRST_ABOVE_STANDARD))?;
-    // SAFETY: made by the call, and nobody else's.
+    // SAFETY: the call made it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
 }
 
-/// The inode behind a descriptor that is a socket: the numbers of sockets and of files are given out apart.
+/// Returns the inode of a socket. Fails for other descriptors, since files may have the same inode numbers.
 fn socket_inode(descriptor: RawFd) -> io::Result<u64> {
     let status = status(descriptor)?;
     let is_socket = status.st_mode & libc::S_IFMT == libc::S_IFSOCK;

@@ -1,4 +1,4 @@
-//! A future that stays in the process that made it.
+//! A future bound to the process that created it.
 
 use std::future::Future;
 use std::mem;
@@ -7,14 +7,13 @@ use std::task::{Context, Poll};
 
 use super::generation::generation;
 
-/// Ends with `None` in any other process, and is forgotten there instead of dropped.
+/// In any other process, the future ends with `None`, and is leaked instead of dropped.
 ///
-/// What would wake an inherited future is its parent's: a runtime's driver, a task, a queue of waiters. Polled in a
-/// child it would wait for ever, or take a lock that no thread will open; dropped there it might do the same on its way
-/// out.
+/// An inherited future would be woken by things of the parent: a runtime's driver, a task, a queue of waiters. Polled
+/// in a child, it could wait forever, or for a lock that no thread releases. Its drop could do the same.
 pub(crate) struct ProcessBound<F: ?Sized> {
     generation: u64,
-    /// Taken by the drop.
+    /// `None` only during the drop.
     future: Option<Pin<Box<F>>>,
 }
 
@@ -24,7 +23,7 @@ impl<F: Future + ?Sized> ProcessBound<F> {
         ProcessBound { generation: generation(), future: Some(future) }
     }
 
-    /// The future, in the process that made it.
+    /// Returns the future, in the process that created it.
     #[inline]
     pub(crate) fn get(&mut self) -> Option<&mut Pin<Box<F>>> {
         if self.generation == generation() { self.future.as_mut() } else { None }

@@ -1,15 +1,15 @@
 //! A value that each process builds for itself.
 //!
-//! A [`ProcessLocal`] points to a node that says for which generation its value was built. A process that finds a node of
-//! another generation puts a node of its own in its place and leaks the inherited one: dropping it would take locks that may
-//! be held for ever, wake runtimes that are gone and say goodbye on connections that belong to somebody else. The pages are
-//! shared with the parent and cost nothing until they are written.
+//! A [`ProcessLocal`] points to a node that records the generation for which its value was built. A process that finds
+//! a node of another generation replaces it by its own node, and leaks the inherited one: dropping it could wait for
+//! locks that are held forever, wake runtimes that no longer exist, or send a goodbye on connections of another
+//! process. The pages are shared with the parent and cost nothing until they are written.
 //!
 //! # Orderings
 //!
-//! The pointer is published with release and read with acquire, and so is the flag that says that a node's value is there.
-//! A build runs under the lock of its node. The lock belongs to a generation, like all else in the node, so a thread that
-//! vanished in a fork cannot be holding it. The generation is in the node before the value is built; the flag comes after.
+//! The pointer is published with release and read with acquire, and so is the flag that a node's value is built. A
+//! build runs under the lock of its node. The lock belongs to a generation, like everything in the node, so no thread
+//! that vanished in a fork can be holding it. The generation is set before the value is built, the flag after.
 
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
@@ -26,12 +26,12 @@ use crate::sync::Lock;
 
 /// A value that each process builds for itself, at its first use there.
 ///
-/// In the manner of [`OnceLock`](std::sync::OnceLock), but a forked child does not see its parent's value: it builds its
-/// own. Made for what must not be shared across a fork: connection pools, HTTP clients, random number generators, files with
-/// a position of their own. Unlike with a `OnceLock`, a build that another thread was in the middle of at the fork does not
-/// hang the child.
+/// It works like [`OnceLock`](std::sync::OnceLock), but a forked child does not see its parent's value: it builds its
+/// own. Use it for things that must not be shared across a fork: connection pools, HTTP clients, random number
+/// generators, files with a position of their own. Unlike with a `OnceLock`, a build that another thread was running at
+/// the fork does not hang the child.
 ///
-/// The parent's value is not dropped in the child but forgotten; its memory is shared with the parent until one of them
+/// The parent's value is not dropped in the child but leaked. Its memory is shared with the parent until one of them
 /// writes to it. Within one process a value is never replaced.
 ///
 /// ```
@@ -55,7 +55,7 @@ pub struct ProcessLocal<T> {
 
 struct Node<T> {
     generation: u64,
-    /// The node that this one took the place of: null, or leaked.
+    /// The node that this one replaced: null, or leaked.
     inherited: *const Node<T>,
     building: Lock<()>,
     /// The token of the thread that is building, or 0.
@@ -64,15 +64,15 @@ struct Node<T> {
     value: UnsafeCell<MaybeUninit<T>>,
 }
 
-// SAFETY: the value is written once, under the node's lock, before `built` is released, and only read (by shared reference)
-// after `built` was acquired. Threads share it, hence `T: Sync`; the last owner drops what another thread built, hence
-// `T: Send`.
+// SAFETY: the value is written once, under the node's lock, before `built` is stored with release, and only read (by
+// shared reference) after `built` was loaded with acquire. Threads share it, hence `T: Sync`; the last owner drops a
+// value that another thread built, hence `T: Send`.
 unsafe impl<T: Send + Sync> Sync for ProcessLocal<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for ProcessLocal<T> {}
 
 impl<T> ProcessLocal<T> {
-    /// Nothing built yet, in any process.
+    /// Returns a `ProcessLocal` without a value in any process.
     ///
     /// ```
     /// use prefork_cache::lifecycle::ProcessLocal;
@@ -83,7 +83,7 @@ impl<T> ProcessLocal<T> {
         ProcessLocal { node: AtomicPtr::new(ptr::null_mut()), owns: PhantomData }
     }
 
-    /// This process's value, if it has built one.
+    /// Returns this process's value, if it has built one.
     pub(crate) fn get(&self) -> Option<&T> {
         let node = self.node.load(Ordering::Acquire);
         // SAFETY: nodes in the pointer are freed only by `drop`, which has the only reference.
@@ -93,13 +93,13 @@ impl<T> ProcessLocal<T> {
 }
 
 impl<T: Send + Sync> ProcessLocal<T> {
-    /// This process's value; builds it if this is its first use in this process. Other threads wait for the build.
+    /// Returns this process's value. Builds it at the first use in this process; other threads wait for the build.
     ///
-    /// If `build` itself forks, the child keeps what the build returns there.
+    /// If `build` forks, the child keeps the value that the build returns there.
     ///
     /// # Panics
     ///
-    /// If `build` asks for the value that it is building. If `build` panics, the next caller tries again.
+    /// If `build` accesses the value that it is building. If `build` panics, the next caller tries again.
     ///
     /// ```
     /// use prefork_cache::lifecycle::ProcessLocal;
@@ -114,11 +114,11 @@ impl<T: Send + Sync> ProcessLocal<T> {
         }
     }
 
-    /// This process's value; builds it if this is its first use in this process.
+    /// Returns this process's value. Builds it at the first use in this process.
     ///
     /// # Errors
     ///
-    /// What `build` returns. Nothing is kept then, and the next caller tries again.
+    /// The error of `build`. Nothing is stored then, and the next caller tries again.
     ///
     /// # Panics
     ///
@@ -140,8 +140,8 @@ impl<T: Send + Sync> ProcessLocal<T> {
         self.build(|_| build())
     }
 
-    /// As [`get_or_init`](ProcessLocal::get_or_init), for a build that looks at the value that this process inherited, if
-    /// there is one. Whether that one came through the fork whole is for the build to know.
+    /// [`get_or_init`](ProcessLocal::get_or_init) for a build that gets the inherited value, if there is one. The build
+    /// has to know whether that value came intact through the fork.
     pub(crate) fn get_or_inherit(&self, build: impl FnOnce(Option<&T>) -> T) -> &T {
         if let Some(value) = self.get() {
             return value;
@@ -174,7 +174,7 @@ impl<T: Send + Sync> ProcessLocal<T> {
         Ok(node.fill(&guard, value))
     }
 
-    /// Keeps a value that was built elsewhere, unless there is one.
+    /// Stores a value that was built in the parent's node, unless there is one.
     fn adopt(&self, value: T) -> &T {
         let node = self.own_node();
         let guard = node.building.lock();
@@ -184,7 +184,7 @@ impl<T: Send + Sync> ProcessLocal<T> {
         }
     }
 
-    /// The node of this generation, put in place if need be.
+    /// Returns the node of this generation, which is created if necessary.
     fn own_node(&self) -> &Node<T> {
         let generation = generation();
         let mut known = self.node.load(Ordering::Acquire);
@@ -199,7 +199,7 @@ impl<T: Send + Sync> ProcessLocal<T> {
                 // SAFETY: as in `get`. The inherited node, if any, is leaked.
                 Ok(_) => return unsafe { &*fresh },
                 Err(winner) => {
-                    // SAFETY: made above and never published.
+                    // SAFETY: allocated above and never published.
                     drop(unsafe { Box::from_raw(fresh) });
                     known = winner;
                 }
@@ -220,18 +220,18 @@ impl<T> Node<T> {
         }
     }
 
-    /// Keeps the value. Under the node's lock, once.
+    /// Stores the value. Must be called under the node's lock, once.
     fn fill(&self, _building: &MutexGuard<'_, ()>, value: T) -> &T {
-        // SAFETY: nobody else writes while the lock is held, and nobody reads before `built` is set.
+        // SAFETY: nothing else writes while the lock is held, and nothing reads before `built` is set.
         let value = unsafe { (*self.value.get()).write(value) };
         self.built.store(true, Ordering::Release);
         value
     }
 
-    /// The value of the nearest process on the way up that built one.
+    /// Returns the value of the nearest ancestor that built one.
     fn inherited_value(&self) -> Option<&T> {
         let mut inherited = self.inherited;
-        // SAFETY: a node that another one took the place of is leaked, so it lives for ever.
+        // SAFETY: a node that was replaced is leaked, so it is never freed.
         while let Some(node) = unsafe { inherited.as_ref() } {
             if let Some(value) = node.get() {
                 return Some(value);
@@ -243,12 +243,12 @@ impl<T> Node<T> {
 
     #[inline]
     fn get(&self) -> Option<&T> {
-        // SAFETY: `built` is released after the value was written, which happens once.
+        // SAFETY: `built` is stored with release after the value was written, which happens once.
         self.built.load(Ordering::Acquire).then(|| unsafe { (*self.value.get()).assume_init_ref() })
     }
 }
 
-/// Signs a build with this thread's token, also when the build panics.
+/// Records this thread's token as the builder's during a build, even if the build panics.
 struct Builder<'a>(&'a AtomicUsize);
 
 impl<'a> Builder<'a> {
@@ -270,7 +270,7 @@ impl<T> Drop for ProcessLocal<T> {
         // SAFETY: as in `get`; this is the only reference.
         let of_this_process = unsafe { node.as_ref() }.is_some_and(|node| node.generation == generation());
         if of_this_process {
-            // SAFETY: made by `Box::into_raw`, and nobody else has a reference.
+            // SAFETY: made by `Box::into_raw`, and this is the only reference.
             let mut node = unsafe { Box::from_raw(node) };
             if *node.built.get_mut() {
                 // SAFETY: written, and dropped only here.
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "asked for the value that it is building")]
-    fn a_build_that_asks_for_itself_panics() {
+    fn a_build_that_accesses_its_own_value_panics() {
         let local = ProcessLocal::<u8>::new();
         local.get_or_init(|| *local.get_or_init(|| 1));
     }
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_value_is_dropped_with_the_whole() {
+    fn the_value_is_dropped_with_its_process_local() {
         let value = std::sync::Arc::new(());
         let local = ProcessLocal::new();
         local.get_or_init(|| value.clone());

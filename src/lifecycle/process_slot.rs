@@ -1,9 +1,9 @@
-//! A place beside a value for what is made of it, by each process for itself.
+//! A slot beside a value, for data that each process derives from it.
 //!
-//! Smaller than a [`ProcessLocal`](super::ProcessLocal), and without a lock: threads that make it at the same time all
-//! make it, and one of them has its own kept. It is published whole by a compare-and-swap, so a fork finds it filled or
-//! not. What another generation has filled in may have locks that are held for ever, or be half changed: it is neither
-//! handed out nor dropped, but leaked.
+//! It is smaller than a [`ProcessLocal`](super::ProcessLocal), and has no lock: threads that derive the data at the
+//! same time all do so, and the data of one of them is stored. It is published as a whole by a compare-and-swap, so a
+//! fork finds the slot filled or not. Data of another generation may contain locks that are held forever, or be half
+//! changed. It is neither returned nor dropped, but leaked.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -22,7 +22,7 @@ struct Filled<T> {
     value: T,
 }
 
-// SAFETY: what is published is only read, by shared reference (`T: Sync`), and dropped by whoever has the slot to itself
+// SAFETY: published data is only read, by shared reference (`T: Sync`), and dropped by the exclusive owner of the slot
 // (`T: Send`).
 unsafe impl<T: Send + Sync> Sync for ProcessSlot<T> {}
 // SAFETY: as above.
@@ -33,7 +33,7 @@ impl<T> ProcessSlot<T> {
         ProcessSlot { filled: AtomicPtr::new(ptr::null_mut()), owns: PhantomData }
     }
 
-    /// What this process has filled in.
+    /// Returns the value that this process has stored.
     #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
         let filled = self.filled.load(Ordering::Acquire);
@@ -42,7 +42,7 @@ impl<T> ProcessSlot<T> {
         (filled.generation == generation()).then_some(&filled.value)
     }
 
-    /// Fills in a value, unless this process has one.
+    /// Stores a value, unless this process has one.
     pub(crate) fn fill(&self, value: T) {
         let known = self.filled.load(Ordering::Acquire);
         if self.get().is_some() {
@@ -50,7 +50,7 @@ impl<T> ProcessSlot<T> {
         }
         let fresh = Box::into_raw(Box::new(Filled { generation: generation(), value }));
         if self.filled.compare_exchange(known, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // SAFETY: made above and never published.
+            // SAFETY: allocated above and never published.
             drop(unsafe { Box::from_raw(fresh) });
         }
     }
@@ -59,7 +59,7 @@ impl<T> ProcessSlot<T> {
 impl<T> Drop for ProcessSlot<T> {
     fn drop(&mut self) {
         if self.get().is_some() {
-            // SAFETY: made by `Box::into_raw` in `fill`, of this generation, and nobody else has a reference.
+            // SAFETY: made by `Box::into_raw` in `fill`, of this generation, and this is the only reference.
             drop(unsafe { Box::from_raw(*self.filled.get_mut()) });
         }
     }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_fill_at_once_agree() {
+    fn concurrent_threads_agree() {
         for _ in 0..200 {
             let slot = ProcessSlot::new();
             std::thread::scope(|scope| {

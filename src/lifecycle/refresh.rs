@@ -1,8 +1,8 @@
-//! Bringing each registered store into a new process, once.
+//! Refreshing each registered store in a new process, once.
 //!
-//! The refresh of a store is the build of a [`ProcessLocal`]: whoever comes first in a process does it, be it
-//! [`after_fork`](super::after_fork) or a cache's first operation, and others wait for it, so that nobody uses a store that
-//! still holds its parent's connections. A refresh that panics is reported and tried again.
+//! The refresh of a store is the build of a [`ProcessLocal`]. The first caller in a process runs it, either
+//! [`after_fork`](super::after_fork) or a cache's first operation. Others wait for it, so that no caller uses a store
+//! that still has its parent's connections. A refresh that panics is reported and tried again.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use super::{FIRST_GENERATION, ledger, panic_message};
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 
-/// How a store came into a forked process.
+/// How a store was refreshed in a forked process.
 ///
 /// ```
 /// use prefork_cache::lifecycle::Refresh;
@@ -32,26 +32,26 @@ use crate::telemetry;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refresh {
-    /// It forgot its connections. The next use dials.
+    /// It discarded its connections. The next use dials.
     Reset,
-    /// It holds what the parent had in memory at the fork.
+    /// It has the entries that the parent had in memory at the fork.
     Warm,
-    /// It holds memory, and starts empty in this process.
+    /// It keeps entries in memory, and starts empty in this process.
     Cold {
-        /// Why the parent's entries could not be kept.
+        /// Why the parent's entries were not kept.
         reason: &'static str,
     },
-    /// It is made of two stores, and each came in its own way.
+    /// It consists of two stores, each refreshed in its own way.
     Tiered {
-        /// The one that is asked first.
+        /// The one that is read first.
         near: Box<Refresh>,
-        /// The one that holds the truth.
+        /// The one that has the truth.
         far: Box<Refresh>,
     },
 }
 
 impl Refresh {
-    /// Whether connections were forgotten, by the store itself or by one that it is made of.
+    /// Returns whether connections were discarded, by the store itself or by one that it consists of.
     ///
     /// ```
     /// use prefork_cache::lifecycle::Refresh;
@@ -84,28 +84,28 @@ static STORES: Registry<Registered> = Registry::new();
 struct Registered {
     name: String,
     refresh: Box<dyn Fn() -> Refresh + Send + Sync>,
-    /// The last generation in which the store was found ready.
+    /// The last generation in which the store was ready.
     ready_in: AtomicU64,
-    /// How it came into this process; never built in the process that registered it.
+    /// The refresh in this process; never built in the process that registered the store.
     refreshed: ProcessLocal<Refresh>,
     registered_in: u64,
 }
 
-/// A store that is refreshed in each new process, until this is dropped.
+/// The registration of a store, which is refreshed in each new process until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
     registered: Arc<Registered>,
 }
 
 impl Registration {
-    /// Has [`after_fork`](super::after_fork) call `refresh` and report the outcome, if nobody came before it.
+    /// Registers `refresh` to be called by [`after_fork`](super::after_fork), or by an earlier first use of the store.
     pub(crate) fn listed(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
         let registration = Registration::unlisted(name, refresh);
         STORES.insert(Arc::clone(&registration.registered));
         registration
     }
 
-    /// Has `refresh` called at the store's first use in a new process.
+    /// Registers `refresh` to be called at the store's first use in a new process.
     pub(crate) fn unlisted(name: &str, refresh: impl Fn() -> Refresh + Send + Sync + 'static) -> Registration {
         let generation = generation();
         Registration {
@@ -119,17 +119,17 @@ impl Registration {
         }
     }
 
-    /// What the store was registered as.
+    /// Returns the name under which the store was registered.
     pub(crate) fn name(&self) -> &str {
         &self.registered.name
     }
 
-    /// How the store came into this process, if it came through a fork and has been refreshed here.
+    /// Returns how the store was refreshed in this process, if it was inherited and has been refreshed.
     pub(crate) fn refreshed(&self) -> Option<Refresh> {
         self.registered.refreshed.get().cloned()
     }
 
-    /// Makes sure that the store is this process's own. A load and a compare, once it is.
+    /// Refreshes the store unless it is ready in this process. Costs a load and a compare once it is.
     ///
     /// # Errors
     ///
@@ -152,25 +152,25 @@ impl Drop for Registration {
 impl Registered {
     #[cold]
     fn refresh_once(&self) -> Result<&Refresh> {
-        // Read before the refresh: a signal handler that forks after it makes a child that has not been refreshed.
+        // Read before the refresh: if a signal handler forks after it, the child has not been refreshed.
         let generation = generation();
-        let mut is_news = false;
+        let mut is_first = false;
         let refreshed = self.refreshed.get_or_try_init(|| {
-            is_news = true;
+            is_first = true;
             catch_unwind(AssertUnwindSafe(|| (self.refresh)())).map_err(|panic| {
                 let message = panic_message(&*panic);
                 Error::new(ErrorKind::Other, format!("refreshing the store {:?} after a fork: {message}", self.name))
             })
         })?;
         self.ready_in.store(generation, Ordering::Release);
-        if is_news {
+        if is_first {
             telemetry::refreshed(&self.name, refreshed, generation, ledger::cut_count());
         }
         Ok(refreshed)
     }
 }
 
-/// Refreshes every store that came through a fork, and says how each came.
+/// Refreshes every inherited store, and returns a report for each.
 pub(super) fn refresh_all() -> Vec<StoreReport> {
     let generation = generation();
     debug_assert!(generation != FIRST_GENERATION, "only a forked process has something to refresh");

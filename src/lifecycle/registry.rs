@@ -1,13 +1,13 @@
-//! A list that is read and changed at any time, also in a child of a process that was just changing it.
+//! A list that can be read and changed at any time, also in a child of a process that was just changing it.
 //!
-//! Copy on write: the list is never changed in place, a new one is put in its place with one store. So a child inherits
-//! either the old list or the new one, whole, whatever a vanished thread was doing. The lock that orders writers, and lets a
-//! reader take its copy before a writer frees the old list, belongs to a generation: a child makes its own and never waits
-//! for its parent's. A list that a vanished writer was about to free is leaked.
+//! Copy on write: the list is never changed in place. A new list replaces it with one store, so a child inherits either
+//! the old or the new list, complete, whatever a vanished thread was doing. A lock orders writers, and lets a reader
+//! make its copy before a writer frees the old list. It belongs to a generation: a child creates its own and never
+//! waits for its parent's. A list that a vanished writer was about to free is leaked.
 //!
-//! Signals are blocked while the lock is held or waited for. A handler that forked there would come back to a section whose lock
-//! means nothing in the child: what the child had changed meanwhile, in the handler or in a thread of its own, would be
-//! overwritten, and a list be freed while it is read.
+//! Signals are blocked while the lock is held or waited for. Otherwise a handler that forks could return, in the child,
+//! to a section that holds the parent's lock. The section would overwrite changes that the child has made in the
+//! meantime, in the handler or in another thread, or free a list while it is read.
 
 use std::fmt;
 use std::ptr;
@@ -23,75 +23,76 @@ type List<T> = Vec<Arc<T>>;
 /// A copy-on-write list of shared items.
 pub(crate) struct Registry<T> {
     list: AtomicPtr<List<T>>,
-    turn: ProcessLocal<Lock<()>>,
+    lock: ProcessLocal<Lock<()>>,
 }
 
 impl<T> Registry<T> {
     pub(crate) const fn new() -> Registry<T> {
-        Registry { list: AtomicPtr::new(ptr::null_mut()), turn: ProcessLocal::new() }
+        Registry { list: AtomicPtr::new(ptr::null_mut()), lock: ProcessLocal::new() }
     }
 
-    /// The items as they are now, in the order of their insertion.
+    /// Returns the current items, in the order of their insertion.
     pub(crate) fn snapshot(&self) -> List<T> {
-        self.in_turn(|| self.copy())
+        self.under_lock(|| self.copy())
     }
 
     pub(crate) fn insert(&self, item: Arc<T>) {
-        self.in_turn(|| {
+        self.under_lock(|| {
             let mut list = self.copy();
             list.push(item);
             self.replace(list);
         });
     }
 
-    /// Inserts an item unless there is one that `is_same` picks. Returns that one, if so: the last of them.
+    /// Inserts an item unless there is one that `is_same` selects. Returns that one if so, the last if there are
+    /// several.
     pub(crate) fn insert_unless(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) -> Option<Arc<T>> {
-        self.in_turn(|| {
+        self.under_lock(|| {
             let mut list = self.copy();
             if let Some(same) = list.iter().rev().find(|item| is_same(item)) {
                 return Some(Arc::clone(same));
             }
-            // Not the item itself: one that is not wanted is dropped outside of the lock.
+            // A clone: an item that is not inserted must be dropped outside the lock.
             list.push(Arc::clone(&item));
             self.replace(list);
             None
         })
     }
 
-    /// Inserts an item, and removes what `is_same` picks: no reader sees both, or neither.
+    /// Inserts an item, and removes those that `is_same` selects. No reader sees both, or neither.
     pub(crate) fn insert_instead(&self, item: Arc<T>, is_same: impl Fn(&T) -> bool) {
-        let removed = self.in_turn(|| {
+        let removed = self.under_lock(|| {
             let (dropped, mut kept): (List<T>, List<T>) = self.copy().into_iter().partition(|item| is_same(item));
             kept.push(item);
             self.replace(kept);
             dropped
         });
-        // Outside of the lock: what an item drops may use the registry.
+        // Outside the lock: the drop of an item may use the registry.
         drop(removed);
     }
 
-    /// Removes what `unwanted` picks. Answers whether there was anything.
+    /// Removes the items that `unwanted` selects. Returns whether there were any.
     pub(crate) fn remove(&self, unwanted: impl Fn(&Arc<T>) -> bool) -> bool {
-        let removed = self.in_turn(|| {
+        let removed = self.under_lock(|| {
             let (dropped, kept): (List<T>, List<T>) = self.copy().into_iter().partition(unwanted);
             if !dropped.is_empty() {
                 self.replace(kept);
             }
             dropped
         });
-        // They are dropped outside of the lock: what an item drops may use the registry.
+        // The items are dropped outside the lock: the drop of an item may use the registry.
         !removed.is_empty()
     }
 
-    /// Does something under the lock, in the middle of which this thread does not fork.
-    fn in_turn<R>(&self, section: impl FnOnce() -> R) -> R {
+    /// Runs a section under the lock, with signals blocked so that this thread does not fork in it.
+    fn under_lock<R>(&self, section: impl FnOnce() -> R) -> R {
         with_signals_blocked(|| {
-            let _turn = self.turn.get_or_init(|| Lock::new("registry", ())).lock();
+            let _guard = self.lock.get_or_init(|| Lock::new("registry", ())).lock();
             section()
         })
     }
 
-    /// Only under the lock.
+    /// Must be called under the lock.
     fn copy(&self) -> List<T> {
         let list = self.list.load(Ordering::Acquire);
         // SAFETY: lists are freed only by `replace`, under the lock that the caller holds, and by `drop`.
@@ -101,11 +102,12 @@ impl<T> Registry<T> {
         copy
     }
 
-    /// Only under the lock.
+    /// Must be called under the lock.
     fn replace(&self, list: List<T>) {
         let old = self.list.swap(Box::into_raw(Box::new(list)), Ordering::AcqRel);
         if !old.is_null() {
-            // SAFETY: made by `Box::into_raw` here, in an earlier call; readers copy under the lock that the caller holds.
+            // SAFETY: made here by `Box::into_raw`, in an earlier call. Readers copy under the lock that the caller
+            // holds.
             drop(unsafe { Box::from_raw(old) });
         }
     }
@@ -115,7 +117,7 @@ impl<T> Drop for Registry<T> {
     fn drop(&mut self) {
         let list = *self.list.get_mut();
         if !list.is_null() {
-            // SAFETY: made by `Box::into_raw`, and nobody else has a reference.
+            // SAFETY: made by `Box::into_raw`, and this is the only reference.
             drop(unsafe { Box::from_raw(list) });
         }
     }
@@ -134,7 +136,7 @@ mod tests {
     use super::Registry;
 
     #[test]
-    fn items_come_in_the_order_of_their_insertion_and_go_once() {
+    fn items_are_in_insertion_order_and_removed_once() {
         let registry = Registry::new();
         assert!(registry.snapshot().is_empty());
         for number in 1..=3 {
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_may_take_the_place_of_others_or_leave_it_to_them() {
+    fn insert_unless_and_insert_instead_keep_one_item() {
         let registry = Registry::new();
         let items = || registry.snapshot().iter().map(|item| **item).collect::<Vec<i32>>();
         assert_eq!(registry.insert_unless(Arc::new(1), |item| *item < 10), None);
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_and_writers_do_not_disturb_each_other() {
+    fn concurrent_readers_and_writers() {
         let registry = Registry::new();
         std::thread::scope(|scope| {
             for thread in 0..4 {

@@ -1,11 +1,11 @@
-//! What [`after_fork`](super::after_fork) did.
+//! The report of [`after_fork`](super::after_fork).
 
 use std::fmt;
 
 use super::{FIRST_GENERATION, HookId, Refresh};
 use crate::error::Error;
 
-/// What [`after_fork`](super::after_fork) found and did. Its text is one line, made for a host's log.
+/// The report of [`after_fork`](super::after_fork). It displays as one line, for a host's log.
 ///
 /// ```
 /// use prefork_cache::lifecycle;
@@ -32,7 +32,7 @@ pub struct Report {
     pub(super) failed_hooks: Vec<FailedHook>,
 }
 
-/// How one registered store came into this process.
+/// The refresh of one registered store in this process.
 #[derive(Clone, Debug)]
 pub struct StoreReport {
     pub(super) name: String,
@@ -51,56 +51,56 @@ impl Report {
         Report { generation, sockets_cut: 0, stores: Vec::new(), hooks_run: 0, failed_hooks: Vec::new() }
     }
 
-    /// Whether this process was forked since the crate was first used.
+    /// Returns whether this process was forked since the crate was first used.
     pub fn forked(&self) -> bool {
         self.generation != FIRST_GENERATION
     }
 
-    /// This process's [`generation`](super::generation()).
+    /// Returns this process's [`generation`](super::generation()).
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The stores that came through the fork, with how they came: refreshed by this call, or at first use before it.
+    /// Returns the inherited stores and how they were refreshed, by this call or at an earlier first use.
     pub fn stores(&self) -> &[StoreReport] {
         &self.stores
     }
 
-    /// How many inherited sockets this process has cut.
+    /// Returns how many inherited sockets this process has cut.
     pub fn sockets_cut(&self) -> usize {
         self.sockets_cut
     }
 
-    /// How many hooks this call ran without a panic; 0 where an earlier call in this process has run them.
+    /// Returns how many hooks this call ran without a panic; 0 if an earlier call in this process has run them.
     pub fn hooks_run(&self) -> usize {
         self.hooks_run
     }
 
-    /// The hooks that panicked in this call.
+    /// Returns the hooks that panicked in this call.
     pub fn failed_hooks(&self) -> &[FailedHook] {
         &self.failed_hooks
     }
 }
 
 impl StoreReport {
-    /// The name of the cache that the store was registered under.
+    /// Returns the name of the cache under which the store was registered.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How it came, or why its refresh failed.
+    /// Returns how the store was refreshed, or why that failed.
     pub fn outcome(&self) -> Result<&Refresh, &Error> {
         self.outcome.as_ref()
     }
 }
 
 impl FailedHook {
-    /// Which hook.
+    /// Returns the id of the hook.
     pub fn id(&self) -> HookId {
         self.id
     }
 
-    /// What it panicked with.
+    /// Returns the message of the panic.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -1,19 +1,20 @@
-//! Which tokio runtimes were inherited.
+//! Detection of inherited tokio runtimes.
 //!
-//! A child that uses a runtime of its parent's registers its sockets with the parent's epoll instance: the child hangs, and
-//! the parent's own connections break. A runtime does not say when it was made, so each asynchronous operation stamps its
-//! runtime's id with the generation, and the *prepare* handler stamps the forking thread's current one. An id that was
-//! stamped in an earlier generation is an inherited runtime; ids come from a counter that a child inherits, so its own
-//! runtimes have others.
+//! A child that uses a runtime of its parent registers its sockets with the parent's epoll instance: the child hangs,
+//! and the parent's own connections break. A runtime does not record when it was built. So each asynchronous operation
+//! stamps its runtime's id with the generation, and the *prepare* handler stamps the current runtime of the forking
+//! thread. An id that was stamped in an earlier generation is an inherited runtime. Ids come from a counter that a
+//! child inherits, so the child's own runtimes have other ids.
 //!
-//! The stamps are in a fixed table of atomics, the oldest overwritten first, and each thread remembers the last id that it
-//! found in order, and when: a forking thread's own runtime is known even if its stamp was overwritten. A runtime that was never
-//! used here, nor current at the fork, cannot be told from a new one.
+//! The stamps are in a fixed table of atomics; the oldest is overwritten first. Each thread also keeps the last id that
+//! it found valid, and its generation, so a forking thread's own runtime is recognised even if its stamp was
+//! overwritten. A runtime that was never used here, and was not current at the fork, cannot be distinguished from a new
+//! one.
 //!
-//! A signal handler that forks may have interrupted tokio while it changes which runtime is current, and then the look at that is
-//! a panic; or the allocator, which the first look on a thread calls. So nothing is stamped where a signal is blocked that has
-//! a handler: this may be it. A handler that does not block its own signal (`SA_NODEFER`) is not known as one; there the panic
-//! is caught.
+//! A signal handler that forks may have interrupted tokio while it changes the current runtime; reading that would then
+//! panic. Or it may have interrupted the allocator, which the first read on a thread calls. So nothing is stamped while
+//! a signal that has a handler is blocked: the handler may be running. A handler that does not block its own signal
+//! (`SA_NODEFER`) is not recognised; there the panic is caught.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -38,13 +39,13 @@ static TABLE: [Stamp; STAMPS] = [const { Stamp { runtime: AtomicU64::new(0), gen
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// The last runtime found to be this process's own, and in which generation.
+    /// The last runtime found to be this process's own, and the generation.
     static LAST: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
-    /// Whether this thread is at it: what interrupts a panic on its way must not panic too.
+    /// Whether this thread is stamping, so that a fork in the panic that it catches does not panic again.
     static STAMPING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A runtime's number.
+/// The number of a runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RuntimeId(u64);
 
@@ -56,11 +57,11 @@ impl RuntimeId {
     }
 }
 
-/// The runtime that this thread is in, if any.
+/// Returns the runtime of this thread, if any.
 ///
 /// # Errors
 ///
-/// If the runtime came through a fork.
+/// If the runtime was inherited through a fork.
 pub(crate) fn current() -> Result<Option<RuntimeId>, Inherited> {
     let Ok(handle) = Handle::try_current() else { return Ok(None) };
     let runtime = RuntimeId::of(&handle);
@@ -83,23 +84,23 @@ fn check(runtime: RuntimeId, generation: u64) -> Result<(), Inherited> {
 #[derive(Debug)]
 pub(crate) struct Inherited;
 
-/// Stamps the runtime that this thread is in, before it forks.
+/// Stamps the current runtime of this thread, before it forks.
 pub(super) fn stamp_current() {
     if may_be_in_a_signal_handler() || STAMPING.replace(true) {
         return;
     }
-    // What there is to report will be reported at the first use in the child.
+    // An error will be reported at the first use in the child.
     let _ = catch_unwind(current);
     STAMPING.set(false);
 }
 
-/// Whether this thread blocks a signal that has a handler.
+/// Returns whether this thread blocks a signal that has a handler.
 fn may_be_in_a_signal_handler() -> bool {
     let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: reads this thread's mask into the set, which is used only if that has succeeded.
+    // SAFETY: reads this thread's mask into the set, which is used only if the call succeeded.
     unsafe {
-        let asked = libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), blocked.as_mut_ptr()) == 0;
-        asked
+        let succeeded = libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), blocked.as_mut_ptr()) == 0;
+        succeeded
             && (1..=libc::SIGRTMAX())
                 .any(|signal| libc::sigismember(blocked.as_ptr(), signal) == 1 && is_handled(signal))
     }
@@ -107,10 +108,10 @@ fn may_be_in_a_signal_handler() -> bool {
 
 fn is_handled(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: reads the action into the structure, which is used only if that has succeeded.
+    // SAFETY: reads the action into the structure, which is used only if the call succeeded.
     let handler = unsafe {
-        let asked = libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0;
-        if asked { action.assume_init().sa_sigaction } else { libc::SIG_DFL }
+        let succeeded = libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0;
+        if succeeded { action.assume_init().sa_sigaction } else { libc::SIG_DFL }
     };
     handler != libc::SIG_DFL && handler != libc::SIG_IGN
 }
@@ -129,7 +130,7 @@ fn stamp(runtime: RuntimeId, generation: u64) -> Result<(), Inherited> {
     Ok(())
 }
 
-/// Takes the number out of an id, which only shows it to a hasher or as text.
+/// Extracts the number of an id, which is visible only to a hasher or as a string.
 struct Number(u64);
 
 impl Hasher for Number {
@@ -153,14 +154,14 @@ mod tests {
     use super::{RuntimeId, STAMPS, check, stamp};
 
     #[test]
-    fn a_runtime_is_known_as_inherited_also_after_many_others() {
+    fn an_inherited_runtime_is_detected_after_many_others() {
         let first = RuntimeId(1 << 40);
         assert!(check(first, 1).is_ok());
         for other in 1..=STAMPS as u64 {
             assert!(stamp(RuntimeId((1 << 40) + other), 1).is_ok());
         }
         assert!(check(first, 2).is_err(), "the thread remembers it");
-        assert!(check(RuntimeId((1 << 40) + STAMPS as u64), 2).is_err(), "the table does");
+        assert!(check(RuntimeId((1 << 40) + STAMPS as u64), 2).is_err(), "the table remembers it");
         assert!(check(RuntimeId(1 << 41), 2).is_ok(), "a new one");
     }
 }

@@ -1,4 +1,4 @@
-//! Nothing is told.
+//! Emits nothing.
 
 use std::fmt;
 use std::future::Future;
@@ -6,7 +6,7 @@ use std::future::Future;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The exchange as it is: what awaits it keeps no second future around it.
+/// Returns the exchange itself, without a second future around it.
 #[inline]
 pub(crate) fn exchange<T, F: Future<Output = Result<T>>>(
     _: &'static str,

@@ -1,4 +1,4 @@
-//! Spans and events for `tracing`. What they say is put together only where somebody listens.
+//! Spans and events for `tracing`. Fields are computed only if a subscriber is interested.
 
 use std::borrow::Cow;
 use std::cell::LazyCell;
@@ -16,7 +16,7 @@ const TARGET: &str = "prefork_cache";
 #[derive(Clone)]
 pub(crate) struct Span(tracing::Span);
 
-/// An exchange with a server, in a span. `operation` says what it is called, and of how many commands it consists;
+/// Runs an exchange with a server in a span. `operation` returns its name and its number of commands;
 /// `failure` looks for an error in what the server has answered.
 pub(crate) async fn exchange<T, F: Future<Output = Result<T>>>(
     system: &'static str,
@@ -60,7 +60,7 @@ impl Span {
         ))
     }
 
-    /// A fetch from the cache of that name.
+    /// Returns the span of a fetch from the cache of this name.
     pub(crate) fn fetch(cache: &str) -> Span {
         Span(tracing::debug_span!(target: TARGET, "fetch", cache.name = cache, cache.outcome = Empty))
     }
@@ -74,13 +74,13 @@ impl Span {
         }
     }
 
-    /// How a fetch has ended: `hit`, `stale`, `coalesced`, `loaded` or `failed`.
+    /// Records how a fetch ended: `hit`, `stale`, `coalesced`, `loaded` or `failed`.
     pub(crate) fn outcome(&self, outcome: &'static str) {
         self.0.record("cache.outcome", outcome);
     }
 }
 
-/// A future that is polled inside of a span.
+/// Returns a future that is polled inside a span.
 pub(crate) fn instrumented<F: Future>(span: &Span, future: F) -> Instrumented<F> {
     future.instrument(span.0.clone())
 }
@@ -99,22 +99,22 @@ macro_rules! about_server {
     };
 }
 
-/// There is a new connection.
+/// A new connection was made.
 pub(crate) fn connected(endpoint: &Endpoint) {
     about_server!(debug, endpoint, "connected");
 }
 
-/// A server counts as down from now on.
+/// A circuit breaker has opened.
 pub(crate) fn breaker_opened(endpoint: &Endpoint) {
     about_server!(warn, endpoint, "the server counts as down and is left alone for a while");
 }
 
-/// A server that counted as down has answered.
+/// A circuit breaker has closed.
 pub(crate) fn breaker_closed(endpoint: &Endpoint) {
     about_server!(info, endpoint, "the server is back");
 }
 
-/// Surplus replies of this server are not noticed while others are awaited.
+/// Surplus replies of this server are not noticed while other replies are awaited.
 pub(crate) fn unproven(endpoint: &Endpoint) {
     about_server!(
         warn,
@@ -123,7 +123,7 @@ pub(crate) fn unproven(endpoint: &Endpoint) {
     );
 }
 
-/// This may be a replica, for all that is known.
+/// The server may be a replica, since its role could not be checked.
 pub(crate) fn unchecked_role(endpoint: &Endpoint) {
     about_server!(
         warn,
@@ -133,18 +133,18 @@ pub(crate) fn unchecked_role(endpoint: &Endpoint) {
     );
 }
 
-/// The server is elsewhere by now.
+/// The server has moved to another address.
 pub(crate) fn moved(endpoint: &Endpoint) {
     about_server!(info, endpoint, "the server is elsewhere by now: the connections to where it was are given up");
 }
 
-/// Anybody may be in the place of this server.
+/// The certificate of the server is not verified.
 pub(crate) fn unverified(endpoint: &Endpoint) {
     about_server!(warn, endpoint, "tls_accept_any_certificate: it is not verified who the server is");
 }
 
-/// Something has failed that no caller hears of. What goes by itself is no warning: while a server is down, it would be
-/// one for each fetch.
+/// A failure that the caller does not see. A transient one is no warning: while a server is down, there would be one
+/// for each fetch.
 pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
     macro_rules! event {
         ($level:ident) => {
@@ -158,7 +158,7 @@ pub(crate) fn failed(cache: &str, verb: &'static str, error: &Error) {
     if error.is_transient() { event!(debug) } else { event!(warn) }
 }
 
-/// A store came into this process.
+/// A store was refreshed in this process.
 pub(crate) fn refreshed(store: &str, how: &dyn fmt::Display, generation: u64, sockets_cut: usize) {
     tracing::debug!(
         target: TARGET,

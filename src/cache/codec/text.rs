@@ -1,4 +1,4 @@
-//! A codec in a configuration.
+//! Codecs as strings: "messagepack" and "json".
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ impl fmt::Display for Codec {
     }
 }
 
-/// From "messagepack" or "json".
+/// Parses "messagepack" or "json".
 impl FromStr for Codec {
     type Err = Error;
 

@@ -1,4 +1,4 @@
-//! An expiry in a configuration: `60s, refresh_ahead=10s, stale_for=10m, jitter=0.1`.
+//! Expiries as strings: `60s, refresh_ahead=10s, stale_for=10m, jitter=0.1`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{End, Expiry, Ttl};
 use crate::error::{Error, ErrorKind};
 
-/// In nanoseconds, the finest first.
+/// Units in nanoseconds, the smallest first.
 const UNITS: [(&str, u64); 7] = [
     ("ns", 1),
     ("us", 1_000),
@@ -21,8 +21,8 @@ const UNITS: [(&str, u64); 7] = [
     ("d", 86_400_000_000_000),
 ];
 
-/// From a fresh time (`500ms`, `60s` or `60`, `5m`, `1h`, `30d`, `never`, `default`, or `at=` with the time since 1970),
-/// and behind it, each after a comma, `refresh_ahead=`, `stale_for=` and `jitter=`.
+/// Parses a fresh time (`500ms`, `60s` or `60`, `5m`, `1h`, `30d`, `never`, `default`, or `at=` with the time since
+/// 1970), optionally followed by `refresh_ahead=`, `stale_for=` and `jitter=`, each after a comma.
 ///
 /// ```
 /// use prefork_cache::Expiry;
@@ -58,13 +58,13 @@ impl FromStr for Expiry {
                 _ => return Err(refused(format!("{part:?} is not refresh_ahead=, stale_for= or jitter="))),
             }
         }
-        expiry.in_order()
+        expiry.validated()
     }
 }
 
 impl Expiry {
-    /// What the setters refuse.
-    fn in_order(self) -> Result<Expiry, Error> {
+    /// Returns the errors for which the setters panic.
+    fn validated(self) -> Result<Expiry, Error> {
         if let End::After(fresh) = self.end
             && self.refresh_ahead >= fresh
         {
@@ -80,7 +80,7 @@ impl Expiry {
     }
 }
 
-/// As [`FromStr`] reads it.
+/// Formats the expiry as [`FromStr`] parses it.
 impl fmt::Display for Expiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.end {
@@ -105,7 +105,7 @@ impl fmt::Display for Expiry {
     }
 }
 
-/// In the largest unit, up to seconds, that leaves nothing over.
+/// Writes the duration in the largest unit, up to seconds, that divides it without a remainder.
 fn write_duration(f: &mut fmt::Formatter<'_>, duration: Duration) -> fmt::Result {
     let nanoseconds = duration.as_nanos();
     let up_to_seconds = UNITS[..4].iter().rev();
@@ -125,7 +125,7 @@ fn duration(text: &str) -> Result<Duration, Error> {
         let (seconds, rest) = (all / 1_000_000_000, all % 1_000_000_000);
         Some(Duration::new(u64::try_from(seconds).ok()?, rest as u32))
     });
-    // A point in time is within what a clock knows.
+    // The same limit serves for `at=`: a time that the clock can represent.
     let in_range = duration.filter(|duration| *duration <= Ttl::LONGEST.saturating_mul(10));
     in_range
         .ok_or_else(|| refused(format!("{text:?} is not a duration such as 500ms, 60s, 5m, 1h, 30d or 60 (seconds)")))
@@ -141,11 +141,11 @@ impl Serialize for Expiry {
     }
 }
 
-/// From a text, or from a number of seconds.
+/// Deserializes a string, or a number of seconds.
 impl<'de> Deserialize<'de> for Expiry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Expiry, D::Error> {
-        struct Written;
-        impl Visitor<'_> for Written {
+        struct ExpiryVisitor;
+        impl Visitor<'_> for ExpiryVisitor {
             type Value = Expiry;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,7 +164,7 @@ impl<'de> Deserialize<'de> for Expiry {
                 self.visit_str(&seconds.to_string())
             }
         }
-        deserializer.deserialize_any(Written)
+        deserializer.deserialize_any(ExpiryVisitor)
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
     use super::Expiry;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn display_and_from_str_round_trip() {
         let second = Duration::from_secs(1);
         let expiries = [
             (Expiry::NEVER, "never"),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn an_invalid_expiry_is_refused() {
         let refusals = [
             ("", "an expiry: \"\" is not a duration such as 500ms, 60s, 5m, 1h, 30d or 60 (seconds)"),
             ("soon", "an expiry: \"soon\" is not a duration such as 500ms, 60s, 5m, 1h, 30d or 60 (seconds)"),

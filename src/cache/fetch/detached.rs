@@ -1,4 +1,4 @@
-//! A fetch whose load goes on without its caller.
+//! Fetches whose load runs in a task of its own.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,27 +18,29 @@ use crate::execution::{Execution, execution};
 use crate::sync::Lock;
 use crate::telemetry::{self, Span};
 
-/// What a load has come to; an error is `None` where it was a panic.
+/// The outcome of a load. The error is `None` if the loader panicked.
 type Detached<T, E> = (Result<Typed<T>, Option<E>>, &'static str);
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) with a loader that runs as a tokio task of its own. A value that is to be refreshed
-    /// ahead is answered at once, and a stale one at once or after [`soft_timeout`](Cache::soft_timeout), while the
-    /// load goes on; a caller that is cancelled does not cancel it. Where there is no value yet, and outside of a tokio
-    /// runtime, the caller waits as for `fetch`. A panic of a loader that nobody waits for is a failure like any other.
+    /// [`fetch`](Cache::fetch) with a loader that runs in a tokio task of its own.
+    ///
+    /// A value in its refresh-ahead time is returned at once, and a stale one at once or after
+    /// [`soft_timeout`](Cache::soft_timeout), while the load goes on. Cancelling the caller does not cancel the load.
+    /// If there is no value yet, and outside a tokio runtime, the caller waits as in `fetch`. A panic of a loader that
+    /// no caller waits for counts as a failure of the loader.
     ///
     /// # Errors
     ///
-    /// The loader's, to its own caller, if there is no old value.
+    /// The loader's error, to its own caller, if there is no old value.
     ///
     /// # Panics
     ///
-    /// If there is no old value: when the loader panics, when its runtime is shut down after it has begun, and in a
-    /// child process that polls the future of its parent.
+    /// If there is no old value and the loader panics, or its runtime is shut down after the loader has begun, or a
+    /// child process polls the future of its parent.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the load running; what it loads is stored.
+    /// Dropping the future leaves the load running. The loaded value is stored.
     ///
     /// ```
     /// use prefork_cache::{Cache, Expiry, stores::MemoryStore};
@@ -95,11 +97,11 @@ impl Cache {
                 let task = tokio::spawn(telemetry::instrumented(&span, loading));
                 let (answer, outcome) = joined(task, loader).await;
                 span.outcome(outcome);
-                return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was passed on"));
+                return answer.map(|Typed(value)| value).map_err(|error| error.expect("a panic was resumed"));
             }
-            // The task has the one that was read.
+            // `old` itself moves into the task: decode the entry again for the caller.
             wanted => {
-                wanted.held.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
+                wanted.seen.as_ref().and_then(|held| Typed::<T>::decode(self, key, held)).map(|(Typed(old), _)| old)
             }
         };
         let is_stale = fetching.wanted[0].old.as_ref().is_some_and(|(_, is_stale)| *is_stale);
@@ -111,7 +113,7 @@ impl Cache {
                 let (answer, outcome) = loading.await;
                 drop(running);
                 own.outcome(outcome);
-                // Where the load has failed, the caller has the old value.
+                // If the load fails, the caller already has the old value.
                 answer.ok().filter(|_| outcome == "loaded" || outcome == "coalesced")
             }
         };
@@ -120,14 +122,14 @@ impl Cache {
         let (value, outcome) = match (joined_within(patience, task).await, old) {
             (Some(Typed(value)), _) => (value, "loaded"),
             (None, Some(old)) => (old, super::lookup::outcome(is_stale)),
-            (None, None) => unreachable!("what was decoded once decodes again"),
+            (None, None) => unreachable!("an entry that was decoded decodes again"),
         };
         span.outcome(outcome);
         Ok(value)
     }
 }
 
-/// A loader that a task runs, or else the caller that has spawned it.
+/// A loader, run either by a task or by the caller that spawned it.
 struct Loader<L>(Arc<Lock<Option<L>>>);
 
 impl<L> Loader<L> {
@@ -135,7 +137,7 @@ impl<L> Loader<L> {
         Loader(Arc::new(Lock::new("detached loader", Some(load))))
     }
 
-    /// For the one that runs it.
+    /// Returns the loader, to the first caller.
     fn take(&self) -> Option<L> {
         self.0.lock().take()
     }
@@ -147,8 +149,8 @@ impl<L> Clone for Loader<L> {
     }
 }
 
-/// The steps after the look. A panic is a failure like any other where no caller would see it, or the next one would
-/// follow at once.
+/// Claims, loads, settles and waits, after the read. With `catches`, a panic counts as a failure of the loader: no
+/// caller would see it, or the next caller would panic at once as well.
 async fn loaded<T, E, L, F>(
     fetching: Fetching<Typed<T>, Option<E>>,
     loader: Loader<L>,
@@ -161,14 +163,14 @@ where
     F: Future<Output = Result<T, E>>,
 {
     let load = async move || {
-        let load = loader.take().expect("a key is loaded once");
+        let load = loader.take().expect("the loader runs once");
         let loaded = if catches { caught(load()).await } else { Some(load().await) };
         loaded.map_or(Err(None), |loaded| loaded.map_err(Some)).map(|value| Loaded::new(Typed(value), expiry))
     };
     fetching.one(load).await
 }
 
-/// A load, or nothing if it panics.
+/// Runs a load, and returns `None` if it panics.
 async fn caught<T>(load: impl Future<Output = T>) -> Option<T> {
     let mut load = pin!(load);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx))) {
@@ -178,7 +180,8 @@ async fn caught<T>(load: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// What a task of this process returns. If its runtime is shut down before the loader has begun, the caller runs that.
+/// Returns the output of a task of this process. If its runtime is shut down before the loader has begun, the caller
+/// runs the loader.
 async fn joined<T, E, L, F>(task: JoinHandle<Detached<T, E>>, loader: Loader<L>) -> Detached<T, E>
 where
     T: Send,
@@ -197,7 +200,7 @@ where
     }
 }
 
-/// The same, if it comes in time.
+/// Returns the output of a task if it ends within `patience`.
 async fn joined_within<T: Send>(patience: Duration, task: JoinHandle<Option<T>>) -> Option<T> {
     if patience.is_zero() {
         return None;

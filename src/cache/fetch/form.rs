@@ -1,4 +1,4 @@
-//! What a fetch keeps: a typed value in its envelope, or raw bytes.
+//! The stored forms of a fetched value: typed, byte string or raw.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use crate::cache::freshness::Freshness;
 use crate::cache::{Cache, Expiry, Sealed};
 use crate::error::Result;
 
-/// A value in the form that it is kept in.
+/// The stored form of a value.
 pub(super) trait Form: Sized {
     type Value;
 
@@ -18,45 +18,45 @@ pub(super) trait Form: Sized {
 
     fn into_value(self) -> Self::Value;
 
-    /// What can be seen without asking the store, if there is such a way.
+    /// Reads a value that the store keeps in memory, without asking the store; `None` if there is no such way.
     #[inline]
-    fn glance(_cache: &Cache, _verb: &'static str, _key: &str) -> Option<Looked<Self>> {
+    fn read_in_memory(_cache: &Cache, _verb: &'static str, _key: &str) -> Option<FirstRead<Self>> {
         None
     }
 
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed>;
 
-    /// In the form in which those who wait in this process get it.
+    /// Encodes the value for waiting callers in this process.
     fn share(&self, cache: &Cache, key: &str) -> Result<Bytes>;
 
-    /// `None` for what is no such value.
+    /// Decodes a value, or returns `None` if the bytes are not one.
     fn decode(cache: &Cache, key: &str, bytes: &Bytes) -> Option<(Self, Freshness)>;
 
-    /// The same, for a read that counts.
+    /// [`decode`](Form::decode) for a read that is counted in the statistics.
     fn open(cache: &Cache, verb: &'static str, key: &str, bytes: &Bytes) -> Option<(Self, Freshness)>;
 }
 
-/// What the store holds for a key.
+/// The value of an entry, and whether to load it.
 pub(super) enum Found<V> {
-    /// It serves, and is not to be loaded now.
+    /// Can be returned, and is not to be loaded now.
     Current { value: V, is_stale: bool },
-    /// It serves, and is to be loaded again.
+    /// Can be returned, and is to be reloaded.
     Old { value: V, is_stale: bool },
-    /// No value.
+    /// There is no value.
     Nothing,
 }
 
-/// A first look: what was read, and what it is.
-pub(super) struct Looked<V> {
+/// The first read of a key: the bytes, and the value in them.
+pub(super) struct FirstRead<V> {
     pub(super) read: Result<Option<Bytes>>,
     pub(super) found: Found<V>,
 }
 
-impl<V: Form> Looked<V> {
+impl<V: Form> FirstRead<V> {
     #[inline]
-    pub(super) fn of(cache: &Cache, verb: &'static str, key: &str, read: Result<Option<Bytes>>) -> Looked<V> {
+    pub(super) fn of(cache: &Cache, verb: &'static str, key: &str, read: Result<Option<Bytes>>) -> FirstRead<V> {
         let opened = if let Ok(Some(held)) = &read { V::open(cache, verb, key, held) } else { None };
-        Looked { read, found: Found::of(opened) }
+        FirstRead { read, found: Found::of(opened) }
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Typed<T>(pub(super) T);
 /// A byte string, with its times if it has any.
 pub(super) struct ByteString(pub(super) Bytes);
 
-/// Any bytes are a value, and a fresh one.
+/// Raw bytes: any bytes are a value, and always fresh.
 pub(super) struct Raw(pub(super) Bytes);
 
 impl<T: Serialize + DeserializeOwned> Form for Typed<T> {

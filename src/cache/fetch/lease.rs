@@ -1,20 +1,20 @@
-//! The right to load a key for all processes on one store.
+//! Leases: the right to load a key, among all processes on one store.
 //!
-//! A lease is a key of its own beside the value's, never a placeholder in the value's place, which somebody might take
-//! for the value. Its lifetime on the server is long, so that it is not evicted before other entries; its real end is
-//! in its value:
+//! A lease is a key of its own beside the value's, never a placeholder under the value's key, which another program
+//! might take for the value. Its TTL on the server is long, so that it is not evicted before other entries. Its actual
+//! end depends on its value:
 //!
-//! - a token, which only its holder knows;
-//! - the beat, a number that the holder raises while it loads, and the patience, in milliseconds: a process that sees
-//!   no beat for so long takes the lease over. Without tokio nothing beats, and the patience is as long as a load may
-//!   take;
-//! - the holder's name: a process on the same host that finds it dead takes over at once.
+//! - A token that only its holder knows.
+//! - The heartbeat, a number that the holder increments while it loads, and the patience, in milliseconds: a process
+//!   that sees no heartbeat for this long takes the lease over. Without tokio there is no heartbeat, and the patience
+//!   is as long as a load may take.
+//! - The holder's name: a process on the same host that finds the holder dead takes the lease over at once.
 //!
-//! A delete replaces the lease by a mark. A holder that finds another's token, a mark or nothing in its lease's place
-//! has loaded what may be out of date, and does not keep it.
+//! A delete replaces the lease by a mark. A holder that finds another token, a mark or nothing under its lease's key
+//! has loaded a value that may be outdated, and does not store it.
 //!
-//! Whatever ends a load without settling it (the drop of its future, a panic) releases the lease: in the background on
-//! tokio, on the spot elsewhere and where the runtime is being shut down. A child never releases its parent's.
+//! If a load ends without being settled (its future is dropped, or it panics), the lease is released: on tokio in the
+//! background, elsewhere and while the runtime is being shut down at once. A child never releases its parent's leases.
 
 use std::time::Duration;
 
@@ -30,26 +30,26 @@ use crate::lifecycle::generation;
 use crate::store::Outcome;
 use crate::store::{Op, Settle, Ttl, lease_key, wrong_count};
 
-/// Left in a lease's place when its load has stored nothing: those who have waited need not wait for the next one,
-/// which would store nothing either.
+/// Replaces a lease whose load has stored nothing. Waiting callers then do not wait for the next load, which would
+/// probably store nothing either.
 pub(in crate::cache) const NOTHING_STORED: &[u8] = b"nothing stored";
-/// Left in a lease's place by a delete.
+/// Replaces a lease when its key is deleted.
 pub(in crate::cache) const DELETED: &[u8] = b"deleted";
 pub(in crate::cache) const MARK_TTL: Ttl = Ttl::After(Duration::from_secs(1));
 
-/// On the server: among the last that `volatile-ttl` evicts.
+/// TTL on the server, long enough to be among the last entries that `volatile-ttl` evicts.
 const LEASE_TTL: Ttl = Ttl::After(Duration::from_secs(24 * 60 * 60));
 
 const TOKEN: usize = 16;
 const HEADER: usize = TOKEN + 8 + 8;
 
-/// What a lease's place on the server holds.
+/// The value under a lease's key on the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Sighting {
+pub(super) enum LeaseState {
     Nothing,
     /// A load that stored nothing has ended within the last second.
     NothingStored,
-    /// The key was deleted while it was loaded.
+    /// The key was deleted during the load.
     Deleted,
     Held {
         patience: Duration,
@@ -57,24 +57,24 @@ pub(super) enum Sighting {
     },
 }
 
-impl Sighting {
-    pub(super) fn of(lease: Option<&Bytes>) -> Sighting {
+impl LeaseState {
+    pub(super) fn of(lease: Option<&Bytes>) -> LeaseState {
         match lease.map(|lease| &lease[..]) {
-            None => Sighting::Nothing,
-            Some(NOTHING_STORED) => Sighting::NothingStored,
-            Some(DELETED) => Sighting::Deleted,
+            None => LeaseState::Nothing,
+            Some(NOTHING_STORED) => LeaseState::NothingStored,
+            Some(DELETED) => LeaseState::Deleted,
             Some(lease) => {
                 let patience = lease.get(TOKEN + 8..HEADER).and_then(|bytes| bytes.try_into().ok());
                 let patience =
                     patience.map_or(Duration::ZERO, |bytes| Duration::from_millis(u64::from_le_bytes(bytes)));
                 let holder = String::from_utf8_lossy(lease.get(HEADER..).unwrap_or_default()).into_owned();
-                Sighting::Held { patience, holder }
+                LeaseState::Held { patience, holder }
             }
         }
     }
 }
 
-/// A lease of this process's.
+/// A lease of this process.
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     key: String,
@@ -82,7 +82,7 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// One to ask for. `patience` is how long others leave it alone without a beat.
+    /// Returns a lease to ask for. `patience` is how long other processes respect it without a heartbeat.
     pub(super) fn new(full_key: &str, patience: Duration) -> Lease {
         let mut value = BytesMut::with_capacity(HEADER + lease_holder::own().len());
         value.put_slice(&token());
@@ -100,30 +100,30 @@ impl Lease {
         &self.value[..TOKEN]
     }
 
-    /// Takes the lease where its place holds `place`.
-    pub(super) fn take<'a>(&'a self, place: Option<&'a [u8]>) -> Op<'a> {
-        self.take_for(LEASE_TTL, place)
+    /// Returns the operation that takes the lease if its key holds `expected`.
+    pub(super) fn take<'a>(&'a self, expected: Option<&'a [u8]>) -> Op<'a> {
+        self.take_for(LEASE_TTL, expected)
     }
 
-    /// The same, with another end on the server.
-    pub(super) fn take_for<'a>(&'a self, ttl: Ttl, place: Option<&'a [u8]>) -> Op<'a> {
-        Op::CompareAndSet { key: &self.key, expected: place, new: Some(self.value.clone()), ttl }
+    /// [`take`](Lease::take) with another TTL on the server.
+    pub(super) fn take_for<'a>(&'a self, ttl: Ttl, expected: Option<&'a [u8]>) -> Op<'a> {
+        Op::CompareAndSet { key: &self.key, expected, new: Some(self.value.clone()), ttl }
     }
 
-    /// Ends the lease, and stores nothing.
+    /// Returns the operation that ends the lease and stores nothing.
     fn release(&self) -> Op<'_> {
         Op::Settle(Settle { key: &self.key, lease: &self.key, token: self.token(), store: None, mark: None })
     }
 }
 
-/// The leases that a fetch holds, by the place of their keys in it. Dropped, they are released.
+/// The leases that a fetch holds, by the index of their keys in it. Dropping them releases them.
 pub(super) struct Leases {
     cache: Cache,
-    /// What they are held for.
+    /// The method that holds them, for reports of failures.
     verb: &'static str,
     generation: u64,
     held: Vec<(usize, Lease)>,
-    /// Whether they are being released by a task, which a runtime that is shut down drops.
+    /// Whether a task is releasing them, which a runtime that shuts down drops.
     #[cfg(feature = "tokio")]
     is_in_background: bool,
     #[cfg(feature = "tokio")]
@@ -144,51 +144,52 @@ impl Leases {
         }
     }
 
-    /// Added before it is asked for: should the request be cancelled, it is released even if the server has granted it.
-    pub(super) fn add(&mut self, place: usize, lease: Lease) {
-        self.held.push((place, lease));
+    /// Adds a lease before it is asked for, so that it is released if the request is cancelled after the server granted
+    /// it.
+    pub(super) fn add(&mut self, index: usize, lease: Lease) {
+        self.held.push((index, lease));
     }
 
-    /// Not held after all.
-    pub(super) fn forget(&mut self, place: usize) {
-        self.held.retain(|(other, _)| *other != place);
+    /// Removes a lease that was not granted.
+    pub(super) fn forget(&mut self, index: usize) {
+        self.held.retain(|(other, _)| *other != index);
     }
 
-    pub(super) fn of(&self, place: usize) -> Option<&Lease> {
+    pub(super) fn of(&self, index: usize) -> Option<&Lease> {
         // A loader may have forked, and this may be the child.
         let of_this_process = self.generation == generation();
-        self.held.iter().find(|(other, _)| *other == place && of_this_process).map(|(_, lease)| lease)
+        self.held.iter().find(|(other, _)| *other == index && of_this_process).map(|(_, lease)| lease)
     }
 
-    /// These have ended.
-    pub(super) fn settled(&mut self, places: &[usize]) {
-        self.held.retain(|(place, _)| !places.contains(place));
+    /// Removes leases that have ended.
+    pub(super) fn settled(&mut self, indices: &[usize]) {
+        self.held.retain(|(index, _)| !indices.contains(index));
         if self.held.is_empty() {
             self.stop_beating();
         }
     }
 
-    /// Releases these, which are not needed after all.
-    pub(super) async fn release(&mut self, places: &[usize]) {
-        if !places.is_empty() && self.generation == generation() {
-            let held = self.held.extract_if(.., |(place, _)| places.contains(place)).collect();
+    /// Releases leases that are not needed.
+    pub(super) async fn release(&mut self, indices: &[usize]) {
+        if !indices.is_empty() && self.generation == generation() {
+            let held = self.held.extract_if(.., |(index, _)| indices.contains(index)).collect();
             let mut unneeded = Leases::none(&self.cache, self.verb);
             unneeded.held = held;
             unneeded.release_all().await;
         }
     }
 
-    /// Releases one, and returns whether it was held until now. A parent's is not.
-    pub(super) async fn end(&mut self, place: usize) -> Result<bool> {
-        let Some(lease) = self.of(place).cloned() else { return Ok(false) };
+    /// Releases one lease. Returns whether it was held until now; `false` for a parent's.
+    pub(super) async fn end(&mut self, index: usize) -> Result<bool> {
+        let Some(lease) = self.of(index).cloned() else { return Ok(false) };
         let ended = self.cache.batch(&[lease.release()]).await.pop().unwrap_or_else(|| Err(wrong_count()));
         let was_held = ended?.is_done();
-        self.settled(&[place]);
+        self.settled(&[index]);
         Ok(was_held)
     }
 
-    /// Inside tokio: raises the beat of each lease every third of its patience, at most for `load_timeout`. Elsewhere
-    /// there is nobody to do it.
+    /// Inside tokio, increments the heartbeat of each lease every third of its patience, for at most `load_timeout`.
+    /// Elsewhere does nothing.
     #[cfg(feature = "tokio")]
     pub(super) fn beat(&mut self) {
         if self.held.is_empty() || !matches!(execution(), Ok(Execution::Tokio(_))) {
@@ -253,7 +254,7 @@ async fn release(cache: &Cache, verb: &'static str, held: &[(usize, Lease)]) {
 
 #[cfg(feature = "tokio")]
 async fn beat(cache: Cache, mut leases: Vec<Lease>) {
-    let (patience, until) = (cache.shared.settings.lease, tokio::time::Instant::now() + cache.longest_load());
+    let (patience, until) = (cache.shared.settings.lease, tokio::time::Instant::now() + cache.effective_load_timeout());
     while !leases.is_empty() && tokio::time::Instant::now() < until {
         tokio::time::sleep(patience / 3).await;
         let reads: Vec<Op<'_>> = leases.iter().map(|lease| Op::Get { key: &lease.key }).collect();
@@ -265,35 +266,35 @@ async fn beat(cache: Cache, mut leases: Vec<Lease>) {
                 beats.push((lease.key.clone(), value));
                 true
             }
-            // Lost: its holder will find out when it settles.
+            // Lost: the settling notices.
             Some(Ok(_)) | None => false,
             Some(Err(_)) => true,
         });
         let swaps = beats.iter().map(|(key, value)| Op::CompareAndSet {
             key,
             expected: Some(value),
-            new: Some(raised(value)),
+            new: Some(with_next_beat(value)),
             ttl: LEASE_TTL,
         });
         let swaps: Vec<Op<'_>> = swaps.collect();
-        // What is not raised now is raised by the next beat.
+        // A failed heartbeat is made up for by the next.
         cache.batch(&swaps).await;
     }
 }
 
-/// The same with the next beat.
+/// Returns the lease's value with the next heartbeat.
 #[cfg(feature = "tokio")]
-fn raised(value: &Bytes) -> Bytes {
+fn with_next_beat(value: &Bytes) -> Bytes {
     let mut raised = BytesMut::from(&value[..]);
     let beat = u64::from_le_bytes(value[TOKEN..TOKEN + 8].try_into().expect("eight bytes"));
     raised[TOKEN..TOKEN + 8].copy_from_slice(&beat.wrapping_add(1).to_le_bytes());
     raised.freeze()
 }
 
-/// Different for every lease there is, in any process on any machine.
+/// Returns a token that is unique among all leases, in any process on any machine.
 fn token() -> [u8; TOKEN] {
     let mut token = [0; TOKEN];
-    // Without random numbers there is still who and when.
+    // Without random numbers, the time and the process id have to do.
     if getrandom::fill(&mut token).is_err() {
         let nanoseconds = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         token[..12].copy_from_slice(&nanoseconds.to_le_bytes()[..12]);
@@ -306,21 +307,21 @@ fn token() -> [u8; TOKEN] {
 mod tests {
     use std::time::Duration;
 
-    use super::{DELETED, Lease, NOTHING_STORED, Sighting, lease_holder};
+    use super::{DELETED, Lease, LeaseState, NOTHING_STORED, lease_holder};
 
     #[test]
-    fn a_lease_says_whose_it_is() {
+    fn a_lease_contains_its_patience_and_holder() {
         let lease = Lease::new("k", Duration::from_secs(5));
-        let held = Sighting::Held { patience: Duration::from_secs(5), holder: lease_holder::own().to_owned() };
-        assert_eq!(Sighting::of(Some(&lease.value)), held);
-        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), Sighting::NothingStored);
-        assert_eq!(Sighting::of(Some(&bytes::Bytes::from_static(DELETED))), Sighting::Deleted);
-        assert_eq!(Sighting::of(None), Sighting::Nothing);
+        let held = LeaseState::Held { patience: Duration::from_secs(5), holder: lease_holder::own().to_owned() };
+        assert_eq!(LeaseState::of(Some(&lease.value)), held);
+        assert_eq!(LeaseState::of(Some(&bytes::Bytes::from_static(NOTHING_STORED))), LeaseState::NothingStored);
+        assert_eq!(LeaseState::of(Some(&bytes::Bytes::from_static(DELETED))), LeaseState::Deleted);
+        assert_eq!(LeaseState::of(None), LeaseState::Nothing);
         #[cfg(feature = "tokio")]
         {
-            let raised = super::raised(&lease.value);
+            let raised = super::with_next_beat(&lease.value);
             assert!(raised != lease.value && raised.starts_with(lease.token()));
-            assert_eq!(Sighting::of(Some(&raised)), held);
+            assert_eq!(LeaseState::of(Some(&raised)), held);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What a loader that chooses the expiry returns.
+//! The result of a loader that chooses the expiry.
 
 use crate::cache::Expiry;
 
-/// What the loader of [`fetch_loaded`](crate::Cache::fetch_loaded) returns: a value, and how long it serves, if at all.
+/// The result of a loader of [`fetch_loaded`](crate::Cache::fetch_loaded): a value and its expiry, if it is to be
+/// stored.
 ///
 /// ```
 /// use prefork_cache::{Expiry, Loaded};
@@ -21,17 +22,17 @@ pub struct Loaded<T> {
 }
 
 impl<T> Loaded<T> {
-    /// A value to be stored.
+    /// Returns a value to be stored.
     pub fn new(value: T, expiry: impl Into<Expiry>) -> Loaded<T> {
         Loaded { value, expiry: Some(expiry.into()) }
     }
 
-    /// A value that is not to be stored: for its caller, and for those who wait for this load in the same process.
+    /// Returns a value that is not stored. Its caller gets it, and callers in the same process that wait for this load.
     pub fn uncached(value: T) -> Loaded<T> {
         Loaded { value, expiry: None }
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn value(&self) -> &T {
         &self.value
     }
@@ -40,7 +41,7 @@ impl<T> Loaded<T> {
         Loaded { value: change(self.value), expiry: self.expiry }
     }
 
-    /// How long it serves; `None` if it is not to be stored.
+    /// Returns the expiry, or `None` if the value is not to be stored.
     pub fn expiry(&self) -> Option<Expiry> {
         self.expiry
     }

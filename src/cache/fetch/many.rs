@@ -1,4 +1,4 @@
-//! Many keys fetched together.
+//! Fetches of many keys.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,25 +12,27 @@ use crate::cache::{Cache, Expiry};
 use crate::error::Result;
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) for many keys (`&["a", "b"]`, a `Vec<String>`, ...): one read, one call of the loader with
-    /// the keys that are to be loaded (each once, in the order of their first occurrence), one write. The loader answers
-    /// for each of them, in that order; where nothing is to be loaded it is not called.
+    /// [`fetch`](Cache::fetch) for many keys (`&["a", "b"]`, a `Vec<String>`, ...): one read, one call of the loader
+    /// with the keys to load, one write.
     ///
-    /// The results stand in the order of `keys`, each key with its own. A stale value is answered where its load fails.
+    /// The loader gets each key once, in the order of first occurrence, and returns one result for each, in the same
+    /// order. It is not called if there is nothing to load.
     ///
-    /// Each key is loaded as by `fetch`: by one caller among all processes, refreshed ahead by one while the others get
-    /// the current value, and not stored over a value that was set or after a delete that came meanwhile. Keys that
-    /// others are loading are waited for after this caller's own were loaded; the loader is called again only for keys
-    /// whose loaders have given up.
+    /// The results are in the order of `keys`. For a key whose load fails, a stale value is returned if there is one.
+    ///
+    /// Each key is loaded as by `fetch`: by one caller among all processes. One caller refreshes it ahead while the
+    /// others get the current value. The loaded value is not stored over a value that was set during the load, nor
+    /// after a delete. Keys that other callers are loading are awaited after this caller has loaded its own. The loader
+    /// is called again only for keys that their loaders have failed to load.
     ///
     /// # Errors
     ///
-    /// The loader's, for each key. Where one failure is that of all, answer with as many clones of it; an error that is
-    /// not `Clone` can be put into an [`Arc`](std::sync::Arc).
+    /// The loader's error, for each key. If one failure concerns all keys, return a clone of it for each. An error that
+    /// is not `Clone` can be put into an [`Arc`](std::sync::Arc).
     ///
     /// # Panics
     ///
-    /// If the loader answers for another number of keys than it was asked for.
+    /// If the loader returns another number of results than it got keys.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -68,8 +70,8 @@ impl Cache {
         self.fetch_each("fetch_many", keys, load).await
     }
 
-    /// [`fetch_many`](Cache::fetch_many) with a loader that chooses an expiry for each value, or declines to have it
-    /// stored.
+    /// [`fetch_many`](Cache::fetch_many) with a loader that chooses the expiry of each value, or whether it is stored
+    /// at all.
     ///
     /// # Errors
     ///
@@ -121,20 +123,20 @@ impl Cache {
         E: Clone,
         F: Future<Output = Vec<Result<Loaded<T>, E>>>,
     {
-        let mut places = HashMap::new();
-        let mut once: Vec<&'k str> = Vec::new();
+        let mut indices = HashMap::new();
+        let mut unique: Vec<&'k str> = Vec::new();
         for key in keys.iter().map(AsRef::as_ref) {
-            places.entry(key).or_insert_with(|| {
-                once.push(key);
-                once.len() - 1
+            indices.entry(key).or_insert_with(|| {
+                unique.push(key);
+                unique.len() - 1
             });
         }
-        let mut fetching = Fetching::new(self, verb, &once, self.local().flights.landed());
+        let mut fetching = Fetching::new(self, verb, &unique, self.local().flights.landed());
         if !self.is_forced {
             fetching.look().await;
         }
-        while let Some(asked) = Box::pin(fetching.next_loads()).await {
-            let missing: Vec<&'k str> = asked.iter().map(|place| once[*place]).collect();
+        while let Some(to_load) = Box::pin(fetching.next_loads()).await {
+            let missing: Vec<&'k str> = to_load.iter().map(|index| unique[*index]).collect();
             let wanted = missing.len();
             let loading = async {
                 let loaded = load(missing).await;
@@ -142,10 +144,10 @@ impl Cache {
                 assert!(answered == wanted, "the loader was asked for {wanted} keys, and has answered for {answered}");
                 loaded.into_iter().map(|loaded| loaded.map(|loaded| loaded.map(Typed))).collect()
             };
-            Box::pin(fetching.load_and_settle(asked, loading)).await;
+            Box::pin(fetching.load_and_settle(to_load, loading)).await;
         }
-        let answers: Vec<Result<T, E>> =
+        let results: Vec<Result<T, E>> =
             fetching.into_answers().map(|(answer, _)| answer.map(|Typed(value)| value)).collect();
-        keys.iter().map(|key| answers[places[key.as_ref()]].clone()).collect()
+        keys.iter().map(|key| results[indices[key.as_ref()]].clone()).collect()
     }
 }

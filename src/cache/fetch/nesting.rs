@@ -1,23 +1,24 @@
-//! Which loads the code that runs here is part of: a loader may fetch other keys, and even its own.
+//! Which loads the running code is part of, since a loader may fetch other keys, and even its own.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
-use crate::cache::observer::is_telling;
+use crate::cache::observer::is_reporting;
 
 thread_local! {
-    /// The numbers of the flights whose loaders are running on this thread, the innermost last.
+    /// The numbers of the flights whose loaders run on this thread, the innermost last.
     static LOADING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 
-    /// The numbers of the flights that this thread has claimed and not settled, the last one last.
+    /// The numbers of the flights that this thread has claimed in two steps and not settled, the latest last.
     static CLAIMED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A claim may be settled by another thread, and its number then stays: a number is never used twice.
+/// Limit of `CLAIMED`. If another thread settles a claim, its number stays here. That is harmless: numbers are not
+/// reused.
 const MOST_CLAIMED: usize = 1_000;
 
-/// This thread is to load, without a loader of ours.
+/// Records that this thread loads this flight itself, between the two steps of a fetch.
 pub(super) fn claimed(flight: u64) {
     CLAIMED.with_borrow_mut(|claimed| {
         if claimed.len() >= MOST_CLAIMED {
@@ -31,7 +32,7 @@ pub(super) fn settled(flight: u64) {
     CLAIMED.with_borrow_mut(|claimed| claimed.retain(|other| *other != flight));
 }
 
-/// Runs a loader as that of these flights. What it hands to another thread or task is not known to be part of it.
+/// Runs the loader of these flights. Work that it passes to another thread or task is not known to be part of it.
 pub(super) async fn loading<F: Future>(flights: Vec<u64>, load: F) -> F::Output {
     let mut load = pin!(load);
     poll_fn(|cx| {
@@ -41,14 +42,14 @@ pub(super) async fn loading<F: Future>(flights: Vec<u64>, load: F) -> F::Output 
     .await
 }
 
-/// Whether this is a loader's code.
+/// Returns whether the running code is part of a loader.
 pub(super) fn is_in_loader() -> bool {
     LOADING.with_borrow(|loading| !loading.is_empty())
 }
 
-/// Whether this is the code of a flight's own loader, or may be part of it: it must not wait for itself.
+/// Returns whether the running code is, or may be, part of this flight's load: it must not wait for the flight.
 pub(super) fn is_part_of(flight: u64) -> bool {
-    is_telling()
+    is_reporting()
         || LOADING.with_borrow(|loading| loading.contains(&flight))
         || CLAIMED.with_borrow(|claimed| claimed.contains(&flight))
 }
@@ -61,7 +62,7 @@ impl Nested {
     fn begin(flights: &[u64]) -> Nested {
         LOADING.with_borrow_mut(|loading| {
             let before = loading.len();
-            // A forced load has no flight, and is a loader all the same.
+            // A forced load has no flight, but runs a loader.
             if flights.is_empty() {
                 loading.push(0)
             } else {

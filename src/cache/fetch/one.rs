@@ -1,4 +1,4 @@
-//! One key fetched.
+//! Fetches of one key.
 
 use std::future::Future;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{Form, Found, Looked, Raw, Typed};
+use super::form::{FirstRead, Form, Found, Raw, Typed};
 use super::lookup;
 use super::{Fetching, Loaded};
 use crate::cache::{Cache, Expiry};
@@ -14,45 +14,46 @@ use crate::error::Result;
 use crate::telemetry::{self, Span};
 
 impl Cache {
-    /// The value under a key, or else what `load` returns, which is then stored.
+    /// Returns the value under a key. If there is none, calls `load`, and stores and returns the loaded value.
     ///
-    /// - *There is a fresh value*: it is returned.
-    /// - *There is an old value*, [stale or to be refreshed ahead](Expiry): one caller, among all processes on the same
+    /// - *A fresh value*: it is returned.
+    /// - *An old value*, [stale or in its refresh-ahead time](Expiry): one caller, among all processes on the same
     ///   server, runs its loader and waits for it. Every other caller gets the old value at once. If the loader fails,
-    ///   its caller gets the old value too, [`Builder::on_error`](crate::Builder::on_error) is called (without the
-    ///   loader's error, which is the loader's to log), and the next try comes after
+    ///   its caller gets the old value too. [`Builder::on_error`](crate::Builder::on_error) is then called, without the
+    ///   loader's error (logging that is up to the loader), and the next attempt to load comes after
     ///   [`Builder::load_retry_delay`](crate::Builder::load_retry_delay).
-    /// - *There is none*: one caller, among all processes on the same server (on
+    /// - *No value*: one caller, among all processes on the same server (on
     ///   [`MemoryStore`](crate::stores::MemoryStore), in the process), runs its loader. The others wait for its value
-    ///   as long as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout); then one
-    ///   caller of each process loads and the others wait for that one, once more as long; then each loads for itself.
-    ///   If the caller that loads fails, panics or is cancelled, another one takes over: at once in the same process,
-    ///   within about 0.1 s in another one. If its process is killed, one on the same host takes over within about 0.1
-    ///   s, and one on another host after [`Builder::lease`](crate::Builder::lease) without a sign of life.
+    ///   as long as its process lives, at most for [`Builder::load_timeout`](crate::Builder::load_timeout). Then one
+    ///   caller of each process loads, and the others of that process wait for it, again for at most that long. After
+    ///   that, each loads for itself. If the caller that loads fails, panics or is cancelled, another one takes over:
+    ///   at once in the same process, within about 0.1 s in another one. If its process is killed, a caller on the same
+    ///   host takes over within about 0.1 s, and one on another host when the process has not renewed its lease for
+    ///   [`Builder::lease`](crate::Builder::lease).
     ///
-    /// A loaded value takes the place of what was there when the load began. A value that is set meanwhile stays, and
-    /// after a [`delete`](Cache::delete) nothing is stored.
+    /// The loaded value replaces the entry that was there when the load began. A value that is set during the load
+    /// stays, and after a [`delete`](Cache::delete) the loaded value is not stored.
     ///
-    /// The cache's own failures are not the caller's: a store that cannot be reached, a key that is refused or a value
-    /// that cannot be encoded are counted and reported to [`Builder::on_error`](crate::Builder::on_error), and the
-    /// loader's value is returned. A store that did not answer the read is not asked to keep the value.
+    /// Failures of the cache are not returned to the caller. If the store cannot be reached, the key is refused, or the
+    /// value cannot be encoded, the failure is counted and reported to [`Builder::on_error`](crate::Builder::on_error),
+    /// and the loaded value is returned. If the store did not respond to the read, the value is not sent to it either.
     ///
-    /// A loader may fetch other keys; it then waits for another loader for at most
-    /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that one may be waiting for this. If it fetches the
-    /// very key that it loads, the inner loader runs at once, and its value is not stored.
+    /// A loader may fetch other keys. Such a fetch waits for another loader for at most
+    /// [`Builder::fetch_wait`](crate::Builder::fetch_wait), since that loader may be waiting for this one. If a loader
+    /// fetches the key that it loads, the inner loader runs at once, and its value is not stored.
     ///
-    /// Through the [blocking](Cache::blocking) API on a thread of a tokio runtime, a load of one of that runtime's
-    /// tasks is not waited for, since it may need this very thread: the caller loads for itself. An asynchronous loader
-    /// that blocks the only thread of its runtime for longer than [`Builder::lease`](crate::Builder::lease) is taken
-    /// for dead.
+    /// Through the [blocking](Cache::blocking) API on a thread of a tokio runtime, a caller does not wait for a load
+    /// that runs in a task of the same runtime, since that task may need this thread. The caller loads for itself. An
+    /// asynchronous loader that blocks the only thread of its runtime for longer than
+    /// [`Builder::lease`](crate::Builder::lease) loses its lease, as if its process had died.
     ///
     /// # Errors
     ///
-    /// The loader's, to its own caller, if there is no old value; it is not stored.
+    /// The loader's error, to its own caller, if there is no old value. Errors are not stored.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the loader's, and hands the load on to a caller that waits.
+    /// Dropping the future drops the loader's future. A waiting caller then takes over the load.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -66,8 +67,8 @@ impl Cache {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// A loader is anything that can be called once and returns a future: `async ||`, `|| async {}`, a generic or a boxed
-    /// one. With an error type of the program's own, `?` works in it as anywhere:
+    /// A loader is anything that can be called once and returns a future: `async ||`, `|| async {}`, generic or boxed.
+    /// With an error type of the program's own, `?` works in it as usual:
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -108,7 +109,7 @@ impl Cache {
         self.fetch_as("fetch", key, load).await.map(|Typed(value)| value)
     }
 
-    /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or declines to have the value stored.
+    /// [`fetch`](Cache::fetch) with a loader that chooses the expiry, or whether the value is stored at all.
     ///
     /// # Errors
     ///
@@ -125,7 +126,7 @@ impl Cache {
     /// };
     /// assert_eq!(cache.blocking().fetch_loaded("token", token)?, "token");
     ///
-    /// // What Rails calls `skip_nil`: nothing is stored for a user who does not exist.
+    /// // Like Rails' `skip_nil`: nothing is stored for a user who does not exist.
     /// let user = || Ok::<_, std::io::Error>(Loaded::uncached(None));
     /// assert_eq!(cache.blocking().fetch_loaded::<Option<String>, _>("user:7", user)?, None);
     /// assert!(!cache.blocking().exists("user:7").unwrap());
@@ -140,12 +141,12 @@ impl Cache {
         self.fetch_as("fetch_loaded", key, load).await.map(|Typed(value)| value)
     }
 
-    /// [`fetch`](Cache::fetch) for bytes as they are, for other programs to read. Raw bytes carry no times: they are
-    /// fresh until `after` has passed, and then gone. `stale_for` and `refresh_ahead` mean nothing for them.
+    /// [`fetch`](Cache::fetch) for raw bytes that other programs can read. Raw bytes carry no times: they are fresh
+    /// until `after` has passed, and then expired. `stale_for` and `refresh_ahead` have no effect on them.
     ///
     /// # Errors
     ///
-    /// The loader's, to its own caller; it is not stored.
+    /// The loader's error, to its own caller. Errors are not stored.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -191,21 +192,21 @@ impl Cache {
         load: impl FnOnce() -> F,
     ) -> Result<V, E> {
         let landed = self.local().flights.landed();
-        let looked = if self.is_forced {
+        let first_read = if self.is_forced {
             None
-        } else if let Some(glanced) = V::glance(self, verb, key) {
-            Some(glanced)
+        } else if let Some(in_memory) = V::read_in_memory(self, verb, key) {
+            Some(in_memory)
         } else {
-            Some(Looked::of(self, verb, key, self.get_raw(key).await))
+            Some(FirstRead::of(self, verb, key, self.get_raw(key).await))
         };
-        // By the shortest way: this is where most fetches end.
-        if let Some(Looked { found: Found::Current { value, is_stale }, .. }) = looked {
+        // The hot path: most fetches end here.
+        if let Some(FirstRead { found: Found::Current { value, is_stale }, .. }) = first_read {
             span.outcome(lookup::outcome(is_stale));
             return Ok(value);
         }
         let mut fetching = Fetching::new(self, verb, &[key], landed);
-        if let Some(looked) = looked {
-            fetching.take_in(0, looked);
+        if let Some(first_read) = first_read {
+            fetching.record_read(0, first_read);
         }
         let (answer, outcome) = Box::pin(fetching.one(load)).await;
         span.outcome(outcome);

@@ -1,13 +1,15 @@
-//! The third step: loads what was claimed, stores it unless it was revoked, and hands it to those who wait.
+//! The third step of a fetch: loads the claimed keys, stores the values unless they were revoked, and passes them to
+//! waiting callers.
 //!
-//! All that is to be stored, and all leases that end with it, go in one write. What a delete has revoked is not stored.
-//! Where the store cannot decide that in the same breath, the value is removed again; nothing older is ever put back.
+//! All values are stored, and their leases ended, in one write. A value that a delete has revoked is not stored. Where
+//! the store cannot check that in the same operation, the value is removed again afterwards. An older value is never
+//! restored.
 
 use bytes::Bytes;
 
 use super::form::Form;
 use super::lease::{Lease, MARK_TTL, NOTHING_STORED};
-use super::load_state::{Keeps, Load, LoadState};
+use super::load_state::{Load, LoadState, StoreWhen};
 use super::single_flight::{Landing, Lead};
 use super::{Answer, Fetching, Loaded, nesting};
 use crate::cache::Sealed;
@@ -15,60 +17,60 @@ use crate::cache::envelope::Envelope;
 use crate::error::Result;
 use crate::store::{Op, Outcome, Replacement, Settle, Ttl, When};
 
-/// The end of one load.
+/// A load that has ended and is being stored.
 struct Settling {
-    place: usize,
+    index: usize,
     full_key: String,
     lead: Option<Lead>,
-    keeps: Keeps,
+    store_when: StoreWhen,
     lease: Option<Lease>,
     landing: Landing,
-    /// What the entry held at the last look.
+    /// The entry at the last read.
     seen: Option<Bytes>,
     store: Option<Sealed>,
-    /// Whether those who wait in other processes are told that nothing was stored.
+    /// Whether to leave a mark that tells waiting processes that nothing was stored.
     is_marked: bool,
 }
 
 impl<V: Form, E> Fetching<V, E> {
     pub(super) async fn load_and_settle(
         &mut self,
-        places: Vec<usize>,
+        indices: Vec<usize>,
         load: impl Future<Output = Vec<Result<Loaded<V>, E>>>,
     ) {
-        let flights = self.begin_loads(&places);
+        let flights = self.begin_loads(&indices);
         let loaded = nesting::loading(flights, load).await;
-        self.settle_loads(places, loaded).await;
+        self.settle_loads(indices, loaded).await;
     }
 
-    /// From now on others see that the loads go on. Returns the numbers of their flights.
-    pub(super) fn begin_loads(&mut self, places: &[usize]) -> Vec<u64> {
-        self.cache.local().counters.loaded(places.len());
+    /// Starts the heartbeat of the leases, and returns the numbers of the flights.
+    pub(super) fn begin_loads(&mut self, indices: &[usize]) -> Vec<u64> {
+        self.cache.local().counters.loaded(indices.len());
         self.leases.beat();
-        places.iter().filter_map(|place| self.wanted[*place].state.flight()).collect()
+        indices.iter().filter_map(|index| self.wanted[*index].state.flight()).collect()
     }
 
-    /// Answers for keys that were loaded.
-    pub(super) async fn settle_loads(&mut self, places: Vec<usize>, loaded: Vec<Result<Loaded<V>, E>>) {
-        let loads = places.into_iter().zip(loaded);
-        let settling: Vec<Settling> = loads.map(|(place, loaded)| self.take_in_loaded(place, loaded)).collect();
+    /// Stores and answers loaded keys.
+    pub(super) async fn settle_loads(&mut self, indices: Vec<usize>, loaded: Vec<Result<Loaded<V>, E>>) {
+        let loads = indices.into_iter().zip(loaded);
+        let settling: Vec<Settling> = loads.map(|(index, loaded)| self.record_loaded(index, loaded)).collect();
         self.settle(settling).await;
     }
 
-    /// Answers for a key. Encodes its value before anything is awaited, so that values need not be `Sync`.
-    fn take_in_loaded(&mut self, place: usize, loaded: Result<Loaded<V>, E>) -> Settling {
-        let wanted = &mut self.wanted[place];
-        let LoadState::Load(Load { lead, keeps }) = std::mem::replace(&mut wanted.state, LoadState::Open) else {
+    /// Answers a key. Encodes its value before the first await, so that values need not be `Sync`.
+    fn record_loaded(&mut self, index: usize, loaded: Result<Loaded<V>, E>) -> Settling {
+        let wanted = &mut self.wanted[index];
+        let LoadState::Load(Load { lead, store_when }) = std::mem::replace(&mut wanted.state, LoadState::Open) else {
             unreachable!("only loads are loaded")
         };
         let mut settling = Settling {
-            place,
+            index,
             full_key: wanted.full_key.clone(),
             lead,
-            keeps,
-            lease: self.leases.of(place).cloned(),
+            store_when,
+            lease: self.leases.of(index).cloned(),
             landing: Landing::Failed,
-            seen: wanted.held.clone(),
+            seen: wanted.seen.clone(),
             store: None,
             is_marked: false,
         };
@@ -90,7 +92,7 @@ impl<V: Form, E> Fetching<V, E> {
                 self.cache.local().counters.load_failed();
                 if wanted.old.is_some() {
                     settling.store =
-                        settling.seen.as_ref().and_then(|seen| self.cache.put_off(self.verb, &wanted.key, seen));
+                        settling.seen.as_ref().and_then(|seen| self.cache.delay_retry(self.verb, &wanted.key, seen));
                     wanted.answer_old();
                 } else {
                     wanted.answer(Answer::Error(error), "failed");
@@ -98,7 +100,7 @@ impl<V: Form, E> Fetching<V, E> {
             }
         }
         let is_revoked = settling.lead.as_ref().is_some_and(|lead| !lead.begin_settling());
-        if is_revoked || keeps == Keeps::Nothing || !wanted.is_kept {
+        if is_revoked || store_when == StoreWhen::Never || !wanted.may_store {
             settling.is_marked |= settling.store.take().is_some();
         }
         settling
@@ -117,8 +119,8 @@ impl<V: Form, E> Fetching<V, E> {
             }
             match outcomes.next() {
                 Some(Ok(outcome)) => {
-                    ended.push(settling.place);
-                    again.extend(settling.once_more(&outcome, |seen| self.has_ended(settling.place, seen)));
+                    ended.push(settling.index);
+                    again.extend(settling.retry_if_absent(&outcome, |seen| self.has_ended(settling.index, seen)));
                 }
                 Some(Err(error)) => self.cache.report(self.verb, &error),
                 None => {}
@@ -141,22 +143,23 @@ impl<V: Form, E> Fetching<V, E> {
         }
     }
 
-    /// Whether what was seen under a key would be gone by now, whatever happened to it.
-    fn has_ended(&self, place: usize, seen: &[u8]) -> bool {
-        let mark = self.cache.prefix.mark(&self.wanted[place].key);
+    /// Returns whether the entry that was seen under a key has expired by now.
+    fn has_ended(&self, index: usize, seen: &[u8]) -> bool {
+        let mark = self.cache.prefix.mark(&self.wanted[index].key);
         Envelope::open(mark, seen).is_ok_and(|envelope| envelope.is_expired(self.cache.clock()))
     }
 }
 
 impl Settling {
-    /// Stores where nothing is: what was to be replaced has come to its end in between.
-    fn once_more(&self, outcome: &Outcome, has_ended: impl FnOnce(&[u8]) -> bool) -> Option<Op<'_>> {
+    /// Returns a second write if the first failed only because the entry to replace has expired since it was read.
+    fn retry_if_absent(&self, outcome: &Outcome, has_ended: impl FnOnce(&[u8]) -> bool) -> Option<Op<'_>> {
         let (Outcome::Done(false), None, Some(seen)) = (outcome, &self.lease, &self.seen) else { return None };
         let Sealed { bytes, ttl } = self.store.clone()?;
         has_ended(seen).then_some(Op::Set { key: &self.full_key, value: bytes, ttl, when: When::IfAbsent })
     }
 
-    /// What it asks of the store. Without scripts, `is_conditional` is not to be had.
+    /// Returns the operation that stores the value and ends the lease. Without scripts, `is_conditional` is not
+    /// available.
     fn operation(&self, is_conditional: bool) -> Option<Op<'_>> {
         let key = &*self.full_key;
         if let Some(lease) = &self.lease {
@@ -168,15 +171,15 @@ impl Settling {
         }
         let Sealed { bytes, ttl } = self.store.clone()?;
         let set = |when| Op::Set { key, value: bytes.clone(), ttl, when };
-        Some(match (self.keeps, &self.seen) {
-            (Keeps::Always, _) => set(When::Always),
+        Some(match (self.store_when, &self.seen) {
+            (StoreWhen::Always, _) => set(When::Always),
             (_, None) => set(When::IfAbsent),
             (_, Some(_)) if !is_conditional => set(When::IfPresent),
             (_, Some(seen)) => Op::CompareAndSet { key, expected: Some(seen), new: Some(bytes), ttl },
         })
     }
 
-    /// Takes a value away that was revoked while it was stored, where no lease has decided that.
+    /// Returns the operation that removes a value revoked while it was being stored, if no lease has decided that.
     fn removal(&self) -> Option<Op<'_>> {
         let stored = self.store.as_ref().filter(|_| self.lease.is_none())?;
         self.lead.as_ref().filter(|lead| lead.is_revoked())?;

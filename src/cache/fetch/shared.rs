@@ -1,4 +1,4 @@
-//! A fetch that shares one decoded value.
+//! Fetches that share one decoded value.
 
 use std::future::Future;
 use std::pin::pin;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Loaded;
-use super::form::{Form, Found, Looked};
+use super::form::{FirstRead, Form, Found};
 use crate::cache::blocking::at_once;
 use crate::cache::freshness::Freshness;
 use crate::cache::{Blocking, Cache, Expiry, Sealed};
@@ -17,8 +17,8 @@ use crate::error::Result;
 use crate::execution::lifted;
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) with a value that is shared, as by [`get_shared`](Cache::get_shared): decoded once in each
-    /// process. A caller whose own loader has run gets what that has returned; it is not what others share.
+    /// [`fetch`](Cache::fetch) that returns a shared value, as [`get_shared`](Cache::get_shared) does: decoded once in
+    /// each process. A caller whose own loader has run gets the loader's value, which is not shared with others.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl Blocking<'_> {
     ///
     /// # Errors
     ///
-    /// The loader's.
+    /// The loader's error.
     pub fn fetch_shared<T, E>(
         self,
         key: &str,
@@ -90,11 +90,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Form for Shared<T>
         self.0
     }
 
-    fn glance(cache: &Cache, verb: &'static str, key: &str) -> Option<Looked<Shared<T>>> {
-        // A failure is that of the read that follows.
+    fn read_in_memory(cache: &Cache, verb: &'static str, key: &str) -> Option<FirstRead<Shared<T>>> {
+        // A failure is reported by the read that follows.
         let kept = cache.kept(key).ok()??;
         let found = Found::of(cache.open_shared(verb, key, &kept).map(|(value, freshness)| (Shared(value), freshness)));
-        Some(Looked { read: Ok(Some(kept.bytes().clone())), found })
+        Some(FirstRead { read: Ok(Some(kept.bytes().clone())), found })
     }
 
     fn seal(&self, cache: &Cache, key: &str, expiry: Expiry) -> Result<Sealed> {

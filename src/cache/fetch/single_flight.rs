@@ -1,16 +1,14 @@
-//! The loads of this process: of those who miss a key at the same time, one leads and the others wait for it.
+//! Single flight: of the callers in a process that miss a key at the same time, one loads and the others wait for it.
 //!
-//! A flight lasts from the moment that a caller takes the *lead* until it lands. The lead is a guard: whatever ends it
-//! without a value (the loader's error, its panic, the drop of its future) lands the flight as failed, and one of those
-//! who wait takes the lead of the next. A key has more than one flight only if a load was overdue and another one
-//! began.
+//! A flight begins when a caller takes the *lead*, and ends when it *lands*. The lead is a guard: if it ends without a
+//! value (the loader fails or panics, or its future is dropped), the flight lands as failed, and a waiting caller takes
+//! the lead of the next. A key has more than one flight only if a load was overdue and another one began.
 //!
-//! A delete *revokes* the flights of its key: their values may be out of date and are not stored, and those who come
-//! later begin another flight. A flight that is already storing removes its value again before it lands; the delete
-//! waits for that.
+//! A delete *revokes* the flights of its key: their values may be outdated and are not stored, and later callers begin
+//! another flight. A flight that is already storing removes its value again before it lands; the delete waits for that.
 //!
-//! Flights belong to a process and a store: all caches on the store share them. A child begins with none, and a lead
-//! that it inherits lands nothing.
+//! Flights belong to a process and a store: all caches on the store share them. A child begins with none, and dropping
+//! a lead that it has inherited does nothing.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -29,33 +27,33 @@ use crate::lifecycle::{ProcessLocal, generation};
 use crate::store::CacheStore;
 use crate::sync::{Lock, block_until};
 
-/// How long another process is taken to go on loading, and of how many keys that is remembered, for how long.
+/// For how long another process is assumed to go on loading, for how many keys that is recorded, and for how long.
 const ELSEWHERE: Duration = Duration::from_millis(100);
 const MOST_ELSEWHERE: usize = 10_000;
-const REMEMBERED: Duration = Duration::from_secs(600);
+const ELSEWHERE_KEPT: Duration = Duration::from_secs(600);
 
-/// Those of each store, as long as a cache uses it.
+/// The flights of each store, as long as a cache uses them.
 static OF_STORES: ProcessLocal<Lock<HashMap<usize, Weak<Flights>>>> = ProcessLocal::new();
 
-/// Goes on counting in a child, so that no number is used twice.
+/// Not reset in a child, so that no number is used twice.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
 pub(in crate::cache) struct Flights {
-    /// By key, those that have not landed; the last that was not revoked is the one to wait for.
+    /// The flights that have not landed, by key. Callers wait for the last one that was not revoked.
     under_way: Lock<HashMap<String, Vec<Arc<Flight>>>>,
-    /// The keys that another process was found to refresh.
+    /// The keys that another process is refreshing.
     elsewhere: Lock<HashMap<String, Elsewhere>>,
-    /// Goes up with each landing.
+    /// How many flights have landed.
     landed: AtomicU64,
 }
 
-/// Another process's lease, as it was last seen.
+/// Another process's lease, as last seen.
 #[derive(Debug)]
 struct Elsewhere {
     lease: Option<Bytes>,
     since: Instant,
-    /// How long that is taken for granted.
+    /// When to ask for the lease again.
     until: Instant,
 }
 
@@ -64,7 +62,7 @@ pub(in crate::cache) struct Flight {
     number: u64,
     generation: u64,
     since: Instant,
-    /// Whether the leader suspends: a thread that its runtime needs must not wait for it.
+    /// Whether the leader suspends. A thread that its runtime needs must then not wait for it.
     is_led_by_task: bool,
     state: Lock<State>,
 }
@@ -74,29 +72,29 @@ struct State {
     is_revoked: bool,
     is_settling: bool,
     landing: Option<Landing>,
-    /// By ticket: a caller that gives up leaves nothing behind.
+    /// Wakers by ticket, so that a cancelled wait can remove its own.
     waiting: HashMap<u64, Waker>,
     next_ticket: u64,
 }
 
-/// How a flight has ended.
+/// The result of a flight.
 #[derive(Clone, Debug)]
 pub(super) enum Landing {
-    /// With a value, as it was encoded for the store.
+    /// A value, encoded for the store.
     Loaded(Bytes),
-    /// With a value that cannot be shared.
+    /// A value that cannot be shared.
     NotShareable,
-    /// Without one.
+    /// No value.
     Failed,
 }
 
-/// A caller's part in a flight.
+/// A caller's role in a flight.
 pub(super) enum Joined {
     Lead(Lead),
     Wait(Arc<Flight>),
 }
 
-/// The duty to land a flight.
+/// The guard of the flight's leader.
 pub(super) struct Lead {
     flights: Arc<Flights>,
     key: String,
@@ -105,7 +103,7 @@ pub(super) struct Lead {
 }
 
 impl Flights {
-    /// Those of a store in this process.
+    /// Returns the flights of a store in this process.
     pub(in crate::cache) fn of(store: &dyn CacheStore) -> Arc<Flights> {
         let Some(identity) = store.identity() else { return Arc::new(Flights::new()) };
         let mut of_stores = OF_STORES.get_or_init(|| Lock::new("flights of stores", HashMap::new())).lock();
@@ -126,14 +124,14 @@ impl Flights {
         }
     }
 
-    /// How many flights have landed so far: if it has not changed since a miss, this process has not loaded the key
-    /// meanwhile.
+    /// Returns how many flights have landed so far. If the number has not changed since a miss, this process has not
+    /// loaded the key in the meantime.
     pub(super) fn landed(&self) -> u64 {
         self.landed.load(Ordering::Acquire)
     }
 
-    /// The flight of a key, or the lead of a new one: if there is none, if it takes longer than `lapse`, or if it is
-    /// `overdue`, the one that the caller has waited for long enough.
+    /// Joins the flight of a key, or begins one and takes its lead. A new flight begins if there is none, or if the
+    /// current one takes longer than `lapse` or is `overdue`, the flight that the caller has waited for long enough.
     pub(super) fn join(self: &Arc<Flights>, key: &str, lapse: Duration, overdue: Option<&Flight>) -> Joined {
         let now = now();
         let mut under_way = self.under_way.lock();
@@ -155,7 +153,8 @@ impl Flights {
         Joined::Lead(Lead { flights: Arc::clone(self), key: key.to_owned(), flight, landing: Landing::Failed })
     }
 
-    /// The lead of a key whose old value is to be refreshed, unless that is under way, in this process or elsewhere.
+    /// Takes the lead of a key whose old value is to be refreshed, unless it is being refreshed here or in another
+    /// process.
     pub(super) fn try_lead(self: &Arc<Flights>, key: &str, lapse: Duration) -> Option<Lead> {
         if self.elsewhere.lock().get(key).is_some_and(|elsewhere| now() < elsewhere.until) {
             return None;
@@ -166,9 +165,9 @@ impl Flights {
         }
     }
 
-    /// Another process refreshes a key: for 0.1 s this one need not ask again. Returns since when its lease has been
-    /// the same: callers that have an old value do not wait to see a beat.
-    pub(super) fn is_elsewhere(&self, key: &str, lease: Option<&Bytes>) -> Instant {
+    /// Records that another process refreshes a key, so that this one does not ask for the lease again for 0.1 s.
+    /// Returns since when the lease has been the same, since callers with an old value do not wait to see a heartbeat.
+    pub(super) fn record_elsewhere(&self, key: &str, lease: Option<&Bytes>) -> Instant {
         let now = now();
         let mut elsewhere = self.elsewhere.lock();
         if let Some(seen) = elsewhere.get_mut(key) {
@@ -179,7 +178,7 @@ impl Flights {
             return seen.since;
         }
         if elsewhere.len() >= MOST_ELSEWHERE {
-            elsewhere.retain(|_, seen| now < seen.until + REMEMBERED);
+            elsewhere.retain(|_, seen| now < seen.until + ELSEWHERE_KEPT);
         }
         if elsewhere.len() < MOST_ELSEWHERE {
             elsewhere.insert(key.to_owned(), Elsewhere { lease: lease.cloned(), since: now, until: now + ELSEWHERE });
@@ -187,15 +186,14 @@ impl Flights {
         now
     }
 
-    /// The key is deleted: what is being loaded is not to be stored. Returns the flights that are storing at this
-    /// moment.
+    /// Revokes the flights of a deleted key. Returns those that are storing their value now.
     pub(in crate::cache) fn revoke(&self, key: &str) -> Vec<Arc<Flight>> {
         self.elsewhere.lock().remove(key);
         let under_way = self.under_way.lock();
         under_way.get(key).into_iter().flatten().filter(|flight| flight.revoke()).cloned().collect()
     }
 
-    /// The same for all keys that start with `prefix`.
+    /// [`revoke`](Flights::revoke) for all keys that start with `prefix`.
     pub(in crate::cache) fn revoke_all(&self, prefix: &str) -> Vec<Arc<Flight>> {
         self.elsewhere.lock().clear();
         let under_way = self.under_way.lock();
@@ -204,7 +202,7 @@ impl Flights {
     }
 
     fn land(&self, key: &str, flight: &Flight, landing: Landing) {
-        // Counted first: a caller that finds no flight must know that there was one.
+        // Counted first: a caller that finds no flight must see that one has landed.
         self.landed.fetch_add(1, Ordering::Release);
         let mut under_way = self.under_way.lock();
         if let Some(flights) = under_way.get_mut(key) {
@@ -228,8 +226,8 @@ impl Lead {
         &self.flight
     }
 
-    /// From now on a delete waits until the flight has landed. Returns `false` if the key was deleted before, and in a
-    /// process that the loader has forked: the flight is its parent's, and a vanished thread may hold its lock.
+    /// Makes deletes wait from now on until the flight has landed. Returns `false` if the key was deleted before, and
+    /// in a process that the loader has forked: the flight is the parent's, and a vanished thread may hold its lock.
     pub(super) fn begin_settling(&self) -> bool {
         if self.flight.generation != generation() {
             return false;
@@ -239,7 +237,7 @@ impl Lead {
         state.is_settling
     }
 
-    /// Whether the key was deleted since the lead was taken, or the lead is a parent process's.
+    /// Returns whether the key was deleted since the lead was taken, or the lead belongs to a parent process.
     pub(super) fn is_revoked(&self) -> bool {
         self.flight.generation != generation() || self.flight.is_revoked()
     }
@@ -263,7 +261,7 @@ impl Flight {
         self.number
     }
 
-    /// Whether this thread, on which its leader would have to go on, must not wait for it.
+    /// Returns whether this thread must not wait for the flight, because its leader needs this thread.
     pub(in crate::cache) fn would_block_its_leader(&self) -> bool {
         self.is_led_by_task && is_inline_on_a_runtime()
     }
@@ -272,15 +270,15 @@ impl Flight {
         self.state.lock().is_revoked
     }
 
-    /// Returns whether it is storing at this moment.
+    /// Revokes the flight. Returns whether it is storing its value now.
     fn revoke(&self) -> bool {
         let mut state = self.state.lock();
         state.is_revoked = true;
         state.is_settling
     }
 
-    /// How the flight ends; `None` if that takes until after the deadline. Without a runtime, an asynchronous caller
-    /// has no clock to wake it: it waits until the flight lands.
+    /// Waits for the end of the flight. Returns `None` if it does not end by the deadline. An asynchronous caller
+    /// without a runtime has no timer, and waits until the flight lands.
     pub(super) async fn landing(&self, deadline: Instant) -> Option<Landing> {
         let mut wait = Wait { flight: self, ticket: None };
         if is_inline() {
@@ -291,20 +289,20 @@ impl Flight {
         if tokio::runtime::Handle::try_current().is_ok() {
             return match fork_guarded(Box::pin(tokio::time::timeout_at(deadline.into(), landing))).await {
                 Ok(in_time) => in_time.ok(),
-                // In a child: its leader is in the parent.
+                // In a child: the leader is in the parent.
                 Err(_) => Some(Landing::Failed),
             };
         }
         Some(landing.await)
     }
 
-    /// Waits until it has landed, however it does.
+    /// Waits until the flight has landed, with or without a value.
     pub(in crate::cache) async fn landed(&self, deadline: Instant) {
         let _ = self.landing(deadline).await;
     }
 }
 
-/// Whether the blocking API is at work on a thread of a tokio runtime.
+/// Returns whether the blocking API is running on a thread of a tokio runtime.
 pub(super) fn is_inline_on_a_runtime() -> bool {
     #[cfg(feature = "tokio")]
     return is_inline() && tokio::runtime::Handle::try_current().is_ok();
@@ -321,7 +319,7 @@ struct Wait<'a> {
 impl Wait<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Landing> {
         if self.flight.generation != generation() {
-            // Its leader and its lock are the parent's.
+            // The leader and the lock are the parent's.
             return Poll::Ready(Landing::Failed);
         }
         let mut state = self.flight.state.lock();
@@ -341,9 +339,9 @@ impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         if self.flight.generation == generation() {
-            let forgotten = self.flight.state.lock().waiting.remove(&ticket);
-            // Outside of the lock: it may be the last of its task.
-            drop(forgotten);
+            let removed = self.flight.state.lock().waiting.remove(&ticket);
+            // Dropped outside the lock: it may be the last waker of its task.
+            drop(removed);
         }
     }
 }
@@ -359,12 +357,12 @@ mod tests {
     fn lead(flights: &Arc<Flights>, lapse: Duration) -> Lead {
         match flights.join("k", lapse, None) {
             Joined::Lead(lead) => lead,
-            Joined::Wait(_) => panic!("another leads"),
+            Joined::Wait(_) => panic!("another caller leads"),
         }
     }
 
     #[test]
-    fn a_wait_that_is_given_up_leaves_nothing_behind() {
+    fn a_cancelled_wait_removes_its_waker() {
         let flights = Arc::new(Flights::new());
         let lead = lead(&flights, Duration::MAX);
         for _ in 0..3 {
@@ -382,21 +380,21 @@ mod tests {
         let hanging = lead(&flights, Duration::MAX);
         let Joined::Lead(second) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else { panic!("overdue") };
         let Joined::Wait(flight) = flights.join("k", Duration::MAX, Some(&hanging.flight)) else {
-            panic!("somebody was quicker")
+            panic!("another caller leads")
         };
         assert_eq!(flight.number, second.flight.number);
         drop(second);
-        assert!(matches!(flights.join("k", Duration::MAX, None), Joined::Wait(_)), "the first one goes on");
+        assert!(matches!(flights.join("k", Duration::MAX, None), Joined::Wait(_)), "the first one is still in flight");
         drop(lead(&flights, Duration::ZERO));
         flights.revoke("k");
-        assert!(hanging.is_revoked(), "also when the second one has ended");
+        assert!(hanging.is_revoked(), "even after the second one has landed");
         drop(hanging);
         assert!(flights.under_way.lock().is_empty());
     }
 
-    /// Each of ten thousand is overdue when the next begins: none keeps the one before.
+    /// Each of ten thousand flights is overdue when the next begins, and none keeps the one before.
     #[test]
-    fn flights_that_land_are_forgotten() {
+    fn landed_flights_are_removed() {
         let flights = Arc::new(Flights::new());
         let mut before = lead(&flights, Duration::MAX);
         for _ in 0..10_000 {
@@ -408,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_hears_of_what_is_being_stored() {
+    fn revoke_returns_the_flights_that_are_storing() {
         let flights = Arc::new(Flights::new());
         let lead = lead(&flights, Duration::MAX);
         assert!(lead.begin_settling());
@@ -419,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_lead_stores_nothing_and_touches_no_lock() {
+    fn an_inherited_lead_stores_nothing_and_takes_no_lock() {
         let flights = Arc::new(Flights::new());
         let mut lead = lead(&flights, Duration::MAX);
         flights.under_way.lock().clear();
@@ -431,14 +429,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refreshed_elsewhere_is_not_led_for_a_while() {
+    fn a_key_refreshed_elsewhere_is_not_led_for_a_while() {
         let flights = Arc::new(Flights::new());
-        flights.is_elsewhere("k", None);
+        flights.record_elsewhere("k", None);
         assert!(flights.try_lead("k", Duration::MAX).is_none());
         flights.revoke("k");
         assert!(flights.try_lead("k", Duration::MAX).is_some());
         for n in 0..2 * MOST_ELSEWHERE {
-            flights.is_elsewhere(&n.to_string(), None);
+            flights.record_elsewhere(&n.to_string(), None);
         }
         assert!(flights.elsewhere.lock().len() <= MOST_ELSEWHERE);
     }

@@ -1,4 +1,4 @@
-//! A fetch for callers that cannot hand over a closure: first the look and the claim, and when they have loaded, the rest.
+//! Fetches in two steps, for callers that cannot pass a closure: first the read and the claim, then the settling.
 
 use std::fmt;
 use std::future::Future;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::form::{ByteString, Form, Looked, Raw, Typed};
+use super::form::{ByteString, FirstRead, Form, Raw, Typed};
 use super::lookup;
 use super::{Fetching, Loaded, nesting};
 use crate::cache::{Cache, Expiry, blocking};
@@ -17,21 +17,22 @@ use crate::lifecycle::generation;
 use crate::telemetry::{self, Span};
 
 impl Cache {
-    /// [`fetch`](Cache::fetch) in two steps, for callers that cannot hand over a loader, such as a binding to another
-    /// language: either there is a value, or the caller is the one that loads it, and has a [`Claim`] to complete or to
-    /// fail. Meanwhile the others wait, as for a loader of `fetch`.
+    /// [`fetch`](Cache::fetch) in two steps, for callers that cannot pass a loader, such as a binding to another
+    /// language. Returns either a value, or a [`Claim`]: the caller then loads the value, and completes or fails the
+    /// claim. Meanwhile other callers wait, as for a loader of `fetch`.
     ///
-    /// The claim holds the key's [lease](crate::Builder::lease), and inside tokio a task shows that its process lives. What
-    /// `fetch` says of loads holds for it: after a [`delete`](Cache::delete) its value is not stored, dropping it hands the
-    /// load on, and others wait for it for at most [`load_timeout`](crate::Builder::load_timeout). In a child of the process
-    /// that has claimed, completing, failing and dropping it do nothing: the load is the parent's.
+    /// The claim holds the key's [lease](crate::Builder::lease); inside tokio a task renews it. A claim behaves like a
+    /// load of `fetch`: after a [`delete`](Cache::delete) its value is not stored, dropping it lets a waiting caller
+    /// take over, and other callers wait for it for at most [`load_timeout`](crate::Builder::load_timeout). In a child
+    /// of the process that made the claim, completing, failing and dropping it do nothing: the load belongs to the
+    /// parent.
     ///
-    /// Through the blocking API, a fetch of the same key by the thread that has the claim does not wait for it. Elsewhere it
-    /// would wait for itself: complete the claim first.
+    /// Through the blocking API, a fetch of the same key on the thread that has the claim does not wait for it.
+    /// Elsewhere such a fetch would wait for itself: complete the claim first.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future hands the load on to a caller that waits.
+    /// If the future is dropped, a waiting caller takes over the load.
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
@@ -54,14 +55,14 @@ impl Cache {
         Begun::of(self.begin_as::<Typed<T>>("fetch_begin", key).await)
     }
 
-    /// [`fetch_raw`](Cache::fetch_raw) in two steps, as [`fetch_begin`](Cache::fetch_begin).
+    /// [`fetch_raw`](Cache::fetch_raw) in two steps, like [`fetch_begin`](Cache::fetch_begin).
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
     /// use std::time::Duration;
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
-    /// let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("page") else { panic!("nobody has stored it") };
+    /// let Begun::Claim(claim) = cache.blocking().fetch_raw_begin("page") else { panic!("the page is not stored") };
     /// let page = claim.blocking_complete("<h1>hello</h1>".into(), Duration::from_secs(60));
     /// assert_eq!(cache.blocking().get_raw("page")?, Some(page));
     /// # Ok::<(), prefork_cache::Error>(())
@@ -70,7 +71,7 @@ impl Cache {
         Begun::of(self.begin_as::<Raw>("fetch_raw_begin", key).await)
     }
 
-    /// A byte string, and whether it is stale.
+    /// Returns a byte string and whether it is stale, or the claim to load it.
     pub(in crate::cache) async fn begin_octets(&self, key: &str) -> Result<(Bytes, bool), Claim<Bytes>> {
         let begun = self.begin_as::<ByteString>("fetch_begin", key).await;
         begun.map(|(value, outcome)| (value, outcome == lookup::outcome(true)))
@@ -104,7 +105,7 @@ impl Cache {
         let mut fetching: Fetching<V, ()> = Fetching::new(self, verb, &[key], self.local().flights.landed());
         if !self.is_forced {
             let read = self.get_raw(key).await;
-            fetching.take_in(0, Looked::of(self, verb, key, read));
+            fetching.record_read(0, FirstRead::of(self, verb, key, read));
         }
         match Box::pin(fetching.next_loads()).await {
             None => {
@@ -112,23 +113,23 @@ impl Cache {
                 let Ok(value) = answer else { unreachable!("nothing was loaded") };
                 Ok((value.into_value(), outcome))
             }
-            Some(asked) => {
-                let flights = fetching.begin_loads(&asked);
+            Some(to_load) => {
+                let flights = fetching.begin_loads(&to_load);
                 let own = matches!(execution(), Ok(Execution::Inline)).then_some(flights).unwrap_or_default();
                 own.iter().for_each(|flight| nesting::claimed(*flight));
-                Err(Box::new(Open { fetching, asked, own, generation: generation(), span: span.clone() }))
+                Err(Box::new(Open { fetching, to_load, own, generation: generation(), span: span.clone() }))
             }
         }
     }
 }
 
-/// What a fetch in two steps has come to; see [`Cache::fetch_begin`].
+/// The result of the first step of a fetch in two steps; see [`Cache::fetch_begin`].
 #[derive(Debug)]
 #[must_use = "a claim that is dropped is failed"]
 pub enum Begun<T> {
-    /// There is a value.
+    /// A value was found.
     Hit(T),
-    /// The caller is the one that loads it.
+    /// The caller is to load the value.
     Claim(Claim<T>),
 }
 
@@ -138,7 +139,7 @@ impl<T> Begun<T> {
     }
 }
 
-/// The duty to load a value, for all who wait for it; see [`Cache::fetch_begin`]. Dropped, it is failed.
+/// The claim to load a value for all callers that wait for it; see [`Cache::fetch_begin`]. Dropping it fails it.
 #[must_use = "a claim that is dropped is failed"]
 pub struct Claim<T> {
     key: String,
@@ -146,22 +147,22 @@ pub struct Claim<T> {
 }
 
 impl<T> Claim<T> {
-    /// The key that is to be loaded, without the namespace.
+    /// Returns the key to load, without the namespace.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The older value, if there is one: it serves the other callers meanwhile, and this one if the load fails.
+    /// Returns the old value, if there is one. Other callers get it during the load, and this one if the load fails.
     pub fn old(&self) -> Option<&T> {
         self.open.old()
     }
 
-    /// Stores what was loaded, hands it to those who wait, and returns it. As with [`fetch`](Cache::fetch), what the store
-    /// makes of it is not the caller's problem: its failures are counted and reported.
+    /// Stores the loaded value, passes it to waiting callers, and returns it. As with [`fetch`](Cache::fetch), failures
+    /// of the store are counted and reported, not returned.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future may leave the value unstored. Those who wait are not left waiting.
+    /// Dropping the future may leave the value unstored. Waiting callers are woken.
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
@@ -169,17 +170,18 @@ impl<T> Claim<T> {
     ///
     /// let cache = Cache::builder(MemoryStore::new()).build();
     /// if let Begun::Claim(claim) = cache.blocking().fetch_begin("motd") {
-    ///     let motd = format!("what {:?} says", claim.key());
+    ///     let motd = format!("the message of {:?}", claim.key());
     ///     claim.blocking_complete(motd, Duration::from_secs(60));
     /// }
-    /// assert_eq!(cache.blocking().get::<String>("motd")?.as_deref(), Some("what \"motd\" says"));
+    /// assert_eq!(cache.blocking().get::<String>("motd")?.as_deref(), Some("the message of \"motd\""));
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn complete(self, value: T, expiry: impl Into<Expiry>) -> T {
         self.complete_loaded(Loaded::new(value, expiry)).await
     }
 
-    /// The same for a value that may be [not to be stored](Loaded::uncached): those who wait in this process get it.
+    /// [`complete`](Claim::complete) for a value that may be [not to be stored](Loaded::uncached). Waiting callers in
+    /// this process get it.
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, Loaded, stores::MemoryStore};
@@ -192,11 +194,11 @@ impl<T> Claim<T> {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn complete_loaded(self, loaded: Loaded<T>) -> T {
-        self.open.settle(Some(loaded)).await.expect("what was loaded is answered")
+        self.open.settle(Some(loaded)).await.expect("a loaded value is returned")
     }
 
-    /// The load has failed: the next of those who wait is to load. Returns the [old](Claim::old) value, if there is one; it
-    /// goes on serving, and the next try comes after [`load_retry_delay`](crate::Builder::load_retry_delay).
+    /// Fails the claim: a waiting caller loads next. Returns the [old](Claim::old) value, if there is one. Reads go on
+    /// returning it, and the next attempt to load comes after [`load_retry_delay`](crate::Builder::load_retry_delay).
     ///
     /// ```
     /// use prefork_cache::{Begun, Cache, stores::MemoryStore};
@@ -233,7 +235,7 @@ impl<T> fmt::Debug for Claim<T> {
     }
 }
 
-/// A claim in the form that its value is kept in.
+/// A claim, without the type of the stored form.
 trait Pending<T>: Send {
     fn old(&self) -> Option<&T>;
 
@@ -242,8 +244,8 @@ trait Pending<T>: Send {
 
 struct Open<V: Form> {
     fetching: Fetching<V, ()>,
-    asked: Vec<usize>,
-    /// The flights that this thread must not wait for.
+    to_load: Vec<usize>,
+    /// The flights that this thread must not wait for, because it leads them.
     own: Vec<u64>,
     generation: u64,
     span: Span,
@@ -267,9 +269,9 @@ where
                 let old = self.fetching.wanted[0].old.take().map(|(old, _)| old.into_value());
                 return loaded.map(|loaded| loaded.value).or(old);
             }
-            let Open { mut fetching, asked, span, .. } = *self;
+            let Open { mut fetching, to_load, span, .. } = *self;
             let loaded = loaded.map(|loaded| loaded.map(V::of)).ok_or(());
-            telemetry::instrumented(&span, fetching.settle_loads(asked, vec![loaded])).await;
+            telemetry::instrumented(&span, fetching.settle_loads(to_load, vec![loaded])).await;
             let (answer, outcome) = fetching.into_answers().next().expect("an answer for the key");
             span.outcome(outcome);
             answer.ok().map(V::into_value)

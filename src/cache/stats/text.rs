@@ -1,4 +1,4 @@
-//! Stats for other programs: JSON, and the text that Prometheus reads.
+//! Statistics as JSON and in the text format of Prometheus.
 
 use std::fmt::Write;
 
@@ -7,30 +7,30 @@ use serde_json::json;
 use super::Stats;
 use crate::server_stats::ServerStats;
 
-/// What a metric is read from.
+/// Returns the value of a metric.
 type Of<T> = fn(&T) -> u64;
 
-/// What is counted of a cache: its name, what it is, and how much.
+/// The metrics of a cache: name, help text and value.
 const OF_CACHE: [(&str, &str, Of<Stats>); 10] = [
     ("hits", "Reads that found an entry.", |stats| stats.hits),
-    ("misses", "Reads that found none.", |stats| stats.misses),
-    ("undecodable", "Hits that were treated as misses.", |stats| stats.undecodable),
+    ("misses", "Reads that found no entry.", |stats| stats.misses),
+    ("undecodable", "Hits treated as misses, because they did not decode.", |stats| stats.undecodable),
     ("stale", "Reads that found a stale value.", |stats| stats.stale),
-    ("loads", "Keys that loaders were asked for.", |stats| stats.loads),
+    ("loads", "Keys passed to loaders.", |stats| stats.loads),
     ("failed_loads", "Keys that loaders failed to load.", |stats| stats.failed_loads),
-    ("coalesced", "Fetches that were answered by the load of another caller.", |stats| stats.coalesced),
+    ("coalesced", "Fetches that got a value from the load of another caller.", |stats| stats.coalesced),
     ("errors", "Operations that failed.", |stats| stats.errors),
-    ("reconnects", "How often the connections were begun again.", |stats| stats.reconnects),
+    ("reconnects", "How often all connections were replaced.", |stats| stats.reconnects),
     ("sockets_cut", "Inherited sockets that were cut.", |stats| stats.sockets_cut),
 ];
 
-/// The same of a server.
+/// The metrics of a server.
 const OF_SERVER: [(&str, Kind, &str, Of<ServerStats>); 5] = [
     ("connections", Kind::Gauge, "Connections, idle or not.", |server| server.connections as u64),
-    ("in_flight", Kind::Gauge, "Requests that are not answered yet.", |server| server.in_flight as u64),
+    ("in_flight", Kind::Gauge, "Requests without a reply yet.", |server| server.in_flight as u64),
     ("dials", Kind::Counter, "Attempts to connect.", |server| server.dials),
     ("timeouts", Kind::Counter, "Dials and requests that took too long.", |server| server.timeouts),
-    ("is_down", Kind::Gauge, "Whether the server is not tried for the moment.", |server| u64::from(server.is_down)),
+    ("is_down", Kind::Gauge, "Whether the server is down and not dialled.", |server| u64::from(server.is_down)),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,8 @@ enum Kind {
 }
 
 impl Stats {
-    /// As a JSON object, with the names of the fields; `servers` is an array of those of [`ServerStats`].
+    /// Returns the statistics as a JSON object with the names of the fields. `servers` is an array of objects with the
+    /// fields of [`ServerStats`].
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -61,11 +62,11 @@ impl Stats {
         object.to_string()
     }
 
-    /// Those of several caches, by name, in the
+    /// Returns the statistics of several caches, by name, in the
     /// [text format of Prometheus](https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format):
     /// `prefork_cache_hits_total{cache="default"}` and so on, and for each server
-    /// `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`. They are this process's: where a host
-    /// has several workers, each has its own, to be told apart by a label of the scrape.
+    /// `prefork_cache_server_connections{cache="default",server="127.0.0.1:6379"}`. They count this process only.
+    /// Where a host has several workers, distinguish them by a label of the scrape.
     ///
     /// ```
     /// use prefork_cache::{Cache, Stats, stores::MemoryStore};
@@ -99,14 +100,14 @@ fn metric(text: &mut String, name: &str, kind: Kind, what: &str, samples: impl I
         Kind::Counter => (format!("{name}_total"), "counter"),
         Kind::Gauge => (name.to_owned(), "gauge"),
     };
-    let mut line = |line: std::fmt::Arguments<'_>| text.write_fmt(line).expect("a string takes what it is given");
+    let mut line = |line: std::fmt::Arguments<'_>| text.write_fmt(line).expect("writing to a string succeeds");
     line(format_args!("# HELP {name} {what}\n# TYPE {name} {kind}\n"));
     for (labels, value) in samples {
         line(format_args!("{name}{{{labels}}} {value}\n"));
     }
 }
 
-/// A label whose value may be any text.
+/// Returns a label with its value escaped.
 fn label(name: &str, value: &str) -> String {
     let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     format!("{name}=\"{value}\"")
@@ -128,7 +129,7 @@ mod tests {
         Stats { hits: 7, servers: vec![server], ..Stats::default() }
     }
 
-    /// The names are what others rely on.
+    /// Other programs rely on these names.
     #[test]
     fn every_field_is_in_the_json() {
         assert_eq!(
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_metric_is_described_once_however_many_caches_there_are() {
+    fn each_metric_is_described_once_for_several_caches() {
         let text = Stats::to_prometheus(&[("a\"b", stats()), ("c", stats())]);
         assert_eq!(text.matches("# TYPE prefork_cache_hits_total counter\n").count(), 1);
         assert!(
