@@ -29,13 +29,13 @@
 //!
 //! - `clear_removes_what_starts_with_the_prefix` accepts a store whose server cannot list its keys
 //!   ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)).
-//! - `an_increment_keeps_the_time_that_is_left` fails for a store that uses the provided [`CacheStore::increment`].
+//! - `an_increment_keeps_the_remaining_time` fails for a store that uses the provided [`CacheStore::increment`].
 //! - A Redis store with `replicas=prefer` fails these from time to time, where they read what they have just written:
-//!   `what_was_set_is_what_is_read`, `empty_binary_and_large_values_come_back_as_they_were`,
-//!   `two_keys_are_two_entries_whatever_characters_they_hold`, `conditional_writes_look_first`,
-//!   `compare_and_set_compares`, `an_append_goes_behind_what_is_there`, `counters_count`,
-//!   `what_is_no_counter_is_refused_and_kept`, `entries_expire`, `an_increment_keeps_the_time_that_is_left`,
-//!   `batches_answer_in_the_order_of_their_keys`, `one_bad_key_spoils_no_batch`, `one_of_many_compare_and_sets_wins`,
+//!   `get_returns_the_last_set`, `empty_binary_and_large_values_are_returned_unchanged`,
+//!   `keys_with_special_characters_are_distinct`, `conditional_writes_check_for_an_entry`,
+//!   `compare_and_set_compares`, `append_appends`, `counters_count`,
+//!   `an_increment_of_a_non_number_is_refused`, `entries_expire`, `an_increment_keeps_the_remaining_time`,
+//!   `batch_results_are_in_key_order`, `an_invalid_key_fails_alone`, `one_of_many_compare_and_sets_wins`,
 //!   `a_dropped_future_disturbs_no_other`, `clear_removes_what_starts_with_the_prefix`,
 //!   `reset_and_reconnect_leave_the_store_usable`.
 //! - [`NullStore`](crate::stores::NullStore) fails almost all of them, by design.
@@ -111,24 +111,24 @@ macro_rules! checks {
 
 /// Every check.
 pub const CHECKS: &[Check] = checks![
-    what_was_set_is_what_is_read,
-    empty_binary_and_large_values_come_back_as_they_were,
-    two_keys_are_two_entries_whatever_characters_they_hold,
+    get_returns_the_last_set,
+    empty_binary_and_large_values_are_returned_unchanged,
+    keys_with_special_characters_are_distinct,
     an_empty_key_is_refused,
-    conditional_writes_look_first,
+    conditional_writes_check_for_an_entry,
     a_delete_says_whether_there_was_an_entry,
     compare_and_set_compares,
-    an_append_goes_behind_what_is_there,
+    append_appends,
     counters_count,
-    what_is_no_counter_is_refused_and_kept,
+    an_increment_of_a_non_number_is_refused,
     entries_expire,
-    an_increment_keeps_the_time_that_is_left,
-    the_time_that_is_left_is_told,
-    a_ttl_that_makes_no_sense_is_refused,
-    batches_answer_in_the_order_of_their_keys,
-    one_bad_key_spoils_no_batch,
+    an_increment_keeps_the_remaining_time,
+    ttl_returns_the_remaining_time,
+    an_invalid_ttl_is_refused,
+    batch_results_are_in_key_order,
+    an_invalid_key_fails_alone,
     a_batch_keeps_the_order_on_a_key,
-    one_bad_operation_spoils_no_batch,
+    an_invalid_operation_fails_alone,
     a_settle_stores_under_its_own_lease_only,
     no_increment_is_lost,
     one_of_many_compare_and_sets_wins,

@@ -138,7 +138,7 @@ impl Error {
 
     /// Returns an error for a server's error reply, which may be transient or not whatever its kind.
     #[cfg(feature = "__servers")]
-    pub(crate) fn answered(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
+    pub(crate) fn from_reply(kind: ErrorKind, is_transient: bool, context: impl Into<String>) -> Error {
         Error { inner: Arc::new(Inner { kind, is_transient, context: context.into(), source: None, origin: None }) }
     }
 

@@ -15,8 +15,8 @@ use crate::server_stats::ServerStats;
 mod builder;
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod credentials;
-#[cfg(any(feature = "redis", feature = "memcached"))]
-mod fleet;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod error_reply;
 mod forward;
 mod hash_slot;
 mod kept;
@@ -31,8 +31,8 @@ mod open;
 mod operation;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(any(feature = "memcached", feature = "redis"))]
-mod refusal;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod scatter_gather;
 mod tiered;
 #[cfg(any(feature = "redis", feature = "memcached"))]
 mod tls;

@@ -7,7 +7,7 @@ use rmp_serde::decode::{Error as Failure, ReadRefReader};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-mod text;
+mod from_str;
 
 /// Maximum nesting of a value, the same as serde_json's: damaged bytes must not overflow a reader's stack.
 pub(super) const DEEPEST: usize = 128;

@@ -10,7 +10,7 @@ use super::freshness::{NEVER, Times};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
 
-mod text;
+mod from_str;
 
 /// How long a value is fresh, and what follows. A [`Duration`] converts to an `Expiry`.
 ///

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::lifecycle::{Refresh, sockets_cut, thread_stripe};
 use crate::server_stats::ServerStats;
 
-mod text;
+mod export;
 
 /// Statistics of this process's use of a cache, since the process began: a forked child counts from zero.
 ///

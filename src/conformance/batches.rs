@@ -8,7 +8,7 @@ use crate::store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When, leas
 
 /// Results are in the order of the keys, for repeated and missing keys too. Of a repeated key, the last value is
 /// stored.
-pub async fn batches_answer_in_the_order_of_their_keys(store: &dyn CacheStore) {
+pub async fn batch_results_are_in_key_order(store: &dyn CacheStore) {
     let keys: Vec<String> = (0..100).map(|number| fresh(&format!("batch-{number}"))).collect();
     let entries: Vec<(&str, Bytes)> = keys.iter().map(|key| (key.as_str(), Bytes::from(key.clone()))).collect();
     let again = entries.iter().take(1).map(|(key, _)| (*key, Bytes::from_static(b"again")));
@@ -41,7 +41,7 @@ pub async fn batches_answer_in_the_order_of_their_keys(store: &dyn CacheStore) {
 }
 
 /// A refused key does not affect the other keys of a batch.
-pub async fn one_bad_key_spoils_no_batch(store: &dyn CacheStore) {
+pub async fn an_invalid_key_fails_alone(store: &dyn CacheStore) {
     let [first, last] = ["first", "last"].map(fresh);
     let kinds = |results: Vec<Option<ErrorKind>>| assert_eq!(results, [None, Some(ErrorKind::InvalidKey), None]);
     let kind = |error: crate::error::Error| error.kind();
@@ -107,7 +107,7 @@ pub async fn a_batch_keeps_the_order_on_a_key(store: &dyn CacheStore) {
 }
 
 /// An invalid operation does not affect the other operations of a batch.
-pub async fn one_bad_operation_spoils_no_batch(store: &dyn CacheStore) {
+pub async fn an_invalid_operation_fails_alone(store: &dyn CacheStore) {
     let key = fresh("among-bad-ones");
     let set = |key, ttl| Op::Set { key, value: "1".into(), ttl, when: When::Always };
     let operations = [

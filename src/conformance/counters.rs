@@ -24,7 +24,7 @@ pub async fn counters_count(store: &dyn CacheStore) {
 
 /// An entry that is not a decimal number, or a sum out of range, is [`ErrorKind::NotANumber`]. The entry stays
 /// unchanged.
-pub async fn what_is_no_counter_is_refused_and_kept(store: &dyn CacheStore) {
+pub async fn an_increment_of_a_non_number_is_refused(store: &dyn CacheStore) {
     let key = fresh("no-counter");
     let largest = i64::MAX.to_string();
     for (held, by) in [("twelve", 1), ("1.5", 1), (largest.as_str(), 1), (largest.as_str(), i64::MAX)] {

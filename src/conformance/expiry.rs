@@ -62,7 +62,7 @@ pub async fn entries_expire(store: &dyn CacheStore) {
 }
 
 /// [`increment`](CacheStore::increment) sets the TTL of a counter that it creates, and of no other.
-pub async fn an_increment_keeps_the_time_that_is_left(store: &dyn CacheStore) {
+pub async fn an_increment_keeps_the_remaining_time(store: &dyn CacheStore) {
     let [short_lived, long_lived] = ["short-lived", "long-lived"].map(fresh);
     assert_eq!(store.increment(&short_lived, 1, Ttl::After(SHORT)).await.unwrap(), 1);
     let extended = store.increment(&short_lived, 1, LONG).await.unwrap();
@@ -78,7 +78,7 @@ pub async fn an_increment_keeps_the_time_that_is_left(store: &dyn CacheStore) {
 
 /// A TTL of zero, or longer than a hundred years, is refused with [`ErrorKind::InvalidTtl`]. The shortest TTL is
 /// accepted.
-pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
+pub async fn an_invalid_ttl_is_refused(store: &dyn CacheStore) {
     let key = fresh("ttl");
     for ttl in [Duration::ZERO, Duration::MAX] {
         let refusals = [
@@ -97,7 +97,7 @@ pub async fn a_ttl_that_makes_no_sense_is_refused(store: &dyn CacheStore) {
 
 /// [`ttl`](CacheStore::ttl) returns the remaining time, if the store supports it, and [`append`](CacheStore::append)
 /// keeps it.
-pub async fn the_time_that_is_left_is_told(store: &dyn CacheStore) {
+pub async fn ttl_returns_the_remaining_time(store: &dyn CacheStore) {
     let key = fresh("time-left");
     let is_told = match store.ttl(&key).await {
         Ok(left) => left.is_none(),

@@ -8,7 +8,7 @@ use crate::store::{CacheStore, Ttl, When};
 
 /// [`get`](CacheStore::get) and [`get_latest`](CacheStore::get_latest) return the value that [`set`](CacheStore::set)
 /// stored last, or `None` if there is none.
-pub async fn what_was_set_is_what_is_read(store: &dyn CacheStore) {
+pub async fn get_returns_the_last_set(store: &dyn CacheStore) {
     let key = fresh("value");
     assert_eq!(store.get(&key).await.unwrap(), None, "before the first set");
     assert_eq!(store.get_latest(&key).await.unwrap(), None, "before the first set");
@@ -23,7 +23,7 @@ pub async fn what_was_set_is_what_is_read(store: &dyn CacheStore) {
 }
 
 /// Values can be any bytes, up to 1,000,000 of them.
-pub async fn empty_binary_and_large_values_come_back_as_they_were(store: &dyn CacheStore) {
+pub async fn empty_binary_and_large_values_are_returned_unchanged(store: &dyn CacheStore) {
     let every_byte: Vec<u8> = (0..=255).collect();
     let large: Vec<u8> = (0..1_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let values = [
@@ -51,7 +51,7 @@ pub async fn empty_binary_and_large_values_come_back_as_they_were(store: &dyn Ca
 }
 
 /// Keys can be any non-empty strings, and different keys are different entries.
-pub async fn two_keys_are_two_entries_whatever_characters_they_hold(store: &dyn CacheStore) {
+pub async fn keys_with_special_characters_are_distinct(store: &dyn CacheStore) {
     let base = fresh("key");
     let long = "k".repeat(300);
     let longest_plain = "k".repeat(250_usize.saturating_sub(base.len()));
@@ -120,7 +120,7 @@ pub async fn an_empty_key_is_refused(store: &dyn CacheStore) {
 }
 
 /// [`When::IfAbsent`] stores only if there is no entry, [`When::IfPresent`] only if there is one.
-pub async fn conditional_writes_look_first(store: &dyn CacheStore) {
+pub async fn conditional_writes_check_for_an_entry(store: &dyn CacheStore) {
     let key = fresh("conditional");
     assert!(!store.set(&key, "a".into(), LONG, When::IfPresent).await.unwrap(), "there is nothing to replace");
     assert_eq!(store.get(&key).await.unwrap(), None);
@@ -159,7 +159,7 @@ pub async fn compare_and_set_compares(store: &dyn CacheStore) {
 }
 
 /// [`append`](CacheStore::append) appends bytes to an entry, or creates it.
-pub async fn an_append_goes_behind_what_is_there(store: &dyn CacheStore) {
+pub async fn append_appends(store: &dyn CacheStore) {
     let key = fresh("append");
     for (appended, whole) in [(&b"a\0"[..], &b"a\0"[..]), (b"", b"a\0"), (b"\xFF\r\n", b"a\0\xFF\r\n")] {
         store.append(&key, Bytes::from_static(appended), LONG).await.unwrap();

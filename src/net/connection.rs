@@ -13,12 +13,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::company::Company;
+use super::discovery::Discovery;
 use super::frame::{Frame, FrameReader, Framing};
-use super::lookup::Lookup;
-use super::outgoing::Outgoing;
+use super::join_all::ExchangeGroup;
 use super::stream::ByteStream;
 use super::tls::Tls;
+use super::write_buffer::WriteBuffer;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::io_errors::io_error;
@@ -35,7 +35,7 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     fn endpoint(&self) -> &Endpoint;
 
     /// How its endpoint is found, if it changes.
-    fn lookup(&self) -> Option<&Lookup> {
+    fn discovery(&self) -> Option<&Discovery> {
         None
     }
 
@@ -80,7 +80,7 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     fn longest_value(reply: &Self::Reply) -> usize;
 
     /// Appends a request as it goes over the wire.
-    fn write(&self, request: &Self::Request, outgoing: &mut Outgoing) -> Self::Partial;
+    fn write(&self, request: &Self::Request, outgoing: &mut WriteBuffer) -> Self::Partial;
 
     /// Adds a frame to a reply.
     ///
@@ -157,7 +157,7 @@ impl Tokens {
         (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
     }
 
-    pub(super) fn write_marker(&mut self, command: &[u8], outgoing: &mut Outgoing) -> Token {
+    pub(super) fn write_marker(&mut self, command: &[u8], outgoing: &mut WriteBuffer) -> Token {
         let token = self.draw();
         let buffer = outgoing.buffer();
         buffer.extend_from_slice(command);
@@ -186,7 +186,7 @@ pub(crate) struct Connection<P: Protocol> {
     pub(super) endpoint: Endpoint,
     pub(super) stream: Box<dyn ByteStream>,
     pub(super) frames: FrameReader<P::Framing>,
-    pub(super) outgoing: Outgoing,
+    pub(super) outgoing: WriteBuffer,
     pub(super) marking: Marking,
     pub(super) tokens: Tokens,
     /// Whether a byte has arrived since the last exchange began.
@@ -216,7 +216,7 @@ impl<P: Protocol> Connection<P> {
             endpoint: endpoint.clone(),
             stream,
             frames: FrameReader::new(protocol.framing()),
-            outgoing: Outgoing::default(),
+            outgoing: WriteBuffer::default(),
             marking: Marking::Impossible,
             tokens: Tokens::new()?,
             answered: false,
@@ -296,10 +296,10 @@ impl<P: Protocol> Connection<P> {
         }
     }
 
-    /// Lets the other exchanges of a company send before the reply to this one is read.
-    pub(super) async fn set_aside(&mut self, company: &Company, deadline: Instant) {
+    /// Lets the other exchanges of a group send before the reply to this one is read.
+    pub(super) async fn set_aside(&mut self, group: &ExchangeGroup, deadline: Instant) {
         let since = Instant::now();
-        company.set_aside().await;
+        group.set_aside().await;
         let now = Instant::now();
         let uncharged = if self.stream.is_quiet() { Duration::ZERO } else { now - since };
         self.stream.set_deadline(now, (deadline + uncharged).saturating_duration_since(now));

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use super::breaker::Admission;
-use super::company::Company;
 use super::connection::{Connection, Protocol};
+use super::join_all::ExchangeGroup;
 #[cfg(feature = "tokio")]
 use super::pipeline;
-use super::pool::{Lease, NoLease};
+use super::pool::{Checkout, NoCheckout};
 use super::server::{Server, Settings, full};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,11 +57,16 @@ impl<P: Protocol> Link<P> {
         self.0.stats()
     }
 
-    /// One exchange; with a company, at the same time as the others in it.
-    pub(crate) async fn call(&self, request: &P::Request, retry: Retry, company: Option<&Company>) -> Result<P::Reply> {
+    /// One exchange; with a group, at the same time as the others in it.
+    pub(crate) async fn call(
+        &self,
+        request: &P::Request,
+        retry: Retry,
+        group: Option<&ExchangeGroup>,
+    ) -> Result<P::Reply> {
         match execution()? {
-            Execution::Inline if company.is_some() || slice_end().is_some() => {
-                Box::pin(call_inline(&self.0, request, retry, company)).await
+            Execution::Inline if group.is_some() || slice_end().is_some() => {
+                Box::pin(call_inline(&self.0, request, retry, group)).await
             }
             Execution::Inline => at_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
@@ -95,9 +100,9 @@ impl<P: Protocol> Link<P> {
     }
 
     /// Forgets every connection, then dials and has the server answer `probe`.
-    pub(crate) async fn reconnect(&self, probe: &P::Request, company: Option<&Company>) -> Result<P::Reply> {
+    pub(crate) async fn reconnect(&self, probe: &P::Request, group: Option<&ExchangeGroup>) -> Result<P::Reply> {
         self.reset();
-        self.call(probe, Retry::Never, company).await
+        self.call(probe, Retry::Never, group).await
     }
 }
 
@@ -105,14 +110,14 @@ async fn call_inline<P: Protocol>(
     server: &Server<P>,
     request: &P::Request,
     retry: Retry,
-    company: Option<&Company>,
+    group: Option<&ExchangeGroup>,
 ) -> Result<P::Reply> {
     let admission = server.admit()?;
     if server.is_address_due() {
         Box::pin(server.refresh_address(Execution::Inline)).await;
     }
     let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
-    let mut lease = lease(server, company).await?;
+    let mut lease = lease(server, group).await?;
     let now = Instant::now();
     if let Some(connection) = lease.connection() {
         let has_rested = connection.has_rested(now);
@@ -123,11 +128,11 @@ async fn call_inline<P: Protocol>(
             lease.discard();
         }
     }
-    match attempt(server, &mut lease, admission, now, request, company).await {
+    match attempt(server, &mut lease, admission, now, request, group).await {
         Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
             lease.discard();
             server.lost();
-            let again = Box::pin(attempt(server, &mut lease, admission, now, request, company)).await;
+            let again = Box::pin(attempt(server, &mut lease, admission, now, request, group)).await;
             concluded(server, lease, is_hurried, again)
         }
         outcome => concluded(server, lease, is_hurried, outcome),
@@ -136,7 +141,7 @@ async fn call_inline<P: Protocol>(
 
 fn concluded<P: Protocol>(
     server: &Server<P>,
-    mut lease: Lease<'_, Box<Connection<P>>>,
+    mut lease: Checkout<'_, Box<Connection<P>>>,
     is_hurried: bool,
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
@@ -168,46 +173,46 @@ fn concluded<P: Protocol>(
 
 async fn lease<'s, P: Protocol>(
     server: &'s Server<P>,
-    company: Option<&Company>,
-) -> Result<Lease<'s, Box<Connection<P>>>> {
+    group: Option<&ExchangeGroup>,
+) -> Result<Checkout<'s, Box<Connection<P>>>> {
     match server.pool.try_lease() {
         Some(lease) => Ok(lease),
-        None => Box::pin(wait_for_lease(server, company)).await,
+        None => Box::pin(wait_for_lease(server, group)).await,
     }
 }
 
 async fn wait_for_lease<'s, P: Protocol>(
     server: &'s Server<P>,
-    company: Option<&Company>,
-) -> Result<Lease<'s, Box<Connection<P>>>> {
-    if let Some(company) = company {
-        company.let_finish().await;
+    group: Option<&ExchangeGroup>,
+) -> Result<Checkout<'s, Box<Connection<P>>>> {
+    if let Some(group) = group {
+        group.let_finish().await;
     }
     let lease = server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).await;
     lease.map_err(|why| match why {
-        NoLease::Exhausted => full(server.protocol.endpoint()),
-        NoLease::Forked => Error::begun_by_parent(),
+        NoCheckout::Exhausted => full(server.protocol.endpoint()),
+        NoCheckout::Forked => Error::begun_by_parent(),
     })
 }
 
 async fn attempt<P: Protocol>(
     server: &Server<P>,
-    lease: &mut Lease<'_, Box<Connection<P>>>,
+    lease: &mut Checkout<'_, Box<Connection<P>>>,
     admission: Admission,
     mut now: Instant,
     request: &P::Request,
-    company: Option<&Company>,
+    group: Option<&ExchangeGroup>,
 ) -> Result<P::Reply> {
     if lease.connection().is_none() {
-        lease.fill(Box::new(Box::pin(open(server, admission, company)).await?));
+        lease.fill(Box::new(Box::pin(open(server, admission, group)).await?));
         now = Instant::now();
     }
     let connection = lease.connection().expect("the lease is filled");
     let protocol = &server.protocol;
     let deadline = connection.begin(now, exchange_timeout(server.timeouts().exchange));
     let exchange = connection.send(protocol, request).await?;
-    if let Some(company) = company {
-        Box::pin(connection.set_aside(company, deadline)).await;
+    if let Some(group) = group {
+        Box::pin(connection.set_aside(group, deadline)).await;
     }
     connection.receive(protocol, exchange).await
 }
@@ -215,11 +220,11 @@ async fn attempt<P: Protocol>(
 async fn open<P: Protocol>(
     server: &Server<P>,
     admission: Admission,
-    company: Option<&Company>,
+    group: Option<&ExchangeGroup>,
 ) -> Result<Connection<P>> {
-    if let Some(company) = company {
-        company.let_finish().await;
-        if company.is_over() {
+    if let Some(group) = group {
+        group.let_finish().await;
+        if group.is_over() {
             return Err(timed_out("connect to", server.protocol.endpoint()));
         }
     }
@@ -236,7 +241,7 @@ fn at_once<T>(exchange: impl Future<Output = T>) -> T {
 }
 
 /// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
-fn is_dead_on_arrival<P: Protocol>(lease: &mut Lease<'_, Box<Connection<P>>>, error: &Error) -> bool {
+fn is_dead_on_arrival<P: Protocol>(lease: &mut Checkout<'_, Box<Connection<P>>>, error: &Error) -> bool {
     let broke = error.kind() == ErrorKind::Io;
     broke && lease.is_reused() && lease.connection().is_some_and(|connection| !connection.answered)
 }
@@ -264,7 +269,7 @@ mod tests {
 
     use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, at_once};
     use crate::execution::inline;
-    use crate::net::{Accepted, Frame, Framing, Marking, Outgoing, Scan, Timeouts};
+    use crate::net::{Accepted, Frame, Framing, Marking, Scan, Timeouts, WriteBuffer};
 
     /// Lines there, lines back.
     #[derive(Debug)]
@@ -314,7 +319,7 @@ mod tests {
             reply.len()
         }
 
-        fn write(&self, request: &String, outgoing: &mut Outgoing) -> String {
+        fn write(&self, request: &String, outgoing: &mut WriteBuffer) -> String {
             outgoing.buffer().extend_from_slice(request.as_bytes());
             String::new()
         }

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use super::connection::Protocol;
 use super::link::Retry;
 use super::server::{Server, full};
-use super::turn::Turn;
+use super::wait_queue::Waiter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
@@ -44,8 +44,8 @@ use slot::Appended;
 
 mod driver;
 mod in_flight;
-mod inbox;
 mod large_reads;
+mod request_queue;
 mod routes;
 mod slot;
 
@@ -145,7 +145,7 @@ async fn append_when_there_is_room<P: Protocol>(
     let room = ProcessBound::new(Box::pin(async move {
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
         let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
-        let mut turn = Turn::new(&route.pipeline.inbox, deadline.into_std());
+        let mut turn = Waiter::new(&route.pipeline.request_queue, deadline.into_std());
         poll_fn(|cx| match route.append_or_wait(server, request, retry, Some(&mut turn), cx.waker()) {
             Ok(None) => Poll::Pending,
             Ok(Some(appended)) => Poll::Ready(Ok(appended)),

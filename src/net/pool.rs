@@ -1,6 +1,6 @@
 //! Idle connections, and a permit to have one.
 //!
-//! A connection is leased for one exchange. A [`Lease`] destroys its connection unless [`Lease::finish`] says that the
+//! A connection is leased for one exchange. A [`Checkout`] destroys its connection unless [`Checkout::finish`] says that the
 //! exchange is complete: a future that is dropped, an error, a timeout and a panic all end in the lease's drop, so a
 //! reply that is still under way never meets the next caller.
 //!
@@ -14,7 +14,7 @@ use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use super::turn::{Rationed, Turn, Waiters};
+use super::wait_queue::{Limited, WaitQueue, Waiter};
 use crate::execution::blocking;
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
@@ -31,14 +31,14 @@ struct State<C> {
     /// The one that was used last comes last.
     idle: Vec<C>,
     leased: usize,
-    waiters: Waiters,
+    waiters: WaitQueue,
     /// Goes up with each reset: what was leased before is not taken back.
     epoch: u64,
 }
 
 /// Why there is no lease.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoLease {
+pub(super) enum NoCheckout {
     /// No place became free in time.
     Exhausted,
     /// The wait began in a parent process.
@@ -52,38 +52,38 @@ impl<C: Send> Pool<C> {
     }
 
     /// A lease, with an idle connection if there is one; `None` while every slot is taken.
-    pub(super) fn try_lease(&self) -> Option<Lease<'_, C>> {
+    pub(super) fn try_lease(&self) -> Option<Checkout<'_, C>> {
         let generation = generation();
         let state = self.state();
         let locked = state.lock();
-        (locked.leased < locked.size).then(|| Lease::of(state, locked, generation))
+        (locked.leased < locked.size).then(|| Checkout::of(state, locked, generation))
     }
 
     /// Waits for a lease until `deadline`, blocking this thread.
-    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease<'_, C>, NoLease> {
+    pub(super) async fn lease(&self, deadline: Instant) -> Result<Checkout<'_, C>, NoCheckout> {
         let generation = generation();
         let state = self.state();
-        let mut turn = Turn::new(state, deadline);
+        let mut turn = Waiter::new(state, deadline);
         let leased = blocking(deadline, |until| {
             let leased = block_until(Some(until), |cx| {
                 if turn.is_inherited() {
-                    return Poll::Ready(Err(NoLease::Forked));
+                    return Poll::Ready(Err(NoCheckout::Forked));
                 }
                 let mut locked = state.lock();
                 if locked.room() == 0 {
                     turn.wait(&mut locked, cx.waker());
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(Lease::of(state, locked, generation)))
+                Poll::Ready(Ok(Checkout::of(state, locked, generation)))
             });
             turn.step_out_unless(leased.is_some());
             leased
         });
-        leased.await.unwrap_or(Err(NoLease::Exhausted))
+        leased.await.unwrap_or(Err(NoCheckout::Exhausted))
     }
 
     fn state(&self) -> &Lock<State<C>> {
-        let new = || State { size: self.size, idle: Vec::new(), leased: 0, waiters: Waiters::default(), epoch: 0 };
+        let new = || State { size: self.size, idle: Vec::new(), leased: 0, waiters: WaitQueue::default(), epoch: 0 };
         self.state.get_or_init(|| Lock::new("pool", new()))
     }
 
@@ -118,18 +118,18 @@ impl<C: Send> Pool<C> {
     }
 }
 
-impl<C> Rationed for State<C> {
+impl<C> Limited for State<C> {
     fn room(&self) -> usize {
         self.size - self.leased
     }
 
-    fn waiters(&mut self) -> &mut Waiters {
+    fn waiters(&mut self) -> &mut WaitQueue {
         &mut self.waiters
     }
 }
 
 /// A permit to have one connection, for one exchange.
-pub(super) struct Lease<'a, C> {
+pub(super) struct Checkout<'a, C> {
     state: &'a Lock<State<C>>,
     generation: u64,
     epoch: u64,
@@ -137,12 +137,12 @@ pub(super) struct Lease<'a, C> {
     connection: Option<C>,
 }
 
-impl<'a, C> Lease<'a, C> {
+impl<'a, C> Checkout<'a, C> {
     /// Takes a place, of which there must be one.
-    fn of(state: &'a Lock<State<C>>, mut locked: MutexGuard<'_, State<C>>, generation: u64) -> Lease<'a, C> {
+    fn of(state: &'a Lock<State<C>>, mut locked: MutexGuard<'_, State<C>>, generation: u64) -> Checkout<'a, C> {
         locked.leased += 1;
         let connection = locked.idle.pop();
-        Lease { state, generation, epoch: locked.epoch, reused: connection.is_some(), connection }
+        Checkout { state, generation, epoch: locked.epoch, reused: connection.is_some(), connection }
     }
 
     /// The idle connection that came with the lease, or the one that was put into it.
@@ -198,7 +198,7 @@ impl<'a, C> Lease<'a, C> {
 /// In place of a lease's generation, once it was given back.
 const GIVEN_BACK: u64 = 0;
 
-impl<C> Drop for Lease<'_, C> {
+impl<C> Drop for Checkout<'_, C> {
     fn drop(&mut self) {
         let unfinished = self.connection.take();
         if self.generation == generation() {
@@ -214,10 +214,10 @@ impl<C> Drop for Lease<'_, C> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Lease, NoLease, Pool};
+    use super::{Checkout, NoCheckout, Pool};
     use crate::sync::block_on;
 
-    fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Lease<'_, C>, NoLease> {
+    fn lease<C: Send>(pool: &Pool<C>, patience: Duration) -> Result<Checkout<'_, C>, NoCheckout> {
         block_on(&mut Box::pin(pool.lease(Instant::now() + patience)))
     }
 
@@ -255,7 +255,7 @@ mod tests {
     fn a_full_pool_is_waited_for_and_the_wait_is_bounded() {
         let pool = Pool::new(2);
         let held = [lease(&pool, GENEROUS).unwrap(), lease(&pool, GENEROUS).unwrap()];
-        assert!(matches!(lease(&pool, Duration::from_millis(1)), Err(NoLease::Exhausted)));
+        assert!(matches!(lease(&pool, Duration::from_millis(1)), Err(NoCheckout::Exhausted)));
         std::thread::scope(|scope| {
             let waiters: Vec<_> = (0..8)
                 .map(|number| {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{Admission, Breaker};
 use super::connection::{Connection, Protocol};
+use super::dial_limit::DialLimit;
 #[cfg(feature = "tokio")]
 use super::pipeline::Pipelines;
 use super::pool::Pool;
-use super::trial::Trial;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, exchange_timeout};
@@ -69,7 +69,7 @@ pub(super) struct Server<P: Protocol> {
     /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new
     /// password, still answers over those that it has let in.
     login_breaker: Breaker,
-    trial: Arc<Trial>,
+    dial_limit: Arc<DialLimit>,
     has_greeted: AtomicBool,
     counts: ProcessLocal<Counts>,
     /// On the heap, since a lease moves what it holds.
@@ -99,7 +99,7 @@ impl<P: Protocol> Server<P> {
             settings,
             breaker: breaker(),
             login_breaker: breaker(),
-            trial: Arc::default(),
+            dial_limit: Arc::default(),
             has_greeted: AtomicBool::new(false),
             counts: ProcessLocal::new(),
             pool: Pool::new(settings.pool_size),
@@ -130,7 +130,7 @@ impl<P: Protocol> Server<P> {
 
     #[cold]
     fn refuses_logins(&self) -> Error {
-        let is_looked_up = self.protocol.lookup().is_some();
+        let is_looked_up = self.protocol.discovery().is_some();
         let why = if is_looked_up { "was not found, or has let nobody in" } else { "has let nobody in" };
         self.left_alone(why, &self.login_breaker)
     }
@@ -146,16 +146,16 @@ impl<P: Protocol> Server<P> {
 
     /// Asks where the server is by now, and gives up the connections that lead elsewhere.
     pub(super) async fn refresh_address(&self, execution: Execution) {
-        let Some(lookup) = self.protocol.lookup() else { return };
-        if lookup.refresh(execution, self.patience_to_refresh(), &self.settings).await {
-            self.abandon(Some(lookup.endpoint()));
+        let Some(discovery) = self.protocol.discovery() else { return };
+        if discovery.refresh(execution, self.patience_to_refresh(), &self.settings).await {
+            self.abandon(Some(discovery.endpoint()));
         }
     }
 
     /// Whether to do so now.
     #[inline]
     pub(super) fn is_address_due(&self) -> bool {
-        self.protocol.lookup().is_some_and(|lookup| lookup.is_due(self.patience_to_refresh()))
+        self.protocol.discovery().is_some_and(|discovery| discovery.is_due(self.patience_to_refresh()))
     }
 
     /// Not longer than the exchange may take for which a caller waits.
@@ -195,16 +195,16 @@ impl<P: Protocol> Server<P> {
 
     /// Nothing good is known of the server any more.
     fn doubt(&self) {
-        self.trial.doubt();
-        if let Some(lookup) = self.protocol.lookup() {
-            lookup.doubt();
+        self.dial_limit.doubt();
+        if let Some(discovery) = self.protocol.discovery() {
+            discovery.doubt();
         }
     }
 
     /// Records that an exchange came to its end.
     #[inline]
     pub(super) fn succeeded(&self) {
-        self.trial.succeeded();
+        self.dial_limit.succeeded();
         if self.breaker.succeeded() {
             telemetry::breaker_closed(self.protocol.endpoint());
         }
@@ -224,7 +224,7 @@ impl<P: Protocol> Server<P> {
     /// Whether another server has taken the place of the one that has answered this. Where that is has to be asked.
     #[inline]
     pub(super) fn is_replaced(&self, reply: &P::Reply) -> bool {
-        self.protocol.lookup().is_some() && P::is_replaced(reply)
+        self.protocol.discovery().is_some() && P::is_replaced(reply)
     }
 
     /// Another server has taken the place of the one that there are connections to: no request goes there any more, and
@@ -246,7 +246,7 @@ impl<P: Protocol> Server<P> {
     /// Whether a connection leads to where the server is, as far as is known.
     #[inline]
     pub(super) fn is_there(&self, connection: &Connection<P>) -> bool {
-        self.protocol.lookup().is_none_or(|lookup| *lookup.endpoint() == connection.endpoint)
+        self.protocol.discovery().is_none_or(|discovery| *discovery.endpoint() == connection.endpoint)
     }
 
     /// Closes the connections that have nothing to do, or those that were opened before this.
@@ -268,8 +268,8 @@ impl<P: Protocol> Server<P> {
 
     /// Forgets every connection, and that the server was down.
     pub(super) fn reset(&self) {
-        if let Some(lookup) = self.protocol.lookup() {
-            lookup.doubt();
+        if let Some(discovery) = self.protocol.discovery() {
+            discovery.doubt();
         }
         self.pool.reset();
         #[cfg(feature = "tokio")]

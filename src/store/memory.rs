@@ -5,7 +5,7 @@
 //! thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts empty, on the
 //! [`cold`] stand-in: a second moka would not do, since all of them share the one collector. See [`local`].
 //!
-//! Every touch of a backing is a section of the gate, short and without a user's code in it. Only reads go straight to
+//! Every touch of a engine is a section of the gate, short and without a user's code in it. Only reads go straight to
 //! it; all else is a [`Change`] computed under the lock of its entry, so that no verb comes between the two halves of
 //! another.
 
@@ -18,22 +18,22 @@ use bytes::Bytes;
 use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
-use backing::{Backing, Change};
+use engine::{Change, Engine};
 use entry::{Entry, alone, drop_decoded};
-use local::Local;
+use per_process::PerProcess;
 use settings::{Bound, Weigh};
 
 pub use settings::{AtFork, MemoryBuilder};
 pub use usage::MemoryUsage;
 
 mod account;
-mod backing;
-mod cold;
 mod collector;
+mod engine;
 mod entry;
+mod fallback;
 mod freeze;
 mod frozen;
-mod local;
+mod per_process;
 mod settings;
 mod usage;
 
@@ -75,7 +75,7 @@ pub struct MemoryStore {
     bound: Bound,
     at_fork: AtFork,
     weigh_shared: Weigh,
-    local: ProcessLocal<Local>,
+    local: ProcessLocal<PerProcess>,
 }
 
 impl MemoryStore {
@@ -106,14 +106,14 @@ impl MemoryStore {
         MemoryStore { bound, at_fork, weigh_shared, local: ProcessLocal::new() }
     }
 
-    fn local(&self) -> &Local {
+    fn local(&self) -> &PerProcess {
         self.local.get_or_inherit(|inherited| self.bring_in(inherited))
     }
 
     /// What a process uses, given what its parent used.
-    fn bring_in(&self, inherited: Option<&Local>) -> Local {
+    fn bring_in(&self, inherited: Option<&PerProcess>) -> PerProcess {
         match inherited {
-            None => Local::empty(self.bound, Refresh::Warm),
+            None => PerProcess::empty(self.bound, Refresh::Warm),
             Some(parent) => parent.inherited(self.bound, self.at_fork),
         }
     }
@@ -124,7 +124,7 @@ impl MemoryStore {
         if let Some(value) = local.read_frozen(key) {
             return Ok(Some(value));
         }
-        let found = inside(|| local.backing().get(key).map(|entry| entry.value.clone()));
+        let found = inside(|| local.engine().get(key).map(|entry| entry.value.clone()));
         // It may have been frozen in between.
         Ok(found.or_else(|| local.read_frozen(key)))
     }
@@ -133,30 +133,30 @@ impl MemoryStore {
     fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
         let local = self.local();
         if local.read_frozen(key).is_some() {
-            if !local.backing().account().has_room() {
+            if !local.engine().account().has_room() {
                 return None;
             }
             local.lift(key);
         }
-        let entry = inside(|| local.backing().get(key))?;
+        let entry = inside(|| local.engine().get(key))?;
         Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
     }
 
     #[cold]
     fn add_slot(&self, key: &str, entry: Arc<Entry>) -> Arc<Entry> {
         let decoded = self.weigh_shared.of(&entry.value);
-        let backing = self.local().backing_to_write();
+        let engine = self.local().engine_to_write();
         let fits = self.bound.weigh(key, entry.value.len() + decoded) <= self.bound.limit();
-        if !fits || !backing.account().has_room() {
+        if !fits || !engine.account().has_room() {
             return entry;
         }
         inside(|| {
-            backing.change(key, |current| match current {
+            engine.change(key, |current| match current {
                 Some(current) if Arc::ptr_eq(current, &entry) => (Change::AddSlot { decoded }, ()),
                 _ => (Change::Keep, ()),
             });
-            backing.tidy();
-            backing.get(key)
+            engine.tidy();
+            engine.get(key)
         })
         .unwrap_or(entry)
     }
@@ -167,10 +167,10 @@ impl MemoryStore {
     /// Where there is no room, what was to be put is gone at once, as what is evicted.
     fn change<R>(&self, key: &str, weight: u64, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let local = self.local();
-        let (backing, reserved) = local.backing_with_room(weight);
-        change_lifted(local, backing, key, |current| match decide(current) {
+        let (engine, reserved) = local.engine_with_room(weight);
+        change_lifted(local, engine, key, |current| match decide(current) {
             (Change::Put { .. }, answer) if reserved.is_none() => {
-                backing.account().count_refusal();
+                engine.account().count_refusal();
                 (Change::Remove, answer)
             }
             decided => decided,
@@ -189,7 +189,7 @@ impl MemoryStore {
     fn remove(&self, key: &str) -> Result<bool> {
         check_key(key)?;
         let local = self.local();
-        Ok(change_lifted(local, local.backing_to_write(), key, |current| match current {
+        Ok(change_lifted(local, local.engine_to_write(), key, |current| match current {
             Some(_) => (Change::Remove, true),
             None => (Change::Keep, false),
         }))
@@ -217,8 +217,8 @@ impl MemoryStore {
 /// Changes a live entry for which nothing is frozen. It is lifted first, and once more where another thread has frozen it
 /// before its turn came.
 fn change_lifted<R>(
-    local: &Local,
-    backing: &Backing,
+    local: &PerProcess,
+    engine: &Engine,
     key: &str,
     decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R),
 ) -> R {
@@ -226,14 +226,14 @@ fn change_lifted<R>(
     loop {
         local.lift(key);
         let answer = inside(|| {
-            let answer = backing.change(key, |current| match decide.take_if(|_| local.read_frozen(key).is_none()) {
+            let answer = engine.change(key, |current| match decide.take_if(|_| local.read_frozen(key).is_none()) {
                 Some(decide) => {
                     let (change, answer) = decide(current);
                     (change, Some(answer))
                 }
                 None => (Change::Keep, None),
             });
-            backing.tidy();
+            engine.tidy();
             answer
         });
         if let Some(answer) = answer {
@@ -242,7 +242,7 @@ fn change_lifted<R>(
     }
 }
 
-/// Does something to a backing, inside the gate. What it has dropped of a user's is dropped afterwards.
+/// Does something to a engine, inside the gate. What it has dropped of a user's is dropped afterwards.
 #[inline]
 fn inside<R>(work: impl FnOnce() -> R) -> R {
     let pass = gate::enter();

@@ -20,14 +20,14 @@ use protocol::Resp;
 
 mod batch;
 mod builder;
+mod chunks;
 mod clear;
 mod cluster;
 mod commands;
 mod config;
+mod error_replies;
 mod exchange;
-mod parts;
 mod protocol;
-mod refusals;
 mod reply;
 mod resp;
 mod role;
@@ -119,7 +119,7 @@ mod verbs;
 ///   had is sent to the node that has its slots by then. Where a connection breaks in the middle of an exchange, what
 ///   may be carried out twice (a read, an unconditional `set`, a `touch`; in a batch only a read) is sent again in the
 ///   same way; any other change is the error of its call.
-/// - **Time.** A call takes at most `connect_timeout` and `timeout` together, whatever the number of nodes and
+/// - **Time.** A call takes at most `connect_timeout` and `timeout` join_all, whatever the number of nodes and
 ///   redirections, and a blocking one that has to dial twice as long. The rest of a batch is answered for while a node
 ///   is silent. `CLUSTERDOWN` is waited out for some 30 ms and then returned.
 /// - **Batches** are split by node, up to 4,096 commands or 1 MiB in one write, and all nodes are asked at once. Those on

@@ -16,8 +16,8 @@ const TARGET: &str = "prefork_cache";
 #[derive(Clone)]
 pub(crate) struct Span(tracing::Span);
 
-/// Runs an exchange with a server in a span. `operation` returns its name and its number of commands;
-/// `failure` looks for an error in what the server has answered.
+/// Runs an exchange with a server in a span. `operation` returns its name and its number of commands; `failure`
+/// returns the error that a reply contains, if any.
 pub(crate) async fn exchange<T, F: Future<Output = Result<T>>>(
     system: &'static str,
     endpoint: &Endpoint,

@@ -16,7 +16,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::in_flight::InFlight;
-use super::inbox::{Awaited, Pipeline};
+use super::request_queue::{Awaited, Pipeline};
 use super::{Failure, LARGE_VALUE, Progress, ended};
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;
@@ -25,7 +25,7 @@ use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
 use crate::net::io_errors::{io_error, timed_out};
 use crate::net::server::{Admissions, Server, Settings};
-use crate::net::turn::Rationed;
+use crate::net::wait_queue::Limited;
 
 /// How much is received before other tasks have their turn.
 const AT_A_TIME: usize = 256 << 10;
@@ -74,9 +74,9 @@ impl<P: Protocol> Tenure<P> {
     fn end(&mut self, error: &Error, progress: Progress) {
         self.server.pipelines.retire(&self.pipeline);
         let (appended, waiting) = {
-            let mut inbox = self.pipeline.inbox.lock();
-            inbox.closed.get_or_insert_with(|| error.clone());
-            (mem::take(&mut inbox.appended), inbox.waiters.take(usize::MAX))
+            let mut request_queue = self.pipeline.request_queue.lock();
+            request_queue.closed.get_or_insert_with(|| error.clone());
+            (mem::take(&mut request_queue.appended), request_queue.waiters.take(usize::MAX))
         };
         for awaited in appended {
             if let Awaited::Reply(mut request) = awaited {
@@ -116,10 +116,10 @@ impl<P: Protocol> Driver<P> {
         let now = Instant::now();
         tenure.pipeline.note_opened(connection.opened, connection.endpoint.clone());
         {
-            let mut inbox = tenure.pipeline.inbox.lock();
-            inbox.marking = Some(connection.marking);
-            inbox.mark();
-            inbox.next()
+            let mut request_queue = tenure.pipeline.request_queue.lock();
+            request_queue.marking = Some(connection.marking);
+            request_queue.mark();
+            request_queue.next()
         }
         .into_iter()
         .for_each(Waker::wake);
@@ -166,15 +166,15 @@ impl<P: Protocol> Driver<P> {
             tenure.end(&error, Progress::Unsent);
             return Ok(());
         }
-        let mut inbox = tenure.pipeline.inbox.lock();
-        if inbox.driver.is_none() {
-            inbox.driver = Some(cx.waker().clone());
+        let mut request_queue = tenure.pipeline.request_queue.lock();
+        if request_queue.driver.is_none() {
+            request_queue.driver = Some(cx.waker().clone());
         }
-        if inbox.appended.is_empty() {
+        if request_queue.appended.is_empty() {
             return Ok(());
         }
-        inbox.mark();
-        let is_careful = mem::take(&mut inbox.is_careful);
+        request_queue.mark();
+        let is_careful = mem::take(&mut request_queue.is_careful);
         let now = Instant::now();
         if tenure.in_flight.is_empty() {
             if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
@@ -189,9 +189,9 @@ impl<P: Protocol> Driver<P> {
             }
             (self.arrived, self.arrived_since) = (0, now);
         }
-        inbox.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
-        inbox.outgoing.move_to(&mut connection.outgoing);
-        drop(inbox);
+        request_queue.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
+        request_queue.outgoing.move_to(&mut connection.outgoing);
+        drop(request_queue);
         refresh_address(&tenure.server, tenure.pipeline.runtime);
         Ok(())
     }
@@ -236,7 +236,7 @@ impl<P: Protocol> Driver<P> {
         if has_proven {
             self.has_served = true;
             server.succeeded();
-            if mem::take(&mut in_flight.is_replaced) && server.protocol.lookup().is_some() {
+            if mem::take(&mut in_flight.is_replaced) && server.protocol.discovery().is_some() {
                 server.replaced();
             }
         }
@@ -275,12 +275,12 @@ impl<P: Protocol> Driver<P> {
     /// Lets as many callers go on as there is room for.
     fn make_room(&mut self) {
         let Driver { tenure: Tenure { pipeline, in_flight, .. }, connection, .. } = self;
-        let mut inbox = pipeline.inbox.lock();
-        inbox.used.requests -= in_flight.take_ended();
-        inbox.used.bytes = connection.outgoing.len() + inbox.outgoing.len();
-        let woken = inbox.next();
-        self.waiting_until = inbox.waiters.first_deadline().map(Instant::from_std);
-        drop(inbox);
+        let mut request_queue = pipeline.request_queue.lock();
+        request_queue.used.requests -= in_flight.take_ended();
+        request_queue.used.bytes = connection.outgoing.len() + request_queue.outgoing.len();
+        let woken = request_queue.next();
+        self.waiting_until = request_queue.waiters.first_deadline().map(Instant::from_std);
+        drop(request_queue);
         woken.into_iter().for_each(Waker::wake);
     }
 
@@ -348,10 +348,10 @@ impl<P: Protocol> Driver<P> {
     /// Whether nothing is left to do; then the pipeline is closed.
     fn is_done(&mut self) -> bool {
         let Driver { tenure: Tenure { server, pipeline, in_flight }, .. } = self;
-        let mut inbox = pipeline.inbox.lock();
-        let is_done = in_flight.is_empty() && inbox.appended.is_empty();
+        let mut request_queue = pipeline.request_queue.lock();
+        let is_done = in_flight.is_empty() && request_queue.appended.is_empty();
         if is_done {
-            inbox.closed = Some(ended(server));
+            request_queue.closed = Some(ended(server));
         }
         is_done
     }

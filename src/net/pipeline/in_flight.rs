@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::inbox::Awaited;
+use super::request_queue::Awaited;
 use super::slot::Slot;
 use super::{Failure, Progress};
 use crate::error::{Error, ErrorKind, Result};
@@ -250,7 +250,7 @@ mod tests {
         Accepted, Arc, Awaited, Error, ErrorKind, Frame, InFlight, Instant, Marking, Protocol, Request, Result, Slot,
     };
     use crate::endpoint::Endpoint;
-    use crate::net::{Connection, Framing, Outgoing, Scan};
+    use crate::net::{Connection, Framing, Scan, WriteBuffer};
 
     /// Every frame is a reply.
     #[derive(Debug)]
@@ -299,7 +299,7 @@ mod tests {
             0
         }
 
-        fn write(&self, (): &(), _: &mut Outgoing) {}
+        fn write(&self, (): &(), _: &mut WriteBuffer) {}
 
         fn accept(&self, (): &mut (), _: Frame<'_>) -> Result<Accepted> {
             Ok(Accepted::Complete { proven: false })

@@ -3,8 +3,8 @@
 use std::sync::{Arc, MutexGuard};
 
 use super::driver;
-use super::inbox::Pipeline;
 use super::large_reads::LargeReads;
+use super::request_queue::Pipeline;
 use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::lifecycle::ProcessLocal;

@@ -11,9 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;
 use crate::net::connection::{Connection, Protocol};
 use crate::net::dial::{connection, within};
+use crate::net::discovery::Discovery;
 use crate::net::io_errors::timed_out;
-use crate::net::lookup::Lookup;
-use crate::net::pool::NoLease;
+use crate::net::pool::NoCheckout;
 use crate::telemetry;
 
 impl<P: Protocol> Server<P> {
@@ -21,9 +21,9 @@ impl<P: Protocol> Server<P> {
     /// server has against the login: one that refuses each is tried no more often than one that is not there.
     pub(in crate::net) async fn open(&self, execution: Execution, admissions: Admissions) -> Result<Connection<P>> {
         let patience = self.timeouts().connect + self.timeouts().exchange;
-        let _permit = self.trial.permit(execution, patience).await.map_err(|why| match why {
-            NoLease::Exhausted => timed_out("connect to", self.protocol.endpoint()),
-            NoLease::Forked => Error::begun_by_parent(),
+        let _permit = self.dial_limit.permit(execution, patience).await.map_err(|why| match why {
+            NoCheckout::Exhausted => timed_out("connect to", self.protocol.endpoint()),
+            NoCheckout::Forked => Error::begun_by_parent(),
         })?;
         // Those before may have found out that it is down.
         if !self.breaker.still_admits(admissions.call) {
@@ -32,8 +32,8 @@ impl<P: Protocol> Server<P> {
         if !self.login_breaker.still_admits(admissions.login) {
             return Err(self.refuses_logins());
         }
-        let opened = match self.protocol.lookup() {
-            Some(lookup) => self.greeted_where(lookup, execution).await,
+        let opened = match self.protocol.discovery() {
+            Some(discovery) => self.greeted_where(discovery, execution).await,
             None => {
                 let endpoint = self.protocol.endpoint();
                 self.greeted_at_a_level(execution, endpoint, self.timeouts().connect).await.map_err(Unopened::Dial)
@@ -41,7 +41,7 @@ impl<P: Protocol> Server<P> {
         };
         match &opened {
             Ok(_) => _ = self.login_breaker.succeeded(),
-            Err(Unopened::Lookup(error)) => self.not_let_in(error),
+            Err(Unopened::Discovery(error)) => self.not_let_in(error),
             Err(Unopened::Dial(error)) if is_refusal(error.kind()) => self.not_let_in(error),
             Err(Unopened::Dial(error)) => self.failed(error, false),
         }
@@ -58,31 +58,31 @@ impl<P: Protocol> Server<P> {
 
     /// Greets the server where it is said to be. What is not it, or does not answer, has the next one asked, until all
     /// were or the time is over.
-    async fn greeted_where(&self, lookup: &Lookup, execution: Execution) -> Result<Connection<P>, Unopened> {
+    async fn greeted_where(&self, discovery: &Discovery, execution: Execution) -> Result<Connection<P>, Unopened> {
         let deadline = Instant::now() + self.timeouts().connect;
         let mut tried: Vec<Endpoint> = Vec::new();
         let mut why = None;
         let mut asked = 0;
         loop {
-            let endpoint = if tried.is_empty() && lookup.is_recent() {
-                lookup.endpoint().clone()
+            let endpoint = if tried.is_empty() && discovery.is_recent() {
+                discovery.endpoint().clone()
             } else {
                 asked += 1;
-                match (lookup.ask(execution, deadline, &self.settings).await, lookup.found_last()) {
+                match (discovery.ask(execution, deadline, &self.settings).await, discovery.found_last()) {
                     (Ok(endpoint), _) => endpoint,
                     // Nobody knows better than that it was there; the greeting says whether it is.
                     (Err(error), Some(last)) if error.is_transient() && !tried.contains(last) => {
-                        why.get_or_insert(Unopened::Lookup(error));
+                        why.get_or_insert(Unopened::Discovery(error));
                         last.clone()
                     }
-                    (Err(error), _) => return Err(why.unwrap_or(Unopened::Lookup(error))),
+                    (Err(error), _) => return Err(why.unwrap_or(Unopened::Discovery(error))),
                 }
             };
             if !tried.contains(&endpoint) {
                 let left = deadline.saturating_duration_since(Instant::now());
                 match self.greeted_at_a_level(execution, &endpoint, left).await {
                     Ok(connection) => {
-                        lookup.found(&endpoint).map_err(Unopened::Lookup)?;
+                        discovery.found(&endpoint).map_err(Unopened::Discovery)?;
                         self.abandon(Some(&endpoint));
                         return Ok(connection);
                     }
@@ -91,8 +91,8 @@ impl<P: Protocol> Server<P> {
                 }
                 tried.push(endpoint);
             }
-            lookup.distrust();
-            if asked >= lookup.members() || Instant::now() >= deadline {
+            discovery.distrust();
+            if asked >= discovery.members() || Instant::now() >= deadline {
                 return Err(why.expect("a dial has failed"));
             }
         }
@@ -182,14 +182,14 @@ impl<P: Protocol> Server<P> {
 /// Why there is no connection.
 enum Unopened {
     /// It is not known where to.
-    Lookup(Error),
+    Discovery(Error),
     Dial(Error),
 }
 
 impl Unopened {
     fn error(self) -> Error {
         match self {
-            Unopened::Lookup(error) | Unopened::Dial(error) => error,
+            Unopened::Discovery(error) | Unopened::Dial(error) => error,
         }
     }
 }

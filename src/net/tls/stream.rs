@@ -18,9 +18,9 @@ use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::execution::Execution;
 use crate::lifecycle::generation;
-use crate::net::outgoing::PIECES;
 use crate::net::socket::StaleSocket;
 use crate::net::stream::ByteStream;
+use crate::net::write_buffer::PIECES;
 
 /// Room for the longest record.
 const RECEIVED: usize = 18 << 10;

@@ -11,12 +11,12 @@ use std::time::Duration;
 use percent_encoding::percent_decode;
 
 use super::config::Access;
+use super::framing::{LineFraming, without_end};
 use super::key::starts_with;
-use super::lines::{LineFraming, without_end};
 use super::login::log_in;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Frame, Marking, Outgoing, Protocol, Settings, Timeouts, Tls};
+use crate::net::{Accepted, Connection, Frame, Marking, Protocol, Settings, Timeouts, Tls, WriteBuffer};
 
 /// How long a server may take to list its keys.
 const LISTING: Duration = Duration::from_secs(60);
@@ -100,7 +100,7 @@ impl Protocol for Crawler {
         0
     }
 
-    fn write(&self, prefix: &Arc<[u8]>, outgoing: &mut Outgoing) -> Partial {
+    fn write(&self, prefix: &Arc<[u8]>, outgoing: &mut WriteBuffer) -> Partial {
         outgoing.buffer().extend_from_slice(b"lru_crawler metadump hash\r\n");
         Partial { prefix: Arc::clone(prefix), keys: Vec::new(), size: 0, ended: None }
     }

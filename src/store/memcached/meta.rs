@@ -19,13 +19,13 @@ use memcache::exp::{
 };
 
 use super::config::Access;
+use super::error_replies::{LARGER_THAN_ALLOWED, refusal};
+use super::framing::{LineFraming, split, without_end};
 use super::key::Key;
-use super::lines::{LineFraming, split, without_end};
 use super::login::log_in;
-use super::refusals::{LARGER_THAN_ALLOWED, refusal};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Frame, Marking, Outgoing, Protocol, Tls, show};
+use crate::net::{Accepted, Connection, Frame, Marking, Protocol, Tls, WriteBuffer, show};
 
 const LINE_END: &[u8] = b"\r\n";
 
@@ -92,7 +92,7 @@ pub(super) struct Request(Arc<Commands>);
 
 #[derive(Debug, Default)]
 struct Commands {
-    outgoing: Outgoing,
+    outgoing: WriteBuffer,
     awaited: Vec<Awaited>,
     count: usize,
     changes: bool,
@@ -431,7 +431,7 @@ impl Protocol for Meta {
         answers.iter().map(length).max().unwrap_or(0)
     }
 
-    fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
+    fn write(&self, request: &Request, outgoing: &mut WriteBuffer) -> Partial {
         outgoing.append(&request.0.outgoing);
         Partial { commands: Arc::clone(&request.0), come: 0, values: 0, answers: Vec::with_capacity(request.0.count) }
     }

@@ -12,15 +12,15 @@ use std::time::Instant;
 
 use super::config::Config;
 use super::crawler::{Crawler, crawl_settings};
+use super::error_replies::refusal;
 use super::key::Key;
 use super::meta::{Answer, Command, Meta, Request};
-use super::refusals::refusal;
 use super::ring::Ring;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
-use crate::net::{Company, Link, Retry, Timeouts};
-use crate::store::fleet::{self, Answered, Fleet, Part, Route};
+use crate::net::{ExchangeGroup, Link, Retry, Timeouts};
+use crate::store::scatter_gather::{self, Answered, Fleet, Part, Route};
 use crate::store::wrong_count;
 use crate::telemetry;
 
@@ -112,7 +112,7 @@ impl Servers {
         answers.pop().expect("an exchange answers every command")
     }
 
-    /// An answer for each entry, in their order. Those of one server go together, and the servers work at the same
+    /// An answer for each entry, in their order. Those of one server go join_all, and the servers work at the same
     /// time.
     pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
         self.batch_located(entries, retry).await.into_iter().map(|(_, answer)| answer).collect()
@@ -148,7 +148,7 @@ impl Servers {
         let batch = Batch { servers: self, retry, leads_on };
         let in_order = entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?)));
         let routes = in_order.map(|(place, &(member, item))| Route { place, item, member }).collect();
-        let answers = fleet::carry_out(&batch, entries.len(), routes, &mut Vec::new()).await;
+        let answers = scatter_gather::carry_out(&batch, entries.len(), routes, &mut Vec::new()).await;
         let refused = |entry: Result<_>| (0, Err(entry.err().unwrap_or_else(wrong_count)));
         entries.into_iter().zip(answers).map(|(entry, answer)| answer.unwrap_or_else(|| refused(entry))).collect()
     }
@@ -159,10 +159,10 @@ impl Servers {
         server: &Server,
         entries: &[&Entry<'_>],
         retry: Retry,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> Vec<Result<Answer>> {
-        let exchange = |part| self.exchange(server, part, retry, company);
-        fleet::in_parts(entries, EXCHANGE, Entry::size, exchange, |_, error| Err(error.clone())).await
+        let exchange = |part| self.exchange(server, part, retry, group);
+        scatter_gather::in_parts(entries, EXCHANGE, Entry::size, exchange, |_, error| Err(error.clone())).await
     }
 
     async fn exchange(
@@ -170,12 +170,12 @@ impl Servers {
         server: &Server,
         entries: &[&Entry<'_>],
         retry: Retry,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> Result<Vec<Result<Answer>>> {
         let commands: Vec<_> = entries.iter().map(|entry| (&entry.key, &entry.command)).collect();
         let request = Request::of(&commands, self.tokens(commands.len()))?;
         let exchange = async {
-            let answers = server.link.call(&request, retry, company).await?;
+            let answers = server.link.call(&request, retry, group).await?;
             let explained =
                 entries.iter().zip(answers).map(|(entry, answer)| answer.map_err(|text| refused(server, entry, &text)));
             Ok(explained.collect::<Vec<Result<Answer>>>())
@@ -212,9 +212,9 @@ impl<'e> Fleet for Batch<'e> {
         server: usize,
         entries: &[&Entry<'e>],
         _: &Vec<usize>,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> Vec<Result<Answer>> {
-        self.servers.ask(&self.servers.servers[server], entries, self.retry, company).await
+        self.servers.ask(&self.servers.servers[server], entries, self.retry, group).await
     }
 
     async fn send_on<'i>(&self, down: &mut Vec<usize>, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {

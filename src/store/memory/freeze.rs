@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::backing::{Backing, Change};
+use super::engine::{Change, Engine};
 use super::frozen::{Frozen, Table};
-use super::local::Local;
+use super::per_process::PerProcess;
 use super::settings::Bound;
 use super::{MemoryStore, inside};
 
@@ -44,7 +44,7 @@ impl MemoryStore {
     }
 }
 
-impl Local {
+impl PerProcess {
     /// The value of an entry that is frozen and was not written since.
     #[inline]
     pub(super) fn read_frozen(&self, key: &str) -> Option<Bytes> {
@@ -55,7 +55,7 @@ impl Local {
     #[inline]
     pub(super) fn lift(&self, key: &str) {
         if let Some(frozen) = self.frozen.get().and_then(|table| table.find(key)) {
-            lift(self.backing_to_write(), key, frozen);
+            lift(self.engine_to_write(), key, frozen);
         }
     }
 
@@ -63,17 +63,17 @@ impl Local {
         if let Some(table) = self.frozen.get() {
             table.clear(prefix);
         }
-        self.backing_to_write().clear(prefix);
+        self.engine_to_write().clear(prefix);
     }
 
     fn freeze(&self, bound: Bound) -> bool {
         let _turn = self.freezing.lock();
-        let backing = self.backing_to_write();
+        let engine = self.engine_to_write();
         let older = self.frozen.get();
-        let mut entries = backing.entries();
+        let mut entries = engine.entries();
         let is_worth_it = older.is_none_or(|older| !older.is_last() && entries.len() * 10 >= older.unwritten());
         let most = bound.limit() / 8 * 7;
-        let mut taken = backing.account().frozen();
+        let mut taken = engine.account().frozen();
         entries.retain(|(key, entry)| {
             let fits = taken + bound.weigh(key, entry.value.len()) <= most;
             taken += if fits { bound.weigh(key, entry.value.len()) } else { 0 };
@@ -86,7 +86,7 @@ impl Local {
         self.frozen.set(table);
         for (key, entry) in entries {
             inside(|| {
-                backing.change(&key, |current| match current {
+                engine.change(&key, |current| match current {
                     Some(current) if Arc::ptr_eq(current, &entry) => {
                         table.take_over(&key);
                         (Change::Remove, ())
@@ -96,8 +96,8 @@ impl Local {
             });
         }
         inside(|| {
-            backing.set_frozen(bound.of_table(table));
-            backing.collect_all();
+            engine.set_frozen(bound.of_table(table));
+            engine.collect_all();
         });
         true
     }
@@ -114,11 +114,11 @@ impl Bound {
 }
 
 #[cold]
-fn lift(backing: &Backing, key: &str, frozen: Frozen) {
+fn lift(engine: &Engine, key: &str, frozen: Frozen) {
     let is_this = |value: &Bytes| value.as_ptr() == frozen.value().as_ptr();
     inside(|| {
-        let has_room = backing.account().has_room();
-        let is_put = backing.change(key, |current| {
+        let has_room = engine.account().has_room();
+        let is_put = engine.change(key, |current| {
             if current.is_some() || frozen.is_written() || !has_room {
                 return (Change::Keep, false);
             }
@@ -127,7 +127,7 @@ fn lift(backing: &Backing, key: &str, frozen: Frozen) {
         let was_written = frozen.mark();
         if is_put && was_written {
             // Another thread has cleared it in between.
-            backing.change(key, |current| match current {
+            engine.change(key, |current| match current {
                 Some(current) if is_this(&current.value) => (Change::Remove, ()),
                 _ => (Change::Keep, ()),
             });

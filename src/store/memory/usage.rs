@@ -35,7 +35,7 @@ impl MemoryStore {
     /// assert_eq!(MemoryStore::new().usage().held, 0);
     /// ```
     pub fn usage(&self) -> MemoryUsage {
-        let account = self.local().backing().account();
+        let account = self.local().engine().account();
         MemoryUsage { held: account.total(), frozen: account.frozen(), refused: account.refused() }
     }
 }

@@ -8,7 +8,7 @@ use super::exchange::exchange;
 use super::protocol::Resp;
 use super::reply::Reply;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Company, Link, Retry};
+use crate::net::{ExchangeGroup, Link, Retry};
 use crate::store::wrong_count;
 
 /// The most steps of a listing, each of which looks at a thousand keys.
@@ -19,21 +19,21 @@ pub(super) async fn clear(
     link: &Link<Resp>,
     of: Option<(&Cluster, &Node)>,
     prefix: &str,
-    company: Option<&Company>,
+    group: Option<&ExchangeGroup>,
 ) -> Result<()> {
     let pattern = commands::keys_that_start_with(prefix);
     let mut cursor = 0;
     let mut passed = HashSet::new();
     while passed.insert(cursor) {
         let step = Request::one(commands::scan(cursor, &pattern));
-        let listed = exchange(link, &step, Retry::Idempotent, company).await?.pop().ok_or_else(wrong_count)?;
+        let listed = exchange(link, &step, Retry::Idempotent, group).await?.pop().ok_or_else(wrong_count)?;
         let (next, keys) = Reply::new(listed, link.endpoint())?.scanned()?;
         if !keys.is_empty() {
             match of {
-                Some((cluster, node)) => cluster.unlink(node, &keys, company).await?,
+                Some((cluster, node)) => cluster.unlink(node, &keys, group).await?,
                 None => {
                     let unlink = Request::one(commands::unlink(&keys));
-                    let removed = exchange(link, &unlink, Retry::Idempotent, company).await?.pop();
+                    let removed = exchange(link, &unlink, Retry::Idempotent, group).await?.pop();
                     Reply::new(removed.ok_or_else(wrong_count)?, link.endpoint())?.number()?;
                 }
             }

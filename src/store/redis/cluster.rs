@@ -20,7 +20,7 @@ use super::reply::{self, Reply};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::execution::{exchange_timeout, until};
-use crate::net::{Company, Retry, Settings, Timeouts, together};
+use crate::net::{ExchangeGroup, Retry, Settings, Timeouts, join_all};
 use crate::server_stats::ServerStats;
 use crate::store::hash_slot::slot;
 
@@ -151,19 +151,19 @@ impl Cluster {
     /// Clears every master, all at once, and also those beside one that fails.
     pub(super) async fn clear(&self, prefix: &str) -> Result<()> {
         let masters = self.masters().await?;
-        let company = Company::default();
+        let group = ExchangeGroup::default();
         let mut cleared = Vec::with_capacity(masters.len());
         for node in masters {
-            cleared.push(clear(&node.link, Some((self, node)), prefix, Some(&company)));
+            cleared.push(clear(&node.link, Some((self, node)), prefix, Some(&group)));
         }
-        together(cleared).await.into_iter().collect()
+        join_all(cleared).await.into_iter().collect()
     }
 
     /// Removes what a node has listed. What it does not have any more by now is removed where it is.
-    pub(super) async fn unlink(&self, node: &Node, keys: &[Vec<u8>], company: Option<&Company>) -> Result<()> {
+    pub(super) async fn unlink(&self, node: &Node, keys: &[Vec<u8>], group: Option<&ExchangeGroup>) -> Result<()> {
         let unlink = |key: &Vec<u8>| commands::unlink(std::slice::from_ref(key));
         let request = Request::several(keys.iter().map(unlink));
-        let replies = exchange(&node.link, &request, Retry::Idempotent, company).await?;
+        let replies = exchange(&node.link, &request, Retry::Idempotent, group).await?;
         for (key, reply) in keys.iter().zip(replies) {
             if self.turned_by(&reply, node).is_some() {
                 let request = Request::one(unlink(key));
@@ -186,12 +186,12 @@ impl Cluster {
     pub(super) async fn reconnect(&self) -> Result<()> {
         self.reset();
         let masters = self.masters().await?;
-        let company = Company::until(self.deadline());
+        let group = ExchangeGroup::until(self.deadline());
         let mut dialled = Vec::with_capacity(masters.len());
         for node in masters {
-            dialled.push(reconnect(&node.link, Some(&company)));
+            dialled.push(reconnect(&node.link, Some(&group)));
         }
-        together(dialled).await.into_iter().collect()
+        join_all(dialled).await.into_iter().collect()
     }
 
     pub(super) fn servers(&self) -> Vec<ServerStats> {

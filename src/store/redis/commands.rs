@@ -8,7 +8,7 @@ use redis::{Script, Value};
 use smallvec::SmallVec;
 
 use crate::error::Result;
-use crate::net::{LARGE, Outgoing};
+use crate::net::{LARGE, WriteBuffer};
 use crate::store::{Ttl, When, milliseconds_rounded_up};
 
 /// How many keys a step of a scan looks at.
@@ -149,7 +149,7 @@ impl Command {
         true
     }
 
-    fn write(&self, outgoing: &mut Outgoing) {
+    fn write(&self, outgoing: &mut WriteBuffer) {
         outgoing.buffer().extend_from_slice(header(b'*', self.arguments, &mut [0; LONGEST_HEADER]));
         let (before, after) = self.packed.split_at(self.large.as_ref().map_or(self.packed.len(), |(place, _)| *place));
         outgoing.buffer().extend_from_slice(before);
@@ -230,7 +230,7 @@ impl Request {
     }
 
     /// Appends it as it goes over the wire. Returns what the replies must be.
-    pub(super) fn write(&self, outgoing: &mut Outgoing) -> SmallVec<[Expected; 4]> {
+    pub(super) fn write(&self, outgoing: &mut WriteBuffer) -> SmallVec<[Expected; 4]> {
         let mut expected = SmallVec::new();
         for command in &self.0 {
             command.write(outgoing);
@@ -377,13 +377,13 @@ fn command(name: &'static str, first: &str, expected: Expected) -> Command {
 mod tests {
     use bytes::Bytes;
 
-    use super::{Expected, LARGE, Outgoing, Request, command, get, keys_that_start_with, ping};
+    use super::{Expected, LARGE, Request, WriteBuffer, command, get, keys_that_start_with, ping};
 
     #[test]
     fn commands_are_packed_as_the_redis_crate_packs_them() {
         for length in [0, 9, 10, 100, LARGE, LARGE + 1] {
             let value = Bytes::from(vec![b'v'; length]);
-            let mut ours = Outgoing::default();
+            let mut ours = WriteBuffer::default();
             command("SET", "key", Expected::Stored).with_value(value.clone()).with_number(-7).write(&mut ours);
             let theirs = redis::cmd("SET").arg("key").arg(&value[..]).arg(-7).get_packed_command();
             assert_eq!(ours.len(), theirs.len());
@@ -399,7 +399,7 @@ mod tests {
         assert!(gets.append_get("second") && gets.append_get(""));
         let request = Request::several([gets, ping()]);
         assert_eq!(request.operation(), ("PIPELINE".to_owned(), 4));
-        let mut ours = Outgoing::default();
+        let mut ours = WriteBuffer::default();
         let expected = request.write(&mut ours);
         assert_eq!(expected[..], [Expected::Value, Expected::Value, Expected::Value, Expected::Status]);
         let mut theirs = redis::pipe();

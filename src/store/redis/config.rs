@@ -126,7 +126,7 @@ impl Config {
             return Err(invalid(format!("replicas={replicas} is for a cluster: redis+cluster://")));
         }
         let place = match master {
-            Some(master) => Place::Server(Address::LookedUp(options.lookup(master, endpoints, tls.as_ref()))),
+            Some(master) => Place::Server(Address::LookedUp(options.discovery(master, endpoints, tls.as_ref()))),
             None => {
                 options.expect_none(&url.scheme)?;
                 if is_cluster { Place::Cluster { seeds: endpoints, replicas } } else { Place::Server(one(endpoints)?) }

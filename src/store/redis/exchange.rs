@@ -6,22 +6,22 @@ use super::commands::Request;
 use super::protocol::{Replies, Resp};
 use super::reply;
 use crate::error::Result;
-use crate::net::{Company, Link, Retry};
+use crate::net::{ExchangeGroup, Link, Retry};
 use crate::telemetry;
 
 pub(super) fn exchange(
     link: &Link<Resp>,
     request: &Request,
     retry: Retry,
-    company: Option<&Company>,
+    group: Option<&ExchangeGroup>,
 ) -> impl Future<Output = Result<Replies>> + Send {
-    traced(link, request, link.call(request, retry, company))
+    traced(link, request, link.call(request, retry, group))
 }
 
 /// Forgets every connection to a server, then dials and has it answer.
-pub(super) async fn reconnect(link: &Link<Resp>, company: Option<&Company>) -> Result<()> {
+pub(super) async fn reconnect(link: &Link<Resp>, group: Option<&ExchangeGroup>) -> Result<()> {
     let ping = Request::one(super::commands::ping());
-    let replies = traced(link, &ping, link.reconnect(&ping, company)).await?;
+    let replies = traced(link, &ping, link.reconnect(&ping, group)).await?;
     replies.into_iter().try_for_each(|answer| reply::Reply::new(answer, link.endpoint()).map(|_| ()))
 }
 

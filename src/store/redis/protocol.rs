@@ -7,15 +7,15 @@ use smallvec::SmallVec;
 
 use super::commands::{self, Command, Expected, Request};
 use super::config::{Access, Version};
-use super::refusals::refusal;
+use super::error_replies::refusal;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use super::role::expect_master;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Address, Connection, Frame, Lookup, Marking, Outgoing, Protocol, Tls, foreign};
+use crate::net::{Accepted, Address, Connection, Discovery, Frame, Marking, Protocol, Tls, WriteBuffer, foreign};
 use crate::store::credentials::{Credentials, Login};
-use crate::store::refusal::Lasts;
+use crate::store::error_reply::Lasts;
 use crate::telemetry;
 
 /// Commands whose answer is the token that they are followed by, each up to the token.
@@ -164,8 +164,8 @@ impl Protocol for Resp {
         self.address.endpoint()
     }
 
-    fn lookup(&self) -> Option<&Lookup> {
-        self.address.lookup()
+    fn discovery(&self) -> Option<&Discovery> {
+        self.address.discovery()
     }
 
     fn tls(&self) -> Option<&Tls> {
@@ -226,7 +226,7 @@ impl Protocol for Resp {
                 return Err(server_error(connection.endpoint(), &error));
             }
         }
-        if self.lookup().is_some()
+        if self.discovery().is_some()
             && !expect_master(self, connection).await?
             && !self.has_warned_of_role.swap(true, Ordering::Relaxed)
         {
@@ -278,7 +278,7 @@ impl Protocol for Resp {
         longest(replies)
     }
 
-    fn write(&self, request: &Request, outgoing: &mut Outgoing) -> Partial {
+    fn write(&self, request: &Request, outgoing: &mut WriteBuffer) -> Partial {
         let expected = request.write(outgoing);
         Partial { replies: Replies::with_capacity(expected.len()), expected }
     }

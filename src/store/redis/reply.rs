@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
-use super::refusals::refusal;
+use super::error_replies::refusal;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::credentials::Credentials;
-use crate::store::refusal::{Lasts, Refusal};
+use crate::store::error_reply::{ErrorReply, Lasts};
 use crate::store::{counter_overflow, not_a_number};
 
 /// A reply that is not an error.
@@ -124,7 +124,8 @@ pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, e
 /// [`greeting_error`].
 pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
     let refusal = refusal(error);
-    let refusal = if refusal.lasts == Lasts::Briefly { refusal } else { Refusal { kind: ErrorKind::Auth, ..refusal } };
+    let refusal =
+        if refusal.lasts == Lasts::Briefly { refusal } else { ErrorReply { kind: ErrorKind::Auth, ..refusal } };
     answered(endpoint, refusal, error, without_password(Some(login), error))
 }
 
@@ -134,7 +135,7 @@ fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> 
     if login.is_some_and(|login| login.are_shown_in(details)) { "" } else { details }
 }
 
-fn answered(endpoint: &Endpoint, refusal: Refusal, error: &ServerError, details: &str) -> Error {
+fn answered(endpoint: &Endpoint, refusal: ErrorReply, error: &ServerError, details: &str) -> Error {
     if error.code() == "TOOLARGE" {
         return refusal.error(format!("{endpoint} sent a value that is larger than max_value"));
     }

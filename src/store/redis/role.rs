@@ -3,13 +3,13 @@
 use redis::Value;
 
 use super::commands::{Command, Expected};
+use super::error_replies::refusal;
 use super::protocol::Resp;
-use super::refusals::refusal;
 use super::reply::{server_error, unexpected};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Connection;
-use crate::store::refusal::Lasts;
+use crate::store::error_reply::Lasts;
 
 /// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor
 /// `INFO`.
@@ -39,7 +39,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
 fn not_the_master(endpoint: &Endpoint, role: &str) -> Error {
     let role: String = role.chars().filter(char::is_ascii_graphic).take(20).collect();
     let context = format!("{endpoint} is no master, although sentinels say so: its role is {role:?}");
-    Error::answered(ErrorKind::Server, true, context)
+    Error::from_reply(ErrorKind::Server, true, context)
 }
 
 fn in_role(answer: &Value) -> Option<&str> {

@@ -18,7 +18,7 @@ use super::reply::{login_error, server_error};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;
-use crate::net::{Directory, Lookup, Protocol, Settings, Tls, ask_once, share_of};
+use crate::net::{Directory, Discovery, Protocol, Settings, Tls, ask_once, share_of};
 use crate::store::credentials::{Credentials, Login};
 use crate::store::url::{StoreUrl, invalid, is_host};
 
@@ -99,7 +99,7 @@ impl Options {
         }
     }
 
-    pub(super) fn lookup(self, master: String, sentinels: Vec<Endpoint>, tls: Option<&Tls>) -> Lookup {
+    pub(super) fn discovery(self, master: String, sentinels: Vec<Endpoint>, tls: Option<&Tls>) -> Discovery {
         let sentinel = |endpoint| Resp::without_greeting(endpoint, tls.cloned());
         let directory = Sentinels {
             master: master.clone(),
@@ -107,7 +107,7 @@ impl Options {
             login: self.login,
             first: AtomicUsize::new(0),
         };
-        Lookup::new(&master, directory, self.refresh.unwrap_or(DEFAULT_REFRESH))
+        Discovery::new(&master, directory, self.refresh.unwrap_or(DEFAULT_REFRESH))
     }
 }
 
@@ -227,7 +227,7 @@ impl Sentinels {
         let kind = transient.or(failures.first()).map_or(ErrorKind::Connect, Error::kind);
         let each: Vec<String> = failures.iter().map(|failure| format!("{failure:#}")).collect();
         let context = format!("no sentinel has named the master {:?}: {}", self.master, each.join("; "));
-        Error::answered(kind, transient.is_some(), context)
+        Error::from_reply(kind, transient.is_some(), context)
     }
 }
 

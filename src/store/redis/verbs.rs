@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::Value;
 
+use super::chunks::{self, in_parts};
 use super::clear::clear;
 use super::cluster::Gets;
 use super::commands::{self, Command, Request};
 use super::exchange::{exchange, reconnect};
-use super::parts::{self, in_parts};
 use super::protocol::Replies;
 use super::reply::{self, Reply};
 use super::{RedisStore, Servers, batch};
@@ -180,7 +180,7 @@ impl CacheStore for RedisStore {
         let checked = operations.iter().map(|operation| check(operation).map(|()| operation)).collect();
         let size = |operation: &&Op<'_>| batch::size(operation);
         let carry_out = async |operations: Vec<&Op<'_>>| match &self.servers {
-            Servers::One(link) => in_parts(operations, size, |part| parts::carry_out(link, &self.scripts, part)).await,
+            Servers::One(link) => in_parts(operations, size, |part| chunks::carry_out(link, &self.scripts, part)).await,
             Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations, Gets::Latest).await),
         };
         crate::store::batch(checked, carry_out).await
@@ -188,7 +188,7 @@ impl CacheStore for RedisStore {
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         let get = async |keys: Vec<&str>| match &self.servers {
-            Servers::One(link) => in_parts(keys, |key| key.len(), |keys| parts::get(link, keys)).await,
+            Servers::One(link) => in_parts(keys, |key| key.len(), |keys| chunks::get(link, keys)).await,
             Servers::Cluster(cluster) => {
                 let operations = operation::gets(&keys);
                 let operations: Vec<&Op<'_>> = operations.iter().collect();
@@ -207,13 +207,13 @@ impl CacheStore for RedisStore {
             Ok((*key, value.clone()))
         });
         let size = |(key, value): &(&str, Bytes)| key.len() + value.len();
-        let set = |entries| in_parts(entries, size, |entries| parts::set(link, entries, ttl));
+        let set = |entries| in_parts(entries, size, |entries| chunks::set(link, entries, ttl));
         crate::store::batch(checked.collect(), set).await
     }
 
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
         let Servers::One(link) = &self.servers else { return operation::delete_many(self, keys).await };
-        let delete = |keys| in_parts(keys, |key: &&str| key.len(), |keys| parts::delete(link, keys));
+        let delete = |keys| in_parts(keys, |key: &&str| key.len(), |keys| chunks::delete(link, keys));
         crate::store::batch(checked(keys), delete).await
     }
 }

@@ -91,7 +91,7 @@ pub(super) enum Wait {
     ForNobody,
 }
 
-enum Turn<'l> {
+enum Waiter<'l> {
     Own(Asking<'l>),
     Anothers,
     /// Another caller has just tried.
@@ -138,24 +138,24 @@ impl Learning {
         let mut length = SHORTEST_PAUSE;
         loop {
             match self.turn(2 * timeout)? {
-                Turn::Own(mut asking) => {
+                Waiter::Own(mut asking) => {
                     let outcome = self.ask(table, deadline, timeout).await;
                     asking.outcome = Some(outcome.clone());
                     return outcome;
                 }
-                Turn::Over(outcome) => return outcome,
-                Turn::Anothers if wait == Wait::ForNobody => return Ok(()),
-                Turn::Anothers if Instant::now() >= deadline => {
+                Waiter::Over(outcome) => return outcome,
+                Waiter::Anothers if wait == Wait::ForNobody => return Ok(()),
+                Waiter::Anothers if Instant::now() >= deadline => {
                     return Err(unknown(ErrorKind::Timeout, "another caller is still asking"));
                 }
-                Turn::Anothers => pause(length).await?,
+                Waiter::Anothers => pause(length).await?,
             }
             length = (2 * length).min(LONGEST_PAUSE);
         }
     }
 
     /// Whose turn it is. Who is at it for longer than this is not polled any more.
-    fn turn(&self, patience: Duration) -> Result<Turn<'_>> {
+    fn turn(&self, patience: Duration) -> Result<Waiter<'_>> {
         let state = self.state.get_or_init(|| Lock::new("cluster", State::default()));
         let line = usize::from(execution()? != Execution::Inline);
         let now = Instant::now();
@@ -163,13 +163,13 @@ impl Learning {
         if let Some((when, outcome)) = &held.last
             && now < *when + FRESH
         {
-            return Ok(Turn::Over(outcome.clone()));
+            return Ok(Waiter::Over(outcome.clone()));
         }
         if held.under_way[line].is_some_and(|since| now < since + patience) {
-            return Ok(Turn::Anothers);
+            return Ok(Waiter::Anothers);
         }
         held.under_way[line] = Some(now);
-        Ok(Turn::Own(Asking { learning: self, state, line, since: now, generation: generation(), outcome: None }))
+        Ok(Waiter::Own(Asking { learning: self, state, line, since: now, generation: generation(), outcome: None }))
     }
 
     /// Asks one node after the other, until one knows the owners of all slots; else what the one says counts that knows
@@ -231,7 +231,7 @@ async fn seen_by(node: &Node) -> Result<View> {
     if view.covered == 0 {
         // It was taken out of the cluster, which knows better, or is in none yet.
         let context = format!("{} is in no cluster that has slots", node.endpoint());
-        return Err(Error::answered(ErrorKind::Server, true, context));
+        return Err(Error::from_reply(ErrorKind::Server, true, context));
     }
     Ok(view)
 }

@@ -14,8 +14,7 @@ use super::Cluster;
 use super::redirection::{Course, How, Target, Turned, said, without_end};
 use super::table::Node;
 use crate::error::{Error, Result};
-use crate::net::{Company, Link};
-use crate::store::fleet::{Answered, Fleet, Part, Route, carry_out, in_parts};
+use crate::net::{ExchangeGroup, Link};
 use crate::store::hash_slot::slot;
 use crate::store::operation::carry_out_settle;
 use crate::store::redis::batch::{self, Commands, Scripts};
@@ -23,6 +22,7 @@ use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::protocol::Resp;
 use crate::store::redis::reply;
+use crate::store::scatter_gather::{Answered, Fleet, Part, Route, carry_out, in_parts};
 use crate::store::{CacheStore, Op, Outcome};
 
 /// How much goes in one write to a node.
@@ -163,10 +163,10 @@ impl<'o> Fleet for Nodes<'o> {
         target: Target,
         items: &[&Item<'o>],
         batch: &Batch,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> Vec<Result<Answer>> {
         let size = |item: &Item<'o>| batch::size(item.operation);
-        let exchange = |part| self.exchange(target, part, &batch.course, company);
+        let exchange = |part| self.exchange(target, part, &batch.course, group);
         in_parts(items, PART, size, exchange, |item, error| self.failed(target, item, error)).await
     }
 
@@ -212,7 +212,7 @@ impl Nodes<'_> {
         target: Target,
         items: &[&Item<'_>],
         course: &Course,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> Result<Vec<Result<Answer>>> {
         let node = self.cluster.node(target)?;
         let link = self.link(target, node);
@@ -225,7 +225,7 @@ impl Nodes<'_> {
         }
         let request = Request::several(commands.commands);
         let retry = batch::retry(items.iter().map(|item| item.operation));
-        let exchange = exchange(link, &request, retry, company);
+        let exchange = exchange(link, &request, retry, group);
         let mut replies = self.cluster.in_time(course.deadline, exchange).await?;
         if target.how == How::Asking {
             // Every other one answers ASKING.

@@ -198,7 +198,7 @@ pub(super) fn said(node: &Node, error: &ServerError) -> Error {
     match error.code() {
         "MOVED" | "ASK" => {
             let details = error.details().unwrap_or_default();
-            Error::answered(ErrorKind::Server, true, format!("{} says {} {details}", node.endpoint(), error.code()))
+            Error::from_reply(ErrorKind::Server, true, format!("{} says {} {details}", node.endpoint(), error.code()))
         }
         _ => server_error(node.endpoint(), error),
     }
@@ -209,7 +209,7 @@ pub(super) fn without_end(slot: u16, turned: &Turned, answered: Error) -> Error 
     match turned {
         Turned::Moved(_) | Turned::Ask(_) => {
             let context = format!("the nodes pass slot {slot} on to each other, and none answers for it: {answered}");
-            Error::answered(ErrorKind::Server, true, context)
+            Error::from_reply(ErrorKind::Server, true, context)
         }
         Turned::Apart | Turned::UnknownScript | Turned::Down | Turned::Failed(_) => answered,
     }

@@ -213,7 +213,7 @@ impl Node {
 
 /// Of a slot without an owner.
 pub(super) fn uncovered(slot: u16) -> Error {
-    Error::answered(ErrorKind::Server, true, format!("no node of the cluster has slot {slot}"))
+    Error::from_reply(ErrorKind::Server, true, format!("no node of the cluster has slot {slot}"))
 }
 
 fn too_many() -> Error {

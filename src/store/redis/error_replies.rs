@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use redis::ServerError;
 
 use crate::error::ErrorKind::{self, Auth, Protocol, Server, Unsupported, ValueTooLarge};
-use crate::store::refusal::Connection::{self, AllGivenUp, GivenUp, Kept};
-use crate::store::refusal::Lasts::{self, Briefly, OnAndOn};
-use crate::store::refusal::Refusal;
+use crate::store::error_reply::Connection::{self, AllGivenUp, GivenUp, Kept};
+use crate::store::error_reply::ErrorReply;
+use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
 
 /// The code that an error reply begins with, and a part of what follows. The first line that fits counts.
 const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
@@ -53,9 +53,9 @@ const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
     ("ERR", "unsupported command", Unsupported, OnAndOn, Kept),
 ];
 
-const ANY_OTHER: Refusal = Refusal { kind: Server, lasts: OnAndOn, connection: Kept };
+const ANY_OTHER: ErrorReply = ErrorReply { kind: Server, lasts: OnAndOn, connection: Kept };
 
-pub(super) fn refusal(error: &ServerError) -> Refusal {
+pub(super) fn refusal(error: &ServerError) -> ErrorReply {
     let details = error.details().unwrap_or_default();
     // What the server repeats of a command is no reason.
     let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
@@ -65,7 +65,7 @@ pub(super) fn refusal(error: &ServerError) -> Refusal {
         code => (code, Cow::from(details)),
     };
     let fits = |(code, part, ..): &&(&str, &str, ErrorKind, Lasts, Connection)| *code == said && contains(&text, part);
-    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| Refusal { kind, lasts, connection })
+    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }
 
 /// Whatever the case of the letters: servers of other makes write them in their own way.
@@ -77,11 +77,11 @@ fn contains(text: &str, part: &str) -> bool {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{Refusal, TABLE, refusal};
+    use super::{ErrorReply, TABLE, refusal};
     use crate::error::ErrorKind;
-    use crate::store::refusal::Lasts;
+    use crate::store::error_reply::Lasts;
 
-    fn said(line: &str) -> Refusal {
+    fn said(line: &str) -> ErrorReply {
         match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
             Ok(Value::ServerError(error)) => refusal(&error),
             other => panic!("{other:?}"),

@@ -16,9 +16,9 @@ use crate::execution::exchange_timeout;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Marking, Protocol, Token, Tokens};
 use crate::net::link::Retry;
-use crate::net::outgoing::Outgoing;
 use crate::net::server::{Server, full};
-use crate::net::turn::{Rationed, Turn, Waiters};
+use crate::net::wait_queue::{Limited, WaitQueue, Waiter};
+use crate::net::write_buffer::WriteBuffer;
 use crate::sync::Lock;
 
 /// How much a pipeline takes before callers wait, and while it is not yet connected.
@@ -45,12 +45,12 @@ pub(in crate::net) struct Pipeline<P: Protocol> {
     pub(super) is_abandoned: AtomicBool,
     /// When it was connected, and to where, once it is.
     opened: OnceLock<(std::time::Instant, Endpoint)>,
-    pub(super) inbox: Lock<Inbox<P>>,
+    pub(super) request_queue: Lock<RequestQueue<P>>,
 }
 
 /// What callers have appended since the driver looked last.
-pub(super) struct Inbox<P: Protocol> {
-    pub(super) outgoing: Outgoing,
+pub(super) struct RequestQueue<P: Protocol> {
+    pub(super) outgoing: WriteBuffer,
     pub(super) appended: Vec<Awaited<P>>,
     /// Behind the last marker in `outgoing`.
     pub(super) unmarked: Room,
@@ -61,7 +61,7 @@ pub(super) struct Inbox<P: Protocol> {
     pub(super) used: Room,
     /// Whether one of the requests must not be lost to a connection that has ended.
     pub(super) is_careful: bool,
-    pub(super) waiters: Waiters,
+    pub(super) waiters: WaitQueue,
     pub(super) driver: Option<Waker>,
     pub(super) closed: Option<Error>,
 }
@@ -74,15 +74,15 @@ pub(super) enum Awaited<P: Protocol> {
 
 impl<P: Protocol> Pipeline<P> {
     pub(super) fn new(runtime: RuntimeId, is_extra: bool) -> Result<Pipeline<P>> {
-        let inbox = Inbox {
-            outgoing: Outgoing::default(),
+        let request_queue = RequestQueue {
+            outgoing: WriteBuffer::default(),
             appended: Vec::new(),
             unmarked: Room::NONE,
             marking: None,
             tokens: Tokens::new()?,
             used: Room::NONE,
             is_careful: false,
-            waiters: Waiters::default(),
+            waiters: WaitQueue::default(),
             driver: None,
             closed: None,
         };
@@ -93,7 +93,7 @@ impl<P: Protocol> Pipeline<P> {
             is_retired: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
             opened: OnceLock::new(),
-            inbox: Lock::new("pipeline", inbox),
+            request_queue: Lock::new("pipeline", request_queue),
         })
     }
 
@@ -117,7 +117,7 @@ impl<P: Protocol> Pipeline<P> {
     }
 
     pub(in crate::net) fn in_flight(&self) -> usize {
-        self.inbox.lock().used.requests
+        self.request_queue.lock().used.requests
     }
 
     pub(super) fn is_behind_large_value(&self) -> bool {
@@ -126,7 +126,7 @@ impl<P: Protocol> Pipeline<P> {
 
     pub(super) fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
-        let driver = self.inbox.lock().driver.take();
+        let driver = self.request_queue.lock().driver.take();
         if let Some(driver) = driver {
             driver.wake();
         }
@@ -137,13 +137,13 @@ impl Room {
     pub(super) const NONE: Room = Room { requests: 0, bytes: 0 };
 }
 
-impl<P: Protocol> Rationed for Inbox<P> {
+impl<P: Protocol> Limited for RequestQueue<P> {
     fn room(&self) -> usize {
         let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
         if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
     }
 
-    fn waiters(&mut self) -> &mut Waiters {
+    fn waiters(&mut self) -> &mut WaitQueue {
         &mut self.waiters
     }
 
@@ -158,7 +158,7 @@ impl<P: Protocol> Rationed for Inbox<P> {
     }
 }
 
-impl<P: Protocol> Inbox<P> {
+impl<P: Protocol> RequestQueue<P> {
     /// Counts a request that was appended, and marks where it is time to.
     pub(super) fn count(&mut self, length: usize) {
         for count in [&mut self.used, &mut self.unmarked] {
@@ -182,9 +182,9 @@ impl<P: Protocol> Inbox<P> {
     }
 }
 
-impl<P: Protocol> std::fmt::Debug for Inbox<P> {
+impl<P: Protocol> std::fmt::Debug for RequestQueue<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").field("closed", &self.closed).finish_non_exhaustive()
+        f.debug_struct("RequestQueue").field("closed", &self.closed).finish_non_exhaustive()
     }
 }
 
@@ -195,36 +195,36 @@ impl<P: Protocol> Route<P> {
         server: &Server<P>,
         request: &P::Request,
         retry: Retry,
-        turn: Option<&mut Turn<'_, Inbox<P>>>,
+        turn: Option<&mut Waiter<'_, RequestQueue<P>>>,
         waker: &Waker,
     ) -> Result<Option<Appended<P>>, Failure> {
         let protocol = &server.protocol;
-        let mut inbox = self.pipeline.inbox.lock();
-        if let Some(error) = &inbox.closed {
+        let mut request_queue = self.pipeline.request_queue.lock();
+        if let Some(error) = &request_queue.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
         let has_turn = turn.as_ref().is_some_and(|turn| turn.has_waited());
-        if inbox.room() == 0 || (!has_turn && !inbox.waiters.is_empty()) {
+        if request_queue.room() == 0 || (!has_turn && !request_queue.waiters.is_empty()) {
             return match turn {
                 Some(turn) if turn.deadline() <= Instant::now().into_std() => Err(full(protocol.endpoint()).into()),
                 Some(turn) => {
-                    turn.wait(&mut inbox, waker);
+                    turn.wait(&mut request_queue, waker);
                     Ok(None)
                 }
                 None => Ok(None),
             };
         }
-        let before = inbox.outgoing.len();
-        let partial = protocol.write(request, &mut inbox.outgoing);
+        let before = request_queue.outgoing.len();
+        let partial = protocol.write(request, &mut request_queue.outgoing);
         let slot = Arc::new(Slot::new(waker));
         let timeout = server.timeouts().exchange;
         let extra = exchange_timeout(timeout).saturating_sub(timeout);
-        inbox.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade, extra)));
-        inbox.is_careful |= retry == Retry::Never;
-        let length = inbox.outgoing.len() - before;
-        inbox.count(length);
-        let driver = inbox.driver.take();
-        drop(inbox);
+        request_queue.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade, extra)));
+        request_queue.is_careful |= retry == Retry::Never;
+        let length = request_queue.outgoing.len() - before;
+        request_queue.count(length);
+        let driver = request_queue.driver.take();
+        drop(request_queue);
         if let Some(driver) = driver {
             driver.wake();
         }

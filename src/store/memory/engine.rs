@@ -7,8 +7,8 @@ use bytes::Bytes;
 use moka::ops::compute::Op;
 
 use super::account::Account;
-use super::cold::Cold;
 use super::entry::Entry;
+use super::fallback::Fallback;
 use super::settings::Bound;
 use crate::lifecycle::gate;
 
@@ -45,7 +45,7 @@ impl Change {
 
 /// The entries, and what they take.
 #[derive(Clone, Debug)]
-pub(super) struct Backing {
+pub(super) struct Engine {
     entries: Entries,
     account: Arc<Account>,
 }
@@ -53,11 +53,11 @@ pub(super) struct Backing {
 #[derive(Clone, Debug)]
 enum Entries {
     Moka(moka::sync::Cache<String, Arc<Entry>, foldhash::quality::RandomState>),
-    Cold(Arc<Cold>),
+    Fallback(Arc<Fallback>),
 }
 
-impl Backing {
-    pub(super) fn moka(bound: Bound) -> Backing {
+impl Engine {
+    pub(super) fn moka(bound: Bound) -> Engine {
         let account = Account::new(bound);
         let weighing = Arc::clone(&account);
         let moka = moka::sync::Cache::builder()
@@ -65,11 +65,11 @@ impl Backing {
             .max_capacity(bound.limit().saturating_mul(scale(bound)))
             .weigher(move |_: &String, entry: &Arc<Entry>| scaled_up(&weighing, entry.weight()))
             .build_with_hasher(foldhash::quality::RandomState::default());
-        Backing { entries: Entries::Moka(moka), account }
+        Engine { entries: Entries::Moka(moka), account }
     }
 
-    pub(super) fn cold(bound: Bound) -> Backing {
-        Backing { entries: Entries::Cold(Arc::new(Cold::new(bound))), account: Account::new(bound) }
+    pub(super) fn cold(bound: Bound) -> Engine {
+        Engine { entries: Entries::Fallback(Arc::new(Fallback::new(bound))), account: Account::new(bound) }
     }
 
     pub(super) fn account(&self) -> &Arc<Account> {
@@ -79,8 +79,8 @@ impl Backing {
     /// Inside the gate, where others may use it: what is frozen takes its part of the bound.
     pub(super) fn set_frozen(&self, frozen: u64) {
         self.account.set_frozen(frozen);
-        if let Entries::Cold(cold) = &self.entries {
-            cold.set_limit(self.account.live_limit());
+        if let Entries::Fallback(fallback) = &self.entries {
+            fallback.set_limit(self.account.live_limit());
         }
     }
 
@@ -93,14 +93,14 @@ impl Backing {
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         match &self.entries {
             Entries::Moka(moka) => moka.get(key),
-            Entries::Cold(cold) => cold.get(key),
+            Entries::Fallback(fallback) => fallback.get(key),
         }
     }
 
     /// Inside the gate, and under the lock of the entry.
     pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let moka = match &self.entries {
-            Entries::Cold(cold) => return cold.change(&self.account, key, decide),
+            Entries::Fallback(fallback) => return fallback.change(&self.account, key, decide),
             Entries::Moka(moka) => moka,
         };
         let mut answer = None;
@@ -168,9 +168,9 @@ impl Backing {
     /// The entries, as they come. Outside of the gate, as below.
     pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
         match &self.entries {
-            Entries::Cold(cold) => {
+            Entries::Fallback(fallback) => {
                 let _pass = gate::enter();
-                cold.entries()
+                fallback.entries()
             }
             Entries::Moka(moka) => {
                 let mut entries = moka.iter();
@@ -186,9 +186,9 @@ impl Backing {
     /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
     pub(super) fn clear(&self, prefix: &str) {
         match &self.entries {
-            Entries::Cold(cold) => {
+            Entries::Fallback(fallback) => {
                 let _pass = gate::enter();
-                cold.clear(prefix);
+                fallback.clear(prefix);
             }
             Entries::Moka(moka) => {
                 let mut entries = moka.iter();

@@ -1,7 +1,7 @@
 //! Exchanges with several servers at the same time.
 //!
 //! In a runtime, futures that are polled together wait together. A thread without one can wait for one socket only, but
-//! the servers can work meanwhile: each exchange of a [`Company`] sends its request and is *set aside* while the others
+//! the servers can work meanwhile: each exchange of a [`ExchangeGroup`] sends its request and is *set aside* while the others
 //! send theirs; then the replies are read, one server after the other.
 //!
 //! What is set aside holds a place in a pool. So whoever has to wait for such a place, or to dial, lets the others
@@ -18,18 +18,18 @@ use std::time::Instant;
 
 use crate::execution::{Execution, execution, is_slice_over};
 
-/// The exchanges that are seen through by one call of [`together`].
+/// The exchanges that are seen through by one call of [`join_all`].
 #[derive(Debug, Default)]
-pub(crate) struct Company {
+pub(crate) struct ExchangeGroup {
     set_aside: AtomicUsize,
     deadline: Option<Instant>,
 }
 
-impl Company {
-    /// After the deadline no server is dialled any more: those that accept and do not answer cost one wait together,
+impl ExchangeGroup {
+    /// After the deadline no server is dialled any more: those that accept and do not answer cost one wait join_all,
     /// and not one each.
-    pub(crate) fn until(deadline: Instant) -> Company {
-        Company { deadline: Some(deadline), ..Company::default() }
+    pub(crate) fn until(deadline: Instant) -> ExchangeGroup {
+        ExchangeGroup { deadline: Some(deadline), ..ExchangeGroup::default() }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -53,7 +53,7 @@ impl Company {
 
 /// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only
 /// been set aside, and goes on when it is polled again, unless that is in the next slice.
-pub(crate) async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub(crate) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
     if let Ok(Execution::Inline) = execution() {
         let inline = |cx: &mut Context<'_>| loop {

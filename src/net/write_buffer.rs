@@ -17,7 +17,7 @@ pub(super) const PIECES: usize = 16;
 const KEPT: usize = 64 << 10;
 
 #[derive(Debug, Default)]
-pub(crate) struct Outgoing {
+pub(crate) struct WriteBuffer {
     buffer: Vec<u8>,
     /// How much of the buffer was sent.
     sent: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Outgoing {
     large: VecDeque<(usize, Bytes)>,
 }
 
-impl Outgoing {
+impl WriteBuffer {
     /// The end of the buffer, for small parts.
     #[inline]
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
@@ -47,14 +47,14 @@ impl Outgoing {
     }
 
     /// Appends what `other` holds, none of which was sent.
-    pub(crate) fn append(&mut self, other: &Outgoing) {
+    pub(crate) fn append(&mut self, other: &WriteBuffer) {
         let length = self.buffer.len();
         self.large.extend(other.large.iter().map(|(place, value)| (length + place, value.clone())));
         self.buffer.extend_from_slice(&other.buffer);
     }
 
     /// Appends all of it to another.
-    pub(crate) fn move_to(&mut self, other: &mut Outgoing) {
+    pub(crate) fn move_to(&mut self, other: &mut WriteBuffer) {
         if other.is_empty() {
             std::mem::swap(self, other);
         } else {
@@ -158,7 +158,7 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::{ByteStream, KEPT, LARGE, Outgoing};
+    use super::{ByteStream, KEPT, LARGE, WriteBuffer};
 
     /// Takes a number of bytes at a time.
     #[derive(Debug)]
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn parts_are_sent_in_their_order_however_few_bytes_fit() {
         let mut expected = Vec::new();
-        let mut one = Outgoing::default();
+        let mut one = WriteBuffer::default();
         for number in 0..40_u8 {
             let small = [number; 3];
             one.push(&Bytes::copy_from_slice(&small));
@@ -204,7 +204,7 @@ mod tests {
             }
         }
         for at_a_time in [1, 1_000, LARGE, usize::MAX] {
-            let mut outgoing = Outgoing::default();
+            let mut outgoing = WriteBuffer::default();
             outgoing.buffer().extend_from_slice(b"before");
             outgoing.append(&one);
             assert_eq!(outgoing.len(), b"before".len() + expected.len());
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_not_kept_where_there_is_always_more_to_send() {
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = WriteBuffer::default();
         outgoing.buffer().extend_from_slice(&[b'x'; 3 * LARGE]);
         for _ in 0..1_000 {
             outgoing.buffer().extend_from_slice(&[b'x'; LARGE]);

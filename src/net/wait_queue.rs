@@ -8,11 +8,11 @@ use crate::lifecycle::generation;
 use crate::sync::Lock;
 
 /// What there is not enough of for everybody, under one lock with those that wait for it.
-pub(super) trait Rationed {
+pub(super) trait Limited {
     /// For how many callers there is room.
     fn room(&self) -> usize;
 
-    fn waiters(&mut self) -> &mut Waiters;
+    fn waiters(&mut self) -> &mut WaitQueue;
 
     /// Those that are to be woken, since there is room for them.
     fn next(&mut self) -> Vec<Waker> {
@@ -22,7 +22,7 @@ pub(super) trait Rationed {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
+pub(super) struct WaitQueue {
     queue: VecDeque<Waiting>,
     next_ticket: u64,
 }
@@ -34,7 +34,7 @@ struct Waiting {
     waker: Waker,
 }
 
-impl Waiters {
+impl WaitQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -66,7 +66,7 @@ impl Waiters {
 }
 
 /// A caller's turn. If it is dropped after the caller was woken, the next one is.
-pub(super) struct Turn<'a, S: Rationed> {
+pub(super) struct Waiter<'a, S: Limited> {
     state: &'a Lock<S>,
     generation: u64,
     deadline: Instant,
@@ -74,9 +74,9 @@ pub(super) struct Turn<'a, S: Rationed> {
     ticket: Option<u64>,
 }
 
-impl<'a, S: Rationed> Turn<'a, S> {
-    pub(super) fn new(state: &'a Lock<S>, deadline: Instant) -> Turn<'a, S> {
-        Turn { state, generation: generation(), deadline, ticket: None }
+impl<'a, S: Limited> Waiter<'a, S> {
+    pub(super) fn new(state: &'a Lock<S>, deadline: Instant) -> Waiter<'a, S> {
+        Waiter { state, generation: generation(), deadline, ticket: None }
     }
 
     /// Whether the process that began the wait is another one.
@@ -133,7 +133,7 @@ impl<'a, S: Rationed> Turn<'a, S> {
     }
 }
 
-impl<S: Rationed> Drop for Turn<'_, S> {
+impl<S: Limited> Drop for Waiter<'_, S> {
     fn drop(&mut self) {
         self.step_out();
     }
@@ -144,30 +144,30 @@ mod tests {
     use std::task::Waker;
     use std::time::Instant;
 
-    use super::{Rationed, Turn, Waiters};
+    use super::{Limited, WaitQueue, Waiter};
     use crate::sync::Lock;
 
     #[derive(Default)]
     struct One {
         is_taken: bool,
-        waiters: Waiters,
+        waiters: WaitQueue,
     }
 
-    impl Rationed for One {
+    impl Limited for One {
         fn room(&self) -> usize {
             usize::from(!self.is_taken)
         }
 
-        fn waiters(&mut self) -> &mut Waiters {
+        fn waiters(&mut self) -> &mut WaitQueue {
             &mut self.waiters
         }
     }
 
     #[test]
     fn one_that_was_woken_and_gave_up_passes_the_turn_on() {
-        let one = Lock::new("one", One { is_taken: true, waiters: Waiters::default() });
-        let mut first = Turn::new(&one, Instant::now());
-        let mut second = Turn::new(&one, Instant::now());
+        let one = Lock::new("one", One { is_taken: true, waiters: WaitQueue::default() });
+        let mut first = Waiter::new(&one, Instant::now());
+        let mut second = Waiter::new(&one, Instant::now());
         first.wait(&mut one.lock(), Waker::noop());
         second.wait(&mut one.lock(), Waker::noop());
         one.lock().is_taken = false;
@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn one_that_was_woken_in_vain_keeps_its_place() {
         let one = Lock::new("one", One::default());
-        let mut first = Turn::new(&one, Instant::now());
-        let mut second = Turn::new(&one, Instant::now());
+        let mut first = Waiter::new(&one, Instant::now());
+        let mut second = Waiter::new(&one, Instant::now());
         first.wait(&mut one.lock(), Waker::noop());
         second.wait(&mut one.lock(), Waker::noop());
         one.lock().next();
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn an_inherited_wait_touches_no_lock() {
         let one = Lock::new("one", One::default());
-        let mut inherited = Turn::new(&one, Instant::now());
+        let mut inherited = Waiter::new(&one, Instant::now());
         inherited.ticket = Some(0);
         inherited.generation -= 1;
         let _held_by_a_vanished_thread = one.lock();

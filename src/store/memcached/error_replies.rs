@@ -4,9 +4,9 @@
 //! alone like one that is down.
 
 use crate::error::ErrorKind::{self, Auth, NotANumber, Protocol, Server, Unsupported, ValueTooLarge};
-use crate::store::refusal::Connection::{self, GivenUp, Kept};
-use crate::store::refusal::Lasts::{self, Briefly, OnAndOn};
-use crate::store::refusal::Refusal;
+use crate::store::error_reply::Connection::{self, GivenUp, Kept};
+use crate::store::error_reply::ErrorReply;
+use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
 
 /// What stands in the place of a value that was not kept.
 pub(super) const LARGER_THAN_ALLOWED: &str = "its value is larger than max_value";
@@ -26,9 +26,9 @@ const TABLE: &[(&str, ErrorKind, Lasts, Connection)] = &[
     ("CLIENT_ERROR", Server, OnAndOn, Kept),
 ];
 
-const ANY_OTHER: Refusal = Refusal { kind: Unsupported, lasts: OnAndOn, connection: Kept };
+const ANY_OTHER: ErrorReply = ErrorReply { kind: Unsupported, lasts: OnAndOn, connection: Kept };
 
-pub(super) fn refusal(text: &str) -> Refusal {
+pub(super) fn refusal(text: &str) -> ErrorReply {
     let fits = |(part, ..): &&(&str, ErrorKind, Lasts, Connection)| text.contains(part);
-    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, kind, lasts, connection)| Refusal { kind, lasts, connection })
+    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind};
 
 /// What follows from an error reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct ErrorReply {
     pub(crate) kind: ErrorKind,
     pub(crate) lasts: Lasts,
     pub(crate) connection: Connection,
@@ -30,9 +30,9 @@ pub(crate) enum Connection {
     AllGivenUp,
 }
 
-impl Refusal {
+impl ErrorReply {
     pub(crate) fn error(self, context: impl Into<String>) -> Error {
-        Error::answered(self.kind, self.lasts == Lasts::Briefly, context)
+        Error::from_reply(self.kind, self.lasts == Lasts::Briefly, context)
     }
 
     /// Whether it is for the moment, and the same connection will do later.

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::account::Reservation;
-use super::backing::Backing;
 use super::collector::{self, Verdict};
+use super::engine::Engine;
 use super::frozen::Table;
 use super::settings::{AtFork, Bound};
 use crate::lifecycle::{FIRST_GENERATION, Leaked, Refresh, gate, generation};
@@ -18,74 +18,74 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const STALLED: &str = "a vanished thread holds up the collector of garbage";
 
 #[derive(Debug)]
-pub(super) struct Local {
-    backing: Backing,
+pub(super) struct PerProcess {
+    engine: Engine,
     /// Takes over if the collector, undecided at first, turns out to have stalled.
-    stand_in: Option<Backing>,
-    /// The generation in which the backing was last known to be whole.
+    stand_in: Option<Engine>,
+    /// The generation in which the engine was last known to be whole.
     whole_in: u64,
     came: Refresh,
     /// Whether garbage of the parent's threads is still counted, or the collector is not known to be alive.
     is_unsettled: AtomicBool,
     /// What the parent used and this process does not, with the generation in which that was whole.
-    superseded: Option<(Backing, u64)>,
+    superseded: Option<(Engine, u64)>,
     pub(super) frozen: Leaked<Table>,
     /// One thread freezes at a time.
     pub(super) freezing: Lock<()>,
 }
 
-impl Local {
+impl PerProcess {
     /// An empty one: moka, unless it cannot be trusted in this process.
-    pub(super) fn empty(bound: Bound, came: Refresh) -> Local {
+    pub(super) fn empty(bound: Bound, came: Refresh) -> PerProcess {
         let is_intact = gate::intact_since(FIRST_GENERATION).is_ok();
         if is_intact && verdict_or_examine() != Verdict::Stalled {
-            Local::new(Backing::moka(bound), bound, came)
+            PerProcess::new(Engine::moka(bound), bound, came)
         } else {
-            Local::new(Backing::cold(bound), bound, came)
+            PerProcess::new(Engine::cold(bound), bound, came)
         }
     }
 
     /// What a child uses, of which this is the parent's.
-    pub(super) fn inherited(&self, bound: Bound, at_fork: AtFork) -> Local {
-        let (backing, whole_in) = (self.backing(), self.whole_in);
+    pub(super) fn inherited(&self, bound: Bound, at_fork: AtFork) -> PerProcess {
+        let (engine, whole_in) = (self.engine(), self.whole_in);
         if at_fork == AtFork::Fresh {
             let came = Refresh::Cold { reason: "it was asked to start fresh" };
-            return Local { superseded: Some((backing.clone(), whole_in)), ..self.fresh(bound, came) };
+            return PerProcess { superseded: Some((engine.clone(), whole_in)), ..self.fresh(bound, came) };
         }
-        let local = match trust(backing, whole_in) {
-            Ok(()) => Local::new(backing.clone(), bound, Refresh::Warm),
-            Err(reason) => Local::new(Backing::cold(bound), bound, Refresh::Cold { reason }),
+        let local = match trust(engine, whole_in) {
+            Ok(()) => PerProcess::new(engine.clone(), bound, Refresh::Warm),
+            Err(reason) => PerProcess::new(Engine::cold(bound), bound, Refresh::Cold { reason }),
         };
         local.with_frozen(self.frozen.get(), bound).settled()
     }
 
     /// With what the parent has frozen, which can always be trusted.
-    fn with_frozen(self, table: Option<&'static Table>, bound: Bound) -> Local {
-        for backing in [Some(&self.backing), self.stand_in.as_ref()].into_iter().flatten() {
-            backing.set_frozen(table.map_or(0, |table| bound.of_table(table)));
+    fn with_frozen(self, table: Option<&'static Table>, bound: Bound) -> PerProcess {
+        for engine in [Some(&self.engine), self.stand_in.as_ref()].into_iter().flatten() {
+            engine.set_frozen(table.map_or(0, |table| bound.of_table(table)));
         }
-        Local { frozen: Leaked::new(table), ..self }
+        PerProcess { frozen: Leaked::new(table), ..self }
     }
 
     /// An empty one, of which this is the parent's: what the parent inherited and did not use, emptied. A chain of
     /// processes, each forked by the one before, would otherwise hold the entries of them all. What the parent itself
     /// used stays as it is: its pages are shared, and to empty it would copy them.
-    fn fresh(&self, bound: Bound, came: Refresh) -> Local {
+    fn fresh(&self, bound: Bound, came: Refresh) -> PerProcess {
         match &self.superseded {
-            Some((backing, whole_in)) if trust(backing, *whole_in).is_ok() => {
-                backing.clear("");
-                Local::new(backing.clone(), bound, came).with_frozen(None, bound).settled()
+            Some((engine, whole_in)) if trust(engine, *whole_in).is_ok() => {
+                engine.clear("");
+                PerProcess::new(engine.clone(), bound, came).with_frozen(None, bound).settled()
             }
-            _ => Local::empty(bound, came),
+            _ => PerProcess::empty(bound, came),
         }
     }
 
-    fn new(backing: Backing, bound: Bound, came: Refresh) -> Local {
-        let is_undecided = backing.needs_collector() && collector::verdict() == Verdict::Undecided;
-        let is_unsettled = backing.needs_collector() && generation() != FIRST_GENERATION;
-        Local {
-            backing,
-            stand_in: is_undecided.then(|| Backing::cold(bound)),
+    fn new(engine: Engine, bound: Bound, came: Refresh) -> PerProcess {
+        let is_undecided = engine.needs_collector() && collector::verdict() == Verdict::Undecided;
+        let is_unsettled = engine.needs_collector() && generation() != FIRST_GENERATION;
+        PerProcess {
+            engine,
+            stand_in: is_undecided.then(|| Engine::cold(bound)),
             whole_in: generation(),
             came,
             is_unsettled: AtomicBool::new(is_unsettled),
@@ -100,35 +100,35 @@ impl Local {
     }
 
     #[inline]
-    pub(super) fn backing(&self) -> &Backing {
+    pub(super) fn engine(&self) -> &Engine {
         match &self.stand_in {
             Some(stand_in) if collector::verdict() == Verdict::Stalled => stand_in,
-            _ => &self.backing,
+            _ => &self.engine,
         }
     }
 
     /// The same for a write, and room for an entry of this weight, for which it waits a little. Outside of the gate.
     #[inline]
-    pub(super) fn backing_with_room(&self, weight: u64) -> (&Backing, Option<Reservation>) {
-        let backing = self.backing_to_write();
-        match backing.account().reserve(weight) {
-            None => self.wait_for_room(backing, weight),
-            reserved => (backing, reserved),
+    pub(super) fn engine_with_room(&self, weight: u64) -> (&Engine, Option<Reservation>) {
+        let engine = self.engine_to_write();
+        match engine.account().reserve(weight) {
+            None => self.wait_for_room(engine, weight),
+            reserved => (engine, reserved),
         }
     }
 
     /// A collector of which it is not known whether it is alive is looked at in the meantime, and may be found to be
     /// the reason.
     #[cold]
-    fn wait_for_room<'a>(&'a self, backing: &'a Backing, weight: u64) -> (&'a Backing, Option<Reservation>) {
+    fn wait_for_room<'a>(&'a self, engine: &'a Engine, weight: u64) -> (&'a Engine, Option<Reservation>) {
         let started = Instant::now();
         loop {
             let pass = gate::enter();
             if collector::examine() != Verdict::Undecided {
-                backing.collect();
+                engine.collect();
             }
             drop(pass);
-            let current = self.backing();
+            let current = self.engine();
             let reserved = current.account().reserve(weight);
             if reserved.is_some() || started.elapsed() > PATIENCE {
                 return (current, reserved);
@@ -141,14 +141,14 @@ impl Local {
 
     /// The same, after a look at whether the collector is alive, if that is not known.
     #[inline]
-    pub(super) fn backing_to_write(&self) -> &Backing {
+    pub(super) fn engine_to_write(&self) -> &Engine {
         if self.is_unsettled.load(Ordering::Relaxed) {
             self.settle();
         }
-        self.backing()
+        self.engine()
     }
 
-    fn settled(self) -> Local {
+    fn settled(self) -> PerProcess {
         self.settle();
         self
     }
@@ -160,7 +160,7 @@ impl Local {
             Verdict::Undecided => false,
             Verdict::Alive => {
                 if self.is_unsettled.swap(false, Ordering::Relaxed) {
-                    self.backing.write_off_garbage();
+                    self.engine.write_off_garbage();
                 }
                 true
             }
@@ -172,10 +172,10 @@ impl Local {
     }
 }
 
-/// Whether a backing, which was whole in generation `whole_in`, can be used in this process; if not, why.
-fn trust(backing: &Backing, whole_in: u64) -> Result<(), &'static str> {
+/// Whether a engine, which was whole in generation `whole_in`, can be used in this process; if not, why.
+fn trust(engine: &Engine, whole_in: u64) -> Result<(), &'static str> {
     gate::intact_since(whole_in)?;
-    if backing.needs_collector() && verdict_or_examine() == Verdict::Stalled { Err(STALLED) } else { Ok(()) }
+    if engine.needs_collector() && verdict_or_examine() == Verdict::Stalled { Err(STALLED) } else { Ok(()) }
 }
 
 fn verdict_or_examine() -> Verdict {

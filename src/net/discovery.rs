@@ -22,7 +22,7 @@ use crate::telemetry;
 #[derive(Debug)]
 pub(crate) enum Address {
     Fixed(Endpoint),
-    LookedUp(Lookup),
+    LookedUp(Discovery),
 }
 
 impl Address {
@@ -31,14 +31,14 @@ impl Address {
     pub(crate) fn endpoint(&self) -> &Endpoint {
         match self {
             Address::Fixed(endpoint) => endpoint,
-            Address::LookedUp(lookup) => lookup.endpoint(),
+            Address::LookedUp(discovery) => discovery.endpoint(),
         }
     }
 
-    pub(crate) fn lookup(&self) -> Option<&Lookup> {
+    pub(crate) fn discovery(&self) -> Option<&Discovery> {
         match self {
             Address::Fixed(_) => None,
-            Address::LookedUp(lookup) => Some(lookup),
+            Address::LookedUp(discovery) => Some(discovery),
         }
     }
 }
@@ -60,7 +60,7 @@ pub(crate) trait Directory: Debug + Send + Sync + 'static {
 }
 
 #[derive(Debug)]
-pub(crate) struct Lookup {
+pub(crate) struct Discovery {
     directory: Box<dyn Directory>,
     known: History<Endpoint>,
     /// For how long an answer counts while nothing fails.
@@ -71,10 +71,10 @@ pub(crate) struct Lookup {
     is_doubted: AtomicBool,
 }
 
-impl Lookup {
+impl Discovery {
     /// `name` is what the server is called until its address is known.
-    pub(crate) fn new(name: &str, directory: impl Directory, refresh: Duration) -> Lookup {
-        Lookup {
+    pub(crate) fn new(name: &str, directory: impl Directory, refresh: Duration) -> Discovery {
+        Discovery {
             directory: Box::new(directory),
             known: History::new(Endpoint::Named(name.to_owned())),
             refresh,

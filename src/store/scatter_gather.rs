@@ -9,7 +9,7 @@ use std::future::Future;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::net::{Company, together};
+use crate::net::{ExchangeGroup, join_all};
 
 /// Several servers, and what is asked of them.
 pub(super) trait Fleet: Sync {
@@ -30,7 +30,7 @@ pub(super) trait Fleet: Sync {
         member: Self::Member,
         items: &[&Self::Item],
         course: &Self::Course,
-        company: Option<&Company>,
+        group: Option<&ExchangeGroup>,
     ) -> impl Future<Output = Vec<Result<Self::Answer>>> + Send;
 
     /// What is to be asked in another round, after these answers.
@@ -122,15 +122,15 @@ async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::C
         share.places.push(place);
         share.items.push(item);
     }
-    let company = (shares.len() > 1).then(|| Company::until(fleet.deadline(course)));
+    let group = (shares.len() > 1).then(|| ExchangeGroup::until(fleet.deadline(course)));
     let answers = {
         let mut asked = Vec::with_capacity(shares.len());
         for (member, share) in &shares {
-            asked.push(fleet.ask(*member, &share.items, course, company.as_ref()));
+            asked.push(fleet.ask(*member, &share.items, course, group.as_ref()));
         }
         match asked.len() {
             1 => vec![asked.remove(0).await],
-            _ => together(asked).await,
+            _ => join_all(asked).await,
         }
     };
     let mut answered = Vec::with_capacity(count);

@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::pool::NoLease;
-use super::turn::{Rationed, Turn, Waiters};
+use super::pool::NoCheckout;
+use super::wait_queue::{Limited, WaitQueue, Waiter};
 use crate::execution::{Execution, blocking};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 
 #[derive(Debug, Default)]
-pub(super) struct Trial {
+pub(super) struct DialLimit {
     /// The generation in which the server has answered, and has not failed since.
     proven_in: AtomicU64,
     inline: Line,
@@ -37,35 +37,35 @@ struct Line(ProcessLocal<Lock<State>>);
 struct State {
     /// Since when somebody has the permit.
     taken: Option<Instant>,
-    waiters: Waiters,
+    waiters: WaitQueue,
 }
 
-impl Rationed for State {
+impl Limited for State {
     fn room(&self) -> usize {
         usize::from(self.taken.is_none())
     }
 
-    fn waiters(&mut self) -> &mut Waiters {
+    fn waiters(&mut self) -> &mut WaitQueue {
         &mut self.waiters
     }
 }
 
-impl Trial {
+impl DialLimit {
     /// A permit to dial, where one is needed.
     pub(super) async fn permit(
-        self: &Arc<Trial>,
+        self: &Arc<DialLimit>,
         execution: Execution,
         patience: Duration,
-    ) -> Result<Option<Permit>, NoLease> {
+    ) -> Result<Option<Permit>, NoCheckout> {
         if self.is_proven() {
             return Ok(None);
         }
         let line = self.line(execution).get();
         let deadline = Instant::now() + patience;
-        let mut turn = Turn::new(line, deadline);
-        let poll = |turn: &mut Turn<'_, State>, cx: &mut Context<'_>| {
+        let mut turn = Waiter::new(line, deadline);
+        let poll = |turn: &mut Waiter<'_, State>, cx: &mut Context<'_>| {
             if turn.is_inherited() {
-                return Poll::Ready(Err(NoLease::Forked));
+                return Poll::Ready(Err(NoCheckout::Forked));
             }
             let mut state = line.lock();
             if self.is_proven() {
@@ -77,7 +77,12 @@ impl Trial {
                 return Poll::Pending;
             }
             state.taken = Some(now);
-            Poll::Ready(Ok(Some(Permit { trial: Arc::clone(self), execution, generation: generation(), since: now })))
+            Poll::Ready(Ok(Some(Permit {
+                dial_limit: Arc::clone(self),
+                execution,
+                generation: generation(),
+                since: now,
+            })))
         };
         match execution {
             Execution::Inline => {
@@ -86,12 +91,12 @@ impl Trial {
                     turn.step_out_unless(permit.is_some());
                     permit
                 });
-                permit.await.unwrap_or(Err(NoLease::Exhausted))
+                permit.await.unwrap_or(Err(NoCheckout::Exhausted))
             }
             #[cfg(feature = "tokio")]
             Execution::Tokio(_) => {
                 let permit = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| poll(&mut turn, cx))).await;
-                permit.unwrap_or(Err(NoLease::Exhausted))
+                permit.unwrap_or(Err(NoCheckout::Exhausted))
             }
         }
     }
@@ -144,14 +149,14 @@ impl Trial {
 
 impl Line {
     fn get(&self) -> &Lock<State> {
-        self.0.get_or_init(|| Lock::new("trial", State::default()))
+        self.0.get_or_init(|| Lock::new("dial_limit", State::default()))
     }
 }
 
 /// Leave to dial, for one at a time.
 #[derive(Debug)]
 pub(super) struct Permit {
-    trial: Arc<Trial>,
+    dial_limit: Arc<DialLimit>,
     execution: Execution,
     generation: u64,
     since: Instant,
@@ -163,7 +168,7 @@ impl Drop for Permit {
             return;
         }
         let next = {
-            let mut state = self.trial.line(self.execution).get().lock();
+            let mut state = self.dial_limit.line(self.execution).get().lock();
             // Another one may have it by now.
             if state.taken == Some(self.since) {
                 state.taken = None;
@@ -182,10 +187,10 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
-    use super::{Execution, Permit, Trial};
+    use super::{DialLimit, Execution, Permit};
 
-    fn permit(trial: &Arc<Trial>) -> Permit {
-        let permit = pin!(trial.permit(Execution::Inline, Duration::from_millis(10)));
+    fn permit(dial_limit: &Arc<DialLimit>) -> Permit {
+        let permit = pin!(dial_limit.permit(Execution::Inline, Duration::from_millis(10)));
         match permit.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(permit))) => permit,
             other => panic!("{other:?}"),
@@ -194,10 +199,10 @@ mod tests {
 
     #[test]
     fn one_that_holds_it_for_too_long_has_it_no_more() {
-        let trial = Arc::<Trial>::default();
-        let is_taken = || trial.inline.get().lock().taken.is_some();
-        let never_polled = permit(&trial);
-        let next = permit(&trial);
+        let dial_limit = Arc::<DialLimit>::default();
+        let is_taken = || dial_limit.inline.get().lock().taken.is_some();
+        let never_polled = permit(&dial_limit);
+        let next = permit(&dial_limit);
         drop(never_polled);
         assert!(is_taken(), "it is the next one's");
         drop(next);

@@ -12,7 +12,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
 use super::account::Account;
-use super::backing::Change;
+use super::engine::Change;
 use super::entry::Entry;
 use super::settings::Bound;
 use crate::sync::Lock;
@@ -21,7 +21,7 @@ use crate::sync::Lock;
 const STRIPES: usize = 16;
 
 #[derive(Debug)]
-pub(super) struct Cold {
+pub(super) struct Fallback {
     /// In one part: of several, each would refuse what is larger than its share of the bound.
     entries: Cache<String, Arc<Entry>, Weight, RandomState>,
     changes: [Lock<()>; STRIPES],
@@ -38,15 +38,15 @@ impl Weighter<String, Arc<Entry>> for Weight {
     }
 }
 
-impl Cold {
-    pub(super) fn new(bound: Bound) -> Cold {
+impl Fallback {
+    pub(super) fn new(bound: Bound) -> Fallback {
         let options = OptionsBuilder::new()
             .shards(1)
             .estimated_items_capacity(usize::try_from(bound.limit() / bound.weigh("", 0)).unwrap_or(usize::MAX))
             .weight_capacity(bound.limit())
             .build()
             .expect("both capacities are given");
-        Cold {
+        Fallback {
             entries: Cache::with_options(options, Weight, RandomState::default(), DefaultLifecycle::default()),
             changes: [const { Lock::new("memory", ()) }; STRIPES],
             hasher: RandomState::default(),
@@ -99,15 +99,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::account::Account;
-    use super::super::backing::Change;
+    use super::super::engine::Change;
     use super::super::settings::Bound;
-    use super::Cold;
+    use super::Fallback;
 
-    fn cold(bound: Bound) -> (Cold, Arc<Account>) {
-        (Cold::new(bound), Account::new(bound))
+    fn cold(bound: Bound) -> (Fallback, Arc<Account>) {
+        (Fallback::new(bound), Account::new(bound))
     }
 
-    fn put(cold: &Cold, account: &Arc<Account>, key: &str, size: usize) {
+    fn put(cold: &Fallback, account: &Arc<Account>, key: &str, size: usize) {
         let value = Bytes::from(vec![b'x'; size]);
         cold.change(account, key, |_| (Change::Put { value, expires_at: None }, ()));
     }
