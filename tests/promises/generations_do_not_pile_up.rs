@@ -6,24 +6,28 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, alarm, fork, pipe};
+use nix::unistd::{ForkResult, Pid, alarm, fork, pipe, setpgid};
 use prefork_cache::stores::{AtFork, MemoryStore};
 use prefork_cache::{Cache, lifecycle};
 
-use crate::callers::HOUR;
+use crate::callers::{HOUR, PATIENT, cache_on};
 use crate::harness::{Scenario, count, scenario};
-use support::descriptors::{open, resident_kilobytes};
+use support::descriptors::{connected_to, open, resident_kilobytes};
 use support::forks::{self, CHILD_TIME, Side, Way, exit_now};
+use support::servers::{Kind, Server};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario("memory_that_is_inherited", || memory_stays_level(AtFork::Inherit)),
-        scenario("memory_that_is_not", || memory_stays_level(AtFork::Fresh)),
+        scenario("memory_that_is_inherited", || memory_stays_level(AtFork::Inherit, 0)),
+        scenario("memory_that_is_not", || memory_stays_level(AtFork::Fresh, 0)),
+        scenario("memory_that_is_inherited_beside_connections", || memory_stays_level(AtFork::Inherit, CONNECTIONS)),
+        scenario("memory_that_is_not_beside_connections", || memory_stays_level(AtFork::Fresh, CONNECTIONS)),
         scenario("a_loader_that_forks_in_a_loader_that_forks", a_loader_in_a_loader),
     ]
 }
 
 const BOUND: u64 = 8 << 20;
+const CONNECTIONS: usize = 16;
 
 /// What a generation has in use.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +36,11 @@ struct Used {
     descriptors: u64,
 }
 
-fn memory_stays_level(at_fork: AtFork) {
+/// Each generation fills a store in memory twice over, and dials so many connections to a server.
+fn memory_stays_level(at_fork: AtFork, connections: usize) {
+    let server = (connections > 0).then(|| Server::start(Kind::Redis));
+    let remote: Vec<Cache> =
+        server.iter().flat_map(|server| (0..connections).map(|_| cache_on(server, PATIENT))).collect();
     let cache = Cache::register(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build());
     let generations = count(40, 1_000);
     let used = chain(generations, |generation| {
@@ -44,11 +52,17 @@ fn memory_stays_level(at_fork: AtFork) {
             let found = blocking.get_raw(&key).expect("memory does not fail");
             assert!(found.is_none_or(|found| found.len() == 10_000));
         }
+        for cache in &remote {
+            cache.blocking().set("generation", &generation, HOUR).expect("the server is there");
+            assert_eq!(cache.blocking().get("generation").expect("the server is there"), Some(generation));
+        }
+        let connected = server.as_ref().map_or(0, |server| connected_to(server.port()).len());
+        assert_eq!(connected, connections, "connections of generation {generation}");
     });
     assert_eq!(used.len(), generations, "the chain has broken");
     // By then there is what the last three hold.
     let (early, late) = (most(&used[5..generations / 4]), most(&used[generations * 3 / 4..]));
-    println!("{generations} generations, {at_fork:?}: early {early:?}, late {late:?}");
+    println!("{generations} generations, {at_fork:?}, {connections} connections: early {early:?}, late {late:?}");
     assert!(late.kilobytes < early.kilobytes + 4 * 1024, "memory has grown: {early:?}, then {late:?}");
     assert!(late.descriptors <= early.descriptors, "descriptors have grown: {early:?}, then {late:?}");
 }
@@ -63,14 +77,18 @@ fn chain(generations: usize, work: impl Fn(usize)) -> Vec<Used> {
     set_child_subreaper(true).expect("an attribute of one's own");
     let (reader, writer) = pipe().expect("a pipe");
     // SAFETY: this process has a single thread.
-    if let ForkResult::Child = unsafe { fork() }.expect("a child") {
-        drop(reader);
-        live_on(generations, writer, work);
-    }
+    let first = match unsafe { fork() }.expect("a child") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            drop(reader);
+            setpgid(Pid::this(), Pid::this()).expect("a group of the chain's own");
+            live_on(generations, writer, work)
+        }
+    };
     drop(writer);
     let report = std::io::read_to_string(std::fs::File::from(reader)).expect("the reports");
     loop {
-        match waitpid(None::<Pid>, None) {
+        match waitpid(Pid::from_raw(-first.as_raw()), None) {
             Err(Errno::ECHILD) => break,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => panic!("waitpid: {error}"),
