@@ -8,6 +8,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
+#[cfg(feature = "__servers")]
+use std::sync::TryLockError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -36,6 +38,16 @@ impl<T> Lock<T> {
         #[cfg(feature = "__injection")]
         crate::injection::reach(self.name);
         guard
+    }
+
+    /// Locks unless a thread holds the lock. For an inherited one: where it is free, no thread was inside at the fork.
+    #[cfg(feature = "__servers")]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.mutex.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

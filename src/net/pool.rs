@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::wait_queue::{Limited, WaitQueue, Waiter};
 use crate::execution::blocking;
-use crate::lifecycle::{ProcessLocal, generation};
+use crate::lifecycle::{ProcessLocal, gate, generation};
 use crate::sync::{Lock, block_until};
 
 #[derive(Debug)]
@@ -34,6 +34,7 @@ struct State<C> {
     waiters: WaitQueue,
     /// Goes up with each reset: what was leased before is not taken back.
     epoch: u64,
+    built_in: u64,
 }
 
 /// Why there is no lease.
@@ -83,8 +84,13 @@ impl<C: Send> Pool<C> {
     }
 
     fn state(&self) -> &Lock<State<C>> {
-        let new = || State { size: self.size, idle: Vec::new(), leased: 0, waiters: WaitQueue::default(), epoch: 0 };
-        self.state.get_or_init(|| Lock::new("pool", new()))
+        self.state.get_or_inherit(|inherited| {
+            if let Some(inherited) = inherited {
+                free_idle(inherited);
+            }
+            let (idle, waiters) = (Vec::new(), WaitQueue::default());
+            Lock::new("pool", State { size: self.size, idle, leased: 0, waiters, epoch: 0, built_in: generation() })
+        })
     }
 
     /// Forgets every connection: the idle ones now, the leased ones when they come back.
@@ -115,6 +121,17 @@ impl<C: Send> Pool<C> {
             let state = state.lock();
             (state.idle.len(), state.leased)
         })
+    }
+}
+
+/// Frees the memory of the parent's idle connections, whose sockets are cut already. In a chain of processes, each forked
+/// by the one before, it would pile up. Where the fork went round its handlers, another thread may have held a lock of the
+/// allocator: then the memory is leaked.
+fn free_idle<C>(inherited: &Lock<State<C>>) {
+    if let Some(mut state) = inherited.try_lock()
+        && gate::intact_since(state.built_in).is_ok()
+    {
+        drop(mem::take(&mut state.idle));
     }
 }
 

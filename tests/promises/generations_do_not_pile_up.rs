@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
@@ -15,6 +17,7 @@ use crate::harness::{Scenario, count, scenario};
 use support::descriptors::{connected_to, open, resident_kilobytes};
 use support::forks::{self, CHILD_TIME, Side, Way, exit_now};
 use support::servers::{Kind, Server};
+use support::wait::{SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -36,28 +39,27 @@ struct Used {
     descriptors: u64,
 }
 
-/// Each generation fills a store in memory twice over, and dials so many connections to a server.
+/// Each generation fills a store in memory twice over, and uses that many connections to a server at once.
 fn memory_stays_level(at_fork: AtFork, connections: usize) {
-    let server = (connections > 0).then(|| Server::start(Kind::Redis));
-    let remote: Vec<Cache> =
-        server.iter().flat_map(|server| (0..connections).map(|_| cache_on(server, PATIENT))).collect();
+    let remote = (connections > 0).then(|| {
+        let server = Server::start(Kind::Redis);
+        let cache = cache_on(&server, PATIENT);
+        (server, cache)
+    });
     let cache = Cache::register(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build());
     let generations = count(40, 1_000);
     let used = chain(generations, |generation| {
         let _ = lifecycle::after_fork();
         let blocking = cache.blocking();
         for number in 0..2 * BOUND / 10_000 {
-            let key = format!("{generation} {}", number);
+            let key = format!("{generation} {number}");
             blocking.set_raw(&key, vec![b'x'; 10_000], HOUR).expect("memory does not fail");
             let found = blocking.get_raw(&key).expect("memory does not fail");
             assert!(found.is_none_or(|found| found.len() == 10_000));
         }
-        for cache in &remote {
-            cache.blocking().set("generation", &generation, HOUR).expect("the server is there");
-            assert_eq!(cache.blocking().get("generation").expect("the server is there"), Some(generation));
+        if let Some((server, cache)) = &remote {
+            use_connections(server, cache, connections, generation);
         }
-        let connected = server.as_ref().map_or(0, |server| connected_to(server.port()).len());
-        assert_eq!(connected, connections, "connections of generation {generation}");
     });
     assert_eq!(used.len(), generations, "the chain has broken");
     // By then there is what the last three hold.
@@ -65,6 +67,24 @@ fn memory_stays_level(at_fork: AtFork, connections: usize) {
     println!("{generations} generations, {at_fork:?}, {connections} connections: early {early:?}, late {late:?}");
     assert!(late.kilobytes < early.kilobytes + 4 * 1024, "memory has grown: {early:?}, then {late:?}");
     assert!(late.descriptors <= early.descriptors, "descriptors have grown: {early:?}, then {late:?}");
+}
+
+/// Reads and writes on as many threads, until each had a connection of its own.
+fn use_connections(server: &Server, cache: &Cache, connections: usize, generation: usize) {
+    let done = AtomicBool::new(false);
+    let work = &|thread: usize| {
+        let key = format!("thread {thread}");
+        while !done.load(Ordering::Relaxed) {
+            cache.blocking().set(&key, &(thread, generation), HOUR).expect("the server runs");
+            let found: Option<(usize, usize)> = cache.blocking().get(&key).expect("the server runs");
+            assert_eq!(found, Some((thread, generation)));
+        }
+    };
+    thread::scope(|scope| {
+        (0..connections).for_each(|thread| _ = scope.spawn(move || work(thread)));
+        let _done = SetOnDrop(&done);
+        until("a connection for each thread", || connected_to(server.port()).len() == connections);
+    });
 }
 
 fn most(used: &[Used]) -> Used {
