@@ -10,8 +10,8 @@
 //!
 //! A trial is an open breaker whose delay has started again. A success closes the breaker in every state.
 //!
-//! A timeout on a reused connection may be a fault of the connection, such as a firewall that has dropped it. So it only
-//! makes the server *suspect*, and is counted as a failure together with the next one.
+//! A timeout on a reused connection may be a fault of the connection, such as a firewall that has dropped it. So it
+//! only makes the server *suspect*, and is counted as a failure together with the next one.
 //!
 //! # Forks
 //!

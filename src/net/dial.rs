@@ -42,8 +42,8 @@ pub(super) async fn connection<P: Protocol>(
     Ok(connection)
 }
 
-/// Sends one request over a new connection without a greeting, and returns the reply. The connection is used for nothing
-/// else.
+/// Sends one request over a new connection without a greeting, and returns the reply. The connection is used for
+/// nothing else.
 pub(crate) async fn ask_once<P: Protocol>(
     execution: Execution,
     protocol: &P,

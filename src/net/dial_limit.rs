@@ -3,9 +3,9 @@
 //! A server is *proven* once it has responded to a request in this process, until something fails. Without the limit,
 //! all threads that had passed the circuit breaker would dial a server that accepts connections and closes them.
 //!
-//! A caller that dials holds the [`Permit`] until the server has greeted it. The others wait for the permit, or until the
-//! server is proven, with a timeout. If the permit has been held for as long as that timeout, one of the waiting callers
-//! takes it over: its holder may be a task of a runtime that is not polled.
+//! A caller that dials holds the [`Permit`] until the server has greeted it. The others wait for the permit, or until
+//! the server is proven, with a timeout. If the permit has been held for as long as that timeout, one of the waiting
+//! callers takes it over: its holder may be a task of a runtime that is not polled.
 //!
 //! Blocking callers and drivers of pipelines have separate permits. Otherwise a thread that blocks inside a runtime
 //! could wait for a task of that same runtime, which cannot run meanwhile.

@@ -1,8 +1,8 @@
 //! Discovery: the address of a server is looked up in a directory when a connection is opened.
 //!
 //! The address is in a [`History`], an atomic pointer to an immutable value, which a child inherits. The time of the
-//! next lookup is an atomic number. So no lock is held during a lookup, and a fork cannot interrupt an update. If a fork
-//! ends the thread that was looking the address up, another caller does so in the next period.
+//! next lookup is an atomic number. So no lock is held during a lookup, and a fork cannot interrupt an update. If a
+//! fork ends the thread that was looking the address up, another caller does so in the next period.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | connecting: open, no connection yet; takes up to [`CAPACITY_BEFORE_CONNECTED`](request_queue::CAPACITY_BEFORE_CONNECTED) | *connected*, when the greeting succeeds; *closed*, when the dial fails |
 //! | connected: open; takes up to [`CAPACITY`](request_queue::CAPACITY) | *retired*, at the idle or age limit, at the first timeout of a request, by a reset, or when sending fails because the server has closed; *abandoned*, when the server has another address; *closed*, when the connection fails |
-//! | retired: not in the table, so no new request is routed to it; the others go on | *closed*, when nothing is appended or in flight, when the connection fails, or when no caller waits for the replies |
+//! | retired: not in the table, so no new request is routed to it; the others go on | *closed*, when nothing is appended or in flight, when the connection fails, or when all requests in flight have failed |
 //! | abandoned: retired; requests that were not sent go to another pipeline | *closed*, as *retired* |
 //! | closed: appending fails with the pipeline's error, and the driver has ended or ends | |
 //!

@@ -109,8 +109,8 @@ impl<'a, S: Limited> Waiter<'a, S> {
         }
     }
 
-    /// Leaves the queue until the next [`wait`](Waiter::wait), unless the wait has ended. A call that runs in slices may
-    /// not be polled for any length of time, and must not take another caller's wake meanwhile.
+    /// Leaves the queue until the next [`wait`](Waiter::wait), unless the wait has ended. A call that runs in slices
+    /// may not be polled for any length of time, and must not take another caller's wake meanwhile.
     pub(super) fn step_out_unless(&self, has_ended: bool) {
         if !has_ended {
             self.step_out();

@@ -1,7 +1,7 @@
 //! The task of a pipeline: it dials, sends the requests that callers have appended, and hands out the replies.
 //!
-//! It ends when the connection fails, when the pipeline is retired and nothing is in flight, or when its runtime is shut
-//! down. In each case it completes the slots of all callers. The states are in [`pipeline`](super).
+//! It ends when the connection fails, when the pipeline is retired and nothing is in flight, or when its runtime is
+//! shut down. In each case it completes the slots of all callers. The states are in [`pipeline`](super).
 
 use std::future::Future;
 use std::io;
@@ -264,7 +264,8 @@ impl<P: Protocol> Driver<P> {
     }
 
     /// While a large value is sent or received, new reads avoid this pipeline. While one is received, reads in flight
-    /// behind it are rerouted. If no caller waits for any reply, the connection is closed instead of receiving it.
+    /// behind it are rerouted. If all requests in flight have failed or were rerouted, the connection is closed instead
+    /// of receiving the value.
     fn reroute_around_large_value(&mut self) -> Result<(), Failure> {
         let Driver { guard: PipelineGuard { server, pipeline, in_flight }, connection, .. } = self;
         let receives_large = connection.frames.announced().is_some_and(|length| length > LARGE_VALUE);
@@ -378,7 +379,8 @@ impl<P: Protocol> Driver<P> {
     }
 }
 
-/// Returns whether a send failed because the server has closed, so that nothing can follow a request that was cut short.
+/// Returns whether a send failed because the server has closed, so that nothing can follow a request that was cut
+/// short.
 fn has_ended(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }

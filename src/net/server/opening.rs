@@ -17,8 +17,8 @@ use crate::net::pool::NoCheckout;
 use crate::telemetry;
 
 impl<P: Protocol> Server<P> {
-    /// Dials, greets and logs in. A failure is recorded before the next caller may dial. So is a refused login, whatever
-    /// the reason: a server that refuses logins is tried no more often than one that is down.
+    /// Dials, greets and logs in. A failure is recorded before the next caller may dial. So is a refused login,
+    /// whatever the reason: a server that refuses logins is tried no more often than one that is down.
     pub(in crate::net) async fn open(&self, execution: Execution, admissions: Admissions) -> Result<Connection<P>> {
         let timeout = self.timeouts().connect + self.timeouts().exchange;
         let _permit = self.dial_limit.permit(execution, timeout).await.map_err(|why| match why {
@@ -129,8 +129,8 @@ impl<P: Protocol> Server<P> {
         Err(first_error.expect("the server hung up at every level"))
     }
 
-    /// Tries the better levels again after a greeting has succeeded: the server may have closed the connection there for
-    /// another reason. Only a level at which it closes the connection a second time is unsupported.
+    /// Tries the better levels again after a greeting has succeeded: the server may have closed the connection there
+    /// for another reason. Only a level at which it closes the connection a second time is unsupported.
     async fn retry_better_levels<F: Future<Output = Result<Connection<P>, GreetError>>>(
         &self,
         open_at_level: impl Fn(usize) -> F,
