@@ -102,8 +102,8 @@ pub(crate) async fn sleep(pause: Duration) {
 }
 
 /// Waits until `deadline`, blocking this thread. `wait` is called with the time until which it may block, and returns
-/// `None` if the awaited event has not occurred by then. In slices it is called once for each slice. Returns `None` once
-/// the deadline has passed.
+/// `None` if the awaited event has not occurred by then. In slices it is called once for each slice. Returns `None`
+/// once the deadline has passed.
 pub(crate) async fn blocking<T>(deadline: Instant, mut wait: impl FnMut(Instant) -> Option<T>) -> Option<T> {
     poll_fn(|_| {
         let until = wait_end(deadline);

@@ -105,7 +105,7 @@ async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Durat
         Endpoint::Tcp { host, port } => {
             let addresses = match numeric(host, *port) {
                 Some(address) => vec![address],
-                None => (host.as_str(), *port).to_socket_addrs().map_err(or_shortage)?.collect(),
+                None => (host.as_str(), *port).to_socket_addrs().map_err(shortage_or)?.collect(),
             };
             let connect = async |address, share| connect_tcp(&address, share, keepalive).await;
             connect_to_one_of(&addresses, deadline, connect).await
@@ -138,7 +138,7 @@ async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
 }
 
 /// Replaces a resolver's error by a shortage of descriptors or memory if there is one, which the resolver hides.
-fn or_shortage(error: io::Error) -> io::Error {
+fn shortage_or(error: io::Error) -> io::Error {
     Socket::unix().err().filter(is_shortage).unwrap_or(error)
 }
 
@@ -184,7 +184,7 @@ mod on_tokio {
 
     use super::{
         Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
-        or_shortage, unknown,
+        shortage_or, unknown,
     };
     use crate::net::tokio_stream::TokioStream;
 
@@ -199,7 +199,7 @@ mod on_tokio {
             Endpoint::Tcp { host, port } => {
                 let addresses = match numeric(host, *port) {
                     Some(address) => vec![address],
-                    None => lookup_host((host.as_str(), *port)).await.map_err(or_shortage)?.collect(),
+                    None => lookup_host((host.as_str(), *port)).await.map_err(shortage_or)?.collect(),
                 };
                 let connect = async |address, share: Instant| {
                     let connected = timeout_at(share.into(), connect_tcp(address, keepalive)).await;

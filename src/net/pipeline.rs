@@ -24,7 +24,7 @@
 //! | state | next |
 //! | --- | --- |
 //! | waiting for capacity | *appended*, when there is capacity; *failed*, at its deadline |
-//! | appended | *in flight*, when the driver takes it to send it |
+//! | appended | *in flight*, when the driver takes it to send it; *failed* or submitted again, when the pipeline is closed or abandoned |
 //! | in flight | *held*, when its reply is complete; *failed*, at its deadline; *rerouted*, if it is a read behind a large value; *failed* or sent again, when the connection ends |
 //! | held: the reply is complete and not yet proven | *done*, when a proof arrives; *failed*, if the marker is refused |
 //! | done, failed, rerouted | its caller returns, or submits the request again ([`resubmit`]) |
@@ -33,7 +33,7 @@
 //!
 //! A runtime has one *primary* pipeline to a server. All writes go through it, in order. While it is behind a large
 //! value, reads go through an *extra* pipeline. Reads that are in flight behind the value are sent again there, and the
-//! first reply to them is discarded. An extra pipeline is closed after five seconds without a request.
+//! first reply to them is discarded. An extra pipeline is closed after it has been idle for five seconds.
 //!
 //! # Backpressure
 //!

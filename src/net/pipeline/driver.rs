@@ -207,7 +207,7 @@ impl<P: Protocol> Driver<P> {
                 self.guard.server.pipelines.retire(&self.guard.pipeline);
                 Ok(())
             }
-            // After a request that was cut short, nothing more can be sent.
+            // The server would take bytes that are sent after a request that was cut short for the rest of it.
             Poll::Ready(Err(error)) => Err(io_error("send to", endpoint, error)),
             _ => Ok(()),
         }
@@ -272,7 +272,7 @@ impl<P: Protocol> Driver<P> {
         pipeline.is_behind_large_value.store(receives_large || connection.outgoing.has_large(), Ordering::Relaxed);
         if receives_large {
             in_flight.reroute_reads(&closed(server));
-            if !in_flight.is_waited_for() {
+            if !in_flight.has_live_requests() {
                 return Err(Failure { error: closed(server), progress: Progress::Unsent });
             }
         }
@@ -344,7 +344,7 @@ impl<P: Protocol> Driver<P> {
                 server.failed(&late, self.has_served);
                 server.pipelines.retire(pipeline);
             }
-            if !in_flight.is_waited_for() {
+            if !in_flight.has_live_requests() {
                 return Err(late.into());
             }
         }
@@ -369,7 +369,7 @@ impl<P: Protocol> Driver<P> {
         let is_idle_close = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
         let PipelineGuard { server, in_flight, .. } = &mut self.guard;
         let is_no_outage = is_idle_close || in_flight.has_refusal(&server.protocol);
-        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage && !self.has_timed_out {
+        if *progress == Progress::Unknown && in_flight.has_live_requests() && !is_no_outage && !self.has_timed_out {
             server.failed(error, self.has_served);
         } else if is_idle_close {
             server.connection_lost();
@@ -379,8 +379,8 @@ impl<P: Protocol> Driver<P> {
     }
 }
 
-/// Returns whether a send failed because the server has closed, so that nothing can follow a request that was cut
-/// short.
+/// Returns whether a send failed because the server has closed the connection: then nothing can be sent after a request
+/// that was cut short.
 fn has_ended(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }

@@ -191,8 +191,8 @@ impl<P: Protocol> InFlight<P> {
         if self.has_extra_time { deadlines.min() } else { deadlines.next() }
     }
 
-    /// Returns whether a request is in flight that has not failed.
-    pub(super) fn is_waited_for(&self) -> bool {
+    /// Returns whether a request is in flight that has not failed or been rerouted.
+    pub(super) fn has_live_requests(&self) -> bool {
         self.requests().any(|request| request.slot.is_some())
     }
 
@@ -336,7 +336,7 @@ mod tests {
         push(&mut in_flight);
         push(&mut in_flight);
         in_flight.expire(Instant::now() + TIMEOUT, TIMEOUT, &late);
-        assert!(!in_flight.is_waited_for());
+        assert!(!in_flight.has_live_requests());
         // The extension moves the deadline of the failed requests beyond that of a later one.
         in_flight.add_active_time(TIMEOUT / 2);
         push(&mut in_flight);

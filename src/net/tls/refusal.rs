@@ -56,7 +56,7 @@ fn describe(error: &TlsError, name: &ServerName<'_>) -> String {
             None => "the server refused it".to_owned(),
         },
         TlsError::InvalidMessage(_) => "what the server answered is not TLS".to_owned(),
-        TlsError::PeerIncompatible(_) => "the server has no version or cipher in common with us".to_owned(),
+        TlsError::PeerIncompatible(_) => "the server supports none of our TLS versions or ciphers".to_owned(),
         _ => "it failed".to_owned(),
     }
 }
@@ -92,8 +92,8 @@ fn about_own_certificate(alert: Alert) -> Option<&'static str> {
         Alert::UnknownCA | Alert::DecryptError => {
             "the server does not trust the authority of our certificate (tls_cert)"
         }
-        Alert::CertificateExpired => "the server says that our certificate has expired (tls_cert)",
-        Alert::CertificateRevoked => "the server says that our certificate was revoked (tls_cert)",
+        Alert::CertificateExpired => "the server reports that our certificate has expired (tls_cert)",
+        Alert::CertificateRevoked => "the server reports that our certificate was revoked (tls_cert)",
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
             "the server refuses our certificate (tls_cert)"
         }
