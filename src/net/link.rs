@@ -1,7 +1,7 @@
 //! Calls to a server: over pooled connections for blocking callers, over a pipeline in each tokio runtime.
 //!
 //! Rare steps (a dial, a wait for a permit, a second attempt) are boxed futures. Otherwise the future of every exchange
-//! would be as large as they are.
+//! would be large enough to hold them.
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -28,10 +28,10 @@ use crate::server_stats::ServerStats;
 /// Whether a request may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// It is sent a second time if a reused connection fails before a byte of the reply. It is not sent again after a
-    /// timeout.
+    /// The request is sent a second time if a reused connection fails before a byte of the reply. It is not sent again
+    /// after a timeout.
     Idempotent,
-    /// It is sent once. A reused connection is checked before it is used.
+    /// The request is sent once. A reused connection is checked before it is used.
     Never,
 }
 

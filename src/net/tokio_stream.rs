@@ -32,7 +32,7 @@ impl TokioStream {
     }
 
     fn registered(&self) -> &AsyncFd<Socket> {
-        self.registered.as_ref().expect("only the drop takes it out")
+        self.registered.as_ref().expect("it is `None` only during the drop")
     }
 
     pub(super) async fn writable(&self) -> io::Result<()> {
