@@ -1,9 +1,12 @@
-//! Whether an operation runs inline on this thread, or in a tokio runtime.
+//! The execution mode of an operation: inline on the calling thread, or inside a tokio runtime.
 //!
-//! There is one implementation of each operation. Inside a tokio runtime its waits are asynchronous. Outside of one,
-//! and on a thread that [`inline`] has marked (the blocking API does), they block, and the future is ready at its first
-//! poll; on one that [`in_slice`] has marked they block until the slice is over, and go on where they were at the next
-//! poll.
+//! Each operation has one implementation. How its waits behave depends on where it is polled:
+//!
+//! | polled | waits |
+//! | --- | --- |
+//! | inside a tokio runtime | are asynchronous |
+//! | outside of a runtime, or within [`inline`] (the blocking API) | block; the future is ready at its first poll |
+//! | within [`in_slice`] | block until the slice ends; then the future is pending, and continues at its next poll |
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -29,28 +32,30 @@ pub(crate) enum Execution {
     Tokio(RuntimeId),
 }
 
-/// The longest timeout: a moment that is too far away is none.
+/// The longest timeout. A longer one might overflow an [`Instant`].
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a thread is marked with.
+/// The execution mode that a thread was set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    None,
+enum ThreadMode {
+    /// Not set: a tokio runtime is used if there is one.
+    Detected,
     Inline,
-    /// Inline, and no wait goes on for longer than until then.
+    /// Inline, and waits end at this time.
     InSlice(Instant),
 }
 
 thread_local! {
-    static MARK: Cell<Mark> = const { Cell::new(Mark::None) };
+    static THREAD_MODE: Cell<ThreadMode> = const { Cell::new(ThreadMode::Detected) };
+    /// The timeout of exchanges, instead of the store's.
     static TIMEOUT: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
-/// How an operation started here and now waits.
+/// Returns the execution mode of an operation that is polled on this thread now.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Forked`] in a runtime that came through a fork: its epoll instance is the parent's.
+/// [`ErrorKind::Forked`] in a tokio runtime that was inherited through a fork: its epoll instance is the parent's.
 #[inline]
 #[cfg_attr(not(feature = "tokio"), expect(clippy::unnecessary_wraps))]
 pub(crate) fn execution() -> Result<Execution> {
@@ -69,11 +74,12 @@ pub(crate) fn execution() -> Result<Execution> {
     Ok(Execution::Inline)
 }
 
-/// Waits for this long, in the way that an operation polled here and now waits.
+/// Waits for the duration, in the current execution mode.
 ///
 /// # Errors
 ///
-/// As [`execution`], and in a process that was forked meanwhile: an inherited timer never fires.
+/// As [`execution`], and [`ErrorKind::Forked`] in a process that was forked during the wait: an inherited timer never
+/// fires.
 pub(crate) async fn pause(pause: Duration) -> Result<()> {
     match execution()? {
         Execution::Inline => sleep(pause).await,
@@ -86,7 +92,7 @@ pub(crate) async fn pause(pause: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Blocks this thread, whatever drives the operation.
+/// Waits for the duration, and blocks this thread in every execution mode.
 pub(crate) async fn sleep(pause: Duration) {
     let sleep = |until: Instant| {
         thread::sleep(until.saturating_duration_since(Instant::now()));
@@ -95,89 +101,90 @@ pub(crate) async fn sleep(pause: Duration) {
     blocking(Instant::now() + pause, sleep).await;
 }
 
-/// A wait that blocks this thread: `wait` is called with the time until which it may, and returns `None` if nothing has
-/// come by then. In slices it is called once in each. `None` once the deadline has passed.
+/// Waits until `deadline`, blocking this thread. `wait` is called with the time until which it may block, and returns
+/// `None` if the awaited event has not occurred by then. In slices it is called once for each slice. Returns `None`
+/// once the deadline has passed.
 pub(crate) async fn blocking<T>(deadline: Instant, mut wait: impl FnMut(Instant) -> Option<T>) -> Option<T> {
     poll_fn(|_| {
         let until = wait_end(deadline);
         match wait(until) {
             None if until < deadline => Poll::Pending,
-            ended => Poll::Ready(ended),
+            result => Poll::Ready(result),
         }
     })
     .await
 }
 
-/// Until when a wait with this deadline may block.
+/// Returns the time until which a wait with this deadline may block: at most until the end of the slice.
 #[inline]
 pub(crate) fn wait_end(deadline: Instant) -> Instant {
     slice_end().map_or(deadline, |end| end.min(deadline))
 }
 
-/// The end of the slice, on a thread that is marked by [`in_slice`].
+/// Returns the end of the slice within [`in_slice`].
 #[inline]
 pub(crate) fn slice_end() -> Option<Instant> {
-    match MARK.get() {
-        Mark::InSlice(end) => Some(end),
-        Mark::None | Mark::Inline => None,
+    match THREAD_MODE.get() {
+        ThreadMode::InSlice(end) => Some(end),
+        ThreadMode::Detected | ThreadMode::Inline => None,
     }
 }
 
-/// Whether this thread is marked by [`in_slice`], and the slice is over: what suspends now does so for that.
+/// Returns whether a slice is over, so that a pending future is pending for that reason.
 #[cfg(feature = "__servers")]
 pub(crate) fn is_slice_over() -> bool {
     slice_end().is_some_and(|end| Instant::now() >= end)
 }
 
-/// Whether this thread is marked by [`inline`] or [`in_slice`].
+/// Returns whether this is called within [`inline`] or [`in_slice`].
 #[inline]
 pub(crate) fn is_inline() -> bool {
-    MARK.get() != Mark::None
+    THREAD_MODE.get() != ThreadMode::Detected
 }
 
-/// Whether an operation that is polled here and now may suspend.
+/// Returns whether an operation that is polled on this thread now may suspend.
 #[cfg(feature = "conformance")]
 pub(crate) fn suspends() -> bool {
     !matches!(execution(), Ok(Execution::Inline))
 }
 
-/// Has every operation in `work` run inline on this thread.
+/// Runs `work`; every operation that it polls runs inline on this thread.
 #[inline]
 pub(crate) fn inline<R>(work: impl FnOnce() -> R) -> R {
-    with(&MARK, Mark::Inline, work)
+    with(&THREAD_MODE, ThreadMode::Inline, work)
 }
 
-/// The same, and lets operations suspend whose waits are not over by then.
+/// Runs `work` as [`inline`] does, but operations that still wait at `end` suspend.
 pub(crate) fn in_slice<R>(end: Instant, work: impl FnOnce() -> R) -> R {
-    with(&MARK, Mark::InSlice(end), work)
+    with(&THREAD_MODE, ThreadMode::InSlice(end), work)
 }
 
-/// Lifts the mark of [`inline`] while a user's code runs.
+/// Runs a user's code outside of the mode set by [`inline`] or [`in_slice`].
 pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
-    with(&MARK, Mark::None, work)
+    with(&THREAD_MODE, ThreadMode::Detected, work)
 }
 
-/// Has the exchanges that `work` begins take at most so long, instead of the store's own timeout.
+/// Runs `work`; exchanges that it begins have this timeout instead of the store's.
 pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
     with(&TIMEOUT, Some(timeout.min(LONGEST)), work)
 }
 
-/// Has the exchanges that a future begins take at most so long, and at most what is left until a moment.
+/// Runs a future; exchanges that it begins have this timeout, but at most the time that is left until `deadline`.
 #[cfg(feature = "redis")]
-pub(crate) async fn until<F: std::future::Future>(moment: Instant, timeout: Duration, future: F) -> F::Output {
+pub(crate) async fn until<F: std::future::Future>(deadline: Instant, timeout: Duration, future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
-    let left = || moment.saturating_duration_since(Instant::now()).min(timeout);
+    let left = || deadline.saturating_duration_since(Instant::now()).min(timeout);
     poll_fn(|cx| within(left(), || future.as_mut().poll(cx))).await
 }
 
-/// How long an exchange that begins here and now may take.
+/// Returns the timeout of an exchange that begins on this thread now.
 #[inline]
 #[cfg(feature = "__servers")]
 pub(crate) fn exchange_timeout(default: Duration) -> Duration {
     TIMEOUT.get().unwrap_or(default)
 }
 
-/// Has a thread's cell hold a value while `work` runs.
+/// Sets a thread-local cell to `value` while `work` runs, and restores it afterwards.
 #[inline]
 fn with<T: Copy, R>(cell: &'static LocalKey<Cell<T>>, value: T, work: impl FnOnce() -> R) -> R {
     struct Restore<T: Copy + 'static>(&'static LocalKey<Cell<T>>, T);

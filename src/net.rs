@@ -1,12 +1,17 @@
-//! Every socket of this crate: dialled, owned and closed here, so that a child can cut the ones it inherited.
+//! Sockets, connections and pipelines. Every socket of the crate is opened and closed here, so that a child can cut the
+//! inherited ones.
 //!
-//! From the top down: a [`Link`] is the way to one [`Server`](server::Server) over one protocol. Callers that block take
-//! a connection out of its [`Pool`](pool::Pool), callers inside a tokio runtime share a [`pipeline`]; a
-//! [`Breaker`](breaker::Breaker) keeps a server that is down from being dialled on every call, and a
-//! [`DialLimit`](dial_limit::DialLimit) keeps callers from dialling it all at once. Either way a [`Connection`] writes what is
-//! [`WriteBuffer`] and cuts [`Frame`]s off a [`ByteStream`](stream::ByteStream), which is a [`Socket`](socket::Socket)
-//! with a deadline, entered in the ledger before it exists, or [`tls`] over one. In a [`ExchangeGroup`], exchanges over
-//! several links run at the same time.
+//! From the top down:
+//!
+//! - A [`Link`] is the way to one [`Server`](server::Server) over one protocol. Blocking callers check a connection out
+//!   of its [`Pool`](pool::Pool). Callers inside a tokio runtime share a [`pipeline`].
+//! - A circuit [`Breaker`](breaker::Breaker) stops calls to a server that is down. A
+//!   [`DialLimit`](dial_limit::DialLimit) stops callers from dialling a server of unknown health all at once.
+//! - A [`Connection`] sends the contents of its [`WriteBuffer`], and cuts [`Frame`]s off a
+//!   [`ByteStream`](stream::ByteStream).
+//! - A byte stream is a [`Socket`](socket::Socket) with a deadline, or [`tls`] over one. A socket is entered in the
+//!   ledger before it exists.
+//! - The exchanges of an [`ExchangeGroup`], over several links, run at the same time.
 
 mod breaker;
 mod clock;
@@ -40,5 +45,6 @@ pub(crate) use server::{Settings, Timeouts};
 pub(crate) use tls::{Tls, TlsOptions};
 pub(crate) use write_buffer::WriteBuffer;
 
-/// A value of more bytes than this is neither copied into a buffer with others nor received into one.
+/// The size in bytes above which a value is large: it is not copied into a shared buffer when it is sent, and is
+/// received into a buffer of its own.
 pub(crate) const LARGE: usize = 16 << 10;

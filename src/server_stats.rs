@@ -1,6 +1,6 @@
-//! What is known of a server, for statistics.
+//! Statistics of a server.
 
-/// What this process has to do with one server of a store: a forked child counts from zero.
+/// Statistics of one server of a store, in this process. A forked child counts from zero.
 ///
 /// ```no_run
 /// use prefork_cache::{Cache, stores::RedisStore};
@@ -14,24 +14,25 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
-    /// Host and port, or the path of the socket. Behind sentinels it is where the master was found last, and its name
-    /// before that.
+    /// Host and port, or the path of the socket. Behind sentinels, the last known address of the master, or its name
+    /// before it was found.
     pub address: String,
-    /// Connections, idle or not, and those that are being made.
+    /// The number of connections that are open or being opened.
     pub connections: usize,
-    /// Requests that are not answered yet.
+    /// The number of requests without a complete reply.
     pub in_flight: usize,
-    /// Attempts to connect, from the beginning on.
+    /// The number of attempts to connect since the store was built or forked.
     pub dials: u64,
-    /// How often a dial, or a request on a connection, took longer than it may, from the beginning on.
+    /// How often a dial or a request has timed out since the store was built or forked.
     pub timeouts: u64,
-    /// Whether the server has failed, or has let nobody in, and is not tried again before `retry_after` has passed.
+    /// Whether a circuit breaker is open: the server has failed, or refuses logins, and is not tried again before
+    /// `retry_after` has passed.
     pub is_down: bool,
 }
 
 #[cfg(feature = "redis")]
 impl ServerStats {
-    /// The same with what goes over another link to the same server.
+    /// Adds the statistics of another link to the same server.
     pub(crate) fn and(self, other: &ServerStats) -> ServerStats {
         ServerStats {
             connections: self.connections + other.connections,

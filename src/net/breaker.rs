@@ -1,13 +1,21 @@
-//! A server that is down is not dialled on every call.
+//! The circuit breaker: a server that is down is not dialled on every call.
 //!
-//! After a number of failures in a row the breaker opens, and calls fail at once. When the delay has passed, one caller is
-//! let through to try; the delay starts over for everybody else meanwhile. A success closes the breaker.
+//! # States
 //!
-//! That a reused connection gives no answer may be the connection's fault: a firewall has dropped it. So it makes the
-//! server *suspect*, and counts once something else fails too.
+//! | state | calls | next |
+//! | --- | --- | --- |
+//! | closed | go ahead | *open*, after `threshold` consecutive failures |
+//! | open | fail at once | *trial*, when a caller asks after `delay` |
+//! | trial | one caller goes ahead, the others fail at once | *closed*, after a success; *open*, after a failure; another *trial*, if there is no outcome within `delay` |
 //!
-//! What decides is in atomics, so a child inherits what its parent knew. Only the cause, for the error's text, does not
-//! come along.
+//! A trial is an open breaker whose delay has started again. A success closes the breaker in every state.
+//!
+//! A timeout on a reused connection may be a fault of the connection, such as a firewall that has dropped it. So it
+//! only makes the server *suspect*, and is counted as a failure together with the next one.
+//!
+//! # Forks
+//!
+//! The state is in atomics, which a child inherits. The cause, for the error's source, is process-local.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,19 +25,20 @@ use crate::error::Error;
 use crate::lifecycle::ProcessLocal;
 use crate::sync::Lock;
 
+/// A circuit breaker.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    /// How many failures, times two, and one more if the server is suspect.
+    /// The number of consecutive failures times [`FAILURE`], plus [`SUSPECT`] if the server is suspect.
     record: AtomicU32,
     /// When the next caller may try, in milliseconds of the monotonic clock; 0 while the breaker is closed.
     retry_at: AtomicU64,
-    /// The first failure in a row.
+    /// The first of the consecutive failures.
     cause: ProcessLocal<Lock<Option<Error>>>,
     threshold: u32,
     delay: Duration,
 }
 
-/// What a breaker said when it let a caller through.
+/// Proof that a breaker admitted a caller, with the state in which it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Admission {
     retry_at: u64,
@@ -39,7 +48,7 @@ const SUSPECT: u32 = 1;
 const FAILURE: u32 = 2;
 
 impl Breaker {
-    /// Opens after `threshold` failures in a row, for `delay`.
+    /// Creates a breaker that opens after `threshold` consecutive failures, for `delay`.
     pub(super) fn new(threshold: u32, delay: Duration) -> Breaker {
         Breaker {
             record: AtomicU32::new(0),
@@ -50,7 +59,7 @@ impl Breaker {
         }
     }
 
-    /// Lets a call go ahead, or not.
+    /// Admits a call, or returns `None`.
     #[inline]
     pub(super) fn admit(&self) -> Option<Admission> {
         let retry_at = self.retry_at.load(Ordering::Relaxed);
@@ -66,23 +75,23 @@ impl Breaker {
         is_first.then_some(Admission { retry_at: again })
     }
 
-    /// Whether what was admitted may still go ahead: nothing has failed since that opened the breaker.
+    /// Returns whether an admitted caller may still go ahead: the breaker has not opened since.
     pub(super) fn still_admits(&self, admission: Admission) -> bool {
         let retry_at = self.retry_at.load(Ordering::Relaxed);
         retry_at == 0 || retry_at == admission.retry_at
     }
 
-    /// Returns whether it was open.
+    /// Records a success. Returns whether the breaker was open.
     #[inline]
     pub(super) fn succeeded(&self) -> bool {
-        // Both: a failure that opens the breaker may be counted before, and noted after, another caller's success.
+        // Both are checked: `failed` may count before another caller's success and store `retry_at` after it.
         if self.record.load(Ordering::Relaxed) != 0 || self.retry_at.load(Ordering::Relaxed) != 0 {
             return self.reset();
         }
         false
     }
 
-    /// Returns whether that opened it.
+    /// Records a failure. Returns whether it opened the breaker.
     pub(super) fn failed(&self, error: &Error) -> bool {
         let counted = |record: u32| match record & SUSPECT {
             0 => record.saturating_add(FAILURE),
@@ -97,12 +106,12 @@ impl Breaker {
         failures >= self.threshold && self.retry_at.swap(self.deadline(milliseconds()), Ordering::Relaxed) == 0
     }
 
-    /// What comes next decides whether the server has failed.
+    /// Makes the server suspect: the next failure counts twice, and a success clears it.
     pub(super) fn suspect(&self) {
         self.record.fetch_or(SUSPECT, Ordering::Relaxed);
     }
 
-    /// Whether something has failed since the last success.
+    /// Returns whether a failure was recorded since the last success.
     pub(super) fn has_failed(&self) -> bool {
         self.record.load(Ordering::Relaxed) >= FAILURE
     }
@@ -111,12 +120,12 @@ impl Breaker {
         self.retry_at.load(Ordering::Relaxed) != 0
     }
 
-    /// The first failure in a row, if it was in this process.
+    /// The first of the consecutive failures, if it was in this process.
     pub(super) fn cause(&self) -> Option<Error> {
         self.cause.get()?.lock().clone()
     }
 
-    /// Closes it, and forgets the failures. Returns whether it was open.
+    /// Closes the breaker and clears the failures. Returns whether it was open.
     pub(super) fn reset(&self) -> bool {
         self.record.store(0, Ordering::Relaxed);
         self.retry_at.swap(0, Ordering::Relaxed) != 0
@@ -142,21 +151,21 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_at_the_threshold_and_closes_with_a_success() {
+    fn the_breaker_opens_at_the_threshold_and_closes_after_a_success() {
         let breaker = Breaker::new(2, HOUR);
         assert!(!breaker.failed(&error("the first")));
         assert!(breaker.admit().is_some());
-        assert!(breaker.failed(&error("the second")), "this one opens it");
+        assert!(breaker.failed(&error("the second")), "the second failure opens it");
         assert!(!breaker.failed(&error("the third")));
         assert_eq!(breaker.admit(), None);
         assert_eq!(breaker.cause().unwrap().to_string(), "the first");
-        assert!(breaker.succeeded(), "this one closes it");
+        assert!(breaker.succeeded(), "the success closes it");
         assert!(!breaker.succeeded());
         assert!(breaker.admit().is_some());
     }
 
     #[test]
-    fn a_success_closes_it_also_if_a_late_failure_has_opened_it_again() {
+    fn a_success_closes_a_breaker_that_a_late_failure_has_opened() {
         let breaker = Breaker::new(1, HOUR);
         breaker.failed(&error("late"));
         breaker.record.store(0, Ordering::Relaxed);
@@ -171,13 +180,13 @@ mod tests {
         breaker.failed(&error("down"));
         assert!(!breaker.still_admits(before));
         breaker.retry_at.store(1, Ordering::Relaxed);
-        let tries = breaker.admit().unwrap();
-        assert!(breaker.still_admits(tries));
+        let trial = breaker.admit().unwrap();
+        assert!(breaker.still_admits(trial));
         assert_eq!(breaker.admit(), None);
     }
 
     #[test]
-    fn a_suspicion_counts_once_and_with_the_next_failure() {
+    fn suspect_timeouts_count_as_one_failure_together_with_the_next() {
         let breaker = Breaker::new(3, HOUR);
         breaker.suspect();
         breaker.suspect();

@@ -1,15 +1,16 @@
-//! The monotonic clock, in numbers that fit into an atomic and mean the same in a child.
+//! The monotonic clock in milliseconds, which fit into an atomic and mean the same in a child.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
+/// The time now.
 pub(super) fn milliseconds() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     whole_milliseconds(now)
 }
 
-/// So much later than `now`; never 0.
+/// Returns `now + delay`; never 0.
 pub(super) fn later(now: u64, delay: Duration) -> u64 {
     now.saturating_add(whole_milliseconds(delay)).max(1)
 }

@@ -1,12 +1,12 @@
-//! A connection to a server, and what a protocol has to say for one to be used.
+//! A connection to a server, and the trait that describes a protocol.
 //!
-//! # No foreign reply
+//! # Replies are matched to their requests
 //!
-//! Replies come in the order of their requests, and that is all that tells whose they are: after one surplus reply
-//! every request would be given another's. So no reply is handed out before a *proof* has arrived behind it: a frame
-//! that repeats a token which only this connection has sent. In a protocol whose commands carry tokens, a reply proves
-//! itself and those before it. Elsewhere every write ends with a *marker*, a command that has the server repeat a
-//! random token.
+//! A reply is matched to its request by order alone. After one surplus reply, every request would get the reply to
+//! another one. So a reply is handed out only once a *proof* has arrived after it: a frame that repeats a token which
+//! only this connection has sent. In a protocol whose commands carry tokens, a reply proves itself and the replies
+//! before it. In other protocols every write ends with a *marker*, a command that makes the server repeat a random
+//! token.
 
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
@@ -23,118 +23,121 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::io_errors::io_error;
 
-/// What a [`Link`](super::Link) has to know of a protocol that answers in order.
+/// A protocol whose replies come in the order of their requests, as a [`Link`](super::Link) uses it.
 pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     type Framing: Framing;
-    /// What is asked, and can be asked again.
+    /// A request, which can be written more than once.
     type Request: Send + Sync;
-    /// A reply that is being put together.
+    /// An incomplete reply, to which frames are added.
     type Partial: Send;
     type Reply: Send;
 
     fn endpoint(&self) -> &Endpoint;
 
-    /// How its endpoint is found, if it changes.
+    /// How the endpoint is looked up, if it can change.
     fn discovery(&self) -> Option<&Discovery> {
         None
     }
 
-    /// How its connections are encrypted, if they are.
+    /// The TLS configuration, if connections are encrypted.
     fn tls(&self) -> Option<&Tls> {
         None
     }
 
     fn framing(&self) -> Self::Framing;
 
-    /// The largest value that is kept of a reply.
+    /// The length in bytes of the longest value of a reply that is kept.
     fn max_value(&self) -> usize;
 
-    /// In how many ways a server can be greeted; each asks less of it than the one before.
+    /// The number of *levels*, the ways to greet a server. Level 0 is the best; each level requires less of the server
+    /// than the one before.
     const LEVELS: usize = 1;
 
-    /// The best level that the server is known to take part in, and the one to try next.
+    /// The best level that the server is known to support.
     fn level(&self) -> usize {
         0
     }
 
+    /// The level to try next.
     fn next_level(&self) -> usize {
         0
     }
 
-    /// The server has closed the connection in the middle of a greeting at this level.
+    /// Records that the server closed the connection during a greeting at this level.
     fn hung_up(&self, _level: usize) {}
 
-    /// The server takes part in this level, and in no better one.
+    /// Records that the server supports this level and no better one.
     fn keep_level(&self, _level: usize) {}
 
-    /// Handshake and login, over a connection on which nothing is marked yet. Returns how its writes are to be proven.
+    /// Does the handshake and the login, over a connection that does not use markers yet. Returns how the connection's
+    /// replies are proven.
     fn greet(&self, connection: &mut Connection<Self>, level: usize) -> impl Future<Output = Result<Marking>> + Send;
 
-    /// Whether a request changes nothing, so that it may be answered out of turn.
+    /// Returns whether a request changes nothing, so that it may be reordered.
     fn is_read(request: &Self::Request) -> bool;
 
-    /// What a read asks for; of several, the first.
+    /// The key of a read; the first of several.
     fn key(request: &Self::Request) -> &[u8];
 
-    /// The length of the longest value in a reply.
+    /// The length in bytes of the longest value in a reply.
     fn longest_value(reply: &Self::Reply) -> usize;
 
-    /// Appends a request as it goes over the wire.
+    /// Appends an encoded request. Returns the reply to it, which has no frames yet.
     fn write(&self, request: &Self::Request, outgoing: &mut WriteBuffer) -> Self::Partial;
 
     /// Adds a frame to a reply.
     ///
     /// # Errors
     ///
-    /// Where it cannot be part of the reply: the connection is of no use any more.
+    /// If the frame cannot be part of the reply. The connection must not be used again.
     fn accept(&self, partial: &mut Self::Partial, frame: Frame<'_>) -> Result<Accepted>;
 
-    /// The last thing that the server has refused in this reply.
+    /// The last error reply among the frames of this reply.
     fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
 
-    /// Why the server does not answer a marker, if that is what a frame in its place says, and whether it is only for
-    /// the moment.
+    /// If a frame in place of a marker's reply is an error reply to the marker: the error, and whether it is temporary.
     fn refused_marker(&self, _: &Frame<'_>) -> Option<(Error, bool)> {
         None
     }
 
+    /// Turns a complete reply into its final form.
     fn finish(partial: Self::Partial) -> Self::Reply;
 
-    /// Whether the server has said that it is the wrong one, or lets this connection do nothing any more.
+    /// Returns whether a reply says that this is the wrong server, or that the connection may not be used any more.
     fn is_last(reply: &Self::Reply) -> bool;
 
-    /// Whether the server has said that another one has taken its place.
+    /// Returns whether a reply says that another server has replaced this one.
     fn is_replaced(_: &Self::Reply) -> bool {
         false
     }
 }
 
-/// What has become of a reply with one more frame.
+/// The state of a reply after a frame was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Accepted {
     Incomplete,
-    /// Complete, and its last frame a proof or not.
+    /// Complete; `proven` if its last frame is a proof.
     Complete {
         proven: bool,
     },
 }
 
-/// How a reply is proven. A marker is a command up to its token, which a line end follows; the reply to it ends with
-/// both.
+/// How replies are proven. The bytes are the marker's command up to the token. The token and a line end follow it, and
+/// the reply to it ends with both.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Marking {
     /// By a marker at the end of each write.
     EveryWrite(&'static [u8]),
-    /// By the tokens of its own commands, or by a marker where the last reply has none.
+    /// By the tokens of the protocol's own commands, or by a marker if the last reply has no token.
     WhereUnproven(&'static [u8]),
-    /// Not at all: a surplus reply is noticed only while none is awaited.
+    /// Not at all. A surplus reply is noticed only while no reply is awaited.
     Impossible,
 }
 
-/// 64 random bits in letters, four in each.
+/// A random number of 64 bits, as 16 letters of 4 bits each.
 pub(super) type Token = [u8; 16];
 
-/// The tokens of a connection, which no other one has.
+/// The generator of a connection's tokens, from a random seed.
 #[derive(Debug)]
 pub(super) struct Tokens(u64);
 
@@ -146,7 +149,7 @@ impl Tokens {
         Ok(Tokens(u64::from_le_bytes(seed)))
     }
 
-    /// The next number of SplitMix64 (Steele, Lea and Flood 2014).
+    /// The next token: a number of SplitMix64 (Steele, Lea and Flood 2014).
     fn draw(&mut self) -> Token {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
@@ -157,6 +160,7 @@ impl Tokens {
         (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
     }
 
+    /// Appends a marker. Returns its token.
     pub(super) fn write_marker(&mut self, command: &[u8], outgoing: &mut WriteBuffer) -> Token {
         let token = self.draw();
         let buffer = outgoing.buffer();
@@ -167,7 +171,7 @@ impl Tokens {
     }
 }
 
-/// Eight letters from a to p, one in each byte.
+/// Encodes 32 bits as eight letters from `a` to `p`, one in each byte.
 fn letters(bits: u32) -> u64 {
     let mut spread = u64::from(bits);
     spread = (spread | spread << 16) & 0x0000_FFFF_0000_FFFF;
@@ -176,11 +180,12 @@ fn letters(bits: u32) -> u64 {
     spread + u64::from_le_bytes([b'a'; 8])
 }
 
-/// Whether a frame is the reply to the marker with this token.
+/// Returns whether a frame is the reply to the marker with this token.
 pub(super) fn is_proof(frame: &Frame<'_>, token: &Token) -> bool {
     frame.bytes.strip_suffix(b"\r\n").is_some_and(|line| line.ends_with(token))
 }
 
+/// A connection to a server, with its buffers.
 #[derive(Debug)]
 pub(crate) struct Connection<P: Protocol> {
     pub(super) endpoint: Endpoint,
@@ -190,26 +195,26 @@ pub(crate) struct Connection<P: Protocol> {
     pub(super) marking: Marking,
     pub(super) tokens: Tokens,
     /// Whether a byte has arrived since the last exchange began.
-    pub(super) answered: bool,
-    /// Whether the last exchange has failed and yet everything was answered, its marker with a refusal for the moment.
-    /// The next marker proves whatever comes before it.
-    pub(super) is_in_step: bool,
+    pub(super) has_received: bool,
+    /// Whether the connection may be used again although the last exchange failed: every reply has arrived, and the
+    /// reply to the marker was a temporary error. The next marker proves the replies before it.
+    pub(super) is_usable_after_error: bool,
     pub(super) opened: Instant,
     /// When the last exchange began.
     pub(super) begun: Instant,
 }
 
-/// After what time without an exchange a connection is looked at before it is used.
-pub(super) const REST: Duration = Duration::from_millis(10);
+/// The time without an exchange after which a connection is checked before it is used.
+pub(super) const CHECK_AFTER_IDLE: Duration = Duration::from_millis(10);
 
-/// A request that was sent, and the reply to it.
+/// A request that was sent and its incomplete reply.
 pub(super) struct Exchange<P: Protocol> {
     partial: P::Partial,
     marker: Option<Token>,
 }
 
 impl<P: Protocol> Connection<P> {
-    /// Makes a connection of a connected stream.
+    /// Creates a connection over a connected stream, before the greeting.
     pub(super) fn new(protocol: &P, endpoint: &Endpoint, stream: Box<dyn ByteStream>) -> Result<Connection<P>> {
         let now = Instant::now();
         Ok(Connection {
@@ -219,66 +224,67 @@ impl<P: Protocol> Connection<P> {
             outgoing: WriteBuffer::default(),
             marking: Marking::Impossible,
             tokens: Tokens::new()?,
-            answered: false,
-            is_in_step: false,
+            has_received: false,
+            is_usable_after_error: false,
             opened: now,
             begun: now,
         })
     }
 
-    /// Where it leads to.
+    /// The endpoint that was dialled.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Handshake and login.
+    /// Does the handshake and the login.
     pub(super) async fn greet(&mut self, protocol: &P, level: usize) -> Result<()> {
         self.marking = protocol.greet(self, level).await?;
         self.frames.allow(protocol.max_value());
         Ok(())
     }
 
-    /// One request and its reply, for a greeting.
+    /// Sends a request and receives its reply, for a greeting.
     pub(crate) async fn ask(&mut self, protocol: &P, request: &P::Request) -> Result<P::Reply> {
         let exchange = self.send(protocol, request).await?;
         self.receive(protocol, exchange).await
     }
 
-    /// Whether this marker is answered with its token; if not, what was answered.
+    /// Sends a marker. Returns `Ok(())` if the reply has its token, or else the reply.
     pub(crate) async fn try_marker(&mut self, command: &[u8]) -> Result<Result<(), Vec<u8>>> {
         let token = self.tokens.write_marker(command, &mut self.outgoing);
         self.flush().await?;
         let frame = self.frame().await?;
-        let answer = if is_proof(&frame, &token) { Ok(()) } else { Err(frame.bytes.to_vec()) };
-        self.expect_no_more()?;
-        Ok(answer)
+        let reply = if is_proof(&frame, &token) { Ok(()) } else { Err(frame.bytes.to_vec()) };
+        self.expect_no_surplus()?;
+        Ok(reply)
     }
 
-    /// Sends these bytes, and returns the frame that answers them.
+    /// Sends raw bytes, and returns the frame of the reply.
     pub(crate) async fn ask_raw(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
         self.outgoing.buffer().extend_from_slice(bytes);
         self.flush().await?;
-        let answer = self.frame().await?.bytes.to_vec();
-        self.expect_no_more()?;
-        Ok(answer)
+        let reply = self.frame().await?.bytes.to_vec();
+        self.expect_no_surplus()?;
+        Ok(reply)
     }
 
     /// Begins an exchange over a blocking stream. Returns its deadline.
     pub(super) fn begin(&mut self, now: Instant, timeout: Duration) -> Instant {
         self.begun = now;
-        self.answered = false;
-        self.is_in_step = false;
+        self.has_received = false;
+        self.is_usable_after_error = false;
         self.stream.set_deadline(now, timeout);
         now + timeout
     }
 
-    /// Whether the last exchange was a while ago, so that the server may have sent something since.
-    pub(super) fn has_rested(&self, now: Instant) -> bool {
-        now - self.begun > REST
+    /// Returns whether the last exchange began more than [`CHECK_AFTER_IDLE`] ago, so that the server may have sent or
+    /// closed something since.
+    pub(super) fn was_idle(&self, now: Instant) -> bool {
+        now - self.begun > CHECK_AFTER_IDLE
     }
 
-    /// Sends a request: the first half of an exchange. After an error, here and below, the connection must not be used
-    /// again.
+    /// Sends a request: the first half of an exchange. After an error, here or in [`receive`](Connection::receive), the
+    /// connection must not be used again unless `is_usable_after_error` is set.
     pub(super) async fn send(&mut self, protocol: &P, request: &P::Request) -> Result<Exchange<P>> {
         let partial = protocol.write(request, &mut self.outgoing);
         let marker = match self.marking {
@@ -289,23 +295,24 @@ impl<P: Protocol> Connection<P> {
         match self.flush().await {
             Ok(()) => Ok(exchange),
             Err(error) => {
-                // It may have said why it does not read on: a value that is larger than it takes, say.
+                // The server may have sent the reason why it stopped reading, such as a value above its limit.
                 let _ = self.receive_reply(protocol, &mut exchange.partial).await;
                 Err(protocol.refusal(&exchange.partial).unwrap_or(error))
             }
         }
     }
 
-    /// Lets the other exchanges of a group send before the reply to this one is read.
+    /// Lets the other exchanges of a group send before the reply to this one is read. If the reply has begun to arrive
+    /// meanwhile, the deadline is extended by the time that this took.
     pub(super) async fn set_aside(&mut self, group: &ExchangeGroup, deadline: Instant) {
         let since = Instant::now();
         group.set_aside().await;
         let now = Instant::now();
-        let uncharged = if self.stream.is_quiet() { Duration::ZERO } else { now - since };
-        self.stream.set_deadline(now, (deadline + uncharged).saturating_duration_since(now));
+        let extension = if self.stream.is_quiet() { Duration::ZERO } else { now - since };
+        self.stream.set_deadline(now, (deadline + extension).saturating_duration_since(now));
     }
 
-    /// Receives the reply to what was sent, and the proof that it is.
+    /// Receives the reply and its proof: the second half of an exchange.
     pub(super) async fn receive(&mut self, protocol: &P, mut exchange: Exchange<P>) -> Result<P::Reply> {
         let proven = self.receive_reply(protocol, &mut exchange.partial).await?;
         if let (Marking::WhereUnproven(command), false) = (self.marking, proven) {
@@ -316,23 +323,23 @@ impl<P: Protocol> Connection<P> {
             let marker = self.frame().await;
             let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
             if !is_proof(&marker, &token) {
-                let (error, is_for_the_moment) = unproven(protocol, &marker);
-                self.expect_no_more()?;
-                self.is_in_step = is_for_the_moment;
+                let (error, is_temporary) = unproven(protocol, &marker);
+                self.expect_no_surplus()?;
+                self.is_usable_after_error = is_temporary;
                 return Err(protocol.refusal(&exchange.partial).unwrap_or(error));
             }
         }
-        self.expect_no_more()?;
+        self.expect_no_surplus()?;
         Ok(P::finish(exchange.partial))
     }
 
-    /// Nothing but what the server says unasked may have come behind a reply.
-    fn expect_no_more(&mut self) -> Result<()> {
+    /// Fails if anything but unsolicited frames has arrived after the reply.
+    fn expect_no_surplus(&mut self) -> Result<()> {
         let more = self.frames.next().map_err(|what| malformed(&self.endpoint, &what))?;
         if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(&self.endpoint)) }
     }
 
-    /// Returns whether the reply was proven.
+    /// Receives a complete reply. Returns whether it is proven.
     async fn receive_reply(&mut self, protocol: &P, partial: &mut P::Partial) -> Result<bool> {
         loop {
             if let Accepted::Complete { proven } = protocol.accept(partial, self.frame().await?)? {
@@ -348,7 +355,7 @@ impl<P: Protocol> Connection<P> {
     }
 
     async fn frame(&mut self) -> Result<Frame<'_>> {
-        let Connection { endpoint, stream, frames, answered, .. } = self;
+        let Connection { endpoint, stream, frames, has_received, .. } = self;
         let cut = loop {
             if let Some(cut) = frames.next().map_err(|what| malformed(endpoint, &what))? {
                 break cut;
@@ -356,13 +363,13 @@ impl<P: Protocol> Connection<P> {
             let received = poll_fn(|cx| stream.poll_receive(cx, frames.space())).await;
             let count = at_least_one(received).map_err(|error| io_error("receive from", endpoint, error))?;
             frames.received(count);
-            *answered = true;
+            *has_received = true;
         };
         Ok(frames.frame(cut))
     }
 }
 
-/// What was received, unless it is the end.
+/// Turns a receive of 0 bytes, the end of the stream, into an error.
 pub(super) fn at_least_one(received: io::Result<usize>) -> io::Result<usize> {
     match received? {
         0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
@@ -378,16 +385,17 @@ pub(crate) fn foreign(endpoint: &Endpoint) -> Error {
     malformed(endpoint, "a reply to another request")
 }
 
-/// Of what came in the place of a marker's answer, and whether the connection is of use all the same.
+/// The error for a frame that is not the reply to the awaited marker, and whether it is temporary: then the connection
+/// may be used again.
 pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> (Error, bool) {
     protocol.refused_marker(frame).unwrap_or_else(|| (foreign(protocol.endpoint()), false))
 }
 
 pub(super) fn surplus(endpoint: &Endpoint) -> Error {
-    malformed(endpoint, "more than it was asked for")
+    malformed(endpoint, "a surplus reply")
 }
 
-/// The beginning of what cannot be understood, for an error.
+/// The first 80 bytes of an unexpected reply, quoted for an error text.
 pub(crate) fn show(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
     let line = bytes.strip_suffix(b"\r\n").unwrap_or(bytes);

@@ -1,8 +1,9 @@
-//! Making a connection, within a deadline.
+//! Dialling: resolving a host name and connecting a socket, within a deadline.
 //!
-//! Only the making of the socket is a section of the gate; the dial itself is not, so a fork never waits for a server.
-//! An address is resolved by the system, unless it is given in numbers; outside of tokio the resolver keeps its own
-//! time (`resolv.conf`, usually some seconds), since a process without threads has no way to interrupt it.
+//! Only the opening of the socket is a section of the gate. The dial itself is not, so a fork never waits for a server.
+//! A host name that is not an IP address is resolved by the system's resolver. Outside of tokio the deadline does not
+//! apply to it, only the resolver's own timeout (`resolv.conf`, usually some seconds): a process without threads cannot
+//! interrupt it.
 
 use std::future::Future;
 use std::io;
@@ -21,10 +22,10 @@ use crate::execution::{Execution, blocking, sleep};
 use crate::net::io_errors::{dial_error, is_shortage, timed_out};
 use crate::telemetry;
 
-/// How long to wait before a full queue is tried again.
+/// The pause before another attempt to connect to a Unix socket whose queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Connects to `endpoint`, over TLS if the protocol has it. Nothing is said yet.
+/// Connects to `endpoint`, over TLS if the protocol has it, without a greeting.
 pub(super) async fn connection<P: Protocol>(
     execution: Execution,
     protocol: &P,
@@ -41,7 +42,8 @@ pub(super) async fn connection<P: Protocol>(
     Ok(connection)
 }
 
-/// Asks one thing over a connection of its own, without a greeting: nothing else can be answered there.
+/// Sends one request over a new connection without a greeting, and returns the reply. The connection is used for
+/// nothing else.
 pub(crate) async fn ask_once<P: Protocol>(
     execution: Execution,
     protocol: &P,
@@ -55,7 +57,7 @@ pub(crate) async fn ask_once<P: Protocol>(
     within(execution, deadline, protocol.endpoint(), "receive from", connection.ask(protocol, request)).await
 }
 
-/// What has a deadline that a blocking stream keeps itself.
+/// Applies a deadline to a step in a runtime. Inline, the blocking stream has the deadline.
 #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
 pub(super) async fn within<T>(
     execution: Execution,
@@ -74,6 +76,7 @@ pub(super) async fn within<T>(
     }
 }
 
+/// Connects a stream to `endpoint`.
 pub(super) async fn dial(
     execution: Execution,
     endpoint: &Endpoint,
@@ -102,7 +105,7 @@ async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Durat
         Endpoint::Tcp { host, port } => {
             let addresses = match numeric(host, *port) {
                 Some(address) => vec![address],
-                None => (host.as_str(), *port).to_socket_addrs().map_err(or_shortage)?.collect(),
+                None => (host.as_str(), *port).to_socket_addrs().map_err(shortage_or)?.collect(),
             };
             let connect = async |address, share| connect_tcp(&address, share, keepalive).await;
             connect_to_one_of(&addresses, deadline, connect).await
@@ -110,32 +113,32 @@ async fn connect(endpoint: &Endpoint, deadline: Instant, keepalive: Option<Durat
     }
 }
 
-/// Tries one address after the other. One that does not answer leaves some of the time for the others.
+/// Tries one address after the other. Each gets an equal share of the remaining time.
 async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
     addresses: &[SocketAddr],
     deadline: Instant,
     connect: impl Fn(SocketAddr, Instant) -> F,
 ) -> io::Result<S> {
-    let mut outcome = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
+    let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
     for (index, address) in addresses.iter().enumerate() {
         let connected = connect(*address, share_of(deadline, addresses.len() - index)).await;
-        // That there is no local address for it concerns this one only, on a machine without IPv6, say: it says less
-        // than what became of one before it.
+        // The lack of a local address concerns this address only (on a machine without IPv6, for example). The error
+        // of the address before it is more useful.
         let is_unavailable = matches!(&connected, Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable);
         if is_unavailable && index > 0 {
             continue;
         }
         let is_over = connected.as_ref().map_or_else(|error| is_shortage(error) && !is_unavailable, |_| true);
-        outcome = connected;
+        result = connected;
         if is_over {
             break;
         }
     }
-    outcome
+    result
 }
 
-/// Why a name was not resolved. The resolver does not say so if it could not open a file or a socket.
-fn or_shortage(error: io::Error) -> io::Error {
+/// Replaces a resolver's error by a shortage of descriptors or memory if there is one, which the resolver hides.
+fn shortage_or(error: io::Error) -> io::Error {
     Socket::unix().err().filter(is_shortage).unwrap_or(error)
 }
 
@@ -161,14 +164,14 @@ async fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
 }
 
 fn unknown() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "its address is not known")
+    io::Error::new(io::ErrorKind::NotFound, "the address is not known")
 }
 
 fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
     host.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port))
 }
 
-/// The time for the first of so many steps.
+/// The deadline of the first of `steps` steps that share the time until `deadline` equally.
 pub(crate) fn share_of(deadline: Instant, steps: usize) -> Instant {
     let now = Instant::now();
     now + deadline.saturating_duration_since(now) / u32::try_from(steps).unwrap_or(u32::MAX).max(1)
@@ -181,7 +184,7 @@ mod on_tokio {
 
     use super::{
         Connecting, Duration, Endpoint, Instant, Path, QUEUE_PAUSE, Socket, SocketAddr, connect_to_one_of, io, numeric,
-        or_shortage, unknown,
+        shortage_or, unknown,
     };
     use crate::net::tokio_stream::TokioStream;
 
@@ -196,7 +199,7 @@ mod on_tokio {
             Endpoint::Tcp { host, port } => {
                 let addresses = match numeric(host, *port) {
                     Some(address) => vec![address],
-                    None => lookup_host((host.as_str(), *port)).await.map_err(or_shortage)?.collect(),
+                    None => lookup_host((host.as_str(), *port)).await.map_err(shortage_or)?.collect(),
                 };
                 let connect = async |address, share: Instant| {
                     let connected = timeout_at(share.into(), connect_tcp(address, keepalive)).await;
@@ -237,23 +240,28 @@ mod tests {
 
     use super::{Instant, SocketAddr, connect_to_one_of, io, is_shortage};
 
-    /// What becomes of an attempt of which each address has this outcome.
-    fn error(outcomes: &[Errno]) -> io::Error {
+    /// The error of connecting to several addresses that fail with these errors.
+    fn error(errors: &[Errno]) -> io::Error {
         let addresses: Vec<SocketAddr> =
-            (1_u16..).zip(outcomes).map(|(port, _)| SocketAddr::from(([127, 0, 0, 1], port))).collect();
-        let connect = |address: SocketAddr, _| ready(Err::<(), _>(outcomes[usize::from(address.port()) - 1].into()));
+            (1_u16..).zip(errors).map(|(port, _)| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+        let connect = |address: SocketAddr, _| ready(Err::<(), _>(errors[usize::from(address.port()) - 1].into()));
         let deadline = Instant::now() + Duration::from_secs(60);
         let attempt = std::pin::pin!(connect_to_one_of(&addresses, deadline, connect));
-        let Poll::Ready(outcome) = attempt.poll(&mut Context::from_waker(Waker::noop())) else { panic!("it is ready") };
-        outcome.unwrap_err()
+        match attempt.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result.unwrap_err(),
+            Poll::Pending => panic!("the attempt is pending"),
+        }
     }
 
     #[test]
-    fn a_family_of_addresses_that_this_machine_lacks_does_not_hide_that_the_server_is_down() {
-        for outcomes in [[Errno::ECONNREFUSED, Errno::EADDRNOTAVAIL], [Errno::EADDRNOTAVAIL, Errno::ECONNREFUSED]] {
-            assert_eq!(error(&outcomes).raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{outcomes:?}");
+    fn an_unavailable_address_family_does_not_hide_a_refused_connection() {
+        for errors in [[Errno::ECONNREFUSED, Errno::EADDRNOTAVAIL], [Errno::EADDRNOTAVAIL, Errno::ECONNREFUSED]] {
+            assert_eq!(error(&errors).raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{errors:?}");
         }
         assert!(is_shortage(&error(&[Errno::EADDRNOTAVAIL; 2])));
-        assert!(is_shortage(&error(&[Errno::EMFILE, Errno::ECONNREFUSED])), "the other one is not tried");
+        assert!(
+            is_shortage(&error(&[Errno::EMFILE, Errno::ECONNREFUSED])),
+            "after a shortage the next address is not tried"
+        );
     }
 }

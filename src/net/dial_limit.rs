@@ -1,12 +1,14 @@
-//! A server of which nothing good is known is dialled by one caller at a time.
+//! A limit on dials: an unproven server is dialled by one caller at a time.
 //!
-//! Else a process's threads, or those that were past the breaker when the first of them failed, would all dial a server
-//! that closes what it accepts. Whoever dials has a [`Permit`] until the server has greeted; the others wait for that.
-//! Once a server has answered a request they go ahead. Whose wait is over fails, unless the permit was held for as long:
-//! what holds it may be a task of a runtime that is not polled. Then one of those that wait has the permit instead.
+//! A server is *proven* once it has responded to a request in this process, until something fails. Without the limit,
+//! all threads that had passed the circuit breaker would dial a server that accepts connections and closes them.
 //!
-//! Callers that block and drivers of pipelines have a permit each: a thread that blocked for a task of its own runtime
-//! would wait for itself.
+//! A caller that dials holds the [`Permit`] until the server has greeted it. The others wait for the permit, or until
+//! the server is proven, with a timeout. If the permit has been held for as long as that timeout, one of the waiting
+//! callers takes it over: its holder may be a task of a runtime that is not polled.
+//!
+//! Blocking callers and drivers of pipelines have separate permits. Otherwise a thread that blocks inside a runtime
+//! could wait for a task of that same runtime, which cannot run meanwhile.
 
 #[cfg(feature = "tokio")]
 use std::future::poll_fn;
@@ -21,21 +23,22 @@ use crate::execution::{Execution, blocking};
 use crate::lifecycle::{ProcessLocal, generation};
 use crate::sync::{Lock, block_until};
 
+/// The permits to dial one server.
 #[derive(Debug, Default)]
 pub(super) struct DialLimit {
-    /// The generation in which the server has answered, and has not failed since.
+    /// The generation in which the server is proven; 0 if it is not.
     proven_in: AtomicU64,
-    inline: Line,
+    inline: PermitQueue,
     #[cfg(feature = "tokio")]
-    tokio: Line,
+    tokio: PermitQueue,
 }
 
 #[derive(Debug, Default)]
-struct Line(ProcessLocal<Lock<State>>);
+struct PermitQueue(ProcessLocal<Lock<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Since when somebody has the permit.
+    /// When the permit was taken, while it is held.
     taken: Option<Instant>,
     waiters: WaitQueue,
 }
@@ -51,29 +54,29 @@ impl Limited for State {
 }
 
 impl DialLimit {
-    /// A permit to dial, where one is needed.
+    /// Waits for the permit to dial, at most for `timeout`. Returns `None` if the server is proven.
     pub(super) async fn permit(
         self: &Arc<DialLimit>,
         execution: Execution,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Option<Permit>, NoCheckout> {
         if self.is_proven() {
             return Ok(None);
         }
-        let line = self.line(execution).get();
-        let deadline = Instant::now() + patience;
-        let mut turn = Waiter::new(line, deadline);
-        let poll = |turn: &mut Waiter<'_, State>, cx: &mut Context<'_>| {
-            if turn.is_inherited() {
+        let queue = self.queue(execution).get();
+        let deadline = Instant::now() + timeout;
+        let mut waiter = Waiter::new(queue, deadline);
+        let poll = |waiter: &mut Waiter<'_, State>, cx: &mut Context<'_>| {
+            if waiter.is_inherited() {
                 return Poll::Ready(Err(NoCheckout::Forked));
             }
-            let mut state = line.lock();
+            let mut state = queue.lock();
             if self.is_proven() {
                 return Poll::Ready(Ok(None));
             }
             let now = Instant::now();
-            if state.taken.is_some_and(|since| now < since + patience) {
-                turn.wait(&mut state, cx.waker());
+            if state.taken.is_some_and(|since| now < since + timeout) {
+                waiter.wait(&mut state, cx.waker());
                 return Poll::Pending;
             }
             state.taken = Some(now);
@@ -87,33 +90,33 @@ impl DialLimit {
         match execution {
             Execution::Inline => {
                 let permit = blocking(deadline, |until| {
-                    let permit = block_until(Some(until), |cx| poll(&mut turn, cx));
-                    turn.step_out_unless(permit.is_some());
+                    let permit = block_until(Some(until), |cx| poll(&mut waiter, cx));
+                    waiter.step_out_unless(permit.is_some());
                     permit
                 });
                 permit.await.unwrap_or(Err(NoCheckout::Exhausted))
             }
             #[cfg(feature = "tokio")]
             Execution::Tokio(_) => {
-                let permit = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| poll(&mut turn, cx))).await;
+                let permit = tokio::time::timeout_at(deadline.into(), poll_fn(|cx| poll(&mut waiter, cx))).await;
                 permit.unwrap_or(Err(NoCheckout::Exhausted))
             }
         }
     }
 
-    /// The server has answered: everybody may dial.
+    /// Records that the server is proven: all callers may dial.
     #[inline]
     pub(super) fn succeeded(&self) {
         if !self.is_proven() {
-            self.prove();
+            self.mark_proven();
         }
     }
 
     #[cold]
-    fn prove(&self) {
-        for line in self.lines() {
+    fn mark_proven(&self) {
+        for queue in self.queues() {
             let waiting = {
-                let mut state = line.get().lock();
+                let mut state = queue.get().lock();
                 self.proven_in.store(generation(), Ordering::Relaxed);
                 state.waiters.take(usize::MAX)
             };
@@ -121,8 +124,8 @@ impl DialLimit {
         }
     }
 
-    /// Something has failed.
-    pub(super) fn doubt(&self) {
+    /// Records a failure: the server is not proven any more.
+    pub(super) fn mark_unproven(&self) {
         self.proven_in.store(0, Ordering::Relaxed);
     }
 
@@ -131,7 +134,7 @@ impl DialLimit {
         self.proven_in.load(Ordering::Relaxed) == generation()
     }
 
-    fn line(&self, execution: Execution) -> &Line {
+    fn queue(&self, execution: Execution) -> &PermitQueue {
         match execution {
             Execution::Inline => &self.inline,
             #[cfg(feature = "tokio")]
@@ -139,7 +142,7 @@ impl DialLimit {
         }
     }
 
-    fn lines(&self) -> impl Iterator<Item = &Line> {
+    fn queues(&self) -> impl Iterator<Item = &PermitQueue> {
         #[cfg(feature = "tokio")]
         return [&self.inline, &self.tokio].into_iter();
         #[cfg(not(feature = "tokio"))]
@@ -147,13 +150,13 @@ impl DialLimit {
     }
 }
 
-impl Line {
+impl PermitQueue {
     fn get(&self) -> &Lock<State> {
         self.0.get_or_init(|| Lock::new("dial_limit", State::default()))
     }
 }
 
-/// Leave to dial, for one at a time.
+/// The permit to dial an unproven server.
 #[derive(Debug)]
 pub(super) struct Permit {
     dial_limit: Arc<DialLimit>,
@@ -168,8 +171,8 @@ impl Drop for Permit {
             return;
         }
         let next = {
-            let mut state = self.dial_limit.line(self.execution).get().lock();
-            // Another one may have it by now.
+            let mut state = self.dial_limit.queue(self.execution).get().lock();
+            // Another caller may have taken the permit over.
             if state.taken == Some(self.since) {
                 state.taken = None;
             }
@@ -198,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn one_that_holds_it_for_too_long_has_it_no_more() {
+    fn a_permit_that_is_held_for_too_long_is_taken_over() {
         let dial_limit = Arc::<DialLimit>::default();
         let is_taken = || dial_limit.inline.get().lock().taken.is_some();
         let never_polled = permit(&dial_limit);
         let next = permit(&dial_limit);
         drop(never_polled);
-        assert!(is_taken(), "it is the next one's");
+        assert!(is_taken(), "the next caller holds it");
         drop(next);
         assert!(!is_taken());
     }

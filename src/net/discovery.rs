@@ -1,8 +1,8 @@
-//! A server whose address changes: others know where it is, and are asked when a connection is opened.
+//! Discovery: the address of a server is looked up in a directory when a connection is opened.
 //!
-//! What they have named is in a [`History`]: an atomic pointer to an immutable address, which a child inherits. When to
-//! ask again is a number. So no lock is held while an answer is awaited, and a fork finds nothing half done: where a
-//! thread vanishes while it asks, another caller asks in the next period.
+//! The address is in a [`History`], an atomic pointer to an immutable value, which a child inherits. The time of the
+//! next lookup is an atomic number. So no lock is held during a lookup, and a fork cannot interrupt an update. If a
+//! fork ends the thread that was looking the address up, another caller does so in the next period.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::execution::Execution;
 use crate::lifecycle::History;
 use crate::telemetry;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Debug)]
 pub(crate) enum Address {
     Fixed(Endpoint),
@@ -26,7 +26,7 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Where it is as far as is known.
+    /// The last known endpoint.
     #[inline]
     pub(crate) fn endpoint(&self) -> &Endpoint {
         match self {
@@ -43,104 +43,112 @@ impl Address {
     }
 }
 
-/// Who knows where a server is: several, of whom any may be down, behind the times, or wrong.
+/// A directory of addresses. It has several members, any of which may be down, out of date, or wrong.
 #[async_trait]
 pub(crate) trait Directory: Debug + Send + Sync + 'static {
-    /// How many there are.
+    /// The number of members.
     fn members(&self) -> usize;
 
-    /// What the first of them says that answers. Some of the time until `deadline` is left for a dial.
+    /// Returns the address from the first member that responds. Leaves some of the time until `deadline` for a dial.
     async fn ask(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Result<Endpoint>;
 
-    /// What most of those say that answer, or nothing if they do not agree.
+    /// Returns the address from the majority of the members that respond, or `None` if there is no majority.
     async fn ask_all(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Option<Endpoint>;
 
-    /// What was said last is of no use: another one is asked first next time.
+    /// Records that the last address was wrong: another member is asked first next time.
     fn distrust(&self);
 }
 
+/// The lookup of one server's address, and the last result.
 #[derive(Debug)]
 pub(crate) struct Discovery {
     directory: Box<dyn Directory>,
     known: History<Endpoint>,
-    /// For how long an answer counts while nothing fails.
+    /// How long an address is used without another lookup, while nothing fails.
     refresh: Duration,
-    /// When all are asked again, in milliseconds of the monotonic clock; 0 before anything is known.
+    /// When all members are asked again, in milliseconds of the monotonic clock; 0 before the first lookup.
     refresh_at: AtomicU64,
     /// Whether something has failed since the server was found.
-    is_doubted: AtomicBool,
+    is_doubtful: AtomicBool,
 }
 
 impl Discovery {
-    /// `name` is what the server is called until its address is known.
+    /// `name` is the server's name in messages until its address is known.
     pub(crate) fn new(name: &str, directory: impl Directory, refresh: Duration) -> Discovery {
         Discovery {
             directory: Box::new(directory),
             known: History::new(Endpoint::Named(name.to_owned())),
             refresh,
             refresh_at: AtomicU64::new(0),
-            is_doubted: AtomicBool::new(true),
+            is_doubtful: AtomicBool::new(true),
         }
     }
 
+    /// The last known address, or the name if there is none.
     #[inline]
     pub(super) fn endpoint(&self) -> &Endpoint {
         self.known.current()
     }
 
-    /// Where the server was found last, if it ever was.
+    /// The last known address, if there is one.
     pub(super) fn found_last(&self) -> Option<&Endpoint> {
         Some(self.endpoint()).filter(|endpoint| !matches!(endpoint, Endpoint::Named(_)))
     }
 
-    /// How many can be asked.
+    /// The number of members of the directory.
     pub(super) fn members(&self) -> usize {
         self.directory.members()
     }
 
-    /// Whether the address was named so recently that a dial need not ask.
+    /// Returns whether the address is so recent, and nothing has failed since, that a dial needs no lookup.
     pub(super) fn is_recent(&self) -> bool {
-        !self.is_doubted.load(Ordering::Relaxed) && milliseconds() < self.refresh_at.load(Ordering::Relaxed)
+        !self.is_doubtful.load(Ordering::Relaxed) && milliseconds() < self.refresh_at.load(Ordering::Relaxed)
     }
 
-    /// Asks, for a dial: what is there has yet to say that it is the server.
+    /// Looks the address up for a dial. The greeting has yet to show that the server there is the right one.
     pub(super) async fn ask(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Result<Endpoint> {
         let endpoint = self.directory.ask(execution, deadline, settings).await?;
-        self.note_asked();
+        self.schedule_refresh();
         Ok(endpoint)
     }
 
-    /// The server was found there.
+    /// Records that a greeting has succeeded at this address.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Protocol`] if there have been too many addresses to record another one.
     pub(super) fn found(&self, endpoint: &Endpoint) -> Result<()> {
-        self.is_doubted.store(false, Ordering::Relaxed);
+        self.is_doubtful.store(false, Ordering::Relaxed);
         self.learn(endpoint.clone())
     }
 
-    /// Whether it is time to ask again: for one caller, and for no other one while that may still be asking.
-    pub(super) fn is_due(&self, patience: Duration) -> bool {
+    /// Returns whether the caller must refresh the address now. Returns `true` to one caller, and to no other until the
+    /// refresh, which may take `timeout`, is over.
+    pub(super) fn is_due(&self, timeout: Duration) -> bool {
         let due = self.refresh_at.load(Ordering::Relaxed);
         let now = milliseconds();
-        let next = later(now, self.refresh + patience);
+        let next = later(now, self.refresh + timeout);
         let is_over = due != 0 && due <= now;
         is_over && self.refresh_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Asks again. Returns whether there was an answer; where the server was found elsewhere meanwhile it comes too late.
-    pub(super) async fn refresh(&self, execution: Execution, patience: Duration, settings: &Settings) -> bool {
+    /// Looks the address up in all members. Returns whether the address is now known to be current. The result is
+    /// ignored if the server was found at another address meanwhile.
+    pub(super) async fn refresh(&self, execution: Execution, timeout: Duration, settings: &Settings) -> bool {
         let before = self.endpoint();
-        let named = self.directory.ask_all(execution, Instant::now() + patience, settings).await;
-        self.note_asked();
+        let named = self.directory.ask_all(execution, Instant::now() + timeout, settings).await;
+        self.schedule_refresh();
         named.is_some_and(|endpoint| before == self.endpoint() && self.learn(endpoint).is_ok())
     }
 
-    /// The next dial asks.
-    pub(super) fn doubt(&self) {
-        self.is_doubted.store(true, Ordering::Relaxed);
+    /// Makes the next dial look the address up.
+    pub(super) fn mark_doubtful(&self) {
+        self.is_doubtful.store(true, Ordering::Relaxed);
     }
 
-    /// The next dial asks, and another one first.
+    /// Makes the next dial look the address up, and ask another member first.
     pub(super) fn distrust(&self) {
-        self.doubt();
+        self.mark_doubtful();
         self.directory.distrust();
     }
 
@@ -150,7 +158,7 @@ impl Discovery {
         }
         let is_first = matches!(self.endpoint(), Endpoint::Named(_));
         let learnt = self.known.learn(endpoint).map_err(|_| {
-            let context = format!("{} has had so many addresses that no other one is taken", self.endpoint());
+            let context = format!("{} has had too many addresses: no other one is accepted", self.endpoint());
             Error::new(ErrorKind::Protocol, context)
         })?;
         if !is_first {
@@ -159,7 +167,7 @@ impl Discovery {
         Ok(())
     }
 
-    fn note_asked(&self) {
+    fn schedule_refresh(&self) {
         self.refresh_at.store(later(milliseconds(), self.refresh), Ordering::Relaxed);
     }
 }

@@ -1,44 +1,47 @@
-//! Replies cut out of a stream of bytes.
+//! Frames: the parts of replies, cut off a stream of bytes.
 //!
-//! A protocol says where a frame ends ([`Framing`]). It goes on where it stopped and never looks at a byte twice.
-//! Frames are cut out of one read buffer; a value of more than [`LARGE`](super::LARGE) bytes is left out of its frame
-//! and read into a buffer of its own, which grows as the bytes arrive, whatever length was announced. So nothing that
-//! is handed out keeps a read buffer alive. A value that is larger than it may be is received and not kept: what comes
-//! behind it can still be told. Before the greeting is over no large value may come at all.
+//! A protocol finds the end of a frame ([`Framing`]). A scan goes on where the previous one stopped, so no byte is
+//! scanned twice. Frames are cut out of one read buffer. A value of more than [`LARGE`](super::LARGE) bytes is taken
+//! out of its frame and received into a buffer of its own, which grows as the bytes arrive, whatever length was
+//! announced. So no value that is returned keeps a read buffer alive. A value above the limit is received and
+//! discarded, so that the frames behind it can still be read. During the greeting a large value is an error.
 
 use std::fmt::Debug;
 use std::mem;
 use std::ops::Range;
 
-/// The size of a read buffer: at first, while a large value arrives, and the most that is kept of it.
+/// The size of a read buffer in bytes: initially, while a large value arrives, and the largest that is kept when the
+/// buffer is empty.
 const BUFFER: usize = 16 << 10;
 const BUFFER_FOR_LARGE: usize = 256 << 10;
 const LONGEST_KEPT: usize = 64 << 10;
 
-/// The most that a frame may have besides its large values, in the greeting and later.
+/// The length limit of a frame without its large values, in the greeting and later.
 const LONGEST_IN_GREETING: usize = 64 << 10;
 const LONGEST_FRAME: usize = 64 << 20;
 
-/// The most that is kept of the large values of one frame, unless a single one may be larger.
+/// The limit of the total length of the large values of one frame that are kept, unless a single one may be larger.
 const LONGEST_TOGETHER: usize = 1 << 30;
 
 const LINE_END: &[u8] = b"\r\n";
 
-/// Where the frames of a protocol end.
+/// Finds the ends of a protocol's frames.
 pub(crate) trait Framing: Debug + Send {
-    /// Looks on in a frame, of which `bytes` has arrived.
+    /// Continues the scan of a frame. `bytes` is the part of it that has arrived.
     ///
     /// # Errors
     ///
-    /// What is wrong with it.
+    /// A description of the malformed frame.
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String>;
 }
 
+/// The result of a scan.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
+    /// The end of the frame has not arrived.
     Partial,
-    /// A value of more than [`LARGE`](super::LARGE) bytes begins here. It is taken out, with the line end behind it,
-    /// and the scan goes on as if it had none.
+    /// At the index `place`, a value of more than [`LARGE`](super::LARGE) bytes begins. It is taken out of the frame,
+    /// with the line end after it, and the scan goes on without it.
     Large {
         place: usize,
         length: usize,
@@ -46,50 +49,52 @@ pub(crate) enum Scan {
     Complete {
         length: usize,
     },
-    /// Complete, and no part of any reply: the server says it unasked.
+    /// Complete, but no part of any reply: the server sent it unsolicited.
     Unasked {
         length: usize,
     },
 }
 
-/// A whole frame.
+/// A complete frame.
 #[derive(Debug)]
 pub(crate) struct Frame<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) large: LargeValues,
 }
 
-/// The large values of a frame, each with its place in it; none in the place of one that was not kept.
+/// The large values of a frame, each with its index in the frame; `None` for a value that was discarded.
 type LargeValues = Vec<(usize, Option<Vec<u8>>)>;
 
-/// Where in the read buffer a frame is.
+/// The position of a frame in the read buffer, and its large values.
 #[derive(Debug)]
 pub(super) struct Cut {
     range: Range<usize>,
     large: LargeValues,
 }
 
+/// Cuts frames off the received bytes.
 #[derive(Debug)]
 pub(super) struct FrameReader<F> {
     framing: F,
     buffer: Vec<u8>,
-    /// What was received and not yet cut is `buffer[start..end]`.
+    /// `buffer[start..end]` has been received and not yet cut.
     start: usize,
     end: usize,
     /// The large value that is being received, and those before it in its frame.
     value: Option<LargeValue>,
     large: LargeValues,
-    /// The longest value that is kept, once the greeting is over.
+    /// The length of the longest value that is kept. `None` during the greeting.
     longest_value: Option<usize>,
 }
 
+/// A large value that is being received.
 #[derive(Debug)]
 struct LargeValue {
     place: usize,
-    /// With the line end behind it.
+    /// Its length, with the line end after it.
     whole: usize,
     received: usize,
-    /// Unless it is not kept.
+    /// `None` if it is discarded.
     data: Option<Vec<u8>>,
 }
 
@@ -99,22 +104,22 @@ impl<F: Framing> FrameReader<F> {
         FrameReader { framing, buffer, start: 0, end: 0, value: None, large: Vec::new(), longest_value: None }
     }
 
-    /// The greeting is over: values may be as long as this.
+    /// Ends the greeting: from now on, values of up to this length are kept.
     pub(super) fn allow(&mut self, longest_value: usize) {
         self.longest_value = Some(longest_value);
     }
 
-    /// Whether everything that has arrived was cut.
+    /// Returns whether all received bytes have been cut into frames.
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.end && self.value.is_none() && self.large.is_empty()
     }
 
-    /// The length of the large value that is being received.
+    /// The announced length of the large value that is being received.
     pub(super) fn announced(&self) -> Option<usize> {
         self.value.as_ref().map(|value| value.whole)
     }
 
-    /// Where to receive to.
+    /// The free part of the read buffer, to receive into.
     pub(super) fn space(&mut self) -> &mut [u8] {
         if self.value.is_some() && self.buffer.len() < BUFFER_FOR_LARGE {
             self.buffer.resize(BUFFER_FOR_LARGE, 0);
@@ -134,7 +139,7 @@ impl<F: Framing> FrameReader<F> {
         &mut self.buffer[self.end..]
     }
 
-    /// So many bytes were received into [`space`](FrameReader::space).
+    /// Records that `count` bytes were received into [`space`](FrameReader::space).
     pub(super) fn received(&mut self, count: usize) {
         self.end += count;
         if self.end == self.buffer.len() && self.start == 0 && self.buffer.len() < LONGEST_KEPT {
@@ -142,16 +147,16 @@ impl<F: Framing> FrameReader<F> {
         }
     }
 
-    /// Cuts the next frame off, if the whole of it has arrived.
+    /// Cuts the next frame off, if all of it has arrived.
     ///
     /// # Errors
     ///
-    /// Why what has arrived is no frame.
+    /// A description of the malformed or oversized frame.
     pub(super) fn next(&mut self) -> Result<Option<Cut>, String> {
         self.next_if(true)
     }
 
-    /// As [`next`](FrameReader::next). Of a frame that is not wanted, a large value is not kept.
+    /// As [`next`](FrameReader::next). Without `is_wanted`, large values of the frame are discarded.
     pub(super) fn next_if(&mut self, is_wanted: bool) -> Result<Option<Cut>, String> {
         loop {
             if self.start == self.end {
@@ -174,7 +179,7 @@ impl<F: Framing> FrameReader<F> {
                 }
                 Scan::Partial => return Ok(None),
                 Scan::Large { place, length } => {
-                    let longest = self.longest_value.ok_or("a large value before it was logged in to")?;
+                    let longest = self.longest_value.ok_or("a large value before the login")?;
                     let before: usize = self.large.iter().filter_map(|(_, value)| Some(value.as_ref()?.len())).sum();
                     let fits = length <= longest && length <= LONGEST_TOGETHER.max(longest).saturating_sub(before);
                     let whole = length.saturating_add(LINE_END.len());
@@ -198,14 +203,14 @@ impl<F: Framing> FrameReader<F> {
         if self.longest_value.is_some() { LONGEST_FRAME } else { LONGEST_IN_GREETING }
     }
 
-    /// The frame that was cut off last.
+    /// The frame that was cut off last, before anything else is received.
     pub(super) fn frame(&self, cut: Cut) -> Frame<'_> {
         Frame { bytes: &self.buffer[cut.range], large: cut.large }
     }
 }
 
 impl LargeValue {
-    /// Takes what is its own of these bytes. Returns how many.
+    /// Takes the next part of the value from the beginning of `bytes`. Returns its length.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let left = self.whole - self.received;
         let count = left.min(bytes.len());
@@ -234,10 +239,10 @@ mod tests {
     use super::{FrameReader, Framing, Scan};
     use crate::net::LARGE;
 
-    /// A length, a line feed, the value and a line end.
+    /// A protocol whose frames are a length, a line feed, the value and a line end.
     #[derive(Debug, Default)]
     struct Sized {
-        /// Where a large value was announced.
+        /// The index at which a large value was announced.
         announced: Option<usize>,
     }
 
@@ -291,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_the_same_however_their_bytes_arrive() {
+    fn frames_do_not_depend_on_how_their_bytes_arrive() {
         let sizes = [0, 1, LARGE, LARGE + 1, 5, 10 * LARGE, 2 << 20, 3];
         let sent: Vec<Vec<u8>> = (0_u8..).zip(sizes).map(|(number, size)| vec![number; size]).collect();
         let mut wire = Vec::new();
@@ -310,16 +315,16 @@ mod tests {
     }
 
     #[test]
-    fn no_large_value_comes_before_the_greeting_is_over() {
+    fn a_large_value_during_the_greeting_is_an_error() {
         let mut reader = FrameReader::new(Sized::default());
         let announced = b"1000000000\n";
         reader.space()[..announced.len()].copy_from_slice(announced);
         reader.received(announced.len());
-        assert!(reader.next().unwrap_err().contains("before it was logged in to"));
+        assert!(reader.next().unwrap_err().contains("before the login"));
     }
 
     #[test]
-    fn a_large_value_grows_as_it_arrives() {
+    fn the_buffer_of_a_large_value_grows_as_it_arrives() {
         let mut reader = reader(usize::MAX);
         let announced = b"1000000000\n";
         reader.space()[..announced.len()].copy_from_slice(announced);
@@ -330,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_does_not_end_where_it_should_is_refused() {
+    fn a_value_without_a_line_end_is_an_error() {
         let mut reader = reader(usize::MAX);
         let mut wire = format!("{}\n", LARGE + 1).into_bytes();
         wire.resize(wire.len() + LARGE + 3, b'x');
@@ -342,6 +347,6 @@ mod tests {
                 return;
             }
         }
-        panic!("it was taken for a value");
+        panic!("the value was accepted");
     }
 }

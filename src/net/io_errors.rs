@@ -1,4 +1,4 @@
-//! Errors of the operating system, as errors about a server.
+//! Turns errors of the operating system into errors about a server.
 
 use std::io;
 
@@ -9,17 +9,17 @@ use super::tls;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 
-/// Of an exchange that broke: it was not possible to `do_what`, as in "send to".
+/// The error of a failed exchange. `do_what` is the operation, such as "send to".
 pub(crate) fn io_error(do_what: &str, endpoint: &Endpoint, error: io::Error) -> Error {
-    not_possible(do_what, endpoint, error, ErrorKind::Io)
+    classified(do_what, endpoint, error, ErrorKind::Io)
 }
 
-/// Of a connection that could not be made.
+/// The error of a failed dial.
 pub(super) fn dial_error(endpoint: &Endpoint, error: io::Error) -> Error {
-    not_possible("connect to", endpoint, error, ErrorKind::Connect)
+    classified("connect to", endpoint, error, ErrorKind::Connect)
 }
 
-fn not_possible(do_what: &str, endpoint: &Endpoint, error: io::Error, otherwise: ErrorKind) -> Error {
+fn classified(do_what: &str, endpoint: &Endpoint, error: io::Error, otherwise: ErrorKind) -> Error {
     if let Some(refusal) = tls::refused(do_what, endpoint, &error) {
         return refusal;
     }
@@ -36,15 +36,15 @@ pub(crate) fn timed_out(do_what: &str, endpoint: &Endpoint) -> Error {
     Error::new(ErrorKind::Timeout, format!("could not {do_what} {endpoint} in time"))
 }
 
-/// Whether the socket is a parent process's.
+/// Returns whether the error is that of a socket that a parent process opened.
 pub(super) fn is_stale(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|source| source.is::<StaleSocket>())
 }
 
-/// Whether it is this machine that has run out of something: descriptors, memory, or ports.
+/// Returns whether the error is a shortage on this machine: of descriptors, memory, or ports.
 pub(super) fn is_shortage(error: &io::Error) -> bool {
     use Errno::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
     let errno = error.raw_os_error().map(Errno::from_raw);
-    // ENOSPC is what an epoll instance says that may watch no more.
+    // ENOSPC is the error of an epoll instance at the limit of watches (`max_user_watches`).
     matches!(errno, Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | ENOSPC | EADDRNOTAVAIL))
 }

@@ -1,14 +1,14 @@
-//! Exchanges with several servers at the same time.
+//! Scatter-gather: exchanges with several servers at the same time.
 //!
-//! In a runtime, futures that are polled together wait together. A thread without one can wait for one socket only, but
-//! the servers can work meanwhile: each exchange of a [`ExchangeGroup`] sends its request and is *set aside* while the others
-//! send theirs; then the replies are read, one server after the other.
+//! In a runtime, futures that are polled together wait together. A thread without a runtime can wait for one socket at
+//! a time, but the servers can work at the same time. Each exchange of an [`ExchangeGroup`] sends its request and is
+//! *set aside* while the others send theirs. Then the replies are read, one server after the other.
 //!
-//! What is set aside holds a place in a pool. So whoever has to wait for such a place, or to dial, lets the others
-//! finish first: a thread that waits for one server keeps nobody from another.
+//! An exchange that is set aside holds a permit of a pool. So an exchange that must wait for a permit, or dial, lets
+//! the others finish first: a thread that waits for one server does not hold permits of other servers.
 //!
-//! Time passes for an exchange that is set aside as for any other, so servers that hang do so all at once. But one
-//! whose reply has begun to arrive meanwhile is not charged for the time that the others took.
+//! The deadline of an exchange goes on while it is set aside, so the timeouts of several hanging servers do not add up.
+//! But if its reply has begun to arrive meanwhile, its deadline is extended by the time that it was set aside.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use crate::execution::{Execution, execution, is_slice_over};
 
-/// The exchanges that are seen through by one call of [`join_all`].
+/// The exchanges of one call of [`join_all`].
 #[derive(Debug, Default)]
 pub(crate) struct ExchangeGroup {
     set_aside: AtomicUsize,
@@ -26,8 +26,8 @@ pub(crate) struct ExchangeGroup {
 }
 
 impl ExchangeGroup {
-    /// After the deadline no server is dialled any more: those that accept and do not answer cost one wait join_all,
-    /// and not one each.
+    /// Creates a group. After its deadline no server is dialled any more, so that several servers which accept
+    /// connections and do not respond cost one wait in total, not one each.
     pub(crate) fn until(deadline: Instant) -> ExchangeGroup {
         ExchangeGroup { deadline: Some(deadline), ..ExchangeGroup::default() }
     }
@@ -36,14 +36,14 @@ impl ExchangeGroup {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Lets the others send before the reply is read.
+    /// Suspends the exchange once, so that the others send before its reply is read.
     pub(super) async fn set_aside(&self) {
         self.set_aside.fetch_add(1, Ordering::Relaxed);
         suspended_once().await;
         self.set_aside.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits until none of the others is set aside: they have finished, or wait as well.
+    /// Waits until no exchange of the group is set aside: each has finished, or waits here as well.
     pub(super) async fn let_finish(&self) {
         while self.set_aside.load(Ordering::Relaxed) > 0 {
             suspended_once().await;
@@ -51,8 +51,9 @@ impl ExchangeGroup {
     }
 }
 
-/// Polls all of them in turn until each is ready. Inline that is so at the first poll: what suspends there has only
-/// been set aside, and goes on when it is polled again, unless that is in the next slice.
+/// Polls all futures in turn until each is ready, and returns their outputs in order. Inline, this future is ready at
+/// its first poll, unless a slice ends: the futures that suspend have only been set aside, and are polled again at
+/// once.
 pub(crate) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Running::Pending(Box::pin(future))).collect();
     if let Ok(Execution::Inline) = execution() {
@@ -68,7 +69,7 @@ pub(crate) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     }
     let output = |running| match running {
         Running::Ready(output) => output,
-        Running::Pending(_) => unreachable!("every one of them was polled until it was ready"),
+        Running::Pending(_) => unreachable!("every future was polled until it was ready"),
     };
     running.into_iter().map(output).collect()
 }

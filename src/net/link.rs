@@ -1,7 +1,7 @@
-//! The two ways to a server: pooled connections for callers that block, a pipeline for each tokio runtime.
+//! Calls to a server: over pooled connections for blocking callers, over a pipeline in each tokio runtime.
 //!
-//! What happens now and then (a dial, a wait for a slot, a second attempt) is a future of its own on the heap:
-//! otherwise every exchange would carry its size about.
+//! Rare steps (a dial, a wait for a permit, a second attempt) are boxed futures. Otherwise the future of every exchange
+//! would be large enough to hold them.
 
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -25,13 +25,13 @@ use crate::lifecycle::runtime::RuntimeId;
 use crate::net::io_errors::timed_out;
 use crate::server_stats::ServerStats;
 
-/// Whether a request may be sent twice.
+/// Whether a request may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// Once more, if a reused connection turns out to be dead before a byte of the reply. A server that does not answer
-    /// in time is not asked again.
+    /// The request is sent a second time if a reused connection fails before a byte of the reply. It is not sent again
+    /// after a timeout.
     Idempotent,
-    /// Never. A reused connection is looked at before it is used.
+    /// The request is sent once. A reused connection is checked before it is used.
     Never,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Retry {
 pub(crate) struct Link<P: Protocol>(Arc<Server<P>>);
 
 impl<P: Protocol> Link<P> {
-    /// No I/O.
+    /// Creates a link, without I/O.
     pub(crate) fn new(protocol: P, settings: Settings) -> Link<P> {
         Link(Arc::new(Server::new(protocol, settings)))
     }
@@ -57,7 +57,7 @@ impl<P: Protocol> Link<P> {
         self.0.stats()
     }
 
-    /// One exchange; with a group, at the same time as the others in it.
+    /// Runs one exchange. With a group, it runs at the same time as the group's other exchanges.
     pub(crate) async fn call(
         &self,
         request: &P::Request,
@@ -68,13 +68,13 @@ impl<P: Protocol> Link<P> {
             Execution::Inline if group.is_some() || slice_end().is_some() => {
                 Box::pin(call_inline(&self.0, request, retry, group)).await
             }
-            Execution::Inline => at_once(call_inline(&self.0, request, retry, None)),
+            Execution::Inline => poll_once(call_inline(&self.0, request, retry, None)),
             #[cfg(feature = "tokio")]
             Execution::Tokio(runtime) => {
                 let default = self.0.timeouts().exchange;
                 let timeout = exchange_timeout(default);
                 if timeout < default {
-                    // A request that is given up is in flight all the same, and nobody else's.
+                    // After a timeout the request is still in flight; the pipeline discards its reply.
                     let call = Box::pin(tokio::time::timeout(timeout, self.call_on(runtime, request, retry)));
                     return call.await.unwrap_or_else(|_| Err(timed_out("receive from", self.endpoint())));
                 }
@@ -87,19 +87,19 @@ impl<P: Protocol> Link<P> {
     async fn call_on(&self, runtime: RuntimeId, request: &P::Request, retry: Retry) -> Result<P::Reply> {
         match pipeline::submit(&self.0, runtime, request, retry).await {
             Ok(reply) => {
-                pipeline::note(&self.0, request, &reply);
+                pipeline::record_reply(&self.0, request, &reply);
                 Ok(reply)
             }
-            Err(failure) => Box::pin(pipeline::conclude(&self.0, runtime, request, retry, failure)).await,
+            Err(failure) => Box::pin(pipeline::resubmit(&self.0, runtime, request, retry, failure)).await,
         }
     }
 
-    /// Forgets every connection, and that the server was down.
+    /// Discards every connection, and closes the circuit breaker.
     pub(crate) fn reset(&self) {
         self.0.reset();
     }
 
-    /// Forgets every connection, then dials and has the server answer `probe`.
+    /// Discards every connection, then dials and sends `probe`. Returns the reply.
     pub(crate) async fn reconnect(&self, probe: &P::Request, group: Option<&ExchangeGroup>) -> Result<P::Reply> {
         self.reset();
         self.call(probe, Retry::Never, group).await
@@ -116,52 +116,53 @@ async fn call_inline<P: Protocol>(
     if server.is_address_due() {
         Box::pin(server.refresh_address(Execution::Inline)).await;
     }
-    let is_hurried = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
-    let mut lease = lease(server, group).await?;
+    let has_shorter_timeout = exchange_timeout(server.timeouts().exchange) < server.timeouts().exchange;
+    let mut checkout = check_out(server, group).await?;
     let now = Instant::now();
-    if let Some(connection) = lease.connection() {
-        let has_rested = connection.has_rested(now);
-        if (retry == Retry::Never || has_rested) && !connection.stream.is_quiet() {
-            lease.discard();
-            server.lost();
-        } else if has_rested && server.is_outdated(connection) {
-            lease.discard();
+    if let Some(connection) = checkout.connection() {
+        let was_idle = connection.was_idle(now);
+        if (retry == Retry::Never || was_idle) && !connection.stream.is_quiet() {
+            checkout.discard();
+            server.connection_lost();
+        } else if was_idle && server.is_outdated(connection) {
+            checkout.discard();
         }
     }
-    match attempt(server, &mut lease, admission, now, request, group).await {
-        Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut lease, &error) => {
-            lease.discard();
-            server.lost();
-            let again = Box::pin(attempt(server, &mut lease, admission, now, request, group)).await;
-            concluded(server, lease, is_hurried, again)
+    match attempt(server, &mut checkout, admission, now, request, group).await {
+        Err(error) if retry == Retry::Idempotent && is_dead_on_arrival(&mut checkout, &error) => {
+            checkout.discard();
+            server.connection_lost();
+            let again = Box::pin(attempt(server, &mut checkout, admission, now, request, group)).await;
+            record_outcome(server, checkout, has_shorter_timeout, again)
         }
-        outcome => concluded(server, lease, is_hurried, outcome),
+        outcome => record_outcome(server, checkout, has_shorter_timeout, outcome),
     }
 }
 
-fn concluded<P: Protocol>(
+/// Records the outcome of an exchange, and returns the connection to the pool or closes it.
+fn record_outcome<P: Protocol>(
     server: &Server<P>,
-    mut lease: Checkout<'_, Box<Connection<P>>>,
-    is_hurried: bool,
+    mut checkout: Checkout<'_, Box<Connection<P>>>,
+    has_shorter_timeout: bool,
     outcome: Result<P::Reply>,
 ) -> Result<P::Reply> {
-    let is_reused = lease.is_reused();
-    match (&outcome, lease.connection()) {
+    let is_reused = checkout.is_reused();
+    match (&outcome, checkout.connection()) {
         (Ok(reply), connection) => {
             server.succeeded();
-            let connection = connection.expect("it has answered");
+            let connection = connection.expect("a reply came over a connection");
             if server.is_replaced(reply) {
                 server.replaced();
-            } else if P::is_last(reply) && server.is_settled(connection) {
-                server.leave();
-            } else if server.is_there(connection) {
-                lease.finish();
+            } else if P::is_last(reply) && server.is_past_retry_after(connection) {
+                server.retire_old_connections();
+            } else if server.is_at_current_address(connection) {
+                checkout.finish();
             }
         }
-        // There is no connection, which has been counted.
+        // The dial failed, and has been counted.
         (Err(_), None) => {}
-        (Err(_), Some(connection)) if connection.is_in_step => lease.finish(),
-        (Err(error), Some(connection)) if is_hurried && error.kind() == ErrorKind::Timeout => {
+        (Err(_), Some(connection)) if connection.is_usable_after_error => checkout.finish(),
+        (Err(error), Some(connection)) if has_shorter_timeout && error.kind() == ErrorKind::Timeout => {
             if is_reused {
                 server.distrust_idle(connection.begun);
             }
@@ -171,25 +172,25 @@ fn concluded<P: Protocol>(
     outcome
 }
 
-async fn lease<'s, P: Protocol>(
+async fn check_out<'s, P: Protocol>(
     server: &'s Server<P>,
     group: Option<&ExchangeGroup>,
 ) -> Result<Checkout<'s, Box<Connection<P>>>> {
     match server.pool.try_lease() {
-        Some(lease) => Ok(lease),
-        None => Box::pin(wait_for_lease(server, group)).await,
+        Some(checkout) => Ok(checkout),
+        None => Box::pin(wait_for_checkout(server, group)).await,
     }
 }
 
-async fn wait_for_lease<'s, P: Protocol>(
+async fn wait_for_checkout<'s, P: Protocol>(
     server: &'s Server<P>,
     group: Option<&ExchangeGroup>,
 ) -> Result<Checkout<'s, Box<Connection<P>>>> {
     if let Some(group) = group {
         group.let_finish().await;
     }
-    let lease = server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).await;
-    lease.map_err(|why| match why {
+    let checkout = server.pool.lease(Instant::now() + exchange_timeout(server.timeouts().exchange)).await;
+    checkout.map_err(|why| match why {
         NoCheckout::Exhausted => full(server.protocol.endpoint()),
         NoCheckout::Forked => Error::begun_by_parent(),
     })
@@ -197,17 +198,17 @@ async fn wait_for_lease<'s, P: Protocol>(
 
 async fn attempt<P: Protocol>(
     server: &Server<P>,
-    lease: &mut Checkout<'_, Box<Connection<P>>>,
+    checkout: &mut Checkout<'_, Box<Connection<P>>>,
     admission: Admission,
     mut now: Instant,
     request: &P::Request,
     group: Option<&ExchangeGroup>,
 ) -> Result<P::Reply> {
-    if lease.connection().is_none() {
-        lease.fill(Box::new(Box::pin(open(server, admission, group)).await?));
+    if checkout.connection().is_none() {
+        checkout.fill(Box::new(Box::pin(open(server, admission, group)).await?));
         now = Instant::now();
     }
-    let connection = lease.connection().expect("the lease is filled");
+    let connection = checkout.connection().expect("the checkout has a connection");
     let protocol = &server.protocol;
     let deadline = connection.begin(now, exchange_timeout(server.timeouts().exchange));
     let exchange = connection.send(protocol, request).await?;
@@ -231,19 +232,19 @@ async fn open<P: Protocol>(
     server.open(Execution::Inline, server.admit_dial(admission)?).await
 }
 
-/// Runs an exchange that blocks instead of suspending, as it does but in slices. On the stack: the futures that contain
-/// this call stay small.
-fn at_once<T>(exchange: impl Future<Output = T>) -> T {
+/// Polls an exchange once, which completes it: outside of slices an inline exchange blocks instead of suspending. It is
+/// polled on the stack, so the futures that contain this call stay small.
+fn poll_once<T>(exchange: impl Future<Output = T>) -> T {
     match pin!(exchange).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a blocking exchange has suspended"),
+        Poll::Pending => unreachable!("a blocking exchange suspended"),
     }
 }
 
-/// Whether a reused connection failed before a byte of the reply: the server has closed it while it was idle.
-fn is_dead_on_arrival<P: Protocol>(lease: &mut Checkout<'_, Box<Connection<P>>>, error: &Error) -> bool {
+/// Returns whether a reused connection failed before a byte of the reply: the server closed it while it was idle.
+fn is_dead_on_arrival<P: Protocol>(checkout: &mut Checkout<'_, Box<Connection<P>>>, error: &Error) -> bool {
     let broke = error.kind() == ErrorKind::Io;
-    broke && lease.is_reused() && lease.connection().is_some_and(|connection| !connection.answered)
+    broke && checkout.is_reused() && checkout.connection().is_some_and(|connection| !connection.has_received)
 }
 
 impl<P: Protocol> Debug for Link<P> {
@@ -267,11 +268,11 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, at_once};
+    use super::{Connection, Endpoint, Error, ErrorKind, Link, Protocol, Result, Retry, Settings, poll_once};
     use crate::execution::inline;
     use crate::net::{Accepted, Frame, Framing, Marking, Scan, Timeouts, WriteBuffer};
 
-    /// Lines there, lines back.
+    /// A protocol of one line for each request and one for each reply.
     #[derive(Debug)]
     struct Lines(Endpoint);
 
@@ -343,18 +344,18 @@ mod tests {
         }
     }
 
-    /// A link to a server that handles each request as told, and what the server was asked.
+    /// Returns a link to a server that runs `serve` for each request, and a channel with the requests it received.
     fn link(serve: impl Fn(&str, &mut TcpStream) -> bool + Send + 'static) -> (Link<Lines>, Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
-        let (asked, requests) = channel();
+        let (log, requests) = channel();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let reader = BufReader::new(stream.try_clone().unwrap());
                 for request in reader.lines().map_while(std::io::Result::ok) {
                     let goes_on = serve(&request, &mut stream);
-                    if asked.send(request).is_err() || !goes_on {
+                    if log.send(request).is_err() || !goes_on {
                         break;
                     }
                 }
@@ -366,21 +367,21 @@ mod tests {
 
     fn call(link: &Link<Lines>, request: &str, retry: Retry) -> Result<String> {
         let request = request.to_owned();
-        inline(|| at_once(link.call(&request, retry, None)))
+        inline(|| poll_once(link.call(&request, retry, None)))
     }
 
     #[test]
-    fn a_server_that_does_not_answer_in_time_is_not_asked_again() {
+    fn a_request_is_not_sent_again_after_a_timeout() {
         let (link, requests) = link(|request, stream| request == "slow" || stream.write_all(b"reply\n").is_ok());
         call(&link, "warm\n", Retry::Idempotent).unwrap();
         assert_eq!(call(&link, "slow\n", Retry::Idempotent).unwrap_err().kind(), ErrorKind::Timeout);
         call(&link, "after\n", Retry::Idempotent).unwrap();
-        let asked: Vec<String> = requests.iter().take(3).collect();
-        assert_eq!(asked, ["warm", "slow", "after"]);
+        let received: Vec<String> = requests.iter().take(3).collect();
+        assert_eq!(received, ["warm", "slow", "after"]);
     }
 
     #[test]
-    fn a_reused_connection_that_died_is_replaced_once() {
+    fn a_dead_reused_connection_is_replaced_once() {
         let (close, closed) = channel();
         let (link, requests) = link(move |_, stream| {
             stream.write_all(b"reply\n").unwrap();

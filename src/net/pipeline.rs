@@ -1,28 +1,48 @@
-//! Inside a tokio runtime: one connection on which many requests are in flight.
+//! Pipelines: inside a tokio runtime, one connection on which many requests are in flight.
 //!
-//! A caller appends its request to a shared buffer, under one short lock, and waits for its slot. A [`driver`], a task
-//! of the runtime, writes what has gathered in one go, cuts the replies and hands them to the slots in order. It also
-//! dials, so that a caller that gives up takes nobody's connection with it.
+//! A caller appends its request to a shared buffer, under a short lock, and waits for its reply in a slot. A
+//! [`driver`], a task of the runtime, writes all appended requests at once, receives the replies and puts them into the
+//! slots in order. The driver also dials, so a caller that is dropped does not end a connection that others wait for.
 //!
-//! From being appended a request's bytes belong to the pipeline. A caller that is dropped neither removes nor truncates
-//! them, and the reply to it is read and thrown away.
+//! Once a request is appended, its bytes belong to the pipeline. If its caller is dropped, the request is still sent
+//! whole, and its reply is read and discarded.
+//!
+//! # States
+//!
+//! A pipeline:
+//!
+//! | state | next |
+//! | --- | --- |
+//! | connecting: open, no connection yet; takes up to [`CAPACITY_BEFORE_CONNECTED`](request_queue::CAPACITY_BEFORE_CONNECTED) | *connected*, when the greeting succeeds; *closed*, when the dial fails |
+//! | connected: open; takes up to [`CAPACITY`](request_queue::CAPACITY) | *retired*, at the idle or age limit, at the first timeout of a request, by a reset, or when sending fails because the server has closed; *abandoned*, when the server has another address; *closed*, when the connection fails |
+//! | retired: not in the table, so no new request is routed to it; the others go on | *closed*, when nothing is appended or in flight, when the connection fails, or when all requests in flight have failed |
+//! | abandoned: retired; requests that were not sent go to another pipeline | *closed*, as *retired* |
+//! | closed: appending fails with the pipeline's error, and the driver has ended or ends | |
+//!
+//! A request:
+//!
+//! | state | next |
+//! | --- | --- |
+//! | waiting for capacity | *appended*, when there is capacity; *failed*, at its deadline |
+//! | appended | *in flight*, when the driver takes it to send it; *failed* or submitted again, when the pipeline is closed or abandoned |
+//! | in flight | *held*, when its reply is complete; *failed*, at its deadline; *rerouted*, if it is a read behind a large value; *failed* or sent again, when the connection ends |
+//! | held: the reply is complete and not yet proven | *done*, when a proof arrives; *failed*, if the marker is refused |
+//! | done, failed, rerouted | its caller returns, or submits the request again ([`resubmit`]) |
 //!
 //! # Order
 //!
-//! A runtime has one *primary* pipeline to a server, which every change goes through, in order. While that one is
-//! behind a large value, reads go through an extra one, those too that were in flight behind the value: they are sent
-//! again, and the first reply to them is thrown away. An extra pipeline is closed when it has had nothing to do for a
-//! while.
+//! A runtime has one *primary* pipeline to a server. All writes go through it, in order. While it is behind a large
+//! value, reads go through an *extra* pipeline. Reads that are in flight behind the value are sent again there, and the
+//! first reply to them is discarded. An extra pipeline is closed after it has been idle for five seconds.
 //!
 //! # Backpressure
 //!
-//! A pipeline takes a bounded number of requests and of bytes. Who comes next waits, within the timeouts, until there
-//! is room.
+//! A pipeline takes a limited number of requests and of bytes. Further callers wait for capacity, within the timeouts.
 //!
-//! # Over a fork
+//! # Forks
 //!
-//! The table of pipelines is a process's own. The driver and the future of a request are bound to their process: in
-//! another one they touch no lock, no waker and no socket, and are forgotten when they are dropped.
+//! The table of pipelines is process-local. The driver and the future of a request belong to their process: in another
+//! process they touch no lock, no waker and no socket, and their drop leaks them.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -49,13 +69,13 @@ mod request_queue;
 mod routes;
 mod slot;
 
-/// A value of more bytes than this keeps other replies waiting.
+/// The size in bytes above which a value delays the replies behind it, so that reads avoid it.
 const LARGE_VALUE: usize = 64 << 10;
 
-/// How often a request that was not sent is tried over another connection.
+/// The number of attempts to send a request, each over another connection.
 const ATTEMPTS: usize = 4;
 
-/// Appends a request to this runtime's pipeline, and waits for the reply. A failure goes to [`conclude`].
+/// Appends a request to this runtime's pipeline and waits for the reply. A failure is passed to [`resubmit`].
 pub(super) fn submit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
@@ -81,24 +101,25 @@ fn submit_as<P: Protocol>(
             if appended.is_some() {
                 return Poll::Pending;
             }
-            Poll::Ready(Err(Failure { error: full(server.protocol.endpoint()), progress: Progress::NoRoom }))
+            Poll::Ready(Err(Failure { error: full(server.protocol.endpoint()), progress: Progress::NoCapacity }))
         }
     })
 }
 
-/// Notes a reply that kept others waiting, or that says that this is the wrong server.
+/// Records a large value, for the route of the next read of its key, and a reply that says that this is the wrong
+/// server.
 #[inline]
-pub(super) fn note<P: Protocol>(server: &Server<P>, request: &P::Request, reply: &P::Reply) {
+pub(super) fn record_reply<P: Protocol>(server: &Server<P>, request: &P::Request, reply: &P::Reply) {
     if P::is_last(reply) {
-        server.leave();
+        server.retire_old_connections();
     }
     if P::longest_value(reply) > LARGE_VALUE && P::is_read(request) {
         server.pipelines.remember_large(request);
     }
 }
 
-/// Waits for room, or tries again, where that is the thing to do after a failure.
-pub(super) async fn conclude<P: Protocol>(
+/// Waits for capacity, or submits the request again, where the failure allows it. Otherwise returns the error.
+pub(super) async fn resubmit<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
@@ -108,11 +129,11 @@ pub(super) async fn conclude<P: Protocol>(
     let mut attempts = 1;
     loop {
         let outcome = match failure.progress {
-            Progress::NoRoom => match append_when_there_is_room(server, runtime, request, retry).await {
+            Progress::NoCapacity => match wait_and_append(server, runtime, request, retry).await {
                 Ok(appended) => appended.await,
                 Err(failure) => Err(failure),
             },
-            Progress::Evaded => submit_as(Kind::EvadedRead, server, runtime, request, retry).await,
+            Progress::Rerouted => submit_as(Kind::ReroutedRead, server, runtime, request, retry).await,
             Progress::Unsent if attempts < ATTEMPTS => {
                 attempts += 1;
                 submit(server, runtime, request, retry).await
@@ -125,7 +146,7 @@ pub(super) async fn conclude<P: Protocol>(
         };
         failure = match outcome {
             Ok(reply) => {
-                note(server, request, &reply);
+                record_reply(server, request, &reply);
                 return Ok(reply);
             }
             Err(failure) => failure,
@@ -133,30 +154,30 @@ pub(super) async fn conclude<P: Protocol>(
     }
 }
 
-/// Waits until there is room, or the driver says that it took too long. The driver has the only timer: one in a
-/// caller's future would panic when its runtime is shut down.
-async fn append_when_there_is_room<P: Protocol>(
+/// Waits for capacity and appends the request. The driver wakes the caller at the deadline. It has the only timer: one
+/// in a caller's future would panic when its runtime is shut down.
+async fn wait_and_append<P: Protocol>(
     server: &Arc<Server<P>>,
     runtime: RuntimeId,
     request: &P::Request,
     retry: Retry,
 ) -> Result<Appended<P>, Failure> {
     let pipelines = &server.pipelines;
-    let room = ProcessBound::new(Box::pin(async move {
+    let appended = ProcessBound::new(Box::pin(async move {
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
         let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
-        let mut turn = Waiter::new(&route.pipeline.request_queue, deadline.into_std());
-        poll_fn(|cx| match route.append_or_wait(server, request, retry, Some(&mut turn), cx.waker()) {
+        let mut waiter = Waiter::new(&route.pipeline.request_queue, deadline.into_std());
+        poll_fn(|cx| match route.append_or_wait(server, request, retry, Some(&mut waiter), cx.waker()) {
             Ok(None) => Poll::Pending,
             Ok(Some(appended)) => Poll::Ready(Ok(appended)),
             Err(failure) => Poll::Ready(Err(failure)),
         })
         .await
     }));
-    room.await.unwrap_or_else(|| Err(Error::begun_by_parent().into()))
+    appended.await.unwrap_or_else(|| Err(Error::begun_by_parent().into()))
 }
 
-/// Why a request came to nothing, and how far it had come.
+/// The error of a request, and how far the request had come.
 #[derive(Debug)]
 pub(super) struct Failure {
     error: Error,
@@ -165,15 +186,15 @@ pub(super) struct Failure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// It was not appended.
-    NoRoom,
-    /// It is a read, and a large value came before it.
-    Evaded,
+    /// It was not appended, because the pipeline was at capacity.
+    NoCapacity,
+    /// It is a read behind a large value, to be sent through another pipeline.
+    Rerouted,
     /// No byte of it was sent.
     Unsent,
-    /// The connection had served before, and ended before a byte of the reply.
+    /// The connection had served replies before, and ended before a byte of the reply to this request.
     Unanswered,
-    /// The server may have done what it was asked.
+    /// The server may have executed it.
     Unknown,
 }
 
@@ -183,8 +204,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// What a pipeline is closed with once its driver has ended without a failure.
-fn ended<P: Protocol>(server: &Server<P>) -> Error {
+/// The error of requests on a pipeline that was closed without a failure of its own.
+fn closed<P: Protocol>(server: &Server<P>) -> Error {
     let context = format!("the connection to {} was closed", server.protocol.endpoint());
     Error::new(ErrorKind::Io, context)
 }

@@ -1,13 +1,13 @@
-//! Idle connections, and a permit to have one.
+//! The pool of idle connections, and the permits to use or open one.
 //!
-//! A connection is leased for one exchange. A [`Checkout`] destroys its connection unless [`Checkout::finish`] says that the
-//! exchange is complete: a future that is dropped, an error, a timeout and a panic all end in the lease's drop, so a
-//! reply that is still under way never meets the next caller.
+//! A connection is checked out for one exchange. A [`Checkout`] closes its connection unless [`Checkout::finish`] is
+//! called once the exchange is complete. A dropped future, an error, a timeout and a panic all drop the checkout, so a
+//! late reply is never read by the next caller.
 //!
-//! What is pooled belongs to a generation: a child starts with an empty pool and every place free, whatever other
-//! threads had leased at the fork. Leases and waits carry their generation; the drop of an inherited one does nothing.
+//! The pool is process-local: a child starts with an empty pool and all permits, whatever other threads had checked out
+//! at the fork. Checkouts and waits carry their generation; the drop of an inherited one does nothing.
 //!
-//! Only callers that block have pooled connections: inside a tokio runtime they share a pipeline.
+//! Only blocking callers use pooled connections. Callers inside a tokio runtime share a pipeline.
 
 use std::mem;
 use std::sync::MutexGuard;
@@ -19,6 +19,7 @@ use crate::execution::blocking;
 use crate::lifecycle::{ProcessLocal, gate, generation};
 use crate::sync::{Lock, block_until};
 
+/// A pool of connections.
 #[derive(Debug)]
 pub(super) struct Pool<C> {
     state: ProcessLocal<Lock<State<C>>>,
@@ -28,31 +29,31 @@ pub(super) struct Pool<C> {
 #[derive(Debug)]
 struct State<C> {
     size: usize,
-    /// The one that was used last comes last.
+    /// The idle connections. The one that was used last comes last, and is used first.
     idle: Vec<C>,
     leased: usize,
     waiters: WaitQueue,
-    /// Goes up with each reset: what was leased before is not taken back.
+    /// Incremented by each reset: connections that were checked out before are not returned to the pool.
     epoch: u64,
     built_in: u64,
 }
 
-/// Why there is no lease.
+/// The error of a checkout.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoCheckout {
-    /// No place became free in time.
+    /// No permit became free in time.
     Exhausted,
     /// The wait began in a parent process.
     Forked,
 }
 
 impl<C: Send> Pool<C> {
-    /// At most `size` connections at a time.
+    /// Creates a pool of at most `size` connections, but at least one.
     pub(super) fn new(size: usize) -> Pool<C> {
         Pool { state: ProcessLocal::new(), size: size.max(1) }
     }
 
-    /// A lease, with an idle connection if there is one; `None` while every slot is taken.
+    /// Checks a connection out, or a permit without one if none is idle. Returns `None` while all permits are taken.
     pub(super) fn try_lease(&self) -> Option<Checkout<'_, C>> {
         let generation = generation();
         let state = self.state();
@@ -60,7 +61,7 @@ impl<C: Send> Pool<C> {
         (locked.leased < locked.size).then(|| Checkout::of(state, locked, generation))
     }
 
-    /// Waits for a lease until `deadline`, blocking this thread.
+    /// Waits for a permit until `deadline`, blocking this thread.
     pub(super) async fn lease(&self, deadline: Instant) -> Result<Checkout<'_, C>, NoCheckout> {
         let generation = generation();
         let state = self.state();
@@ -93,12 +94,12 @@ impl<C: Send> Pool<C> {
         })
     }
 
-    /// Forgets every connection: the idle ones now, the leased ones when they come back.
+    /// Closes every connection: the idle ones now, the others when they are returned.
     pub(super) fn reset(&self) {
         self.forget_idle(|_| true, 1);
     }
 
-    /// Closes the idle connections for which that is so.
+    /// Closes the idle connections for which `is_closed` returns `true`.
     pub(super) fn close_idle(&self, is_closed: impl FnMut(&mut C) -> bool) {
         self.forget_idle(is_closed, 0);
     }
@@ -110,12 +111,12 @@ impl<C: Send> Pool<C> {
                 state.epoch += epochs;
                 state.idle.extract_if(.., |connection| is_forgotten(connection)).collect()
             };
-            // Closed outside of the lock.
+            // They are closed outside of the lock.
             drop(forgotten);
         }
     }
 
-    /// How many connections are idle, and how many are leased.
+    /// The number of idle connections, and of permits that are taken.
     pub(super) fn count(&self) -> (usize, usize) {
         self.state.get().map_or((0, 0), |state| {
             let state = state.lock();
@@ -145,7 +146,7 @@ impl<C> Limited for State<C> {
     }
 }
 
-/// A permit to have one connection, for one exchange.
+/// A permit to use one connection for one exchange, and the connection.
 pub(super) struct Checkout<'a, C> {
     state: &'a Lock<State<C>>,
     generation: u64,
@@ -155,35 +156,35 @@ pub(super) struct Checkout<'a, C> {
 }
 
 impl<'a, C> Checkout<'a, C> {
-    /// Takes a place, of which there must be one.
+    /// Takes a permit, of which there must be a free one.
     fn of(state: &'a Lock<State<C>>, mut locked: MutexGuard<'_, State<C>>, generation: u64) -> Checkout<'a, C> {
         locked.leased += 1;
         let connection = locked.idle.pop();
         Checkout { state, generation, epoch: locked.epoch, reused: connection.is_some(), connection }
     }
 
-    /// The idle connection that came with the lease, or the one that was put into it.
+    /// The connection: an idle one of the pool, or the one that was put in by [`fill`](Checkout::fill).
     pub(super) fn connection(&mut self) -> Option<&mut C> {
         self.connection.as_mut()
     }
 
-    /// Whether the connection has served before.
+    /// Returns whether the connection has served before.
     pub(super) fn is_reused(&self) -> bool {
         self.reused
     }
 
-    /// Destroys the connection that came with the lease, if it is not to be trusted.
+    /// Closes the connection of the pool, and keeps the permit.
     pub(super) fn discard(&mut self) {
         self.reused = false;
         self.connection = None;
     }
 
-    /// Puts a fresh connection in.
+    /// Puts a new connection in.
     pub(super) fn fill(&mut self, connection: C) {
         self.connection = Some(connection);
     }
 
-    /// The exchange is complete: the connection may serve again.
+    /// Returns the connection to the pool, after a complete exchange.
     pub(super) fn finish(mut self) {
         let connection = self.connection.take();
         self.give_back(connection);
@@ -212,7 +213,7 @@ impl<'a, C> Checkout<'a, C> {
     }
 }
 
-/// In place of a lease's generation, once it was given back.
+/// The generation of a checkout that was returned: no process has it.
 const GIVEN_BACK: u64 = 0;
 
 impl<C> Drop for Checkout<'_, C> {

@@ -1,4 +1,4 @@
-//! A server: what all connections to it have in common, and what is known of its health.
+//! A server: the state that all connections to it share, and its health.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -20,11 +20,12 @@ use crate::telemetry;
 
 mod opening;
 
-/// The bounds of every wait.
+/// The timeouts of every wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timeouts {
+    /// For a dial, including a lookup of the address and TLS.
     pub(crate) connect: Duration,
-    /// For the wait for a free connection, for a greeting, and for a request with its reply: each.
+    /// For each of: the wait for a free connection, a greeting, and an exchange.
     pub(crate) exchange: Duration,
 }
 
@@ -33,11 +34,11 @@ pub(crate) struct Timeouts {
 pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
     pub(crate) pool_size: usize,
-    /// After how many failures in a row the server counts as down.
+    /// The number of consecutive failures after which the circuit breaker opens.
     pub(crate) failures: u32,
     /// How long a server that is down is not dialled.
     pub(crate) retry_after: Duration,
-    /// After what time without traffic the kernel asks whether the other side is still there.
+    /// The time without traffic after which the kernel sends keepalive probes.
     pub(crate) keepalive: Option<Duration>,
     /// How long a connection may be idle, and how old it may be, to be used again.
     pub(crate) max_idle: Option<Duration>,
@@ -59,20 +60,21 @@ impl Default for Settings {
     }
 }
 
-/// The part of the time for a dial that it may take to ask again where a server is.
+/// A refresh of the address may take the connect timeout divided by this.
 const REFRESH_PART: u32 = 4;
 
+/// A server over one protocol.
 pub(super) struct Server<P: Protocol> {
     pub(super) protocol: P,
     pub(super) settings: Settings,
     breaker: Breaker,
-    /// Asked before a connection is opened only: a server that has no room for another one, or does not know a new
-    /// password, still answers over those that it has let in.
+    /// Checked only before a connection is opened: a server that is at its connection limit, or does not know a new
+    /// password, still responds over its existing connections.
     login_breaker: Breaker,
     dial_limit: Arc<DialLimit>,
     has_greeted: AtomicBool,
     counts: ProcessLocal<Counts>,
-    /// On the heap, since a lease moves what it holds.
+    /// The connections are boxed because a checkout moves them.
     pub(super) pool: Pool<Box<Connection<P>>>,
     #[cfg(feature = "tokio")]
     pub(super) pipelines: Pipelines<P>,
@@ -84,7 +86,7 @@ struct Counts {
     timeouts: AtomicU64,
 }
 
-/// What the breakers said when they let a dial through.
+/// The admissions of both circuit breakers for a dial.
 #[derive(Clone, Copy)]
 pub(super) struct Admissions {
     call: Admission,
@@ -112,31 +114,31 @@ impl<P: Protocol> Server<P> {
         self.settings.timeouts
     }
 
-    /// Refuses at once while the server is down.
+    /// Admits a call. Fails at once while the server is down.
     pub(super) fn admit(&self) -> Result<Admission> {
-        self.breaker.admit().ok_or_else(|| self.is_down())
+        self.breaker.admit().ok_or_else(|| self.down_error())
     }
 
-    /// Refuses also while the server lets no connection in.
+    /// Admits a dial for an admitted call. Fails at once while the server refuses logins.
     pub(super) fn admit_dial(&self, call: Admission) -> Result<Admissions> {
-        let login = self.login_breaker.admit().ok_or_else(|| self.refuses_logins())?;
+        let login = self.login_breaker.admit().ok_or_else(|| self.login_refused_error())?;
         Ok(Admissions { call, login })
     }
 
     #[cold]
-    fn is_down(&self) -> Error {
-        self.left_alone("has failed", &self.breaker)
+    fn down_error(&self) -> Error {
+        self.unavailable("has failed", &self.breaker)
     }
 
     #[cold]
-    fn refuses_logins(&self) -> Error {
+    fn login_refused_error(&self) -> Error {
         let is_looked_up = self.protocol.discovery().is_some();
         let why = if is_looked_up { "was not found, or has let nobody in" } else { "has let nobody in" };
-        self.left_alone(why, &self.login_breaker)
+        self.unavailable(why, &self.login_breaker)
     }
 
-    /// In fixed words, so that those who collect errors see one and not many.
-    fn left_alone(&self, why: &str, breaker: &Breaker) -> Error {
+    /// The error while a breaker is open. Its text is constant, so that error collectors group all of them as one.
+    fn unavailable(&self, why: &str, breaker: &Breaker) -> Error {
         let context = format!("{} {why}, and is not tried again before retry_after is over", self.protocol.endpoint());
         match breaker.cause() {
             Some(cause) => Error::with_source(ErrorKind::Unavailable, context, cause),
@@ -144,28 +146,28 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// Asks where the server is by now, and gives up the connections that lead elsewhere.
+    /// Looks the server's address up, and abandons the connections to other addresses.
     pub(super) async fn refresh_address(&self, execution: Execution) {
         let Some(discovery) = self.protocol.discovery() else { return };
-        if discovery.refresh(execution, self.patience_to_refresh(), &self.settings).await {
+        if discovery.refresh(execution, self.refresh_timeout(), &self.settings).await {
             self.abandon(Some(discovery.endpoint()));
         }
     }
 
-    /// Whether to do so now.
+    /// Returns whether the caller must refresh the address now. Only one caller is chosen for each period.
     #[inline]
     pub(super) fn is_address_due(&self) -> bool {
-        self.protocol.discovery().is_some_and(|discovery| discovery.is_due(self.patience_to_refresh()))
+        self.protocol.discovery().is_some_and(|discovery| discovery.is_due(self.refresh_timeout()))
     }
 
-    /// Not longer than the exchange may take for which a caller waits.
-    fn patience_to_refresh(&self) -> Duration {
+    /// The timeout of a refresh, at most that of the exchange that waits for it.
+    fn refresh_timeout(&self) -> Duration {
         let Timeouts { connect, exchange } = self.timeouts();
         (connect / REFRESH_PART).min(exchange_timeout(exchange))
     }
 
-    /// Counts a failure, if it says something about the server. That a reused connection gives no answer says something
-    /// about those that were idle beside it, first of all.
+    /// Records a failure, if its kind is one of the server or the network. A timeout on a reused connection may be a
+    /// fault of the connection: it only makes the server suspect, and closes the idle connections.
     pub(super) fn failed(&self, error: &Error, was_reused: bool) {
         if error.kind() == ErrorKind::Timeout {
             self.counts.get_or_init(Counts::default).timeouts.fetch_add(1, Ordering::Relaxed);
@@ -173,7 +175,7 @@ impl<P: Protocol> Server<P> {
         if !is_outage(error.kind()) {
             return;
         }
-        self.doubt();
+        self.mark_unproven();
         if was_reused && error.kind() == ErrorKind::Timeout {
             self.breaker.suspect();
             self.close_idle(None);
@@ -182,26 +184,26 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// One that had less time than the server may take got no answer in it. That says nothing of the server, but those
-    /// that were idle meanwhile may be gone as well.
+    /// Closes the connections that have been idle since before `since`, after a timeout shorter than the server's. Such
+    /// a timeout is no failure of the server, but the connections may be dead.
     pub(super) fn distrust_idle(&self, since: Instant) {
         self.pool.close_idle(|connection| connection.begun < since);
     }
 
-    /// A connection that has served was closed.
-    pub(super) fn lost(&self) {
-        self.doubt();
+    /// Records that the server closed a connection that had served.
+    pub(super) fn connection_lost(&self) {
+        self.mark_unproven();
     }
 
-    /// Nothing good is known of the server any more.
-    fn doubt(&self) {
-        self.dial_limit.doubt();
+    /// Limits dials, and makes the next one look the address up, until the server responds again.
+    fn mark_unproven(&self) {
+        self.dial_limit.mark_unproven();
         if let Some(discovery) = self.protocol.discovery() {
-            discovery.doubt();
+            discovery.mark_doubtful();
         }
     }
 
-    /// Records that an exchange came to its end.
+    /// Records a complete exchange.
     #[inline]
     pub(super) fn succeeded(&self) {
         self.dial_limit.succeeded();
@@ -210,49 +212,51 @@ impl<P: Protocol> Server<P> {
         }
     }
 
-    /// This is not the server that is meant, or no longer: the next connection may lead to another one.
+    /// Closes connections older than `retry_after`, after a reply that this is the wrong server: a new connection may
+    /// lead to another one.
     #[cold]
-    pub(super) fn leave(&self) {
+    pub(super) fn retire_old_connections(&self) {
         self.close_idle(Some(Instant::now() - self.settings.retry_after));
     }
 
-    /// Whether a connection is old enough to be left: another one that was just dialled would lead to the same server.
-    pub(super) fn is_settled(&self, connection: &Connection<P>) -> bool {
+    /// Returns whether a connection is older than `retry_after`. A younger one is kept: another dial would lead to the
+    /// same server.
+    pub(super) fn is_past_retry_after(&self, connection: &Connection<P>) -> bool {
         connection.opened.elapsed() > self.settings.retry_after
     }
 
-    /// Whether another server has taken the place of the one that has answered this. Where that is has to be asked.
+    /// Returns whether a reply says that another server has replaced this one, and its address can be looked up.
     #[inline]
     pub(super) fn is_replaced(&self, reply: &P::Reply) -> bool {
         self.protocol.discovery().is_some() && P::is_replaced(reply)
     }
 
-    /// Another server has taken the place of the one that there are connections to: no request goes there any more, and
-    /// the next dial asks where it is.
+    /// Abandons all connections, because another server has replaced this one. The next dial looks its address up.
     #[cold]
     pub(super) fn replaced(&self) {
-        self.doubt();
+        self.mark_unproven();
         self.pool.reset();
         self.abandon(None);
     }
 
-    /// Gives up the connections; of those to this server, none.
+    /// Abandons the connections to other addresses than `unless`; all of them without one.
     fn abandon(&self, unless: Option<&Endpoint>) {
         self.pool.close_idle(|connection| unless.is_none_or(|endpoint| connection.endpoint != *endpoint));
         #[cfg(feature = "tokio")]
         self.pipelines.abandon(unless);
     }
 
-    /// Whether a connection leads to where the server is, as far as is known.
+    /// Returns whether a connection leads to the server's last known address.
     #[inline]
-    pub(super) fn is_there(&self, connection: &Connection<P>) -> bool {
+    pub(super) fn is_at_current_address(&self, connection: &Connection<P>) -> bool {
         self.protocol.discovery().is_none_or(|discovery| *discovery.endpoint() == connection.endpoint)
     }
 
-    /// Closes the connections that have nothing to do, or those that were opened before this.
+    /// Closes idle pooled connections and retires pipelines: those that were opened before `opened_before`, or without
+    /// it all that have no request in flight.
     fn close_idle(&self, opened_before: Option<Instant>) {
-        let is_meant = |opened: Instant| opened_before.is_none_or(|before| opened < before);
-        self.pool.close_idle(|connection| is_meant(connection.opened));
+        let is_old = |opened: Instant| opened_before.is_none_or(|before| opened < before);
+        self.pool.close_idle(|connection| is_old(connection.opened));
         #[cfg(feature = "tokio")]
         self.pipelines.retire_if(|pipeline| match opened_before {
             None => pipeline.in_flight() == 0,
@@ -260,16 +264,16 @@ impl<P: Protocol> Server<P> {
         });
     }
 
-    /// Whether a connection was idle for too long, or is too old.
+    /// Returns whether a connection was idle for longer than `max_idle`, or is older than `max_age`.
     pub(super) fn is_outdated(&self, connection: &Connection<P>) -> bool {
         let is_over = |limit: Option<Duration>, since: Instant| limit.is_some_and(|limit| since.elapsed() > limit);
         is_over(self.settings.max_idle, connection.begun) || is_over(self.settings.max_age, connection.opened)
     }
 
-    /// Forgets every connection, and that the server was down.
+    /// Discards every connection, and closes both circuit breakers.
     pub(super) fn reset(&self) {
         if let Some(discovery) = self.protocol.discovery() {
-            discovery.doubt();
+            discovery.mark_doubtful();
         }
         self.pool.reset();
         #[cfg(feature = "tokio")]
@@ -296,13 +300,13 @@ impl<P: Protocol> Server<P> {
     }
 }
 
-/// Of a request for which there is no room.
+/// The error of a request that found no capacity in time.
 pub(super) fn full(endpoint: &Endpoint) -> Error {
-    let context = format!("as many requests to {endpoint} are under way as there may be, and none ended in time");
+    let context = format!("the limit of requests in flight to {endpoint} is reached, and none ended in time");
     Error::new(ErrorKind::Full, context)
 }
 
-/// Whether a failure says that the server, or the way to it, is out of order.
+/// Returns whether a failure is one of the server or the network, which the circuit breaker counts.
 fn is_outage(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Io | ErrorKind::Protocol)
 }

@@ -1,7 +1,7 @@
-//! A socket that knows which process opened it.
+//! A socket that belongs to the process that opened it.
 //!
-//! It is entered in the ledger before it exists and leaves it when it is closed. In a process that inherited it every
-//! operation is an error and the drop does nothing: the number stands for the ledger's tombstone there.
+//! It is entered in the ledger before it exists, and removed when it is closed. In a process that inherited it, every
+//! operation fails and the drop does nothing: its descriptor number refers to the ledger's tombstone there.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -24,12 +24,13 @@ use tokio::io::unix::AsyncFd;
 
 use crate::lifecycle::ledger::{Entry, Use};
 
-/// How often the other side is asked.
+/// The number of keepalive probes without a response after which the kernel closes the connection.
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// What the kernel takes, in seconds.
+/// The kernel's limit for the keepalive time, in seconds.
 const LONGEST_KEEPALIVE: u32 = 32_767;
 
+/// A TCP or Unix socket of this process.
 #[derive(Debug)]
 pub(crate) struct Socket {
     descriptor: ManuallyDrop<OwnedFd>,
@@ -48,17 +49,17 @@ impl fmt::Display for StaleSocket {
 
 impl std::error::Error for StaleSocket {}
 
-/// How far a connection attempt has come.
+/// The state of a connection attempt.
 pub(crate) enum Connecting {
     Done,
-    /// Writable, or failed, once it is decided.
+    /// In progress: the socket becomes writable when the attempt succeeds or fails.
     UnderWay,
-    /// The server's queue is full; to be tried again.
+    /// The queue of the server's Unix socket is full: connect again later.
     Full,
 }
 
 impl Socket {
-    /// A non-blocking socket for TCP, not yet connected.
+    /// Opens a non-blocking TCP socket, not yet connected.
     pub(crate) fn tcp(address: &SocketAddr, keepalive: Option<Duration>) -> io::Result<Socket> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = Socket::open(family)?;
@@ -69,8 +70,8 @@ impl Socket {
         Ok(socket)
     }
 
-    /// After that time without traffic the kernel asks whether the other side is still there. Where nothing is
-    /// acknowledged for twice as long, it gives the connection up.
+    /// Makes the kernel send keepalive probes after `idle` without traffic, and close the connection if nothing is
+    /// acknowledged for twice as long.
     fn keep_alive(&self, idle: Duration) -> io::Result<()> {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_KEEPALIVE);
         let socket = &self.own()?;
@@ -82,7 +83,7 @@ impl Socket {
         Ok(())
     }
 
-    /// A non-blocking Unix socket, not yet connected.
+    /// Opens a non-blocking Unix socket, not yet connected.
     pub(crate) fn unix() -> io::Result<Socket> {
         Socket::open(AddressFamily::Unix)
     }
@@ -110,7 +111,7 @@ impl Socket {
         }
     }
 
-    /// What became of a connection attempt that was under way.
+    /// The result of a connection attempt that was in progress.
     pub(crate) fn connected(&self) -> io::Result<()> {
         match socket::getsockopt(&self.own()?, sockopt::SocketError)? {
             0 => Ok(()),
@@ -118,7 +119,7 @@ impl Socket {
         }
     }
 
-    /// Waits until the socket is writable; `None` if it is not by then.
+    /// Waits until the socket is writable. Returns `None` if it is not writable by `until`.
     pub(crate) fn wait_writable(&self, until: Instant) -> Option<io::Result<()>> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -137,20 +138,20 @@ impl Socket {
         }
     }
 
-    /// Makes receiving wait, from now on.
+    /// Makes receiving block.
     pub(crate) fn set_blocking(&self) -> io::Result<()> {
         let flags = OFlag::from_bits_retain(fcntl(self.own()?, FcntlArg::F_GETFL)?);
         fcntl(self.own()?, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
         Ok(())
     }
 
-    /// How long a blocking receive waits.
+    /// Sets the timeout of a blocking receive.
     pub(crate) fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
         Ok(socket::setsockopt(&self.own()?, sockopt::ReceiveTimeout, &time_value(timeout))?)
     }
 
-    /// Sends what fits, without waiting. (The kernel's timeout would not do: on a Unix socket it starts over with each
-    /// part that the peer makes room for.)
+    /// Sends as many bytes as the kernel's buffer has room for, without waiting. (The kernel's send timeout cannot be
+    /// used: on a Unix socket it starts again with each part that the peer makes room for.)
     #[inline]
     pub(crate) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -165,12 +166,12 @@ impl Socket {
         Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::empty())?)
     }
 
-    /// Receives what there is, without waiting.
+    /// Receives the bytes that have arrived, without waiting.
     pub(crate) fn receive_at_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(socket::recv(self.own()?.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
     }
 
-    /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like.
+    /// Returns whether nothing has arrived, not even the end of the stream, as expected between exchanges.
     pub(crate) fn is_quiet(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let looked = self.own().map(|own| socket::recv(own.as_raw_fd(), &mut [0], flags));
@@ -179,11 +180,11 @@ impl Socket {
 
     /// Registers a non-blocking socket with the current tokio runtime.
     #[cfg(feature = "tokio")]
-    #[expect(unsafe_code, reason = "tokio has to be promised that the descriptor stays the same")]
+    #[expect(unsafe_code, reason = "tokio requires that the descriptor stays the same")]
     pub(crate) fn register(self) -> io::Result<AsyncFd<Socket>> {
         let _use = self.begin_use().ok_or_else(stale)?;
-        // SAFETY: `as_raw_fd` and `as_fd` give the same descriptor at every call, and it is closed only by the drop. In
-        // a child the number stands for the ledger's tombstone, and the registration is never touched again.
+        // SAFETY: `as_raw_fd` and `as_fd` return the same descriptor at every call, and only the drop closes it. In a
+        // child the number refers to the ledger's tombstone, and the registration is never used again.
         Ok(unsafe { AsyncFd::register(self) }?)
     }
 
@@ -194,7 +195,8 @@ impl Socket {
         Ok(Own { descriptor: self.descriptor.as_fd(), _use: begun })
     }
 
-    /// To be held through whatever needs the descriptor's number; `None` if it is another process's.
+    /// Begins a use of the descriptor's number, which lasts until the returned value is dropped. Returns `None` in a
+    /// process that did not open the socket.
     #[inline]
     pub(super) fn begin_use(&self) -> Option<Use> {
         self.entry.begin_use()
@@ -240,13 +242,13 @@ impl AsFd for Socket {
 impl Drop for Socket {
     #[expect(unsafe_code, reason = "the ledger, not the descriptor's own drop, decides whether it is closed")]
     fn drop(&mut self) {
-        // SAFETY: taken once, here; nothing uses the socket afterwards.
+        // SAFETY: the descriptor is taken once, here, and nothing uses the socket afterwards.
         let descriptor = unsafe { ManuallyDrop::take(&mut self.descriptor) };
         self.entry.close(descriptor);
     }
 }
 
-/// At least a microsecond: to the kernel zero means for ever.
+/// Converts a timeout, to at least a microsecond: to the kernel zero means no timeout.
 fn time_value(timeout: Duration) -> TimeVal {
     let microseconds = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1);
     TimeVal::microseconds(microseconds)

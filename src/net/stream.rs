@@ -1,16 +1,15 @@
-//! A connected byte stream, blocking or tokio's, behind one trait.
+//! A connected byte stream: one trait for blocking streams and tokio's.
 //!
-//! To receive or to send is to poll. A blocking stream waits instead of being pending, so whatever is written
-//! on top of the trait as asynchronous code is ready at its first poll there. In [slices](super::execution::in_slice) it is
-//! pending where it has waited until the end of one.
+//! The methods of the trait poll. A blocking stream waits instead of returning pending, so asynchronous code on top of
+//! the trait is ready at its first poll. In [slices](crate::execution::in_slice) it returns pending when a slice ends
+//! during a wait.
 //!
 //! # Deadlines
 //!
-//! A blocking exchange has one deadline. The kernel's timeout for receiving is set when the stream is made; before each
-//! wait the time that is left is compared with what is set, and set again only where they differ by more than a
-//! fiftieth: after a slow write, a reply in pieces, or a signal. Sending waits only where the socket has no room. So a
-//! normal exchange is two system calls and one reading of the clock, when it begins. Over tokio, a timer of its own
-//! bounds an exchange.
+//! A blocking exchange has one deadline. The kernel's receive timeout is set when the stream is created. Before each
+//! wait, the remaining time is compared with it. It is set again only if they differ by more than a fiftieth: after a
+//! slow write, a reply in pieces, or a signal. Sending waits only while the socket's buffer is full. So a typical
+//! exchange takes two system calls and reads the clock once, when it begins. Over tokio, a timer limits an exchange.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -20,40 +19,42 @@ use std::time::{Duration, Instant};
 use super::socket::Socket;
 use crate::execution::{slice_end, wait_end};
 
-/// The part of its timeout by which a wait may be too long.
+/// A wait may be too long by its timeout divided by this.
 const SLACK: u32 = 50;
 
-/// What a connection stands on: a socket, or whatever encrypts one.
+/// A stream of bytes to and from a server: a socket, or TLS over one.
 pub(crate) trait ByteStream: Debug + Send {
-    /// Receives what there is, at least a byte; 0 means that the server has closed the connection.
+    /// Receives at least one byte; 0 means that the server has closed the connection.
     fn poll_receive(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 
-    /// Sends what fits of these pieces, at least a byte.
+    /// Sends at least one byte of these pieces. Returns how many.
     fn poll_send(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
 
-    /// Receives what there is, without waiting: [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    /// Receives the bytes that have arrived, without waiting. Fails with [`WouldBlock`](io::ErrorKind::WouldBlock) if
+    /// there are none.
     fn receive_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Bounds every wait of a blocking stream from `now` on: all of them together by `timeout`.
+    /// Limits the waits of a blocking stream to `timeout` in total, from `now` on.
     fn set_deadline(&mut self, now: Instant, timeout: Duration);
 
-    /// Whether nothing has arrived, not even the end: what a connection between exchanges looks like. Of an encrypted
-    /// stream, nothing that is left when it is decrypted.
+    /// Returns whether nothing has arrived, not even the end of the stream, as expected between exchanges. On an
+    /// encrypted stream, only decrypted bytes and the end count.
     fn is_quiet(&mut self) -> bool;
 }
 
+/// A stream over a socket that blocks the calling thread.
 #[derive(Debug)]
 pub(super) struct BlockingStream {
     socket: Socket,
     deadline: Instant,
-    /// The time until the deadline, while nothing has waited since that was set.
+    /// The time until the deadline, until the first wait after the deadline was set.
     whole: Option<Duration>,
-    /// What the kernel's timeout is set to.
+    /// The value of the kernel's receive timeout.
     receive_timeout: Duration,
 }
 
 impl BlockingStream {
-    /// Takes over a connected socket, and makes it blocking.
+    /// Takes a connected socket, and makes it blocking.
     pub(super) fn new(socket: Socket, timeout: Duration) -> io::Result<BlockingStream> {
         socket.set_blocking()?;
         socket.set_receive_timeout(timeout)?;
@@ -71,7 +72,7 @@ impl BlockingStream {
                         None => return timed_out(until, self.deadline),
                     }
                 }
-                // A signal is no failure.
+                // A signal is not a failure.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => return Poll::Ready(sent),
             }
@@ -87,21 +88,21 @@ impl BlockingStream {
                 self.wait_for(left)?;
                 self.socket.receive(buffer)
             } else if slice_end().is_some() {
-                // The caller's time between two slices is not the server's.
+                // The deadline has passed between two slices: bytes that have arrived meanwhile are still received.
                 self.socket.receive_at_once(buffer)
             } else {
                 return timed_out(until, self.deadline);
             };
             match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return timed_out(until, self.deadline),
-                // The loop goes on with the time that is left.
+                // The loop continues with the remaining time.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 received => return Poll::Ready(received),
             }
         }
     }
 
-    /// Has the next receive wait for about so long.
+    /// Sets the timeout of the next receive, unless it is about `left` already.
     fn wait_for(&mut self, left: Duration) -> io::Result<()> {
         if differ(self.receive_timeout, left) {
             self.socket.set_receive_timeout(left)?;
@@ -137,7 +138,7 @@ fn differ(set: Duration, left: Duration) -> bool {
     set.abs_diff(left) > set / SLACK
 }
 
-/// What has become of a wait that has come to its end without anything.
+/// The result of a wait that has ended without an event: pending at the end of a slice, otherwise a timeout.
 fn timed_out<T>(until: Instant, deadline: Instant) -> Poll<io::Result<T>> {
     if until < deadline { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) }
 }
@@ -154,10 +155,11 @@ mod tests {
     use crate::execution::in_slice;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
-    /// A slow machine, not a wait that starts over: a peer here would keep one going for tens of seconds.
+    /// Longer than a timeout takes on a slow machine, and shorter than a wait that is prolonged by these peers, which
+    /// would take tens of seconds.
     const MUCH_TOO_LONG: Duration = Duration::from_secs(5);
 
-    /// A stream, and its peer in a thread of its own, until the stream is dropped.
+    /// Returns a stream whose peer runs in a thread of its own.
     fn stream(peer: impl FnOnce(UnixStream) + Send + 'static) -> BlockingStream {
         let path =
             std::env::temp_dir().join(format!("prefork-cache-stream-{}-{:p}", std::process::id(), &raw const peer));
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_answers_byte_by_byte_does_not_prolong_a_read() {
+    fn a_peer_that_sends_byte_by_byte_does_not_prolong_a_read() {
         let mut stream = stream(|mut peer| {
             while peer.write_all(b"x").is_ok() {
                 thread::sleep(TIMEOUT / 20);
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_that_was_shortened_is_set_again() {
+    fn a_shortened_timeout_is_set_again() {
         let mut stream = stream(|mut peer| {
             thread::sleep(TIMEOUT / 2);
             peer.write_all(b"late").unwrap();
@@ -223,42 +225,42 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_left_at_the_end_of_a_slice_and_gone_on_with_in_the_next() {
-        let (say, said) = channel();
+    fn a_wait_is_suspended_at_the_end_of_a_slice_and_continued_in_the_next() {
+        let (start, started) = channel();
         let mut stream = stream(move |mut peer| {
-            said.recv().unwrap();
+            started.recv().unwrap();
             peer.write_all(b"late").unwrap();
             let _ = peer.read(&mut [0]);
         });
         stream.deadline = Instant::now() + 60 * TIMEOUT;
         let mut buffer = [0; 16];
         assert!(in_slice(Instant::now() + TIMEOUT / 20, || stream.receive(&mut buffer)).is_pending());
-        say.send(()).unwrap();
+        start.send(()).unwrap();
         let received = in_slice(Instant::now() + MUCH_TOO_LONG, || stream.receive(&mut buffer));
         assert_eq!(now(received).unwrap(), 4);
     }
 
     #[test]
-    fn what_has_come_between_two_slices_is_taken_after_the_deadline_too() {
-        let (say, said) = channel();
+    fn bytes_that_arrived_between_two_slices_are_received_after_the_deadline() {
+        let (report, written) = channel();
         let mut stream = stream(move |mut peer| {
             peer.write_all(b"late").unwrap();
-            say.send(()).unwrap();
+            report.send(()).unwrap();
             let _ = peer.read(&mut [0]);
         });
-        said.recv().unwrap();
+        written.recv().unwrap();
         stream.deadline = Instant::now();
         let mut buffer = [0; 16];
         let mut receive = || now(in_slice(Instant::now() + MUCH_TOO_LONG, || stream.receive(&mut buffer)));
         assert_eq!(receive().unwrap(), 4);
-        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::TimedOut, "no more than that");
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::TimedOut, "nothing more arrives");
     }
 
-    /// Of a stream that waits until it is ready.
+    /// The output of a poll of a blocking stream outside of slices.
     fn now<T>(polled: Poll<T>) -> T {
         match polled {
             Poll::Ready(ready) => ready,
-            Poll::Pending => panic!("a blocking stream has suspended"),
+            Poll::Pending => panic!("a blocking stream suspended"),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! TLS: one more [`ByteStream`](super::stream::ByteStream), over a blocking one or over tokio's.
+//! TLS: a [`ByteStream`](super::stream::ByteStream) over a blocking stream or tokio's.
 //!
-//! What a store knows of TLS ([`Tls`]) is read when it is built: the roots, its own certificate and key. It never
-//! changes, so a child goes on with what it inherited. What changes is a process's own: the sessions that a server lets
-//! resume ([`config`]), and each connection's keys ([`stream`]). An inherited session is not used: the socket below it
-//! is cut, and the session's own drop says nothing on the wire.
+//! The TLS configuration of a store ([`Tls`]) is read when the store is built: the root certificates, its certificate
+//! and key. It is immutable, so a child uses the inherited one. Mutable state is process-local: the sessions that can
+//! be resumed ([`config`]) and each connection's keys ([`stream`]). An inherited connection is not used: the socket
+//! below it is cut, and its drop sends nothing.
 
 #[cfg(feature = "tls")]
 mod config;
@@ -28,16 +28,16 @@ pub(super) use refusal::refused;
 #[cfg(feature = "tls")]
 pub(super) use stream::secure;
 
-/// How a server is to be recognized, and this program by it.
+/// The options for verifying servers and for authenticating this program.
 #[derive(Debug, Default)]
 pub(crate) struct TlsOptions {
-    /// The certificates of the authorities that are trusted, instead of the system's.
+    /// The file with the certificates of the trusted authorities, instead of the system's.
     pub(crate) ca: Option<PathBuf>,
-    /// This program's certificate, with those between it and the authority's, and its key.
+    /// The files of this program's certificate chain and its key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    /// What the server's certificate must be for, instead of its host.
+    /// The name in the server's certificate, if it is not the host.
     pub(crate) server_name: Option<String>,
     pub(crate) accept_any_certificate: bool,
-    /// Whether the server forgets what it has decrypted behind a value as long as nothing more arrives.
+    /// Whether the server does not process decrypted bytes after a value until more bytes arrive.
     pub(crate) forgets_the_rest: bool,
 }

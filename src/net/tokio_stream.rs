@@ -1,8 +1,8 @@
-//! A socket that tokio waits for.
+//! A stream over a socket that is registered with a tokio runtime.
 //!
-//! Its drop takes it off the runtime's epoll instance, leaves the ledger and closes, in this order. In a child it is
-//! forgotten instead: the epoll instance is shared with the parent, and taking the socket off it would silence the
-//! parent's.
+//! Its drop removes the socket from the runtime's epoll instance, closes it and releases its slot in the ledger, in
+//! this order. In a child it is leaked instead: the epoll instance is shared with the parent, and removing the socket
+//! would stop the parent's events.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -14,9 +14,10 @@ use tokio::io::unix::AsyncFd;
 use super::socket::Socket;
 use super::stream::ByteStream;
 
+/// A non-blocking stream of a tokio runtime.
 #[derive(Debug)]
 pub(super) struct TokioStream {
-    /// `None` only in the middle of the drop.
+    /// `None` only during the drop.
     registered: Option<AsyncFd<Socket>>,
 }
 
@@ -31,7 +32,7 @@ impl TokioStream {
     }
 
     fn registered(&self) -> &AsyncFd<Socket> {
-        self.registered.as_ref().expect("only the drop takes it out")
+        self.registered.as_ref().expect("it is `None` only during the drop")
     }
 
     pub(super) async fn writable(&self) -> io::Result<()> {
@@ -46,7 +47,7 @@ impl ByteStream for TokioStream {
             let mut ready = ready!(self.registered().poll_read_ready(cx))?;
             match self.socket().receive(buffer) {
                 Ok(received) => {
-                    // The kernel had no more, and will say when it has: a system call is saved.
+                    // The socket's buffer is empty, and the kernel reports when more arrives. This saves a system call.
                     if received > 0 && received < buffer.len() {
                         ready.clear_ready();
                     }
@@ -74,7 +75,7 @@ impl ByteStream for TokioStream {
         self.socket().receive_at_once(buffer)
     }
 
-    /// The pipeline has a timer.
+    /// Does nothing: the pipeline has a timer.
     fn set_deadline(&mut self, _: Instant, _: Duration) {}
 
     fn is_quiet(&mut self) -> bool {
@@ -122,35 +123,35 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_seen_after_a_read_that_left_room() {
+    fn the_end_is_received_after_a_read_that_did_not_fill_the_buffer() {
         let runtime = runtime();
-        let (mut socket, mut peer) = pair("end-at-once", &runtime);
+        let (mut stream, mut peer) = pair("end-at-once", &runtime);
         peer.write_all(b"ab").unwrap();
         drop(peer);
         runtime.block_on(async {
-            assert_eq!(receive(&mut socket).await, 2);
-            assert_eq!(receive(&mut socket).await, 0);
+            assert_eq!(receive(&mut stream).await, 2);
+            assert_eq!(receive(&mut stream).await, 0);
         });
-        let (mut socket, mut peer) = pair("end-later", &runtime);
+        let (mut stream, mut peer) = pair("end-later", &runtime);
         peer.write_all(b"ab").unwrap();
         runtime.block_on(async {
-            assert_eq!(receive(&mut socket).await, 2);
+            assert_eq!(receive(&mut stream).await, 2);
             drop(peer);
-            assert_eq!(receive(&mut socket).await, 0);
+            assert_eq!(receive(&mut stream).await, 0);
         });
     }
 
     #[test]
-    fn a_socket_outlives_its_runtime_and_closes_anywhere() {
-        let gone = runtime();
-        let (here, mut peer_of_here) = pair("dropped-here", &gone);
-        let (there, mut peer_of_there) = pair("dropped-there", &gone);
-        let (inside, mut peer_of_inside) = pair("dropped-inside", &gone);
-        drop(gone);
-        drop(here);
-        thread::spawn(move || drop(there)).join().unwrap();
-        runtime().block_on(async { drop(inside) });
-        for peer in [&mut peer_of_here, &mut peer_of_there, &mut peer_of_inside] {
+    fn a_socket_outlives_its_runtime_and_can_be_closed_on_any_thread() {
+        let dropped_runtime = runtime();
+        let (on_this_thread, mut first_peer) = pair("dropped-here", &dropped_runtime);
+        let (on_another_thread, mut second_peer) = pair("dropped-there", &dropped_runtime);
+        let (in_another_runtime, mut third_peer) = pair("dropped-inside", &dropped_runtime);
+        drop(dropped_runtime);
+        drop(on_this_thread);
+        thread::spawn(move || drop(on_another_thread)).join().unwrap();
+        runtime().block_on(async { drop(in_another_runtime) });
+        for peer in [&mut first_peer, &mut second_peer, &mut third_peer] {
             assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end");
         }
     }

@@ -1,4 +1,4 @@
-//! Callers that wait for their turn, in the order in which they came.
+//! A fair queue of callers that wait for a limited resource.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -7,20 +7,21 @@ use std::time::Instant;
 use crate::lifecycle::generation;
 use crate::sync::Lock;
 
-/// What there is not enough of for everybody, under one lock with those that wait for it.
+/// A limited resource, under one lock with the queue of callers that wait for it.
 pub(super) trait Limited {
-    /// For how many callers there is room.
+    /// The number of callers that can have the resource now.
     fn room(&self) -> usize;
 
     fn waiters(&mut self) -> &mut WaitQueue;
 
-    /// Those that are to be woken, since there is room for them.
+    /// Takes as many callers out of the queue as can have the resource now. Their wakers are woken outside of the lock.
     fn next(&mut self) -> Vec<Waker> {
         let room = self.room();
         self.waiters().take(room)
     }
 }
 
+/// The waiting callers, in the order of their tickets.
 #[derive(Debug, Default)]
 pub(super) struct WaitQueue {
     queue: VecDeque<Waiting>,
@@ -39,7 +40,8 @@ impl WaitQueue {
         self.queue.is_empty()
     }
 
-    /// Takes the first ones out of the queue. One that wakes in vain waits again, at its old place.
+    /// Takes the first callers out of the queue. A caller that is woken and finds no room waits again, at its previous
+    /// position.
     #[inline]
     pub(super) fn take(&mut self, count: usize) -> Vec<Waker> {
         if self.queue.is_empty() {
@@ -54,23 +56,23 @@ impl WaitQueue {
         self.queue.front().map(|waiting| waiting.deadline)
     }
 
-    /// How many, from the first on, have waited too long.
+    /// The number of callers at the front of the queue whose deadlines have passed.
     #[cfg(feature = "tokio")]
     pub(super) fn late(&self, now: Instant) -> usize {
         self.queue.iter().take_while(|waiting| waiting.deadline <= now).count()
     }
 
-    fn place_of(&self, ticket: u64) -> Result<usize, usize> {
+    fn position_of(&self, ticket: u64) -> Result<usize, usize> {
         self.queue.binary_search_by_key(&ticket, |waiting| waiting.ticket)
     }
 }
 
-/// A caller's turn. If it is dropped after the caller was woken, the next one is.
+/// A caller that may wait. If it is dropped after it was woken, the next caller is woken instead.
 pub(super) struct Waiter<'a, S: Limited> {
     state: &'a Lock<S>,
     generation: u64,
     deadline: Instant,
-    /// Its place in the queue, once it waits.
+    /// Its position in the order of the queue, once it has waited.
     ticket: Option<u64>,
 }
 
@@ -79,7 +81,7 @@ impl<'a, S: Limited> Waiter<'a, S> {
         Waiter { state, generation: generation(), deadline, ticket: None }
     }
 
-    /// Whether the process that began the wait is another one.
+    /// Returns whether the wait began in another process.
     pub(super) fn is_inherited(&self) -> bool {
         self.generation != generation()
     }
@@ -89,26 +91,26 @@ impl<'a, S: Limited> Waiter<'a, S> {
         self.deadline
     }
 
-    /// Whether it has waited, so that it goes before those that come now.
+    /// Returns whether the caller has waited, so that it goes before new callers.
     #[cfg(feature = "tokio")]
     pub(super) fn has_waited(&self) -> bool {
         self.ticket.is_some()
     }
 
-    /// Queues, at the place that it had before if it was woken in vain.
+    /// Adds the caller to the queue. If it has waited before, it gets its previous position.
     pub(super) fn wait(&mut self, state: &mut S, waker: &Waker) {
         let waiters = state.waiters();
         let ticket = *self.ticket.get_or_insert(waiters.next_ticket);
         waiters.next_ticket = waiters.next_ticket.max(ticket + 1);
         let waiting = Waiting { ticket, deadline: self.deadline, waker: waker.clone() };
-        match waiters.place_of(ticket) {
-            Ok(place) => waiters.queue[place] = waiting,
-            Err(place) => waiters.queue.insert(place, waiting),
+        match waiters.position_of(ticket) {
+            Ok(position) => waiters.queue[position] = waiting,
+            Err(position) => waiters.queue.insert(position, waiting),
         }
     }
 
-    /// Leaves the queue until it waits again, at the same place, unless the wait has ended: a call that has slices may
-    /// be left for any time, and must not be woken instead of another one meanwhile.
+    /// Leaves the queue until the next [`wait`](Waiter::wait), unless the wait has ended. A call that runs in slices
+    /// may not be polled for any length of time, and must not take another caller's wake meanwhile.
     pub(super) fn step_out_unless(&self, has_ended: bool) {
         if !has_ended {
             self.step_out();
@@ -117,15 +119,15 @@ impl<'a, S: Limited> Waiter<'a, S> {
 
     fn step_out(&self) {
         let Some(ticket) = self.ticket else { return };
-        // An inherited queue's lock may be held for ever.
+        // The lock of an inherited queue may be held by a thread that does not exist in this process.
         if self.is_inherited() {
             return;
         }
         let next = {
             let mut state = self.state.lock();
             let waiters = state.waiters();
-            if let Ok(place) = waiters.place_of(ticket) {
-                waiters.queue.remove(place);
+            if let Ok(position) = waiters.position_of(ticket) {
+                waiters.queue.remove(position);
             }
             state.next()
         };
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_woken_and_gave_up_passes_the_turn_on() {
+    fn a_woken_caller_that_is_dropped_wakes_the_next() {
         let one = Lock::new("one", One { is_taken: true, waiters: WaitQueue::default() });
         let mut first = Waiter::new(&one, Instant::now());
         let mut second = Waiter::new(&one, Instant::now());
@@ -174,11 +176,11 @@ mod tests {
         assert_eq!(one.lock().next().len(), 1, "there is room for one");
         assert!(!one.lock().waiters.is_empty());
         drop(first);
-        assert!(one.lock().waiters.is_empty(), "the second was woken as well");
+        assert!(one.lock().waiters.is_empty(), "the second caller was woken as well");
     }
 
     #[test]
-    fn one_that_was_woken_in_vain_keeps_its_place() {
+    fn a_caller_that_waits_again_keeps_its_position() {
         let one = Lock::new("one", One::default());
         let mut first = Waiter::new(&one, Instant::now());
         let mut second = Waiter::new(&one, Instant::now());
@@ -196,7 +198,7 @@ mod tests {
         let mut inherited = Waiter::new(&one, Instant::now());
         inherited.ticket = Some(0);
         inherited.generation -= 1;
-        let _held_by_a_vanished_thread = one.lock();
+        let _held_by_a_missing_thread = one.lock();
         drop(inherited);
     }
 }

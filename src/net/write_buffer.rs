@@ -1,4 +1,4 @@
-//! What is to be sent: small parts together in one buffer, large ones as they are.
+//! The bytes to be sent on a connection: small parts are copied into one buffer, large ones are shared.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -10,29 +10,30 @@ use bytes::{Buf, Bytes};
 use super::LARGE;
 use super::stream::ByteStream;
 
-/// How many parts go in one system call.
+/// The largest number of parts in one system call.
 pub(super) const PIECES: usize = 16;
 
-/// What an empty buffer may keep.
+/// The capacity in bytes that an empty buffer may keep.
 const KEPT: usize = 64 << 10;
 
+/// A buffer of requests.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     buffer: Vec<u8>,
-    /// How much of the buffer was sent.
+    /// The number of bytes of `buffer` that were sent.
     sent: usize,
-    /// Large parts, each with its place in the buffer.
+    /// Large parts, each with the index in `buffer` before which it is sent.
     large: VecDeque<(usize, Bytes)>,
 }
 
 impl WriteBuffer {
-    /// The end of the buffer, for small parts.
+    /// The buffer, to append small parts to.
     #[inline]
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
     }
 
-    /// What was appended, but for large parts.
+    /// The appended bytes without the large parts.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer
     }
@@ -46,14 +47,14 @@ impl WriteBuffer {
         }
     }
 
-    /// Appends what `other` holds, none of which was sent.
+    /// Appends the contents of `other`, of which nothing was sent yet.
     pub(crate) fn append(&mut self, other: &WriteBuffer) {
         let length = self.buffer.len();
-        self.large.extend(other.large.iter().map(|(place, value)| (length + place, value.clone())));
+        self.large.extend(other.large.iter().map(|(index, value)| (length + index, value.clone())));
         self.buffer.extend_from_slice(&other.buffer);
     }
 
-    /// Appends all of it to another.
+    /// Moves the contents to the end of `other`.
     pub(crate) fn move_to(&mut self, other: &mut WriteBuffer) {
         if other.is_empty() {
             std::mem::swap(self, other);
@@ -63,7 +64,7 @@ impl WriteBuffer {
         self.clear();
     }
 
-    /// How many bytes are left to be sent.
+    /// The number of bytes that are not sent yet.
     pub(crate) fn len(&self) -> usize {
         self.buffer.len() - self.sent + self.large.iter().map(|(_, value)| value.len()).sum::<usize>()
     }
@@ -76,7 +77,7 @@ impl WriteBuffer {
         !self.large.is_empty()
     }
 
-    /// Sends all of it. After an error nothing is left.
+    /// Sends the contents. After an error the buffer is empty.
     pub(crate) fn poll_send(&mut self, stream: &mut dyn ByteStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             let sent = if self.large.is_empty() {
@@ -99,14 +100,14 @@ impl WriteBuffer {
     fn pieces(&self) -> ArrayVec<IoSlice<'_>, PIECES> {
         let mut pieces = ArrayVec::new();
         let mut start = self.sent;
-        for (place, value) in self.large.iter().take(PIECES / 2 - 1) {
-            if *place > start {
-                pieces.push(IoSlice::new(&self.buffer[start..*place]));
+        for (index, value) in self.large.iter().take(PIECES / 2 - 1) {
+            if *index > start {
+                pieces.push(IoSlice::new(&self.buffer[start..*index]));
             }
             pieces.push(IoSlice::new(value));
-            start = *place;
+            start = *index;
         }
-        let end = self.large.get(PIECES / 2 - 1).map_or(self.buffer.len(), |(place, _)| *place);
+        let end = self.large.get(PIECES / 2 - 1).map_or(self.buffer.len(), |(index, _)| *index);
         if end > start {
             pieces.push(IoSlice::new(&self.buffer[start..end]));
         }
@@ -115,12 +116,12 @@ impl WriteBuffer {
 
     fn advance(&mut self, mut sent: usize) {
         while sent > 0 {
-            let end = self.large.front().map_or(self.buffer.len(), |(place, _)| *place);
+            let end = self.large.front().map_or(self.buffer.len(), |(index, _)| *index);
             let before = sent.min(end - self.sent);
             self.sent += before;
             sent -= before;
-            if let Some((place, value)) = self.large.front_mut()
-                && *place == self.sent
+            if let Some((index, value)) = self.large.front_mut()
+                && *index == self.sent
             {
                 let of_value = sent.min(value.len());
                 value.advance(of_value);
@@ -130,14 +131,14 @@ impl WriteBuffer {
                 }
             }
         }
-        self.forget_sent();
+        self.discard_sent();
     }
 
-    /// Where there is always more to send, the buffer is never cleared.
-    fn forget_sent(&mut self) {
+    /// Discards sent bytes: while there is always more to send, the buffer is never cleared.
+    fn discard_sent(&mut self) {
         if self.sent > KEPT && self.sent > self.buffer.len() / 2 {
             self.buffer.drain(..self.sent);
-            self.large.iter_mut().for_each(|(place, _)| *place -= self.sent);
+            self.large.iter_mut().for_each(|(index, _)| *index -= self.sent);
             self.sent = 0;
         }
     }
@@ -160,7 +161,7 @@ mod tests {
 
     use super::{ByteStream, KEPT, LARGE, WriteBuffer};
 
-    /// Takes a number of bytes at a time.
+    /// A stream that accepts a limited number of bytes at a time.
     #[derive(Debug)]
     struct Sink {
         at_a_time: usize,
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_sent_in_their_order_however_few_bytes_fit() {
+    fn parts_are_sent_in_order_however_few_bytes_the_stream_accepts() {
         let mut expected = Vec::new();
         let mut one = WriteBuffer::default();
         for number in 0..40_u8 {
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_is_not_kept_where_there_is_always_more_to_send() {
+    fn sent_bytes_are_discarded_while_there_is_always_more_to_send() {
         let mut outgoing = WriteBuffer::default();
         outgoing.buffer().extend_from_slice(&[b'x'; 3 * LARGE]);
         for _ in 0..1_000 {

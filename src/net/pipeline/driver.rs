@@ -1,7 +1,7 @@
-//! The task that drives a pipeline: dials, writes what callers have appended, and hands out the replies.
+//! The task of a pipeline: it dials, sends the requests that callers have appended, and hands out the replies.
 //!
-//! It ends when the connection does, when the pipeline was retired and nothing is in flight any more, or with its
-//! runtime. In every case no caller is left waiting.
+//! It ends when the connection fails, when the pipeline is retired and nothing is in flight, or when its runtime is
+//! shut down. In each case it completes the slots of all callers. The states are in [`pipeline`](super).
 
 use std::future::Future;
 use std::io;
@@ -17,43 +17,44 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::in_flight::InFlight;
 use super::request_queue::{Awaited, Pipeline};
-use super::{Failure, LARGE_VALUE, Progress, ended};
+use super::{Failure, LARGE_VALUE, Progress, closed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;
 use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
-use crate::net::connection::{Connection, Marking, Protocol, REST, at_least_one, malformed};
+use crate::net::connection::{CHECK_AFTER_IDLE, Connection, Marking, Protocol, at_least_one, malformed};
 use crate::net::io_errors::{io_error, timed_out};
 use crate::net::server::{Admissions, Server, Settings};
 use crate::net::wait_queue::Limited;
 
-/// How much is received before other tasks have their turn.
-const AT_A_TIME: usize = 256 << 10;
+/// The number of bytes that are received before the task yields to others.
+const RECEIVE_BUDGET: usize = 256 << 10;
 
-/// How much has to arrive within a timeout for replies to count as arriving.
-const ARRIVING: usize = 64 << 10;
+/// The number of bytes that must arrive within a timeout for the deadlines of the requests in flight to be extended.
+const PROGRESS_BYTES: usize = 64 << 10;
 
-/// How long an extra pipeline is kept with nothing to do.
+/// How long an extra pipeline may be idle before it is closed.
 const EXTRA_IDLE: Duration = Duration::from_secs(5);
 
-/// Starts the task, on the runtime that this is called in.
+/// Spawns the task, on the current runtime.
 pub(super) fn spawn<P: Protocol>(server: &Arc<Server<P>>, pipeline: &Arc<Pipeline<P>>, admissions: Admissions) {
-    let tenure = Tenure { server: Arc::clone(server), pipeline: Arc::clone(pipeline), in_flight: InFlight::new() };
+    let guard =
+        PipelineGuard { server: Arc::clone(server), pipeline: Arc::clone(pipeline), in_flight: InFlight::new() };
     let execution = Execution::Tokio(pipeline.runtime);
     tokio::spawn(ProcessBound::new(Box::pin(async move {
-        let mut tenure = tenure;
-        match tenure.server.open(execution, admissions).await {
-            Ok(connection) => Driver::new(tenure, connection).await,
+        let mut guard = guard;
+        match guard.server.open(execution, admissions).await {
+            Ok(connection) => Driver::new(guard, connection).await,
             Err(error) => {
-                // What an extra one was for can go through the primary one.
-                let progress = if tenure.pipeline.is_extra { Progress::Unsent } else { Progress::Unknown };
-                tenure.end(&error, progress);
+                // Requests of an extra pipeline can go through the primary one.
+                let progress = if guard.pipeline.is_extra { Progress::Unsent } else { Progress::Unknown };
+                guard.end(&error, progress);
             }
         }
     })));
 }
 
-/// Asks where the server is by now, if it is time to, beside the requests that go on meanwhile.
+/// If it is due, looks up the server's address in a task of its own, while requests go on.
 fn refresh_address<P: Protocol>(server: &Arc<Server<P>>, runtime: RuntimeId) {
     if server.is_address_due() {
         let server = Arc::clone(server);
@@ -62,15 +63,15 @@ fn refresh_address<P: Protocol>(server: &Arc<Server<P>>, runtime: RuntimeId) {
     }
 }
 
-/// What a driver answers for. Its drop leaves no caller waiting.
-struct Tenure<P: Protocol> {
+/// A pipeline and its requests in flight. The drop fails all of them, so that no caller waits after the driver ends.
+struct PipelineGuard<P: Protocol> {
     server: Arc<Server<P>>,
     pipeline: Arc<Pipeline<P>>,
     in_flight: InFlight<P>,
 }
 
-impl<P: Protocol> Tenure<P> {
-    /// Closes the pipeline, and fails what was appended and not yet taken.
+impl<P: Protocol> PipelineGuard<P> {
+    /// Closes the pipeline, and fails the requests that were appended and not yet taken.
     fn end(&mut self, error: &Error, progress: Progress) {
         self.server.pipelines.retire(&self.pipeline);
         let (appended, waiting) = {
@@ -87,36 +88,38 @@ impl<P: Protocol> Tenure<P> {
     }
 }
 
-impl<P: Protocol> Drop for Tenure<P> {
+impl<P: Protocol> Drop for PipelineGuard<P> {
     fn drop(&mut self) {
-        let error = ended(&self.server);
+        let error = closed(&self.server);
         self.in_flight.fail(&self.server.protocol, &error, false);
         self.end(&error, Progress::Unsent);
     }
 }
 
+/// The future of the task, once the pipeline is connected.
 struct Driver<P: Protocol> {
-    tenure: Tenure<P>,
+    guard: PipelineGuard<P>,
     connection: Connection<P>,
     timer: Pin<Box<Sleep>>,
     /// Whether a reply was proven on this connection.
     has_served: bool,
-    /// Whether a request has run into its timeout.
+    /// Whether a request has timed out.
     has_timed_out: bool,
+    /// When bytes last arrived.
     last_active: Instant,
-    /// When the first caller for which there is no room gives up.
-    waiting_until: Option<Instant>,
-    /// What has arrived since when, for [`ARRIVING`].
+    /// The deadline of the first caller that waits for capacity.
+    first_waiter_deadline: Option<Instant>,
+    /// The number of bytes that have arrived since `arrived_since`, to compare with [`PROGRESS_BYTES`].
     arrived: usize,
     arrived_since: Instant,
 }
 
 impl<P: Protocol> Driver<P> {
-    fn new(tenure: Tenure<P>, connection: Connection<P>) -> Driver<P> {
+    fn new(guard: PipelineGuard<P>, connection: Connection<P>) -> Driver<P> {
         let now = Instant::now();
-        tenure.pipeline.note_opened(connection.opened, connection.endpoint.clone());
+        guard.pipeline.set_opened(connection.opened, connection.endpoint.clone());
         {
-            let mut request_queue = tenure.pipeline.request_queue.lock();
+            let mut request_queue = guard.pipeline.request_queue.lock();
             request_queue.marking = Some(connection.marking);
             request_queue.mark();
             request_queue.next()
@@ -124,49 +127,49 @@ impl<P: Protocol> Driver<P> {
         .into_iter()
         .for_each(Waker::wake);
         Driver {
-            timer: Box::pin(sleep_until(now + tenure.server.timeouts().exchange)),
-            tenure,
+            timer: Box::pin(sleep_until(now + guard.server.timeouts().exchange)),
+            guard,
             connection,
             has_served: false,
             has_timed_out: false,
             last_active: now,
-            waiting_until: None,
+            first_waiter_deadline: None,
             arrived: 0,
             arrived_since: now,
         }
     }
 
-    /// One turn: takes, writes, reads. Ready once the pipeline is retired and has nothing to do.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+    /// Takes the appended requests, sends and receives. Ready once the pipeline is retired and has nothing to do.
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Failure> {
         self.take(cx)?;
         self.send(cx)?;
         self.receive(cx)?;
-        self.give_way()?;
+        self.reroute_around_large_value()?;
         if let Marking::WhereUnproven(command) = self.connection.marking
-            && self.tenure.in_flight.lacks_proof()
+            && self.guard.in_flight.lacks_proof()
         {
             let Connection { tokens, outgoing, .. } = &mut self.connection;
             let marker = Awaited::Marker(tokens.write_marker(command, outgoing));
-            self.tenure.in_flight.push(marker, Instant::now());
+            self.guard.in_flight.push(marker, Instant::now());
             self.send(cx)?;
         }
-        self.make_room();
-        self.keep_time(cx)?;
-        if self.tenure.pipeline.is_retired.load(Ordering::Relaxed) && self.is_done() {
+        self.wake_waiters();
+        self.poll_timer(cx)?;
+        if self.guard.pipeline.is_retired.load(Ordering::Relaxed) && self.is_done() {
             return Ok(Poll::Ready(()));
         }
         Ok(Poll::Pending)
     }
 
-    /// Takes what callers have appended.
+    /// Takes the requests that callers have appended.
     fn take(&mut self, cx: &Context<'_>) -> Result<(), Failure> {
-        let Driver { tenure, connection, .. } = self;
-        if tenure.pipeline.is_abandoned.load(Ordering::Relaxed) {
-            let error = ended(&tenure.server);
-            tenure.end(&error, Progress::Unsent);
+        let Driver { guard, connection, .. } = self;
+        if guard.pipeline.is_abandoned.load(Ordering::Relaxed) {
+            let error = closed(&guard.server);
+            guard.end(&error, Progress::Unsent);
             return Ok(());
         }
-        let mut request_queue = tenure.pipeline.request_queue.lock();
+        let mut request_queue = guard.pipeline.request_queue.lock();
         if request_queue.driver.is_none() {
             request_queue.driver = Some(cx.waker().clone());
         }
@@ -174,25 +177,25 @@ impl<P: Protocol> Driver<P> {
             return Ok(());
         }
         request_queue.mark();
-        let is_careful = mem::take(&mut request_queue.is_careful);
+        let must_check = mem::take(&mut request_queue.must_check);
         let now = Instant::now();
-        if tenure.in_flight.is_empty() {
-            if (is_careful || now - self.last_active > REST) && !connection.stream.is_quiet() {
-                let error = ended(&tenure.server);
+        if guard.in_flight.is_empty() {
+            if (must_check || now - self.last_active > CHECK_AFTER_IDLE) && !connection.stream.is_quiet() {
+                let error = closed(&guard.server);
                 if self.has_served {
-                    tenure.server.lost();
+                    guard.server.connection_lost();
                 } else {
-                    // It lets everybody in, and serves nobody.
-                    tenure.server.failed(&error, false);
+                    // The server accepts connections and closes them without a reply.
+                    guard.server.failed(&error, false);
                 }
                 return Err(Failure { error, progress: Progress::Unsent });
             }
             (self.arrived, self.arrived_since) = (0, now);
         }
-        request_queue.appended.drain(..).for_each(|awaited| tenure.in_flight.push(awaited, now));
+        request_queue.appended.drain(..).for_each(|awaited| guard.in_flight.push(awaited, now));
         request_queue.outgoing.move_to(&mut connection.outgoing);
         drop(request_queue);
-        refresh_address(&tenure.server, tenure.pipeline.runtime);
+        refresh_address(&guard.server, guard.pipeline.runtime);
         Ok(())
     }
 
@@ -200,19 +203,19 @@ impl<P: Protocol> Driver<P> {
         let Connection { endpoint, stream, outgoing, .. } = &mut self.connection;
         match outgoing.poll_send(&mut **stream, cx) {
             Poll::Ready(Err(error)) if has_ended(&error) => {
-                // The end will be received, and before it perhaps why the server does not read on.
-                self.tenure.server.pipelines.retire(&self.tenure.pipeline);
+                // The end of the stream will be received, perhaps after a reply with the reason.
+                self.guard.server.pipelines.retire(&self.guard.pipeline);
                 Ok(())
             }
-            // Whatever followed would be taken for the rest of what was cut short.
+            // The server would take bytes that are sent after a request that was cut short for the rest of it.
             Poll::Ready(Err(error)) => Err(io_error("send to", endpoint, error)),
             _ => Ok(()),
         }
     }
 
-    /// Receives and hands out what there is.
+    /// Receives the bytes that have arrived, and hands out the proven replies.
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        let Driver { tenure: Tenure { server, in_flight, .. }, connection, .. } = self;
+        let Driver { guard: PipelineGuard { server, in_flight, .. }, connection, .. } = self;
         let protocol = &server.protocol;
         let mut received = 0;
         let mut has_proven = false;
@@ -227,8 +230,9 @@ impl<P: Protocol> Driver<P> {
             {
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
             }
-            if received >= AT_A_TIME {
-                // Not merely woken, which would keep the runtime from looking at its other sockets for 61 turns.
+            if received >= RECEIVE_BUDGET {
+                // `yield_now` instead of `wake`: a task that only wakes itself makes the runtime run up to 61 tasks
+                // before it polls its other sockets.
                 let _ = pin!(yield_now()).poll(cx);
                 break;
             }
@@ -241,58 +245,61 @@ impl<P: Protocol> Driver<P> {
             }
         }
         if received > 0 {
-            self.note_arrival(received);
+            self.record_arrival(received);
         }
         Ok(())
     }
 
-    fn note_arrival(&mut self, count: usize) {
+    /// Counts received bytes. Extends the deadlines in flight each time that enough have arrived within a timeout.
+    fn record_arrival(&mut self, count: usize) {
         self.last_active = Instant::now();
         self.arrived += count;
-        if self.arrived >= ARRIVING {
+        if self.arrived >= PROGRESS_BYTES {
             let time = self.last_active - self.arrived_since;
-            if time <= self.tenure.server.timeouts().exchange {
-                self.tenure.in_flight.arrived_for(time);
+            if time <= self.guard.server.timeouts().exchange {
+                self.guard.in_flight.add_active_time(time);
             }
             (self.arrived, self.arrived_since) = (0, self.last_active);
         }
     }
 
-    /// While a large value is under way, has reads go another way. One that nobody waits for any more is not received.
-    fn give_way(&mut self) -> Result<(), Failure> {
-        let Driver { tenure: Tenure { server, pipeline, in_flight }, connection, .. } = self;
+    /// While a large value is sent or received, new reads avoid this pipeline. While one is received, reads in flight
+    /// behind it are rerouted. If all requests in flight have failed or were rerouted, the connection is closed instead
+    /// of receiving the value.
+    fn reroute_around_large_value(&mut self) -> Result<(), Failure> {
+        let Driver { guard: PipelineGuard { server, pipeline, in_flight }, connection, .. } = self;
         let receives_large = connection.frames.announced().is_some_and(|length| length > LARGE_VALUE);
         pipeline.is_behind_large_value.store(receives_large || connection.outgoing.has_large(), Ordering::Relaxed);
         if receives_large {
-            in_flight.evade(&ended(server));
-            if !in_flight.is_waited_for() {
-                return Err(Failure { error: ended(server), progress: Progress::Unsent });
+            in_flight.reroute_reads(&closed(server));
+            if !in_flight.has_live_requests() {
+                return Err(Failure { error: closed(server), progress: Progress::Unsent });
             }
         }
         Ok(())
     }
 
-    /// Lets as many callers go on as there is room for.
-    fn make_room(&mut self) {
-        let Driver { tenure: Tenure { pipeline, in_flight, .. }, connection, .. } = self;
+    /// Updates the load, and wakes as many waiting callers as there is capacity for.
+    fn wake_waiters(&mut self) {
+        let Driver { guard: PipelineGuard { pipeline, in_flight, .. }, connection, .. } = self;
         let mut request_queue = pipeline.request_queue.lock();
         request_queue.used.requests -= in_flight.take_ended();
         request_queue.used.bytes = connection.outgoing.len() + request_queue.outgoing.len();
         let woken = request_queue.next();
-        self.waiting_until = request_queue.waiters.first_deadline().map(Instant::from_std);
+        self.first_waiter_deadline = request_queue.waiters.first_deadline().map(Instant::from_std);
         drop(request_queue);
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// When something has to happen, if nothing arrives.
+    /// When the driver must act next, if nothing arrives.
     fn next_deadline(&self) -> Option<Instant> {
-        let reply = self.tenure.in_flight.deadline(self.tenure.server.timeouts().exchange);
-        [reply, self.waiting_until, self.end_of_service()].into_iter().flatten().min()
+        let reply = self.guard.in_flight.deadline(self.guard.server.timeouts().exchange);
+        [reply, self.first_waiter_deadline, self.end_of_service()].into_iter().flatten().min()
     }
 
-    /// When the connection has been idle for too long, or is too old, to take more requests.
+    /// When the connection reaches its idle limit or its age limit. `None` if it is retired already.
     fn end_of_service(&self) -> Option<Instant> {
-        let Tenure { server, pipeline, in_flight } = &self.tenure;
+        let PipelineGuard { server, pipeline, in_flight } = &self.guard;
         if pipeline.is_retired.load(Ordering::Relaxed) {
             return None;
         }
@@ -303,8 +310,8 @@ impl<P: Protocol> Driver<P> {
         [idle, old].into_iter().flatten().min()
     }
 
-    /// Waits for the next deadline, and for the one after it.
-    fn keep_time(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+    /// Sets the timer to the next deadline, and acts on deadlines that have passed.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while let Some(next) = self.next_deadline() {
             if self.timer.deadline() > next {
                 self.timer.as_mut().reset(next);
@@ -322,10 +329,10 @@ impl<P: Protocol> Driver<P> {
         Ok(())
     }
 
-    /// Fails what is late. A connection on which a reply was takes no more requests.
+    /// Fails the requests whose deadline has passed. The first timeout of a connection retires the pipeline.
     fn expire(&mut self, now: Instant) -> Result<(), Failure> {
         let is_over = self.end_of_service().is_some_and(|end| end <= now);
-        let Tenure { server, pipeline, in_flight } = &mut self.tenure;
+        let PipelineGuard { server, pipeline, in_flight } = &mut self.guard;
         let timeout = server.timeouts().exchange;
         if is_over {
             server.pipelines.retire(pipeline);
@@ -337,54 +344,55 @@ impl<P: Protocol> Driver<P> {
                 server.failed(&late, self.has_served);
                 server.pipelines.retire(pipeline);
             }
-            if !in_flight.is_waited_for() {
+            if !in_flight.has_live_requests() {
                 return Err(late.into());
             }
         }
-        self.make_room();
+        self.wake_waiters();
         Ok(())
     }
 
-    /// Whether nothing is left to do; then the pipeline is closed.
+    /// Returns whether nothing is appended or in flight, and if so closes the pipeline.
     fn is_done(&mut self) -> bool {
-        let Driver { tenure: Tenure { server, pipeline, in_flight }, .. } = self;
+        let Driver { guard: PipelineGuard { server, pipeline, in_flight }, .. } = self;
         let mut request_queue = pipeline.request_queue.lock();
         let is_done = in_flight.is_empty() && request_queue.appended.is_empty();
         if is_done {
-            request_queue.closed = Some(ended(server));
+            request_queue.closed = Some(closed(server));
         }
         is_done
     }
 
-    /// Fails what is in flight.
+    /// Fails the requests in flight, and records the failure of the server if it is one.
     fn fail(&mut self, failure: &Failure) {
         let Failure { error, progress } = failure;
-        let is_silent = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
-        let Tenure { server, in_flight, .. } = &mut self.tenure;
-        let is_no_outage = is_silent || in_flight.is_refused(&server.protocol);
-        if *progress == Progress::Unknown && in_flight.is_waited_for() && !is_no_outage && !self.has_timed_out {
+        let is_idle_close = self.has_served && error.kind() == ErrorKind::Io && self.connection.frames.is_empty();
+        let PipelineGuard { server, in_flight, .. } = &mut self.guard;
+        let is_no_outage = is_idle_close || in_flight.has_refusal(&server.protocol);
+        if *progress == Progress::Unknown && in_flight.has_live_requests() && !is_no_outage && !self.has_timed_out {
             server.failed(error, self.has_served);
-        } else if is_silent {
-            server.lost();
+        } else if is_idle_close {
+            server.connection_lost();
         }
-        in_flight.fail(&server.protocol, error, is_silent);
-        self.tenure.end(error, Progress::Unsent);
+        in_flight.fail(&server.protocol, error, is_idle_close);
+        self.guard.end(error, Progress::Unsent);
     }
 }
 
-/// Whether nothing can be sent any more, so that nothing can follow a request that was cut short.
+/// Returns whether a send failed because the server has closed the connection: then nothing can be sent after a request
+/// that was cut short.
 fn has_ended(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-/// Nothing in it is pinned but the timer, which is on the heap.
+/// Only the timer is pinned, and it is boxed.
 impl<P: Protocol> Unpin for Driver<P> {}
 
 impl<P: Protocol> Future for Driver<P> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.turn(cx).unwrap_or_else(|failure| {
+        self.step(cx).unwrap_or_else(|failure| {
             self.fail(&failure);
             Poll::Ready(())
         })

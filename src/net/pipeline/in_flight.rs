@@ -1,6 +1,6 @@
-//! Requests in flight on one connection, in order, and what is held back of their replies.
+//! Requests in flight on one connection, in order, and their replies that are held back.
 //!
-//! A reply is put together frame by frame, and held until it is proven ([`connection`](crate::net::connection)).
+//! A reply is assembled frame by frame, and held until it is proven ([`connection`](crate::net::connection)).
 
 use std::collections::VecDeque;
 use std::mem;
@@ -16,34 +16,36 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus, unproven};
 use crate::net::frame::Frame;
 
-/// By how many times its timeout a request is waited for at the most.
-const LONGEST: u32 = 10;
+/// The longest wait for a reply, as a multiple of the timeout.
+const MAX_TIMEOUTS: u32 = 10;
 
+/// A request that was appended, and its incomplete reply.
 pub(super) struct Request<P: Protocol> {
-    /// `None` once its caller was told that it failed.
+    /// `None` once its caller has got an error.
     slot: Option<Arc<Slot<P>>>,
     pub(super) partial: P::Partial,
     /// When the driver took it, once it has.
     taken: Option<Instant>,
-    /// What the connection's [`arriving`](InFlight::arriving) was then.
-    arriving: Duration,
+    /// The connection's [`active_time`](InFlight::active_time) when it was taken.
+    active_time: Duration,
+    /// Whether a frame of its reply has arrived.
     is_begun: bool,
-    may_evade: bool,
-    /// How much longer than usual it is waited for.
-    extra: Duration,
+    may_reroute: bool,
+    /// The time that is added to the timeout.
+    extra_time: Duration,
 }
 
 impl<P: Protocol> Request<P> {
-    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_evade: bool, extra: Duration) -> Request<P> {
-        let arriving = Duration::ZERO;
-        Request { slot: Some(slot), partial, taken: None, arriving, is_begun: false, may_evade, extra }
+    pub(super) fn new(slot: Arc<Slot<P>>, partial: P::Partial, may_reroute: bool, extra_time: Duration) -> Request<P> {
+        let active_time = Duration::ZERO;
+        Request { slot: Some(slot), partial, taken: None, active_time, is_begun: false, may_reroute, extra_time }
     }
 
-    /// While replies keep arriving a request has more time, but at most [`LONGEST`] times its timeout.
-    fn deadline(&self, arriving: Duration, timeout: Duration) -> Instant {
-        let arriving = arriving.saturating_sub(self.arriving);
-        let taken = self.taken.expect("what is in flight was taken");
-        taken + timeout + self.extra + arriving.min(timeout * (LONGEST - 1))
+    /// When the request times out. While bytes keep arriving, the deadline moves, up to [`MAX_TIMEOUTS`] timeouts.
+    fn deadline(&self, active_time: Duration, timeout: Duration) -> Instant {
+        let active_time = active_time.saturating_sub(self.active_time);
+        let taken = self.taken.expect("a request in flight was taken");
+        taken + timeout + self.extra_time + active_time.min(timeout * (MAX_TIMEOUTS - 1))
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
@@ -53,19 +55,20 @@ impl<P: Protocol> Request<P> {
     }
 }
 
+/// The requests and markers in flight, with the replies to them.
 pub(super) struct InFlight<P: Protocol> {
     awaited: VecDeque<Awaited<P>>,
-    /// How many of them, from the first on, have complete replies that are not yet proven.
+    /// The number of requests at the front of `awaited` whose replies are complete and not yet proven.
     held: usize,
     /// The tokens of the markers in `awaited`.
     markers: VecDeque<Token>,
-    /// For how long replies have been arriving without a break.
-    arriving: Duration,
-    /// How many requests have ended since [`take_ended`](InFlight::take_ended).
+    /// The total time in which bytes kept arriving.
+    active_time: Duration,
+    /// The number of requests that have ended since the last [`take_ended`](InFlight::take_ended).
     ended: usize,
-    /// Whether one has ever been waited for longer than usual, so that deadlines are not in order.
-    has_extra: bool,
-    /// Whether a reply says that another server has taken the place of this one.
+    /// Whether a request ever had extra time, so that deadlines are not in order.
+    has_extra_time: bool,
+    /// Whether a reply says that another server has replaced this one.
     pub(super) is_replaced: bool,
 }
 
@@ -75,9 +78,9 @@ impl<P: Protocol> InFlight<P> {
             awaited: VecDeque::new(),
             held: 0,
             markers: VecDeque::new(),
-            arriving: Duration::ZERO,
+            active_time: Duration::ZERO,
             ended: 0,
-            has_extra: false,
+            has_extra_time: false,
             is_replaced: false,
         }
     }
@@ -86,24 +89,24 @@ impl<P: Protocol> InFlight<P> {
         self.awaited.is_empty()
     }
 
-    /// The time for a reply begins.
+    /// Adds a request or marker. The timeout of a request begins.
     pub(super) fn push(&mut self, mut awaited: Awaited<P>, now: Instant) {
         match &mut awaited {
             Awaited::Reply(request) => {
-                (request.taken, request.arriving) = (Some(now), self.arriving);
-                self.has_extra |= !request.extra.is_zero();
+                (request.taken, request.active_time) = (Some(now), self.active_time);
+                self.has_extra_time |= !request.extra_time.is_zero();
             }
             Awaited::Marker(token) => self.markers.push_back(*token),
         }
         self.awaited.push_back(awaited);
     }
 
-    /// Whether replies wait for a proof that nothing in flight will bring.
+    /// Returns whether held replies wait for a proof and no reply or marker that could bring one is in flight.
     pub(super) fn lacks_proof(&self) -> bool {
         self.held > 0 && self.held == self.awaited.len()
     }
 
-    /// Whether a caller waits for the reply that is being received.
+    /// Returns whether a caller waits for the reply that is being received.
     pub(super) fn is_next_wanted(&self) -> bool {
         match self.awaited.get(self.held) {
             Some(Awaited::Reply(Request { slot, .. })) => slot.as_ref().is_some_and(|slot| Arc::strong_count(slot) > 1),
@@ -111,7 +114,7 @@ impl<P: Protocol> InFlight<P> {
         }
     }
 
-    /// Takes a frame. Returns whether it has proven replies, which were handed out.
+    /// Adds a frame to the reply that it belongs to. Returns whether it proved replies; these are handed out.
     pub(super) fn accept(&mut self, protocol: &P, marking: Marking, frame: Frame<'_>) -> Result<bool> {
         let is_marker = self.markers.front().is_some_and(|token| is_proof(&frame, token));
         let request = match self.awaited.get_mut(self.held) {
@@ -123,8 +126,8 @@ impl<P: Protocol> InFlight<P> {
                 return Ok(true);
             }
             Some(Awaited::Marker(_)) => {
-                let (error, is_for_the_moment) = unproven(protocol, &frame);
-                if !is_for_the_moment {
+                let (error, is_temporary) = unproven(protocol, &frame);
+                if !is_temporary {
                     return Err(error);
                 }
                 self.markers.pop_front();
@@ -145,6 +148,7 @@ impl<P: Protocol> InFlight<P> {
         Ok(is_proven)
     }
 
+    /// Hands the held replies out to their callers.
     fn hand_out(&mut self) {
         let held = mem::take(&mut self.held);
         self.ended += held;
@@ -157,7 +161,8 @@ impl<P: Protocol> InFlight<P> {
         }
     }
 
-    /// What is held will not be proven. The marker behind it was refused, so most likely it was as well.
+    /// Fails the held requests, because the marker that would prove their replies was refused. Most likely they were
+    /// refused as well.
     fn refuse_held(&mut self, protocol: &P, error: &Error) {
         let held = mem::take(&mut self.held);
         self.ended += held;
@@ -169,57 +174,58 @@ impl<P: Protocol> InFlight<P> {
         }
     }
 
-    /// How many requests have ended since this was last asked.
+    /// Returns the number of requests that have ended since the last call.
     pub(super) fn take_ended(&mut self) -> usize {
         mem::take(&mut self.ended)
     }
 
-    /// Replies have been arriving for so much longer.
-    pub(super) fn arrived_for(&mut self, time: Duration) {
-        self.arriving += time;
+    /// Extends the deadlines of the requests in flight, because bytes kept arriving for this time.
+    pub(super) fn add_active_time(&mut self, time: Duration) {
+        self.active_time += time;
     }
 
-    /// When the first request that is still waited for must be answered.
+    /// The earliest deadline of a request that has not failed.
     pub(super) fn deadline(&self, timeout: Duration) -> Option<Instant> {
         let waited_for = self.requests().filter(|request| request.slot.is_some());
-        let mut deadlines = waited_for.map(|request| request.deadline(self.arriving, timeout));
-        if self.has_extra { deadlines.min() } else { deadlines.next() }
+        let mut deadlines = waited_for.map(|request| request.deadline(self.active_time, timeout));
+        if self.has_extra_time { deadlines.min() } else { deadlines.next() }
     }
 
-    /// Whether anybody waits for what is in flight.
-    pub(super) fn is_waited_for(&self) -> bool {
+    /// Returns whether a request is in flight that has not failed or been rerouted.
+    pub(super) fn has_live_requests(&self) -> bool {
         self.requests().any(|request| request.slot.is_some())
     }
 
-    /// Has reads go another way, but for the one whose reply is a large value that is being received, from now on.
-    pub(super) fn evade(&mut self, error: &Error) {
+    /// Fails reads so that they are sent again through another pipeline, except for the one whose large value is being
+    /// received. That one is never rerouted.
+    pub(super) fn reroute_reads(&mut self, error: &Error) {
         if let Some(Awaited::Reply(request)) = self.awaited.get_mut(self.held) {
-            request.may_evade = false;
+            request.may_reroute = false;
         }
-        for request in self.requests_mut().filter(|request| request.may_evade) {
-            request.fail(Failure { error: error.clone(), progress: Progress::Evaded });
+        for request in self.requests_mut().filter(|request| request.may_reroute) {
+            request.fail(Failure { error: error.clone(), progress: Progress::Rerouted });
         }
     }
 
     /// Fails the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, timeout: Duration, error: &Error) {
-        let arriving = self.arriving;
-        for request in self.requests_mut().filter(|request| request.deadline(arriving, timeout) <= now) {
+        let active_time = self.active_time;
+        for request in self.requests_mut().filter(|request| request.deadline(active_time, timeout) <= now) {
             request.fail(error.clone().into());
         }
     }
 
-    /// Whether the server has refused something before the connection ended: it says why.
-    pub(super) fn is_refused(&self, protocol: &P) -> bool {
+    /// Returns whether an error reply arrived before the connection ended: it is the reason.
+    pub(super) fn has_refusal(&self, protocol: &P) -> bool {
         self.requests().any(|request| protocol.refusal(&request.partial).is_some())
     }
 
-    /// Fails every request. `is_silent`: the connection had served before, and has ended without a byte of the next
+    /// Fails every request. `is_idle_close`: the connection has served before, and ended without a byte of the next
     /// reply.
-    pub(super) fn fail(&mut self, protocol: &P, error: &Error, is_silent: bool) {
+    pub(super) fn fail(&mut self, protocol: &P, error: &Error, is_idle_close: bool) {
         for request in self.requests_mut() {
             let refusal = protocol.refusal(&request.partial).filter(|_| error.kind() == ErrorKind::Io);
-            let progress = if is_silent && !request.is_begun { Progress::Unanswered } else { Progress::Unknown };
+            let progress = if is_idle_close && !request.is_begun { Progress::Unanswered } else { Progress::Unknown };
             request.fail(Failure { error: refusal.unwrap_or_else(|| error.clone()), progress });
         }
         self.awaited.clear();
@@ -252,7 +258,7 @@ mod tests {
     use crate::endpoint::Endpoint;
     use crate::net::{Connection, Framing, Scan, WriteBuffer};
 
-    /// Every frame is a reply.
+    /// A protocol in which every frame is a reply.
     #[derive(Debug)]
     struct Plain(Endpoint);
 
@@ -319,7 +325,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(1);
 
     #[test]
-    fn one_that_has_failed_keeps_none_behind_it_from_failing() {
+    fn a_failed_request_does_not_extend_the_deadlines_behind_it() {
         let protocol = Plain(Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 1 });
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
@@ -330,9 +336,9 @@ mod tests {
         push(&mut in_flight);
         push(&mut in_flight);
         in_flight.expire(Instant::now() + TIMEOUT, TIMEOUT, &late);
-        assert!(!in_flight.is_waited_for());
-        // What arrives meanwhile gives those that have failed more time than one that comes later.
-        in_flight.arrived_for(TIMEOUT / 2);
+        assert!(!in_flight.has_live_requests());
+        // The extension moves the deadline of the failed requests beyond that of a later one.
+        in_flight.add_active_time(TIMEOUT / 2);
         push(&mut in_flight);
         let frame = Frame { bytes: b"", large: Vec::new() };
         let token = *b"0123456789abcdef";
@@ -340,6 +346,6 @@ mod tests {
         in_flight.accept(&protocol, Marking::EveryWrite(b""), frame).unwrap();
         let deadline = in_flight.deadline(TIMEOUT).unwrap();
         in_flight.expire(deadline, TIMEOUT, &late);
-        assert_eq!(in_flight.deadline(TIMEOUT), None, "else its driver waits for what is past");
+        assert_eq!(in_flight.deadline(TIMEOUT), None, "otherwise the driver would wait for a past deadline");
     }
 }

@@ -1,14 +1,14 @@
-//! Which reads were last answered with a large value, so that the next one of them keeps nobody waiting.
+//! The reads whose last reply was a large value, so that the next read of such a key does not delay other replies.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const REMEMBERED: usize = 64;
 
-/// A few of them, by their hashes. A collision costs a read a connection of its own, and no more.
+/// A small table of keys, by hash. A collision only makes another read use an extra pipeline, or be forgotten.
 #[derive(Debug)]
 pub(super) struct LargeReads {
-    /// Whether there are any: most programs have none.
+    /// Whether a key was ever remembered, to skip hashing in most programs.
     any: AtomicBool,
     hashes: [AtomicU64; REMEMBERED],
 }
@@ -23,17 +23,17 @@ impl LargeReads {
             return false;
         }
         let hash = hash(key);
-        self.place(hash).load(Ordering::Relaxed) == hash
+        self.slot(hash).load(Ordering::Relaxed) == hash
     }
 
     #[cold]
     pub(super) fn remember(&self, key: impl Hash) {
         let hash = hash(key);
-        self.place(hash).store(hash, Ordering::Relaxed);
+        self.slot(hash).store(hash, Ordering::Relaxed);
         self.any.store(true, Ordering::Relaxed);
     }
 
-    fn place(&self, hash: u64) -> &AtomicU64 {
+    fn slot(&self, hash: u64) -> &AtomicU64 {
         &self.hashes[hash as usize % REMEMBERED]
     }
 }

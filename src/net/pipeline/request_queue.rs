@@ -1,4 +1,4 @@
-//! What callers and the driver of a pipeline share, and how much of it there may be.
+//! The queue that callers of a pipeline append to and its driver takes from, and its capacity.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,52 +21,55 @@ use crate::net::wait_queue::{Limited, WaitQueue, Waiter};
 use crate::net::write_buffer::WriteBuffer;
 use crate::sync::Lock;
 
-/// How much a pipeline takes before callers wait, and while it is not yet connected.
-pub(super) const ROOM: Room = Room { requests: 8 << 10, bytes: 16 << 20 };
-pub(super) const ROOM_BEFORE: Room = UNMARKED;
+/// The load above which callers wait, on a connected pipeline and before it is connected.
+pub(super) const CAPACITY: Load = Load { requests: 8 << 10, bytes: 16 << 20 };
+pub(super) const CAPACITY_BEFORE_CONNECTED: Load = MARKER_INTERVAL;
 
-/// After how much a marker is written.
-pub(super) const UNMARKED: Room = Room { requests: 64, bytes: 64 << 10 };
+/// The load after which a marker is written.
+pub(super) const MARKER_INTERVAL: Load = Load { requests: 64, bytes: 64 << 10 };
 
+/// A number of requests and of bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct Load {
     pub(super) requests: usize,
     pub(super) bytes: usize,
 }
 
-/// What callers and the driver share.
+/// A pipeline, as callers and its driver share it.
 #[derive(Debug)]
 pub(in crate::net) struct Pipeline<P: Protocol> {
     pub(super) runtime: RuntimeId,
     pub(super) is_extra: bool,
     pub(super) is_behind_large_value: AtomicBool,
     pub(super) is_retired: AtomicBool,
-    /// Whether nothing is sent any more.
+    /// Whether appended requests are not sent any more.
     pub(super) is_abandoned: AtomicBool,
-    /// When it was connected, and to where, once it is.
+    /// When and where it was connected, once it is.
     opened: OnceLock<(std::time::Instant, Endpoint)>,
     pub(super) request_queue: Lock<RequestQueue<P>>,
 }
 
-/// What callers have appended since the driver looked last.
+/// The requests that callers have appended since the driver last took them.
 pub(super) struct RequestQueue<P: Protocol> {
     pub(super) outgoing: WriteBuffer,
     pub(super) appended: Vec<Awaited<P>>,
-    /// Behind the last marker in `outgoing`.
-    pub(super) unmarked: Room,
-    /// Once it is connected.
+    /// The load after the last marker in `outgoing`.
+    pub(super) unmarked: Load,
+    /// `None` until the pipeline is connected.
     pub(super) marking: Option<Marking>,
     pub(super) tokens: Tokens,
-    /// Requests that were appended and have not ended, and bytes that were not sent.
-    pub(super) used: Room,
-    /// Whether one of the requests must not be lost to a connection that has ended.
-    pub(super) is_careful: bool,
+    /// The requests that were appended and have not ended, and the bytes that were not sent.
+    pub(super) used: Load,
+    /// Whether the connection must be checked before it is used: one of the requests may be sent only once.
+    pub(super) must_check: bool,
     pub(super) waiters: WaitQueue,
+    /// The driver's waker, until a caller takes it to wake the driver.
     pub(super) driver: Option<Waker>,
+    /// The error that the pipeline was closed with.
     pub(super) closed: Option<Error>,
 }
 
-/// What the server has to send, in order.
+/// A reply that the server has to send.
 pub(super) enum Awaited<P: Protocol> {
     Reply(Request<P>),
     Marker(Token),
@@ -77,11 +80,11 @@ impl<P: Protocol> Pipeline<P> {
         let request_queue = RequestQueue {
             outgoing: WriteBuffer::default(),
             appended: Vec::new(),
-            unmarked: Room::NONE,
+            unmarked: Load::NONE,
             marking: None,
             tokens: Tokens::new()?,
-            used: Room::NONE,
-            is_careful: false,
+            used: Load::NONE,
+            must_check: false,
             waiters: WaitQueue::default(),
             driver: None,
             closed: None,
@@ -97,7 +100,7 @@ impl<P: Protocol> Pipeline<P> {
         })
     }
 
-    pub(super) fn note_opened(&self, opened: std::time::Instant, endpoint: Endpoint) {
+    pub(super) fn set_opened(&self, opened: std::time::Instant, endpoint: Endpoint) {
         let _ = self.opened.set((opened, endpoint));
     }
 
@@ -109,7 +112,8 @@ impl<P: Protocol> Pipeline<P> {
         self.opened.get().is_some_and(|(_, connected)| connected != endpoint)
     }
 
-    /// Takes no more requests, and none is sent; unless it leads there.
+    /// Stops sending appended requests if the pipeline is connected elsewhere than to `unless`, or if `unless` is
+    /// `None`. Returns whether it stops.
     pub(super) fn abandon(&self, unless: Option<&Endpoint>) -> bool {
         let is_abandoned = unless.is_none_or(|endpoint| self.is_connected_elsewhere(endpoint));
         self.is_abandoned.fetch_or(is_abandoned, Ordering::Relaxed);
@@ -124,6 +128,7 @@ impl<P: Protocol> Pipeline<P> {
         self.is_behind_large_value.load(Ordering::Relaxed)
     }
 
+    /// Marks the pipeline as retired, and wakes the driver.
     pub(super) fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
         let driver = self.request_queue.lock().driver.take();
@@ -133,21 +138,21 @@ impl<P: Protocol> Pipeline<P> {
     }
 }
 
-impl Room {
-    pub(super) const NONE: Room = Room { requests: 0, bytes: 0 };
+impl Load {
+    pub(super) const NONE: Load = Load { requests: 0, bytes: 0 };
 }
 
 impl<P: Protocol> Limited for RequestQueue<P> {
     fn room(&self) -> usize {
-        let room = if self.marking.is_some() { ROOM } else { ROOM_BEFORE };
-        if self.used.bytes < room.bytes { room.requests.saturating_sub(self.used.requests) } else { 0 }
+        let capacity = if self.marking.is_some() { CAPACITY } else { CAPACITY_BEFORE_CONNECTED };
+        if self.used.bytes < capacity.bytes { capacity.requests.saturating_sub(self.used.requests) } else { 0 }
     }
 
     fn waiters(&mut self) -> &mut WaitQueue {
         &mut self.waiters
     }
 
-    /// Also those that have waited too long.
+    /// Also wakes the callers whose deadline has passed.
     fn next(&mut self) -> Vec<Waker> {
         if self.waiters.is_empty() {
             return Vec::new();
@@ -159,25 +164,25 @@ impl<P: Protocol> Limited for RequestQueue<P> {
 }
 
 impl<P: Protocol> RequestQueue<P> {
-    /// Counts a request that was appended, and marks where it is time to.
+    /// Counts an appended request, and writes a marker once [`MARKER_INTERVAL`] is reached.
     pub(super) fn count(&mut self, length: usize) {
         for count in [&mut self.used, &mut self.unmarked] {
             count.requests += 1;
             count.bytes += length;
         }
-        if self.unmarked.requests >= UNMARKED.requests || self.unmarked.bytes >= UNMARKED.bytes {
+        if self.unmarked.requests >= MARKER_INTERVAL.requests || self.unmarked.bytes >= MARKER_INTERVAL.bytes {
             self.mark();
         }
     }
 
-    /// Ends what was appended with a marker, unless replies are proven in another way.
+    /// Appends a marker to the requests that have none after them, if replies are proven by markers.
     pub(super) fn mark(&mut self) {
         if let Some(Marking::EveryWrite(command)) = self.marking
             && self.unmarked.requests > 0
         {
             let token = self.tokens.write_marker(command, &mut self.outgoing);
             self.appended.push(Awaited::Marker(token));
-            self.unmarked = Room::NONE;
+            self.unmarked = Load::NONE;
         }
     }
 }
@@ -189,13 +194,14 @@ impl<P: Protocol> std::fmt::Debug for RequestQueue<P> {
 }
 
 impl<P: Protocol> Route<P> {
-    /// Appends a request, or has a caller wait for its turn. A new one stands behind those that wait.
+    /// Appends a request, or queues `waiter` if there is no capacity or other callers wait already. Without a waiter,
+    /// returns `None` then.
     pub(super) fn append_or_wait(
         &self,
         server: &Server<P>,
         request: &P::Request,
         retry: Retry,
-        turn: Option<&mut Waiter<'_, RequestQueue<P>>>,
+        waiter: Option<&mut Waiter<'_, RequestQueue<P>>>,
         waker: &Waker,
     ) -> Result<Option<Appended<P>>, Failure> {
         let protocol = &server.protocol;
@@ -203,12 +209,12 @@ impl<P: Protocol> Route<P> {
         if let Some(error) = &request_queue.closed {
             return Err(Failure { error: error.clone(), progress: Progress::Unsent });
         }
-        let has_turn = turn.as_ref().is_some_and(|turn| turn.has_waited());
+        let has_turn = waiter.as_ref().is_some_and(|waiter| waiter.has_waited());
         if request_queue.room() == 0 || (!has_turn && !request_queue.waiters.is_empty()) {
-            return match turn {
-                Some(turn) if turn.deadline() <= Instant::now().into_std() => Err(full(protocol.endpoint()).into()),
-                Some(turn) => {
-                    turn.wait(&mut request_queue, waker);
+            return match waiter {
+                Some(waiter) if waiter.deadline() <= Instant::now().into_std() => Err(full(protocol.endpoint()).into()),
+                Some(waiter) => {
+                    waiter.wait(&mut request_queue, waker);
                     Ok(None)
                 }
                 None => Ok(None),
@@ -219,8 +225,8 @@ impl<P: Protocol> Route<P> {
         let slot = Arc::new(Slot::new(waker));
         let timeout = server.timeouts().exchange;
         let extra = exchange_timeout(timeout).saturating_sub(timeout);
-        request_queue.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_evade, extra)));
-        request_queue.is_careful |= retry == Retry::Never;
+        request_queue.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_reroute, extra)));
+        request_queue.must_check |= retry == Retry::Never;
         let length = request_queue.outgoing.len() - before;
         request_queue.count(length);
         let driver = request_queue.driver.take();

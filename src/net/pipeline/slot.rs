@@ -1,4 +1,4 @@
-//! Where a caller waits for its reply.
+//! The slot in which a caller waits for its reply.
 
 use std::future::Future;
 use std::mem::{self, ManuallyDrop};
@@ -12,7 +12,7 @@ use crate::lifecycle::generation;
 use crate::net::connection::Protocol;
 use crate::sync::Lock;
 
-/// Where the reply to a request is put.
+/// The slot for the reply to a request.
 pub(super) struct Slot<P: Protocol>(Lock<SlotState<P>>);
 
 enum SlotState<P: Protocol> {
@@ -22,11 +22,12 @@ enum SlotState<P: Protocol> {
 }
 
 impl<P: Protocol> Slot<P> {
-    /// Awaited from the beginning, by the task that appends the request.
+    /// Creates a slot that is awaited by the task with this waker.
     pub(super) fn new(waker: &Waker) -> Slot<P> {
         Slot(Lock::new("slot", SlotState::Awaited(waker.clone())))
     }
 
+    /// Puts the outcome of the request in, and wakes the caller.
     pub(super) fn complete(&self, outcome: Result<P::Reply, Failure>) {
         let before = mem::replace(&mut *self.0.lock(), SlotState::Done(outcome));
         if let SlotState::Awaited(waker) = before {
@@ -35,10 +36,10 @@ impl<P: Protocol> Slot<P> {
     }
 }
 
-/// A request that was appended. Dropping it leaves the request in flight.
+/// A request that was appended: the future of its reply. Dropping it leaves the request in flight.
 pub(in crate::net) struct Appended<P: Protocol> {
     generation: u64,
-    /// Dropped in the process that appended it only: it may hold a waker.
+    /// Dropped only in the process that appended the request: it may hold a waker.
     slot: ManuallyDrop<Arc<Slot<P>>>,
 }
 
@@ -68,16 +69,16 @@ impl<P: Protocol> Future for Appended<P> {
         }
         match mem::replace(&mut *state, SlotState::Taken) {
             SlotState::Done(outcome) => Poll::Ready(outcome),
-            SlotState::Taken | SlotState::Awaited(_) => unreachable!("it was done a moment ago"),
+            SlotState::Taken | SlotState::Awaited(_) => unreachable!("the state was `Done` under the same lock"),
         }
     }
 }
 
 impl<P: Protocol> Drop for Appended<P> {
-    #[expect(unsafe_code, reason = "in another process it is forgotten")]
+    #[expect(unsafe_code, reason = "in another process the slot is leaked")]
     fn drop(&mut self) {
         if self.generation == generation() {
-            // SAFETY: dropped once, here; nothing uses it afterwards.
+            // SAFETY: the slot is dropped once, here, and nothing uses it afterwards.
             unsafe { ManuallyDrop::drop(&mut self.slot) };
         }
     }

@@ -1,4 +1,4 @@
-//! Opening a connection: who may, where to, and how the server is greeted.
+//! Opening a connection: the permit to dial, the address, and the greeting.
 
 use std::future::Future;
 use std::ops::Range;
@@ -17,51 +17,51 @@ use crate::net::pool::NoCheckout;
 use crate::telemetry;
 
 impl<P: Protocol> Server<P> {
-    /// Dials, greets and logs in. A failure is counted before the next caller may dial. So is a refusal, whatever the
-    /// server has against the login: one that refuses each is tried no more often than one that is not there.
+    /// Dials, greets and logs in. A failure is recorded before the next caller may dial. So is a refused login,
+    /// whatever the reason: a server that refuses logins is tried no more often than one that is down.
     pub(in crate::net) async fn open(&self, execution: Execution, admissions: Admissions) -> Result<Connection<P>> {
-        let patience = self.timeouts().connect + self.timeouts().exchange;
-        let _permit = self.dial_limit.permit(execution, patience).await.map_err(|why| match why {
+        let timeout = self.timeouts().connect + self.timeouts().exchange;
+        let _permit = self.dial_limit.permit(execution, timeout).await.map_err(|why| match why {
             NoCheckout::Exhausted => timed_out("connect to", self.protocol.endpoint()),
             NoCheckout::Forked => Error::begun_by_parent(),
         })?;
-        // Those before may have found out that it is down.
+        // While this caller waited for the permit, another one may have opened a breaker.
         if !self.breaker.still_admits(admissions.call) {
-            return Err(self.is_down());
+            return Err(self.down_error());
         }
         if !self.login_breaker.still_admits(admissions.login) {
-            return Err(self.refuses_logins());
+            return Err(self.login_refused_error());
         }
         let opened = match self.protocol.discovery() {
-            Some(discovery) => self.greeted_where(discovery, execution).await,
+            Some(discovery) => self.open_discovered(discovery, execution).await,
             None => {
                 let endpoint = self.protocol.endpoint();
-                self.greeted_at_a_level(execution, endpoint, self.timeouts().connect).await.map_err(Unopened::Dial)
+                self.open_at(execution, endpoint, self.timeouts().connect).await.map_err(OpenError::Dial)
             }
         };
         match &opened {
             Ok(_) => _ = self.login_breaker.succeeded(),
-            Err(Unopened::Discovery(error)) => self.not_let_in(error),
-            Err(Unopened::Dial(error)) if is_refusal(error.kind()) => self.not_let_in(error),
-            Err(Unopened::Dial(error)) => self.failed(error, false),
+            Err(OpenError::Discovery(error)) => self.login_failed(error),
+            Err(OpenError::Dial(error)) if is_refusal(error.kind()) => self.login_failed(error),
+            Err(OpenError::Dial(error)) => self.failed(error, false),
         }
-        opened.map_err(Unopened::error)
+        opened.map_err(OpenError::error)
     }
 
-    /// There is no new connection, which says nothing about those that there are.
-    fn not_let_in(&self, error: &Error) {
-        self.doubt();
-        if !is_ours(error.kind()) && self.login_breaker.failed(error) {
+    /// Records a failure to open a connection that does not affect existing ones: a refused login or a failed lookup.
+    fn login_failed(&self, error: &Error) {
+        self.mark_unproven();
+        if !is_local(error.kind()) && self.login_breaker.failed(error) {
             telemetry::breaker_opened(self.protocol.endpoint());
         }
     }
 
-    /// Greets the server where it is said to be. What is not it, or does not answer, has the next one asked, until all
-    /// were or the time is over.
-    async fn greeted_where(&self, discovery: &Discovery, execution: Execution) -> Result<Connection<P>, Unopened> {
+    /// Looks the address up and opens a connection there. If the server there does not respond or is the wrong one, the
+    /// next member of the directory is asked, until all were asked or the time is over.
+    async fn open_discovered(&self, discovery: &Discovery, execution: Execution) -> Result<Connection<P>, OpenError> {
         let deadline = Instant::now() + self.timeouts().connect;
         let mut tried: Vec<Endpoint> = Vec::new();
-        let mut why = None;
+        let mut first_error = None;
         let mut asked = 0;
         loop {
             let endpoint = if tried.is_empty() && discovery.is_recent() {
@@ -70,162 +70,163 @@ impl<P: Protocol> Server<P> {
                 asked += 1;
                 match (discovery.ask(execution, deadline, &self.settings).await, discovery.found_last()) {
                     (Ok(endpoint), _) => endpoint,
-                    // Nobody knows better than that it was there; the greeting says whether it is.
+                    // The lookup failed, so the last known address is tried; the greeting shows whether it is right.
                     (Err(error), Some(last)) if error.is_transient() && !tried.contains(last) => {
-                        why.get_or_insert(Unopened::Discovery(error));
+                        first_error.get_or_insert(OpenError::Discovery(error));
                         last.clone()
                     }
-                    (Err(error), _) => return Err(why.unwrap_or(Unopened::Discovery(error))),
+                    (Err(error), _) => return Err(first_error.unwrap_or(OpenError::Discovery(error))),
                 }
             };
             if !tried.contains(&endpoint) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                match self.greeted_at_a_level(execution, &endpoint, left).await {
+                match self.open_at(execution, &endpoint, left).await {
                     Ok(connection) => {
-                        discovery.found(&endpoint).map_err(Unopened::Discovery)?;
+                        discovery.found(&endpoint).map_err(OpenError::Discovery)?;
                         self.abandon(Some(&endpoint));
                         return Ok(connection);
                     }
-                    Err(error) if !may_be_elsewhere(&error) => return Err(Unopened::Dial(error)),
-                    Err(error) => _ = why.get_or_insert(Unopened::Dial(error)),
+                    Err(error) if !may_be_elsewhere(&error) => return Err(OpenError::Dial(error)),
+                    Err(error) => _ = first_error.get_or_insert(OpenError::Dial(error)),
                 }
                 tried.push(endpoint);
             }
             discovery.distrust();
             if asked >= discovery.members() || Instant::now() >= deadline {
-                return Err(why.expect("a dial has failed"));
+                return Err(first_error.expect("a dial has failed"));
             }
         }
     }
 
-    /// Greets at the best level that the server is known to take part in. One that was never greeted yet and hangs up is
-    /// greeted at the next level: at once while nothing else has failed, else when it is tried again.
-    async fn greeted_at_a_level(
+    /// Opens a connection at the best level that the server is known to support. If the server was never greeted and
+    /// closes the connection, the next level is tried: at once if nothing else has failed, otherwise at the next call.
+    async fn open_at(
         &self,
         execution: Execution,
         endpoint: &Endpoint,
-        patience: Duration,
+        connect_timeout: Duration,
     ) -> Result<Connection<P>> {
-        let greeted = |level| self.greeted(execution, endpoint, patience, level);
+        let open_at_level = |level| self.open_at_level(execution, endpoint, connect_timeout, level);
         let best = self.protocol.level();
         if self.has_greeted.load(Ordering::Relaxed) {
-            return greeted(best).await.map_err(Ungreeted::error);
+            return open_at_level(best).await.map_err(GreetError::error);
         }
         let first = self.protocol.next_level().max(best);
         let levels = if self.breaker.has_failed() { first..first + 1 } else { first..P::LEVELS };
-        let mut why = None;
+        let mut first_error = None;
         for level in levels {
-            match greeted(level).await {
+            match open_at_level(level).await {
                 Ok(connection) => {
-                    return Ok(self.greeted_better(greeted, best..level).await.unwrap_or(connection));
+                    return Ok(self.retry_better_levels(open_at_level, best..level).await.unwrap_or(connection));
                 }
-                Err(Ungreeted::HungUp(error)) => {
+                Err(GreetError::HungUp(error)) => {
                     self.protocol.hung_up(level);
-                    why.get_or_insert(error);
+                    first_error.get_or_insert(error);
                 }
-                Err(Ungreeted::Failed(error)) => return Err(error),
+                Err(GreetError::Failed(error)) => return Err(error),
             }
         }
-        Err(why.expect("it has hung up at every level"))
+        Err(first_error.expect("the server hung up at every level"))
     }
 
-    /// At a better level than one at which a server was greeted: it may have hung up there for another reason. Only one
-    /// that hangs up once more is known not to take part in it.
-    async fn greeted_better<F: Future<Output = Result<Connection<P>, Ungreeted>>>(
+    /// Tries the better levels again after a greeting has succeeded: the server may have closed the connection there
+    /// for another reason. Only a level at which it closes the connection a second time is unsupported.
+    async fn retry_better_levels<F: Future<Output = Result<Connection<P>, GreetError>>>(
         &self,
-        greeted: impl Fn(usize) -> F,
+        open_at_level: impl Fn(usize) -> F,
         levels: Range<usize>,
     ) -> Option<Connection<P>> {
-        let kept = levels.end;
+        let succeeded_at = levels.end;
         for level in levels {
-            match greeted(level).await {
+            match open_at_level(level).await {
                 Ok(connection) => {
-                    self.settle_at(level);
+                    self.keep_level(level);
                     return Some(connection);
                 }
-                Err(Ungreeted::HungUp(_)) => {}
-                Err(Ungreeted::Failed(_)) => return None,
+                Err(GreetError::HungUp(_)) => {}
+                Err(GreetError::Failed(_)) => return None,
             }
         }
-        self.settle_at(kept);
+        self.keep_level(succeeded_at);
         None
     }
 
-    fn settle_at(&self, level: usize) {
+    fn keep_level(&self, level: usize) {
         self.protocol.keep_level(level);
         self.has_greeted.store(true, Ordering::Relaxed);
     }
 
-    async fn greeted(
+    /// Dials and greets at a level.
+    async fn open_at_level(
         &self,
         execution: Execution,
         endpoint: &Endpoint,
-        patience: Duration,
+        connect_timeout: Duration,
         level: usize,
-    ) -> Result<Connection<P>, Ungreeted> {
+    ) -> Result<Connection<P>, GreetError> {
         self.counts.get_or_init(Counts::default).dials.fetch_add(1, Ordering::Relaxed);
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + connect_timeout;
         let mut connection = connection(execution, &self.protocol, endpoint, deadline, &self.settings).await?;
         let deadline = Instant::now() + self.timeouts().exchange;
         let greeting = connection.greet(&self.protocol, level);
         match within(execution, deadline, endpoint, "log in to", greeting).await {
             Ok(()) => Ok(connection),
-            // Without a byte of an answer.
+            // Without a byte of a reply.
             Err(error) if error.kind() == ErrorKind::Io && connection.frames.is_empty() => {
-                Err(Ungreeted::HungUp(error))
+                Err(GreetError::HungUp(error))
             }
-            Err(error) => Err(Ungreeted::Failed(error)),
+            Err(error) => Err(GreetError::Failed(error)),
         }
     }
 }
 
-/// Why there is no connection.
-enum Unopened {
-    /// It is not known where to.
+/// The error of opening a connection.
+enum OpenError {
+    /// The address was not found.
     Discovery(Error),
     Dial(Error),
 }
 
-impl Unopened {
+impl OpenError {
     fn error(self) -> Error {
         match self {
-            Unopened::Discovery(error) | Unopened::Dial(error) => error,
+            OpenError::Discovery(error) | OpenError::Dial(error) => error,
         }
     }
 }
 
-/// Why there is no connection with the server there.
-enum Ungreeted {
-    /// The server has closed it, and did not say why.
+/// The error of dialling and greeting at one level.
+enum GreetError {
+    /// The server closed the connection without a reply.
     HungUp(Error),
     Failed(Error),
 }
 
-impl Ungreeted {
+impl GreetError {
     fn error(self) -> Error {
         match self {
-            Ungreeted::HungUp(error) | Ungreeted::Failed(error) => error,
+            GreetError::HungUp(error) | GreetError::Failed(error) => error,
         }
     }
 }
 
-impl From<Error> for Ungreeted {
-    fn from(error: Error) -> Ungreeted {
-        Ungreeted::Failed(error)
+impl From<Error> for GreetError {
+    fn from(error: Error) -> GreetError {
+        GreetError::Failed(error)
     }
 }
 
-/// Whether a failure to open a connection says that the server lets nobody in.
+/// Returns whether a failure to open a connection is counted by the login breaker.
 fn is_refusal(kind: ErrorKind) -> bool {
-    !is_ours(kind) && !is_outage(kind)
+    !is_local(kind) && !is_outage(kind)
 }
 
-/// Whether a failure says something of this process alone.
-fn is_ours(kind: ErrorKind) -> bool {
+/// Returns whether a failure is one of this process, and not of the server.
+fn is_local(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Forked | ErrorKind::OutOfResources | ErrorKind::Other)
 }
 
-/// Whether what was dialled may be another server than the one that is meant.
+/// Returns whether, after this error, the server may be at another address.
 fn may_be_elsewhere(error: &Error) -> bool {
     is_outage(error.kind()) || matches!(error.kind(), ErrorKind::Server | ErrorKind::Tls)
 }

@@ -1,4 +1,4 @@
-//! Whom to trust and who to be, read once; and the sessions that may be resumed, of each process's own.
+//! The TLS configuration: trusted authorities, this program's certificate, and the sessions that can be resumed.
 
 use std::fmt;
 use std::path::Path;
@@ -19,14 +19,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
 use crate::telemetry;
 
-/// For how many servers sessions are kept.
+/// The number of servers whose sessions are kept.
 const SESSIONS: usize = 32;
 
-/// What a store knows of TLS. Cheap to clone, and immutable.
+/// The TLS configuration of a store. Cheap to clone, and immutable but for resumable sessions.
 #[derive(Clone)]
-pub(crate) struct Tls(Arc<Known>);
+pub(crate) struct Tls(Arc<Inner>);
 
-struct Known {
+struct Inner {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     accepts_any_certificate: bool,
@@ -35,16 +35,16 @@ struct Known {
 }
 
 impl Tls {
-    /// Reads the roots, the certificate and the key.
+    /// Reads the root certificates, the certificate and the key.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfig`] for a file that cannot be used, [`ErrorKind::InvalidUrl`] for a name that is none.
+    /// [`ErrorKind::InvalidConfig`] for an unusable file, [`ErrorKind::InvalidUrl`] for an invalid server name.
     pub(crate) fn new(options: TlsOptions) -> Result<Tls> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| Error::with_source(ErrorKind::Other, "setting TLS up", error))?;
+            .map_err(|error| Error::with_source(ErrorKind::Other, "configuring TLS", error))?;
         let builder = if options.accept_any_certificate {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         } else {
@@ -61,13 +61,13 @@ impl Tls {
                 })?
             }
         };
-        // A server on OpenSSL that looks at certificates refuses to resume a session, and the connection with it, unless
-        // it was told how to tell its sessions from others': Memcached was not.
+        // A server on OpenSSL that verifies client certificates fails the handshake of a resumed session unless the
+        // server has set a session id context. Memcached does not set one.
         config.resumption = match options.identity {
             Some(_) => Resumption::disabled(),
             None => Resumption::store(Arc::new(Sessions(ProcessLocal::new()))),
         };
-        Ok(Tls(Arc::new(Known {
+        Ok(Tls(Arc::new(Inner {
             config: Arc::new(config),
             server_name: options.server_name.as_deref().map(name).transpose()?,
             accepts_any_certificate: options.accept_any_certificate,
@@ -76,12 +76,12 @@ impl Tls {
         })))
     }
 
-    /// Whether a certificate can be for this server at all.
+    /// Checks that a certificate can be for this server's name.
     pub(crate) fn check(&self, endpoint: &Endpoint) -> Result<()> {
         self.server_name(endpoint).map(|_| ())
     }
 
-    /// What the certificate of the server there must be for.
+    /// The name that the server's certificate must be for.
     pub(super) fn server_name(&self, endpoint: &Endpoint) -> Result<ServerName<'static>> {
         match (&self.0.server_name, endpoint) {
             (Some(name), _) => Ok(name.clone()),
@@ -99,7 +99,7 @@ impl Tls {
         self.0.forgets_the_rest
     }
 
-    /// Says, once, that anybody can be on the other side.
+    /// Logs a warning, once, if server certificates are not verified.
     pub(super) fn warn(&self, endpoint: &Endpoint) {
         if self.0.accepts_any_certificate && !self.0.has_warned.swap(true, Ordering::Relaxed) {
             telemetry::unverified(endpoint);
@@ -160,7 +160,7 @@ fn unusable(option: &str, path: &Path, what: &str, error: impl std::error::Error
     Error::with_source(ErrorKind::InvalidConfig, context, error)
 }
 
-/// The sessions that servers let this process resume: its parent's are never used, nor is the lock around them.
+/// The resumable sessions of this process. The parent's sessions are never used, nor is the lock around them.
 #[derive(Debug)]
 struct Sessions(ProcessLocal<ClientSessionMemoryCache>);
 
@@ -200,7 +200,7 @@ impl ClientSessionStore for Sessions {
     }
 }
 
-/// Accepts whoever has the key of the certificate that it shows.
+/// A verifier that accepts any certificate, if the server has its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Without the feature `tls` there is no [`Tls`].
+//! TLS without the feature `tls`: a [`Tls`] cannot be created.
 
 use std::convert::Infallible;
 use std::io;

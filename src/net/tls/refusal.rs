@@ -1,4 +1,4 @@
-//! Why there is no TLS with a server, in words.
+//! Errors of TLS: why a handshake failed, or why a server refused this program's certificate.
 
 use std::io;
 
@@ -10,26 +10,26 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 use crate::net::io_errors::{io_error, is_stale};
 
-/// Of a handshake that came to nothing.
+/// The error of a failed handshake.
 pub(super) fn handshake_failed(endpoint: &Endpoint, name: &ServerName<'_>, error: io::Error) -> Error {
-    let doing = format!("the TLS handshake with {endpoint}");
+    let context = format!("the TLS handshake with {endpoint}");
     if let Some(cause) = cause(&error) {
-        return Error::with_source(ErrorKind::Tls, format!("{doing}: {}", describe(cause, name)), cause.clone());
+        return Error::with_source(ErrorKind::Tls, format!("{context}: {}", describe(cause, name)), cause.clone());
     }
     if is_stale(&error) {
         return io_error("shake hands with", endpoint, error);
     }
     match error.kind() {
         io::ErrorKind::TimedOut => {
-            let context = format!("{doing}: no answer in time (does the server speak TLS at this port?)");
+            let context = format!("{context}: no answer in time (does the server speak TLS at this port?)");
             Error::new(ErrorKind::Timeout, context)
         }
-        io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Connect, format!("{doing}: {error}")),
-        _ => Error::with_source(ErrorKind::Connect, doing, error),
+        io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Connect, format!("{context}: {error}")),
+        _ => Error::with_source(ErrorKind::Connect, context, error),
     }
 }
 
-/// Of an exchange, if what ended it is that the server does not take this program's certificate: in TLS 1.3 it says so
+/// The error of an exchange that failed because the server refused this program's certificate. In TLS 1.3 it does so
 /// only after the handshake.
 pub(in crate::net) fn refused(do_what: &str, endpoint: &Endpoint, error: &io::Error) -> Option<Error> {
     let cause = cause(error)?;
@@ -56,7 +56,7 @@ fn describe(error: &TlsError, name: &ServerName<'_>) -> String {
             None => "the server refused it".to_owned(),
         },
         TlsError::InvalidMessage(_) => "what the server answered is not TLS".to_owned(),
-        TlsError::PeerIncompatible(_) => "the server has no version or cipher in common with us".to_owned(),
+        TlsError::PeerIncompatible(_) => "the server supports none of our TLS versions or ciphers".to_owned(),
         _ => "it failed".to_owned(),
     }
 }
@@ -69,7 +69,7 @@ fn describe_certificate(error: &CertificateError) -> Option<String> {
         Expired | ExpiredContext { .. } => "has expired",
         NotValidYet | NotValidYetContext { .. } => "is not valid yet",
         Revoked => "was revoked",
-        // Another authority of the same name has signed it.
+        // It was signed by another authority of the same name.
         BadSignature => "is not signed by the authority that is trusted here (tls_ca)",
         UnknownIssuer => "is not from an authority that is trusted here (tls_ca)",
         _ => return None,
@@ -92,8 +92,8 @@ fn about_own_certificate(alert: Alert) -> Option<&'static str> {
         Alert::UnknownCA | Alert::DecryptError => {
             "the server does not trust the authority of our certificate (tls_cert)"
         }
-        Alert::CertificateExpired => "the server says that our certificate has expired (tls_cert)",
-        Alert::CertificateRevoked => "the server says that our certificate was revoked (tls_cert)",
+        Alert::CertificateExpired => "the server reports that our certificate has expired (tls_cert)",
+        Alert::CertificateRevoked => "the server reports that our certificate was revoked (tls_cert)",
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
             "the server refuses our certificate (tls_cert)"
         }

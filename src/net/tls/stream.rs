@@ -1,7 +1,8 @@
-//! An encrypted stream.
+//! A TLS stream over another stream.
 //!
-//! rustls holds the session and does no I/O: bytes are carried between it and the stream below, which waits or is
-//! pending as ever. So there is one implementation for both ways of calling, and deadlines are the lower stream's.
+//! rustls has the session and does no I/O. This module moves bytes between it and the stream below, which blocks or
+//! returns pending. So blocking and asynchronous callers share one implementation, and deadlines are those of the
+//! stream below.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Read, Write};
@@ -22,16 +23,16 @@ use crate::net::socket::StaleSocket;
 use crate::net::stream::ByteStream;
 use crate::net::write_buffer::PIECES;
 
-/// Room for the longest record.
+/// The size in bytes of the receive buffer, which the longest encrypted record fits into.
 const RECEIVED: usize = 18 << 10;
 
-/// The most that one record holds.
+/// The largest number of plaintext bytes in a record.
 const RECORD: usize = 16 << 10;
 
-/// The end of a command.
+/// The length of a command's line end.
 const END: usize = 2;
 
-/// Encrypts a stream that was just connected: shakes hands until `deadline`. Exchanges then have `timeout` each.
+/// Encrypts a stream that was just connected. The handshake has until `deadline`, each exchange after it `timeout`.
 pub(in crate::net) async fn secure(
     tls: &Tls,
     execution: Execution,
@@ -55,7 +56,7 @@ pub(in crate::net) async fn secure(
     Ok(Box::new(stream))
 }
 
-/// A blocking stream keeps the deadline itself.
+/// Applies a deadline to a handshake in a runtime. Inline, the blocking stream has the deadline.
 #[cfg_attr(not(feature = "tokio"), expect(unused_variables))]
 async fn bounded<T>(
     execution: Execution,
@@ -71,23 +72,24 @@ async fn bounded<T>(
     }
 }
 
-/// Its drop says nothing on the wire: rustls leaves a goodbye to be asked for.
+/// An encrypted stream. Its drop sends nothing: rustls sends `close_notify` only on request.
 #[derive(Debug)]
 struct TlsStream {
     session: ClientConnection,
-    /// The generation of the process whose session it is.
+    /// The generation of the process that made the connection.
     generation: u64,
     inner: Box<dyn ByteStream>,
-    /// What was received and not yet decrypted is `received[start..end]`.
+    /// `received[start..end]` has been received and not yet decrypted.
     received: Box<[u8]>,
     start: usize,
     end: usize,
-    /// How many bytes were encrypted, of which some may still have to be sent: until then they do not count as sent.
+    /// The number of plaintext bytes that were encrypted and not completely sent. They count as sent once they are.
     encrypted: usize,
-    /// Whether the end of much goes in a record of its own. Memcached (1.6.18) reads a value out of a record and waits for
-    /// the socket with the rest of that record decrypted and forgotten: it goes on when more arrives.
-    ends_apart: bool,
-    /// Whether what was sent last may have been cut anywhere.
+    /// Whether the line end of a long write is sent in a record of its own. Memcached (1.6.18) reads a value out of a
+    /// record and then waits for the socket, although the rest of the record is decrypted: it continues only when more
+    /// bytes arrive.
+    splits_line_end: bool,
+    /// Whether the previous write was longer than a record, so that it may have been split at any byte.
     was_long: bool,
 }
 
@@ -103,7 +105,7 @@ impl TlsStream {
             start: 0,
             end: 0,
             encrypted: 0,
-            ends_apart: tls.forgets_the_rest(),
+            splits_line_end: tls.forgets_the_rest(),
             was_long: false,
         })
     }
@@ -126,14 +128,14 @@ impl TlsStream {
         }
     }
 
-    /// Encrypts what there is room for of these pieces. Returns how much.
+    /// Encrypts as much of these pieces as the session has room for. Returns the number of bytes.
     fn encrypt(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         let is_long = length > RECORD;
-        let is_cut = mem::replace(&mut self.was_long, is_long) || is_long;
+        let may_be_split = mem::replace(&mut self.was_long, is_long) || is_long;
         let mut writer = self.session.writer();
         match pieces {
-            [before @ .., last] if self.ends_apart && is_cut => {
+            [before @ .., last] if self.splits_line_end && may_be_split => {
                 let (of_last, end) = last.split_at(last.len().saturating_sub(END));
                 let mut body: ArrayVec<IoSlice<'_>, PIECES> = before.iter().map(|piece| IoSlice::new(piece)).collect();
                 body.push(IoSlice::new(of_last));
@@ -145,7 +147,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends what is encrypted.
+    /// Sends the encrypted bytes.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.session.wants_write() {
             let mut below = Below { stream: &mut *self.inner, cx };
@@ -158,7 +160,7 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Receives, unless there is still something to decrypt. Returns how much there is; 0 is the end.
+    /// Receives, unless there are bytes to decrypt. Returns the number of bytes to decrypt; 0 is the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.start == self.end {
             let count = ready!(self.inner.poll_receive(cx, &mut self.received))?;
@@ -167,17 +169,17 @@ impl TlsStream {
         Poll::Ready(Ok(self.end - self.start))
     }
 
-    /// Decrypts what was received, as far as there is room for it.
+    /// Decrypts received bytes, until there is plaintext to read or no received byte is left.
     fn decrypt(&mut self, cx: &mut Context<'_>) -> io::Result<IoState> {
         loop {
-            // To rustls, to read nothing is the end.
+            // rustls takes a read of 0 bytes for the end of the stream.
             if self.start < self.end {
                 let mut bytes = &self.received[self.start..self.end];
                 self.session.read_tls(&mut bytes)?;
                 self.start = self.end - bytes.len();
             }
             let state = self.session.process_new_packets().map_err(|error| {
-                // The server is told why, if it can be.
+                // Sends the alert with the reason, if the stream has room for it.
                 let _ = self.poll_flush(cx);
                 broken(error)
             })?;
@@ -190,7 +192,7 @@ impl TlsStream {
         }
     }
 
-    /// Why nothing can be sent any more, if the server has said so.
+    /// Returns why sending failed, if the server has sent an alert.
     fn cause(&mut self) -> Option<io::Error> {
         let cx = &mut Context::from_waker(Waker::noop());
         loop {
@@ -208,7 +210,7 @@ impl TlsStream {
         }
     }
 
-    /// In a process that inherited it, neither the keys are used nor what they have decrypted.
+    /// Fails in a process that inherited the stream: neither its keys nor its decrypted bytes are used there.
     fn check_owner(&self) -> io::Result<()> {
         if self.generation == generation() { Ok(()) } else { Err(io::Error::other(StaleSocket)) }
     }
@@ -252,7 +254,7 @@ impl ByteStream for TlsStream {
         self.inner.set_deadline(now, timeout);
     }
 
-    /// What comes unasked and says nothing, as the tickets of TLS 1.3 do, is taken in.
+    /// Processes messages that carry no plaintext, such as the session tickets of TLS 1.3.
     fn is_quiet(&mut self) -> bool {
         if self.check_owner().is_err() {
             return false;
@@ -272,7 +274,7 @@ impl ByteStream for TlsStream {
     }
 }
 
-/// The stream below, as rustls writes to it.
+/// The stream below as a [`Write`], for rustls.
 struct Below<'a, 'c> {
     stream: &'a mut dyn ByteStream,
     cx: &'a mut Context<'c>,
@@ -320,11 +322,12 @@ mod tests {
     use crate::net::server::Settings;
     use crate::net::tls::TlsOptions;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// What a server does next.
+    /// An action of the server.
     type Step = Box<dyn FnOnce(&mut ServerConnection, &mut TcpStream) + Send>;
 
+    /// A server in a thread of its own.
     struct Peer {
         steps: Sender<Step>,
         done: Receiver<()>,
@@ -332,13 +335,14 @@ mod tests {
     }
 
     impl Peer {
-        /// Returns when it is done.
-        fn does(&self, step: impl FnOnce(&mut ServerConnection, &mut TcpStream) + Send + 'static) {
+        /// Runs an action in the server, and returns when it is done.
+        fn run(&self, step: impl FnOnce(&mut ServerConnection, &mut TcpStream) + Send + 'static) {
             self.steps.send(Box::new(step)).unwrap();
             self.done.recv().unwrap();
         }
 
-        fn ends(self) {
+        /// Ends the server, which closes its socket.
+        fn stop(self) {
             drop(self.steps);
             self.thread.join().unwrap();
         }
@@ -350,7 +354,7 @@ mod tests {
         }
     }
 
-    /// A stream, and a server that has shaken hands with it and holds its tickets back.
+    /// Returns a stream and its server after the handshake. The server has not sent its session tickets yet.
     fn pair() -> (Box<dyn ByteStream>, Peer) {
         let authority = Authority::new();
         let encryption = Encryption::by(&authority);
@@ -377,90 +381,90 @@ mod tests {
         let options = TlsOptions { ca: Some(encryption.ca), ..TlsOptions::default() };
         let tls = Tls::new(options).unwrap();
         let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let connected = async {
             let socket = dial(Execution::Inline, &endpoint, deadline, &Settings::default()).await?;
-            secure(&tls, Execution::Inline, &endpoint, socket, deadline, PATIENCE).await
+            secure(&tls, Execution::Inline, &endpoint, socket, deadline, TIMEOUT).await
         };
-        let connected: Result<_> = at_once(connected);
+        let connected: Result<_> = poll_once(connected);
         (connected.unwrap(), Peer { steps, done, thread })
     }
 
-    fn at_once<T>(blocking: impl Future<Output = T>) -> T {
+    fn poll_once<T>(blocking: impl Future<Output = T>) -> T {
         match std::pin::pin!(blocking).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(output) => output,
-            Poll::Pending => panic!("a blocking stream was pending"),
+            Poll::Pending => panic!("a blocking stream suspended"),
         }
     }
 
     fn receive(stream: &mut dyn ByteStream) -> io::Result<Vec<u8>> {
         let mut buffer = [0; 100];
-        let count = at_once(poll_fn(|cx| stream.poll_receive(cx, &mut buffer)))?;
+        let count = poll_once(poll_fn(|cx| stream.poll_receive(cx, &mut buffer)))?;
         Ok(buffer[..count].to_vec())
     }
 
     fn send(stream: &mut dyn ByteStream, pieces: &[&[u8]]) -> usize {
         let pieces: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        at_once(poll_fn(|cx| stream.poll_send(cx, &pieces))).unwrap()
+        poll_once(poll_fn(|cx| stream.poll_send(cx, &pieces))).unwrap()
     }
 
     #[test]
-    fn tickets_that_come_after_the_handshake_are_quiet_and_a_reply_is_not() {
+    fn a_stream_with_session_tickets_is_quiet_and_with_a_reply_is_not() {
         let (mut stream, peer) = pair();
         assert!(stream.is_quiet());
-        // Its tickets.
-        peer.does(flush);
-        peer.does(|session, socket| {
+        // Sends the session tickets.
+        peer.run(flush);
+        peer.run(|session, socket| {
             session.refresh_traffic_keys().unwrap();
             flush(session, socket);
         });
-        assert!(stream.is_quiet(), "neither tickets nor new keys say anything");
-        peer.does(|session, socket| {
+        assert!(stream.is_quiet(), "neither tickets nor new keys are plaintext");
+        peer.run(|session, socket| {
             session.writer().write_all(b"surplus").unwrap();
             flush(session, socket);
         });
-        until("what was said has arrived", || !stream.is_quiet());
-        assert!(!stream.is_quiet(), "it is not lost by looking");
+        until("the reply has arrived", || !stream.is_quiet());
+        assert!(!stream.is_quiet(), "the check does not discard the reply");
         assert_eq!(receive(&mut *stream).unwrap(), b"surplus");
         assert!(stream.is_quiet());
-        peer.ends();
+        peer.stop();
         until("the end has arrived", || !stream.is_quiet());
         assert_eq!(receive(&mut *stream).unwrap(), b"", "the end");
     }
 
     #[test]
-    fn a_goodbye_is_the_end() {
+    fn a_close_notify_is_the_end_of_the_stream() {
         let (mut stream, peer) = pair();
-        peer.does(|session, socket| {
+        peer.run(|session, socket| {
             session.send_close_notify();
             flush(session, socket);
         });
-        until("it has arrived", || !stream.is_quiet());
+        until("the close_notify has arrived", || !stream.is_quiet());
         assert_eq!(receive(&mut *stream).unwrap(), b"");
-        peer.ends();
+        peer.stop();
     }
 
     #[test]
-    fn nothing_is_said_when_a_stream_is_dropped() {
+    fn the_drop_of_a_stream_sends_nothing() {
         let (mut stream, peer) = pair();
         assert_eq!(send(&mut *stream, &[b"last ", b"words"]), 10);
         drop(stream);
-        peer.does(|session, socket| {
+        peer.run(|session, socket| {
             let mut received = Vec::new();
             socket.read_to_end(&mut received).unwrap();
             let mut received = received.as_slice();
             session.read_tls(&mut received).unwrap();
             let state = session.process_new_packets().unwrap();
             assert_eq!(state.plaintext_bytes_to_read(), 10);
-            assert!(!state.peer_has_closed() && received.is_empty(), "no goodbye");
+            assert!(!state.peer_has_closed() && received.is_empty(), "no close_notify");
         });
-        peer.ends();
+        peer.stop();
     }
 
     #[test]
-    fn damage_is_an_error() {
+    fn a_damaged_record_is_an_error() {
         let (mut stream, peer) = pair();
-        peer.does(|session, socket| {
+        peer.run(|session, socket| {
             session.writer().write_all(b"damaged").unwrap();
             let mut record = Vec::new();
             while session.wants_write() {
@@ -470,6 +474,6 @@ mod tests {
             socket.write_all(&record).unwrap();
         });
         assert_eq!(receive(&mut *stream).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        peer.ends();
+        peer.stop();
     }
 }
