@@ -1,7 +1,7 @@
 //! The nodes of a Redis Cluster, one of which has the slot of a key.
 //!
-//! The redis crate has a client for clusters, which would take connections of ours. It was not used: its retries go past
-//! a deadline, it knows of no breaker, and its map of slots is its own.
+//! The redis crate has a client for clusters, which would take connections of ours. It was not used: its retries go
+//! past a deadline, it knows of no breaker, and its map of slots is its own.
 
 use std::fmt;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! A Redis URL, understood.
+//! The configuration of a store on Redis, parsed from its URL.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub(in crate::store) const SCHEMES: &[&str] = &[
     "unix",
 ];
 
-/// The first is this crate's, the others are those of other clients.
+/// The first is this crate's own scheme, the others are used by other clients.
 const UNIX_SCHEMES: &[&str] = &["redis+unix", "redis+socket", "unix"];
 
 const DEFAULT_PORT: u16 = 6379;
@@ -36,25 +36,25 @@ pub(super) struct Config {
     pub(super) settings: Settings,
 }
 
-/// Where the entries are.
+/// The servers that keep the entries.
 #[derive(Debug)]
 pub(super) enum Place {
     Server(Address),
-    /// A cluster, of which these nodes are known.
+    /// A cluster, by the nodes of the URL.
     Cluster {
         seeds: Vec<Endpoint>,
         replicas: Replicas,
     },
 }
 
-/// What a server needs to know to let a connection in, and how it is spoken with.
+/// The settings of a connection: TLS, login, database and protocol.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     pub(super) tls: Option<Tls>,
     pub(super) login: Login,
     pub(super) database: u32,
     pub(super) protocol: Version,
-    /// What the server is told, with the process id behind it.
+    /// The name of a connection; the process id is appended.
     pub(super) client_name: Option<String>,
     pub(super) max_value: usize,
 }
@@ -70,10 +70,11 @@ pub(super) struct Access {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replicas {
-    /// Every read asks the master, which has what was stored last.
+    /// Every read goes to the master and returns the latest value.
     #[default]
     Never,
-    /// `get` and `get_many` ask a replica, which may be behind; where it does not answer, the master.
+    /// `get` and `get_many` read from a replica, which may lag behind, or from the master if the replica does not
+    /// respond.
     Prefer,
 }
 
@@ -86,11 +87,11 @@ impl fmt::Display for Replicas {
     }
 }
 
-/// The version of the protocol that a connection begins with.
+/// The version of the protocol that a connection tries first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Version {
     Resp2,
-    /// Or the other one, where the server does not know it.
+    /// RESP3, or RESP2 if the server does not support RESP3.
     #[default]
     Resp3,
 }
@@ -136,7 +137,7 @@ impl Config {
         Ok(Config { place, access, settings })
     }
 
-    /// Takes the database out of the path, where it may be.
+    /// Removes the database from the path, in the URLs that may have it there.
     pub(super) fn clear_database(url: &mut StoreUrl) {
         if sentinel::are_named_by(url) {
             sentinel::clear_database(url);
@@ -165,7 +166,7 @@ fn parse_replicas(text: &str) -> Result<Replicas> {
     found.ok_or_else(|| invalid(format!("replicas={text:?} is neither never nor prefer")))
 }
 
-/// In the path, or as an option, under the name that it has here, or under that of other clients.
+/// Takes the database: from the path, from the option `database`, or from `db`, its name in other clients.
 fn take_database(url: &mut StoreUrl, on_unix_socket: bool) -> Result<u32> {
     let in_path = if on_unix_socket { None } else { database_in(&url.path) };
     let given = [in_path, url.options.take_text("database"), url.options.take_text("db")];
@@ -193,7 +194,7 @@ fn parse_version(text: &str) -> Result<Version> {
     }
 }
 
-/// The server takes no spaces and no line ends in it.
+/// Returns the name of a connection if it is valid: the server refuses spaces and line ends.
 fn check_name(name: String) -> Result<String> {
     let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
     if is_name { Ok(name) } else { Err(invalid(format!("client_name={name:?} is not a word of printable characters"))) }

@@ -38,8 +38,8 @@ pub(super) struct Resp {
     has_warned_of_role: AtomicBool,
 }
 
-/// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command that
-/// they do not know.
+/// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command
+/// that they do not know.
 #[derive(Clone, Copy)]
 struct Level {
     has_hello: bool,

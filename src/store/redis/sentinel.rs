@@ -1,8 +1,8 @@
 //! Redis Sentinel: servers that know which one is the master.
 //!
 //! They are asked for its address, over a connection for that one question, when a connection to the master is opened,
-//! and now and then while there are any (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>). What they say
-//! is believed once the server there says that it is a master: see [`Resp`]'s greeting.
+//! and now and then while there are any (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>). What they
+//! say is believed once the server there says that it is a master: see [`Resp`]'s greeting.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

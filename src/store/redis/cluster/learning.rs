@@ -1,9 +1,9 @@
 //! Learning which node has which slots: at first use, and after a sign of change. One caller at a time asks, and not
 //! again at once; the others wait for it.
 //!
-//! Who is at it is a note of this process's, so a fork in the middle leaves a child free to ask for itself. Callers that
-//! block and those inside of tokio have a note each: a thread that waited for a task of its own runtime would wait for
-//! itself.
+//! Who is at it is a note of this process's, so a fork in the middle leaves a child free to ask for itself. Callers
+//! that block and those inside of tokio have a note each: a thread that waited for a task of its own runtime would wait
+//! for itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! A batch of operations over the nodes of a cluster: one write to each at a time, all of them at once.
 //!
-//! A slot that is being moved has some of its keys here and some there. Where an operation is sent on and a later one on
-//! the same slot was not, they have changed places; so what came too early and changes nothing but what it is meant to, a
-//! get or a delete, is carried out again behind the other one. A delete is final because it takes the lease away
+//! A slot that is being moved has some of its keys here and some there. Where an operation is sent on and a later one
+//! on the same slot was not, they have changed places; so what came too early and changes nothing but what it is meant
+//! to, a get or a delete, is carried out again behind the other one. A delete is final because it takes the lease away
 //! first.
 
 use std::collections::{HashMap, HashSet};

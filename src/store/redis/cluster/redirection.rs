@@ -1,7 +1,8 @@
 //! What a node says that does not have a slot, and what is done about it.
 //!
 //! Such a reply means that nothing was carried out, so a change is sent on as a read is. Where a node fails in the
-//! middle of an exchange it is not known whether it has carried out what it was asked: a read is sent on, a change is not.
+//! middle of an exchange it is not known whether it has carried out what it was asked: a read is sent on, a change is
+//! not.
 
 use std::time::{Duration, Instant};
 
@@ -120,8 +121,8 @@ impl Cluster {
         }
     }
 
-    /// Does what has to be done before requests on these slots are sent on. Returns the next target of each; `None` where
-    /// the request ends with the answer that it has.
+    /// Does what has to be done before requests on these slots are sent on. Returns the next target of each; `None`
+    /// where the request ends with the answer that it has.
     pub(super) async fn prepare(&self, course: &mut Course, turned: &[(u16, Turned)]) -> Result<Vec<Option<Target>>> {
         course.rounds += 1;
         let is_down = turned.iter().any(|(_, turned)| matches!(turned, Turned::Down));

@@ -65,8 +65,8 @@ impl Table {
         self.node(index).map(|node| (index, node))
     }
 
-    /// A replica that may be read in the place of the owner. For a key always the same one, as long as the replicas are:
-    /// what was read once is not read in an older form by the next call.
+    /// A replica that may be read in the place of the owner. For a key always the same one, as long as the replicas
+    /// are: what was read once is not read in an older form by the next call.
     pub(super) fn reader(&self, slot: u16) -> Option<(Index, &Link<Resp>)> {
         if self.replicas == Replicas::Never {
             return None;
