@@ -14,7 +14,7 @@ pub use builder::RedisBuilder;
 use cluster::Cluster;
 pub use config::Replicas;
 pub(super) use config::SCHEMES;
-use config::{Config, Place};
+use config::{Config, Location};
 use protocol::Resp;
 
 mod batch;
@@ -222,11 +222,11 @@ impl RedisStore {
 
     fn open(url: StoreUrl, callback: Option<Callback>) -> Result<RedisStore> {
         let shown = url.to_string();
-        let Config { place, access, settings } = Config::new(url, callback)?;
+        let Config { location, access, settings } = Config::new(url, callback)?;
         let max_value = access.max_value;
-        let servers = match place {
-            Place::Server(address) => Servers::One(Link::new(Resp::new(address, access), settings)),
-            Place::Cluster { seeds, replicas } => {
+        let servers = match location {
+            Location::Server(address) => Servers::One(Link::new(Resp::new(address, access), settings)),
+            Location::Cluster { seeds, replicas } => {
                 Servers::Cluster(Box::new(Cluster::new(seeds, access, settings, replicas)))
             }
         };

@@ -31,14 +31,14 @@ const DEFAULT_MAX_VALUE: usize = 512 << 20;
 
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) access: Access,
     pub(super) settings: Settings,
 }
 
 /// The servers that keep the entries.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum Location {
     Server(Address),
     /// A cluster, by the nodes of the URL.
     Cluster {
@@ -105,7 +105,7 @@ impl Config {
             let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
         }
-        let is_behind_sentinels = sentinel::are_named_by(&url);
+        let is_behind_sentinels = sentinel::is_sentinel_url(&url);
         let master = if is_behind_sentinels { Some(sentinel::take_master(&mut url)?) } else { None };
         let default_port = if is_behind_sentinels { sentinel::DEFAULT_PORT } else { DEFAULT_PORT };
         let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(default_port)? };
@@ -126,20 +126,24 @@ impl Config {
         if !is_cluster && replicas != Replicas::Never {
             return Err(invalid(format!("replicas={replicas} is for a cluster: redis+cluster://")));
         }
-        let place = match master {
-            Some(master) => Place::Server(Address::LookedUp(options.discovery(master, endpoints, tls.as_ref()))),
+        let location = match master {
+            Some(master) => Location::Server(Address::LookedUp(options.discovery(master, endpoints, tls.as_ref()))),
             None => {
-                options.expect_none(&url.scheme)?;
-                if is_cluster { Place::Cluster { seeds: endpoints, replicas } } else { Place::Server(one(endpoints)?) }
+                options.refuse_without_sentinels(&url.scheme)?;
+                if is_cluster {
+                    Location::Cluster { seeds: endpoints, replicas }
+                } else {
+                    Location::Server(one(endpoints)?)
+                }
             }
         };
         let access = Access { tls, login, database, protocol, client_name, max_value };
-        Ok(Config { place, access, settings })
+        Ok(Config { location, access, settings })
     }
 
     /// Removes the database from the path, in the URLs that may have it there.
     pub(super) fn clear_database(url: &mut StoreUrl) {
-        if sentinel::are_named_by(url) {
+        if sentinel::is_sentinel_url(url) {
             sentinel::clear_database(url);
         } else if !Config::is_on_unix_socket(url) {
             url.path.clear();
@@ -202,7 +206,7 @@ fn check_name(name: String) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, Place, Replicas, StoreUrl};
+    use super::{Config, Location, Replicas, StoreUrl};
     use crate::error::Result;
     use crate::store::credentials::Credentials;
 
@@ -212,9 +216,9 @@ mod tests {
 
     /// The servers, separated by commas.
     fn shown(config: &Config) -> String {
-        let endpoints = match &config.place {
-            Place::Server(address) => std::slice::from_ref(address.endpoint()),
-            Place::Cluster { seeds, .. } => seeds,
+        let endpoints = match &config.location {
+            Location::Server(address) => std::slice::from_ref(address.endpoint()),
+            Location::Cluster { seeds, .. } => seeds,
         };
         endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
@@ -250,7 +254,7 @@ mod tests {
     fn a_cluster_is_known_by_some_of_its_nodes() {
         let config = parse("redis+cluster://me:secret@a,b:7000,[::1]/0?replicas=prefer").unwrap();
         assert_eq!(shown(&config), "a:6379,b:7000,[::1]:6379");
-        assert!(matches!(config.place, Place::Cluster { replicas: Replicas::Prefer, .. }));
+        assert!(matches!(config.location, Location::Cluster { replicas: Replicas::Prefer, .. }));
         for (url, part) in [
             ("redis+cluster://a/1", "no database 1"),
             ("redis+cluster://a?db=2", "no database 2"),

@@ -1,9 +1,9 @@
-//! Whether a server that sentinels have named is a master.
+//! The check that a server that sentinels have named is a master.
 
 use redis::Value;
 
 use super::commands::{Command, Expected};
-use super::error_replies::refusal;
+use super::error_replies::classify;
 use super::protocol::Resp;
 use super::reply::{server_error, unexpected};
 use crate::endpoint::Endpoint;
@@ -11,8 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::Connection;
 use crate::store::error_reply::Lasts;
 
-/// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor
-/// `INFO`.
+/// Checks that the server is a master. Returns false if the account may use neither `ROLE` nor `INFO`, so that the role
+/// could not be checked.
+///
+/// # Errors
+///
+/// If the server has another role, or does not report its role.
 pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<Resp>) -> Result<bool> {
     let questions = [
         (Command::new("ROLE", Expected::Anything), in_role as fn(&Value) -> Option<&str>),
@@ -27,7 +31,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
                     None => Err(unexpected(connection.endpoint(), "its role")),
                 };
             }
-            Err(error) if refusal(&error).gives_up() || refusal(&error).lasts == Lasts::Briefly => {
+            Err(error) if classify(&error).gives_up() || classify(&error).lasts == Lasts::Briefly => {
                 return Err(server_error(connection.endpoint(), &error));
             }
             Err(_) => {}

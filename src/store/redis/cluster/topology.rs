@@ -1,4 +1,5 @@
-//! What a node says of the cluster: the reply to `CLUSTER SLOTS`, which every version of Redis Cluster knows.
+//! The topology of a cluster, parsed from a node's reply to `CLUSTER SLOTS`, which every version of Redis Cluster
+//! supports.
 
 use redis::Value;
 
@@ -6,34 +7,34 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::hash_slot::SLOTS;
 
-/// The longest name of a host that is taken for one.
-const LONGEST_HOST: usize = 255;
+/// The maximum length of a host name, in bytes.
+const MAX_HOST_LENGTH: usize = 255;
 
-/// Slots that follow each other, and who has them.
+/// A range of slots and the nodes that have it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) first: u16,
     pub(super) last: u16,
-    /// `None`: the cluster does not know by what name it is reached.
+    /// `None` if the cluster does not know the master's address.
     pub(super) master: Option<Endpoint>,
     pub(super) replicas: Vec<Endpoint>,
 }
 
-/// What a node knows of the cluster.
+/// The topology of a cluster as one node knows it.
 #[derive(Debug)]
 pub(super) struct View {
-    /// No slot is in two of them.
+    /// Disjoint ranges.
     pub(super) ranges: Vec<Range>,
-    /// How many slots have an owner that can be reached.
+    /// The number of slots whose master has an address.
     pub(super) covered: usize,
 }
 
 impl View {
-    /// Reads a reply of the node at `asked`.
+    /// Parses the reply of the node at `asked`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Protocol`], with what is wrong with it.
+    /// [`ErrorKind::Protocol`], with what is wrong.
     pub(super) fn read(reply: &Value, asked: &Endpoint) -> Result<View> {
         let view = read(reply, asked);
         view.map_err(|what| Error::new(ErrorKind::Protocol, format!("{asked} describes a cluster that {what}")))
@@ -89,21 +90,22 @@ fn read_node(node: &Value, asked: &Endpoint) -> Result<Option<Endpoint>, &'stati
     };
     let Value::Int(port) = port else { return Err("has a node without a port") };
     let port = u16::try_from(*port).ok().filter(|port| *port != 0).ok_or("has a port that there is not")?;
-    // What a node says that has no name to tell.
+    // An unknown host name.
     if host == "?" {
         return Ok(None);
     }
     endpoint(host, port, asked).map(Some).ok_or("has a host whose name is none")
 }
 
-/// The address that a node gives for itself or another one. Without a host it is that of the node that was asked.
+/// Converts an address that a node gives for itself or another node. An empty host is the host of the node that was
+/// asked. Returns `None` if the host is not valid.
 pub(super) fn endpoint(host: &str, port: u16, asked: &Endpoint) -> Option<Endpoint> {
     let host = match (host, asked) {
         ("", Endpoint::Tcp { host, .. }) => host,
         (host, _) => host,
     };
     let is_name = !host.is_empty()
-        && host.len() <= LONGEST_HOST
+        && host.len() <= MAX_HOST_LENGTH
         && host.chars().all(|char| char.is_ascii_alphanumeric() || "-._:%".contains(char));
     is_name.then(|| Endpoint::Tcp { host: host.to_owned(), port })
 }
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_owner_is_not_covered() {
+    fn slots_without_an_owner_are_not_covered() {
         let unknown = range(100, 199, vec![node(text("?"), 1)]);
         let reply = Value::Array(vec![range(0, 99, vec![node(text("a"), 1)]), unknown]);
         let view = View::read(&reply, &tcp("asked", 1)).unwrap();
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_topologies_are_refused() {
         let good = || node(text("a"), 1);
         for (range, what) in [
             (range(0, 16_384, vec![good()]), "slot that there is not"),
