@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// The reaction to a request.
+/// The reaction of a fake sentinel to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Says {
     /// Sends these bytes.
@@ -18,24 +18,24 @@ pub enum Says {
 }
 
 impl Says {
-    /// The reply that the master is at this address.
+    /// Returns the reply that the master is at this address.
     pub fn address(host: &str, port: impl ToString) -> Says {
         let port = port.to_string();
         Says::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
     }
 
-    /// The reply that the master is at this port of the loopback.
+    /// Returns the reply that the master is at this port of the loopback address.
     pub fn port(port: u16) -> Says {
         Says::address("127.0.0.1", port)
     }
 
-    /// The reply that the master's name is unknown.
+    /// Returns the reply that the master's name is unknown.
     pub fn unknown() -> Says {
         Says::Bytes(b"*-1\r\n".to_vec())
     }
 }
 
-/// Listens on a new port until the process ends.
+/// A fake sentinel, which listens on a free port until the process ends.
 pub struct FakeSentinel {
     port: u16,
     shared: Arc<Shared>,
@@ -67,7 +67,7 @@ impl FakeSentinel {
         self.port
     }
 
-    /// Sets the reaction from now on.
+    /// Sets the reaction to further requests.
     pub fn say(&self, says: Says) {
         *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
     }
@@ -80,7 +80,7 @@ impl FakeSentinel {
         }
     }
 
-    /// The number of requests.
+    /// Returns the number of requests so far.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
     }
@@ -90,7 +90,7 @@ impl Shared {
     fn serve(&self, mut client: TcpStream) {
         let mut request = Vec::new();
         let mut piece = [0; 4096];
-        // A whole request has three words, in capitals but for the master's name at the end.
+        // The request may arrive in parts, perhaps after an `AUTH`. It ends with the master's name.
         while !String::from_utf8_lossy(&request).contains("GET-MASTER-ADDR-BY-NAME") || !request.ends_with(b"\r\n") {
             match client.read(&mut piece) {
                 Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),

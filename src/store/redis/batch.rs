@@ -191,8 +191,8 @@ pub(super) fn script_error(endpoint: &Endpoint, error: Error) -> Error {
         return error;
     }
     let context = format!(
-        "compare-and-set and leases run a script on {endpoint}, which this account may not: it needs the permission for \
-         EVAL and EVALSHA (+@scripting)"
+        "compare-and-set and leases run a script on {endpoint}, which this account may not run: it needs the permission \
+         for EVAL and EVALSHA (+@scripting)"
     );
     Error::with_source(ErrorKind::Unsupported, context, error)
 }

@@ -102,7 +102,7 @@ impl Config {
         let is_encrypted = url.scheme.starts_with("rediss");
         let is_cluster = url.scheme.ends_with("+cluster");
         if !SCHEMES.contains(&url.scheme.as_str()) {
-            let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
+            let context = format!("the scheme {:?} is not a Redis scheme: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
         }
         let is_behind_sentinels = sentinel::is_sentinel_url(&url);
@@ -214,7 +214,7 @@ mod tests {
         Config::new(StoreUrl::parse(url)?, None)
     }
 
-    /// The servers, separated by commas.
+    /// Returns the servers, separated by commas.
     fn shown(config: &Config) -> String {
         let endpoints = match &config.location {
             Location::Server(address) => std::slice::from_ref(address.endpoint()),
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_its_place() {
+    fn a_url_sets_login_database_timeout_and_pool_size() {
         let config = parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
         assert_eq!(shown(&config), "[::1]:7000");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "pass/word"));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_known_by_some_of_its_nodes() {
+    fn a_cluster_url_names_some_of_the_nodes() {
         let config = parse("redis+cluster://me:secret@a,b:7000,[::1]/0?replicas=prefer").unwrap();
         assert_eq!(shown(&config), "a:6379,b:7000,[::1]:6379");
         assert!(matches!(config.location, Location::Cluster { replicas: Replicas::Prefer, .. }));
@@ -286,10 +286,10 @@ mod tests {
     }
 
     #[test]
-    fn sentinels_name_a_master() {
+    fn a_sentinel_url_names_sentinels_and_a_master() {
         let url = "redis+sentinel://me:secret@a,b:7/my-master.1/3?sentinel_password=0ther&topology_refresh=2s";
         let config = parse(url).unwrap();
-        assert_eq!(shown(&config), "my-master.1", "until it is known");
+        assert_eq!(shown(&config), "my-master.1", "the endpoint, until the address is known");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "secret"));
         assert_eq!(config.access.database, 3);
         let shown = format!("{config:?} {}", StoreUrl::parse(url).unwrap());
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_sentinels_is_named() {
+    fn invalid_sentinel_urls_are_refused() {
         for url in ["redis+sentinel://a", "redis+sentinel://a/", "redis+sentinel://a//2", "redis+sentinel://a/my%20m"] {
             assert!(refusal(url).contains("name of a master"), "{url}");
         }
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_alone_is_the_default_users() {
+    fn a_password_without_a_user_is_that_of_the_default_user() {
         let config = parse("redis://:secret@localhost").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (None, "secret"));

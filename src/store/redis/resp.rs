@@ -181,7 +181,7 @@ impl Scanner {
             return Ok(if is_attribute { Header::Container } else { Header::Line });
         }
         let container = Container { remaining, is_attribute };
-        self.open.try_push(container).map_err(|_| format!("a reply that is more than {MAX_DEPTH} deep"))?;
+        self.open.try_push(container).map_err(|_| format!("a reply that is nested more than {MAX_DEPTH} deep"))?;
         Ok(Header::Container)
     }
 

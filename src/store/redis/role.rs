@@ -28,7 +28,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
                 return match role_in(&answer) {
                     Some("master") => Ok(true),
                     Some(role) => Err(not_the_master(connection.endpoint(), role)),
-                    None => Err(unexpected(connection.endpoint(), "its role")),
+                    None => Err(unexpected(connection.endpoint(), "a role")),
                 };
             }
             Err(error) if classify(&error).gives_up() || classify(&error).lasts == Lasts::Briefly => {
@@ -42,7 +42,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
 
 fn not_the_master(endpoint: &Endpoint, role: &str) -> Error {
     let role: String = role.chars().filter(char::is_ascii_graphic).take(20).collect();
-    let context = format!("{endpoint} is no master, although sentinels say so: its role is {role:?}");
+    let context = format!("{endpoint} is not a master, although sentinels name it: its role is {role:?}");
     Error::from_reply(ErrorKind::Server, true, context)
 }
 

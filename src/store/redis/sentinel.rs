@@ -209,12 +209,12 @@ impl Sentinels {
         match replies.next().unwrap_or_default() {
             Value::ServerError(error) => Err(server_error(endpoint, &error)),
             Value::Nil => {
-                let context = format!("the sentinel {endpoint} knows no master {:?}", self.master);
+                let context = format!("the sentinel {endpoint} does not know the master {:?}", self.master);
                 Err(Error::new(ErrorKind::Unsupported, context))
             }
             named => parse_address(&named).ok_or_else(|| {
                 let context = format!(
-                    "the sentinel {endpoint} gives {:?} an address that is none: {}",
+                    "the sentinel {endpoint} gave an invalid address for the master {:?}: {}",
                     self.master,
                     shown(&named)
                 );

@@ -166,7 +166,7 @@ impl TopologyRefresh {
                 Claim::Recent(outcome) => return outcome,
                 Claim::Running if if_running == IfRunning::Skip => return Ok(()),
                 Claim::Running if Instant::now() >= deadline => {
-                    return Err(unknown(ErrorKind::Timeout, "another caller is still asking"));
+                    return Err(unknown(ErrorKind::Timeout, "another caller's query is still running"));
                 }
                 Claim::Running => pause(interval).await?,
             }
@@ -252,7 +252,7 @@ async fn view_of(node: &Node) -> Result<View> {
     let view = View::read(answer, node.endpoint())?;
     if view.covered == 0 {
         // The node was removed from its cluster, or is not in one yet.
-        let context = format!("{} is in no cluster that has slots", node.endpoint());
+        let context = format!("{} is not in a cluster that has slots", node.endpoint());
         return Err(Error::from_reply(ErrorKind::Server, true, context));
     }
     Ok(view)
@@ -268,5 +268,5 @@ fn adopt(table: &Table, node: &Node, view: &View) -> Result<()> {
 }
 
 fn unknown(kind: ErrorKind, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::with_source(kind, "no node of the cluster lists its slots", why)
+    Error::with_source(kind, "no node of the cluster has described its slots", why)
 }

@@ -227,7 +227,11 @@ pub(super) fn redirection_error(node: &Node, error: &ServerError) -> Error {
     match error.code() {
         "MOVED" | "ASK" => {
             let details = error.details().unwrap_or_default();
-            Error::from_reply(ErrorKind::Server, true, format!("{} says {} {details}", node.endpoint(), error.code()))
+            Error::from_reply(
+                ErrorKind::Server,
+                true,
+                format!("{} answered {} {details}", node.endpoint(), error.code()),
+            )
         }
         _ => server_error(node.endpoint(), error),
     }
@@ -237,7 +241,7 @@ pub(super) fn redirection_error(node: &Node, error: &ServerError) -> Error {
 pub(super) fn too_many_redirections(slot: u16, redirection: &Redirection, answered: Error) -> Error {
     match redirection {
         Redirection::Moved(_) | Redirection::Ask(_) => {
-            let context = format!("the nodes pass slot {slot} on to each other, and none answers for it: {answered}");
+            let context = format!("the nodes redirect slot {slot} to each other, and none serves it: {answered}");
             Error::from_reply(ErrorKind::Server, true, context)
         }
         Redirection::Split | Redirection::UnknownScript | Redirection::Down | Redirection::Failed(_) => answered,
