@@ -147,7 +147,8 @@ mod verbs;
 /// # Failures
 ///
 /// The table lists the server's error replies and their meaning. An error reply does not count as a failure of the
-/// server, except one at login: then the server is not dialled for `retry_after`, like a server that is down.
+/// server. The exception are replies that refuse a new connection (at login, or "max number of clients"): after
+/// `failures` of them in a row the server is not dialled for `retry_after`. Open connections stay in use.
 ///
 /// | error reply | [kind](crate::ErrorKind) | transient | connection |
 /// | --- | --- | --- | --- |

@@ -56,16 +56,16 @@ impl Cluster {
     pub(super) async fn call(&self, key: &str, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
         let slot = slot(key);
         let deadline = self.deadline();
-        let mut asked = None;
+        let mut first_attempt = None;
         if !self.refresh.is_stale()
             && let Some((index, node)) = self.table.owner(slot)
         {
             match exchange(&node.link, request, retry, None).await {
                 Ok(replies) if reply::errors(&replies).next().is_none() => return Ok((replies, node.endpoint())),
-                outcome => asked = Some((Target { index, mode: Mode::Owner }, outcome)),
+                outcome => first_attempt = Some((Target { index, mode: Mode::Owner }, outcome)),
             }
         }
-        Box::pin(self.call_redirected(slot, request, retry, deadline, asked)).await
+        Box::pin(self.call_redirected(slot, request, retry, deadline, first_attempt)).await
     }
 
     /// Like [`call`](Cluster::call), for a read that a replica may serve.
@@ -88,11 +88,11 @@ impl Cluster {
         request: &Request,
         retry: Retry,
         deadline: Instant,
-        asked: Option<(Target, Result<Replies>)>,
+        first_attempt: Option<(Target, Result<Replies>)>,
     ) -> Result<(Replies, &Endpoint)> {
         let mut progress = Progress::new(deadline);
-        let (mut target, mut outcome) = match asked {
-            Some(asked) => asked,
+        let (mut target, mut outcome) = match first_attempt {
+            Some(attempt) => attempt,
             None => {
                 self.ensure_owners(std::iter::once(slot), deadline).await?;
                 let target = self.first_target(slot)?;

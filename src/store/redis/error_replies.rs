@@ -1,7 +1,7 @@
 //! The error replies of Redis and their meaning.
 //!
-//! An error reply does not count as a failure of the server: a server that responds is up. The exception is an error
-//! reply to a login: after it the server is not dialled for a while, like a server that is down.
+//! An error reply does not count as a failure of the server: a server that responds is up. The exception are replies
+//! that refuse a new connection, such as those to a login: after some of them the server is not dialled for a while.
 
 use std::borrow::Cow;
 

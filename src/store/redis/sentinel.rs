@@ -2,8 +2,8 @@
 //! (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
 //!
 //! The sentinels are asked when a connection to the master is opened, and every `topology_refresh` while there are
-//! calls. Each query has its own connection. An address is used only if the server there reports the role of a master:
-//! see the greeting of [`Resp`].
+//! calls. Each query has its own connection. An address is used only if the server there reports the role of a master,
+//! or if the account may not ask for the role: see the greeting of [`Resp`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;

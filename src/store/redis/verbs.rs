@@ -167,7 +167,7 @@ impl CacheStore for RedisStore {
         Ok(match milliseconds {
             -2 => None,
             -1 => Some(Ttl::Never),
-            left => Some(Ttl::After(Duration::from_millis(left.max(1).unsigned_abs()))),
+            remaining => Some(Ttl::After(Duration::from_millis(remaining.max(1).unsigned_abs()))),
         })
     }
 

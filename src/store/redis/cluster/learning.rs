@@ -5,9 +5,9 @@
 //!
 //! | state | next |
 //! | --- | --- |
-//! | idle | *running*, when a caller starts a query, unless there is a recent outcome |
+//! | idle | *running*, when a caller starts a query, unless the last outcome is *recent* |
 //! | running | *idle*, when the query ends or its future is dropped; *running* for another caller, when the query has run for twice the timeout |
-//! | a recent outcome, at most [`FRESH`] old | callers return it and do not query |
+//! | recent: the last outcome is less than [`FRESH`] old | callers return this outcome and do not query |
 //!
 //! One caller at a time queries. The others wait for it, or go on with the present table.
 //!
@@ -180,16 +180,16 @@ impl TopologyRefresh {
         let state = self.state.get_or_init(|| Lock::new("cluster", State::default()));
         let kind = usize::from(execution()? != Execution::Inline);
         let now = Instant::now();
-        let mut held = state.lock();
-        if let Some((when, outcome)) = &held.last
+        let mut guard = state.lock();
+        if let Some((when, outcome)) = &guard.last
             && now < *when + FRESH
         {
             return Ok(Claim::Recent(outcome.clone()));
         }
-        if held.running[kind].is_some_and(|since| now < since + patience) {
+        if guard.running[kind].is_some_and(|since| now < since + patience) {
             return Ok(Claim::Running);
         }
-        held.running[kind] = Some(now);
+        guard.running[kind] = Some(now);
         Ok(Claim::Own(Query { refresh: self, state, kind, since: now, generation: generation(), outcome: None }))
     }
 
@@ -202,15 +202,15 @@ impl TopologyRefresh {
         let mut failed = None;
         let mut most: Option<(&Node, View)> = None;
         let mut incomplete = 0;
-        for (place, node) in candidates.iter().enumerate() {
+        for (position, node) in candidates.iter().enumerate() {
             let now = Instant::now();
-            let left = deadline.saturating_duration_since(now);
-            if (left.is_zero() && (failed.is_some() || most.is_some())) || incomplete == MAX_INCOMPLETE {
+            let remaining = deadline.saturating_duration_since(now);
+            if (remaining.is_zero() && (failed.is_some() || most.is_some())) || incomplete == MAX_INCOMPLETE {
                 break;
             }
-            let is_last = place + 1 == candidates.len();
-            let until_then = if is_last { deadline } else { now + left / 2 };
-            match until(until_then, timeout, view_of(node)).await {
+            let is_last = position + 1 == candidates.len();
+            let node_deadline = if is_last { deadline } else { now + remaining / 2 };
+            match until(node_deadline, timeout, view_of(node)).await {
                 Ok(view) if view.is_complete() => return adopt(table, node, &view),
                 Ok(view) => {
                     incomplete += 1;

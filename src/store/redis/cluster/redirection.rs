@@ -166,8 +166,8 @@ impl Cluster {
             let _ = self.refresh_topology(progress.deadline, IfRunning::Wait).await;
         }
         if is_split || is_down || progress.rounds > ROUNDS_AT_ONCE {
-            let left = progress.deadline.saturating_duration_since(Instant::now());
-            pause(progress.pause.min(left)).await?;
+            let remaining = progress.deadline.saturating_duration_since(Instant::now());
+            pause(progress.pause.min(remaining)).await?;
             progress.pause = (2 * progress.pause).min(MAX_PAUSE);
         }
         let is_tried_enough = |redirection: &Redirection| {
