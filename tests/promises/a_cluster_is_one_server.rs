@@ -120,7 +120,7 @@ fn a_master_crashes(mode: Mode) {
     let workers: Vec<Child<usize>> = (0..WORKERS).map(|number| worker(|| work(number))).collect();
     until("all workers have started", || started.count() == WORKERS);
     cluster.kill(0);
-    cluster.until_well();
+    cluster.wait_until_healthy();
     finished.raise(1);
     let failed: Vec<usize> = workers.into_iter().map(Child::join).collect();
     println!("{mode:?}: calls that failed during the failover, by worker: {failed:?}");

@@ -8,7 +8,7 @@ use prefork_cache::{Cache, stores};
 use crate::callers::{Caller, PATIENT};
 use crate::harness::{Mode, Scenario, count, scenario};
 use support::descriptors::connected_to;
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::forks::{Child, Way, fork_by};
 use support::sentinels::{Group, Sentinel};
 use support::servers::{Kind, Server};
@@ -107,7 +107,7 @@ fn work(number: usize, mode: Mode, cache: &Cache, progress: &Progress) -> usize 
 fn fork_while_a_sentinel_is_asked(mode: Mode) {
     let server = Server::start(Kind::Redis);
     for way in Way::COMMON {
-        let sentinel = FakeSentinel::start(Says::Nothing);
+        let sentinel = FakeSentinel::start(Reaction::Silence);
         let url = format!("redis+sentinel://127.0.0.1:{}/mymaster?{PATIENT}&retry_after=1ms", sentinel.port());
         let cache = Cache::builder(stores::from_url(&url).expect("a good URL")).build();
         thread::scope(|scope| {
@@ -115,15 +115,15 @@ fn fork_while_a_sentinel_is_asked(mode: Mode) {
             let waiting = scope.spawn(move || Caller::new(mode, cache).get("key"));
             until("the sentinel is asked", || sentinel.asked() == 1);
             assert_eq!(connected_to(sentinel.port()).len(), 1);
-            sentinel.say(Says::port(server.port()));
+            sentinel.set_reaction(Reaction::port(server.port()));
             let child = fork_by(way, || {
                 prefork_cache::lifecycle::generation();
                 assert!(connected_to(sentinel.port()).is_empty(), "the inherited connection is cut");
                 Caller::new(mode, cache).converse("child", 20);
             });
             child.join();
-            sentinel.hang_up();
-            waiting.join().expect("no panic").expect_err("the only sentinel has hung up");
+            sentinel.disconnect();
+            waiting.join().expect("no panic").expect_err("the only sentinel has disconnected");
         });
         until("the parent finds the master too", || Caller::new(mode, &cache).set("k", "v").is_ok());
     }

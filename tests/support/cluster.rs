@@ -90,11 +90,11 @@ impl Cluster {
             let replicate = || cmd("CLUSTER").arg("REPLICATE").arg(&id).query::<()>(&mut connection(replica)).is_ok();
             until("a node is a replica", replicate);
         }
-        self.until_well();
+        self.wait_until_healthy();
     }
 
     /// Waits until every running node sees a healthy cluster with all running nodes.
-    pub fn until_well(&self) {
+    pub fn wait_until_healthy(&self) {
         let running = || self.nodes.iter().filter(|node| node.is_running());
         let count = running().count();
         let is_healthy = |node: &Server| {
@@ -178,7 +178,7 @@ impl Cluster {
 
     /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
     /// it.
-    pub fn take_out_replica(&self, replica: usize) {
+    pub fn remove_replica(&self, replica: usize) {
         let id: String =
             cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
         for (index, node) in self.nodes.iter().enumerate() {
@@ -190,7 +190,7 @@ impl Cluster {
     }
 
     /// Disconnects a replica from its master. It still serves the data that it has.
-    pub fn cut_off(&self, replica: usize) {
+    pub fn disconnect_replica(&self, replica: usize) {
         let replica = &self.nodes[replica];
         let mut login = cmd("CONFIG");
         login.arg("SET").arg("masteruser").arg("nobody").arg("masterauth").arg("wrong");
@@ -207,11 +207,11 @@ impl Cluster {
 
     /// Moves a slot with its keys to another node, as `redis-cli --cluster reshard` does.
     pub fn move_slot(&self, slot: u16, to: usize) {
-        self.begin_to_move(slot, to).finish();
+        self.start_move(slot, to).finish();
     }
 
     /// Marks a slot as moving on its owner and on the target.
-    pub fn begin_to_move(&self, slot: u16, to: usize) -> Move<'_> {
+    pub fn start_move(&self, slot: u16, to: usize) -> Move<'_> {
         let from = self.owner_of_slot(slot);
         let mut moved = Move {
             cluster: self,

@@ -8,30 +8,30 @@ use std::thread;
 
 /// The reaction of a fake sentinel to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Says {
+pub enum Reaction {
     /// Sends these bytes.
     Bytes(Vec<u8>),
     /// Sends nothing, and stays connected.
-    Nothing,
+    Silence,
     /// Sends nothing, and disconnects.
-    HangsUp,
+    Disconnect,
 }
 
-impl Says {
+impl Reaction {
     /// Returns the reply that the master is at this address.
-    pub fn address(host: &str, port: impl ToString) -> Says {
+    pub fn address(host: &str, port: impl ToString) -> Reaction {
         let port = port.to_string();
-        Says::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
+        Reaction::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
     }
 
     /// Returns the reply that the master is at this port of the loopback address.
-    pub fn port(port: u16) -> Says {
-        Says::address("127.0.0.1", port)
+    pub fn port(port: u16) -> Reaction {
+        Reaction::address("127.0.0.1", port)
     }
 
     /// Returns the reply that the master's name is unknown.
-    pub fn unknown() -> Says {
-        Says::Bytes(b"*-1\r\n".to_vec())
+    pub fn unknown() -> Reaction {
+        Reaction::Bytes(b"*-1\r\n".to_vec())
     }
 }
 
@@ -42,17 +42,18 @@ pub struct FakeSentinel {
 }
 
 struct Shared {
-    says: Mutex<Says>,
+    reaction: Mutex<Reaction>,
     asked: AtomicUsize,
     /// Clients that get no reply.
     waiting: Mutex<Vec<TcpStream>>,
 }
 
 impl FakeSentinel {
-    pub fn start(says: Says) -> FakeSentinel {
+    pub fn start(reaction: Reaction) -> FakeSentinel {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let shared = Arc::new(Shared { says: Mutex::new(says), asked: AtomicUsize::new(0), waiting: Mutex::default() });
+        let shared =
+            Arc::new(Shared { reaction: Mutex::new(reaction), asked: AtomicUsize::new(0), waiting: Mutex::default() });
         let serving = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -68,12 +69,12 @@ impl FakeSentinel {
     }
 
     /// Sets the reaction to further requests.
-    pub fn say(&self, says: Says) {
-        *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
+    pub fn set_reaction(&self, reaction: Reaction) {
+        *self.shared.reaction.lock().unwrap_or_else(PoisonError::into_inner) = reaction;
     }
 
     /// Disconnects the clients that got no reply.
-    pub fn hang_up(&self) {
+    pub fn disconnect(&self) {
         for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // The client may have disconnected itself.
             let _ = client.shutdown(Shutdown::Both);
@@ -97,18 +98,18 @@ impl Shared {
                 _ => return,
             }
         }
-        let says = self.says.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reaction = self.reaction.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.asked.fetch_add(1, Ordering::SeqCst);
-        match says {
-            Says::Bytes(bytes) => {
+        match reaction {
+            Reaction::Bytes(bytes) => {
                 // The client may have disconnected.
                 let _ = client.write_all(&bytes);
             }
-            Says::Nothing => {
+            Reaction::Silence => {
                 let waiting = client.try_clone().expect("a free descriptor");
                 self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
             }
-            Says::HangsUp => _ = client.shutdown(Shutdown::Both),
+            Reaction::Disconnect => _ = client.shutdown(Shutdown::Both),
         }
         while client.read(&mut piece).is_ok_and(|length| length > 0) {}
     }

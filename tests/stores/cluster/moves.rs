@@ -124,7 +124,7 @@ fn a_delete_that_overtakes_the_mark_is_executed_again() {
         store.set(key, "value".into(), hour, When::Always).await.unwrap();
         store.set(lease, "another's".into(), hour, When::Always).await.unwrap();
         let to = (cluster.owner(key) + 1) % 3;
-        let mut moved = cluster.begin_to_move(cluster.slot(key), to);
+        let mut moved = cluster.start_move(cluster.slot(key), to);
         moved.migrate(&[lease]);
         let mark = Op::Set { key: lease, value: "mark".into(), ttl: hour, when: When::IfPresent };
         let outcomes = store.batch(&[mark, Op::Delete { key }]).await;
@@ -150,7 +150,7 @@ fn a_value_is_stored_while_its_lease_is_on_another_node() {
         let to = (cluster.owner(&key) + 1) % 3;
         let mut begun = None;
         let mut load = || {
-            let mut moved = cluster.begin_to_move(cluster.slot(&key), to);
+            let mut moved = cluster.start_move(cluster.slot(&key), to);
             moved.migrate(&[lease.as_str()]);
             begun = Some(moved);
             Ok::<_, Infallible>(7)

@@ -53,7 +53,7 @@ fn checks_that_are_not_exempt_pass() {
 fn checks_that_are_exempt_fail_on_outdated_replicas() {
     let cluster = Cluster::start();
     for replica in 3..cluster.nodes().len() {
-        cluster.cut_off(replica);
+        cluster.disconnect_replica(replica);
     }
     let store = RedisStore::new(&cluster.url("replicas=prefer&timeout=20s&connect_timeout=20s")).unwrap();
     let fails = |check: &&Check| catch_unwind(AssertUnwindSafe(|| check.run_inline(&store))).is_err();

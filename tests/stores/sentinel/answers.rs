@@ -4,7 +4,7 @@ use prefork_cache::ErrorKind;
 
 use super::{Client, WAYS, url, url_of};
 use support::certificates::{Authority, Validity};
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::sentinels::{Group, Sentinel};
 use support::servers::{Encryption, Kind, Server};
 
@@ -15,42 +15,42 @@ const EAGER: &str = "retry_after=1ms&timeout=20s&connect_timeout=10s";
 const CLOSED_PORT: u16 = 1;
 
 /// Returns replies that do not lead to the master.
-fn useless() -> Vec<Says> {
+fn useless() -> Vec<Reaction> {
     let mut useless = vec![
-        Says::Nothing,
-        Says::HangsUp,
-        Says::unknown(),
-        Says::address("", 6379),
-        Says::address("127.0.0.1", 0),
-        Says::address("127.0.0.1", 70_000),
-        Says::address("127.0.0.1", "six"),
-        Says::address("-no.such.host.invalid", 6379),
-        Says::address("two words", 6379),
-        Says::address(&"long".repeat(100), 6379),
-        Says::port(CLOSED_PORT),
-        Says::Bytes(vec![b'$'; 10]),
-        Says::Bytes(b"*2\r\n$9\r\n127.0.0.1\r\n".to_vec()),
-        Says::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        Says::Bytes(b"-LOADING not yet\r\n".to_vec()),
-        Says::Bytes(b"-NOAUTH Authentication required.\r\n".to_vec()),
-        Says::Bytes(b":7\r\n".to_vec()),
-        Says::Bytes([&b"$300000000\r\n"[..], &vec![b'x'; 1 << 20]].concat()),
+        Reaction::Silence,
+        Reaction::Disconnect,
+        Reaction::unknown(),
+        Reaction::address("", 6379),
+        Reaction::address("127.0.0.1", 0),
+        Reaction::address("127.0.0.1", 70_000),
+        Reaction::address("127.0.0.1", "six"),
+        Reaction::address("-no.such.host.invalid", 6379),
+        Reaction::address("two words", 6379),
+        Reaction::address(&"long".repeat(100), 6379),
+        Reaction::port(CLOSED_PORT),
+        Reaction::Bytes(vec![b'$'; 10]),
+        Reaction::Bytes(b"*2\r\n$9\r\n127.0.0.1\r\n".to_vec()),
+        Reaction::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Reaction::Bytes(b"-LOADING not yet\r\n".to_vec()),
+        Reaction::Bytes(b"-NOAUTH Authentication required.\r\n".to_vec()),
+        Reaction::Bytes(b":7\r\n".to_vec()),
+        Reaction::Bytes([&b"$300000000\r\n"[..], &vec![b'x'; 1 << 20]].concat()),
     ];
     let mut two = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n6379\r\n".to_vec();
     two.extend_from_slice(b"+surplus\r\n");
-    useless.push(Says::Bytes(two));
+    useless.push(Reaction::Bytes(two));
     useless
 }
 
 #[test]
 fn after_a_useless_reply_the_next_sentinel_is_asked() {
     let server = Server::start(Kind::Redis);
-    let good = FakeSentinel::start(Says::port(server.port()));
-    for says in useless() {
+    let good = FakeSentinel::start(Reaction::port(server.port()));
+    for reaction in useless() {
         for way in WAYS {
-            let useless = FakeSentinel::start(says.clone());
+            let useless = FakeSentinel::start(reaction.clone());
             let client = Client::new(way, &url(&[&useless, &good], EAGER));
-            client.set("k", "v").unwrap_or_else(|error| panic!("{says:?} {way:?}: {error:#}"));
+            client.set("k", "v").unwrap_or_else(|error| panic!("{reaction:?} {way:?}: {error:#}"));
             assert_eq!(client.address(), format!("127.0.0.1:{}", server.port()));
             assert_eq!(useless.asked(), 1);
             let asked = good.asked();
@@ -59,7 +59,7 @@ fn after_a_useless_reply_the_next_sentinel_is_asked() {
             assert_eq!(
                 (useless.asked(), good.asked()),
                 (1, asked + 1),
-                "the sentinel that gave the right address is asked first: {says:?}"
+                "the sentinel that gave the right address is asked first: {reaction:?}"
             );
         }
     }
@@ -68,22 +68,25 @@ fn after_a_useless_reply_the_next_sentinel_is_asked() {
 /// The error comes within a bounded time, has a bounded length, and names the sentinels and the master.
 #[test]
 fn if_all_replies_are_useless_the_call_fails() {
-    for says in useless() {
+    for reaction in useless() {
         for way in WAYS {
-            let sentinels = [says.clone(), says.clone()].map(FakeSentinel::start);
+            let sentinels = [reaction.clone(), reaction.clone()].map(FakeSentinel::start);
             let [one, other] = &sentinels;
             let client = Client::new(way, &url(&[one, other], "connect_timeout=200ms&failures=1000"));
             let error = client.get("k").unwrap_err();
             let text = format!("{error:#}");
             assert!(text.len() < 2_000, "{text}");
-            assert!(error.is_transient() || says == Says::unknown() || text.contains("NOAUTH"), "{says:?}: {text}");
-            let names_a_server =
-                matches!(&says, Says::Bytes(bytes) if bytes.ends_with(b"$1\r\n1\r\n")) || text.contains("no.such.host");
+            assert!(
+                error.is_transient() || reaction == Reaction::unknown() || text.contains("NOAUTH"),
+                "{reaction:?}: {text}"
+            );
+            let names_a_server = matches!(&reaction, Reaction::Bytes(bytes) if bytes.ends_with(b"$1\r\n1\r\n"))
+                || text.contains("no.such.host");
             if !names_a_server && one.asked() > 0 {
                 for sentinel in &sentinels {
-                    assert!(text.contains(&format!("127.0.0.1:{}", sentinel.port())), "{says:?}: {text}");
+                    assert!(text.contains(&format!("127.0.0.1:{}", sentinel.port())), "{reaction:?}: {text}");
                 }
-                assert!(text.contains("\"mymaster\""), "{says:?}: {text}");
+                assert!(text.contains("\"mymaster\""), "{reaction:?}: {text}");
             }
         }
     }
@@ -242,14 +245,14 @@ fn an_account_that_may_not_ask_for_the_role() {
             server.ask(&format!("ACL SETUSER worker on >s3cret ~* +@all {denied}"));
         }
         for way in WAYS {
-            let sentinel = FakeSentinel::start(Says::port(replica.port()));
+            let sentinel = FakeSentinel::start(Reaction::port(replica.port()));
             let url = url_of(&[sentinel.port()], EAGER).replace("://", "://worker:s3cret@");
             let client = Client::new(way, &url);
             let refused = client.set("k", "v").unwrap_err();
             assert_eq!((refused.kind(), refused.is_transient()), (ErrorKind::Server, true), "{refused:#}");
             let is_read_only = refused.to_string().contains("READONLY");
             assert_eq!(is_read_only, !is_checked, "{denied}: {refused}");
-            sentinel.say(Says::port(master.port()));
+            sentinel.set_reaction(Reaction::port(master.port()));
             support::wait::until("the master is found", || client.set("k", "v").is_ok());
         }
     }

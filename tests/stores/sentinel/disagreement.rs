@@ -1,7 +1,7 @@
 //! Sentinels that disagree, or often name another master.
 
 use super::{Client, WAYS, url};
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::servers::{Kind, Server};
 use support::wait::until;
 
@@ -16,8 +16,8 @@ fn address(server: &Server) -> String {
 fn an_isolated_sentinel_is_outvoted() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let isolated = FakeSentinel::start(Says::port(old.port()));
-        let others = [(); 2].map(|()| FakeSentinel::start(Says::port(new.port())));
+        let isolated = FakeSentinel::start(Reaction::port(old.port()));
+        let others = [(); 2].map(|()| FakeSentinel::start(Reaction::port(new.port())));
         let client = Client::new(way, &url(&[&isolated, &others[0], &others[1]], EAGER));
         until("the new master is used", || client.set("k", "v").is_ok() && client.address() == address(&new));
         let patient = "timeout=20s&connect_timeout=20s&topology_refresh=1h";
@@ -37,11 +37,11 @@ fn masters_that_alternate() {
     const CHANGES: usize = 300;
     for way in WAYS {
         let servers = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(servers[0].port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(servers[0].port())));
         let client = Client::new(way, &url(&[&sentinels[0], &sentinels[1], &sentinels[2]], EAGER));
         for change in 0..CHANGES {
             let master = &servers[change % 2];
-            sentinels.iter().for_each(|sentinel| sentinel.say(Says::port(master.port())));
+            sentinels.iter().for_each(|sentinel| sentinel.set_reaction(Reaction::port(master.port())));
             client.cache.reset();
             until("the other master is used", || client.set("k", "v").is_ok() && client.address() == address(master));
         }

@@ -8,7 +8,7 @@ use prefork_cache::{Cache, Error, ErrorKind, stores};
 
 use super::{Client, TTL, WAYS, Way, url};
 use crate::conformance::current_thread;
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::sentinels::Group;
 use support::servers::{Kind, Server};
 use support::wait::{SetOnDrop, until};
@@ -126,13 +126,13 @@ impl Load {
 fn after_one_refusal_no_request_goes_to_the_old_master() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinel = FakeSentinel::start(Says::port(old.port()));
+        let sentinel = FakeSentinel::start(Reaction::port(old.port()));
         // With this `retry_after` the age of a connection does not matter.
         let options = "timeout=20s&connect_timeout=20s&retry_after=1h&topology_refresh=1h";
         let client = Client::new(way, &url(&[&sentinel], options));
         let load = Load::run(way, &client.cache, |load| {
             load.until_succeeded(200);
-            sentinel.say(Says::port(new.port()));
+            sentinel.set_reaction(Reaction::port(new.port()));
             old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
             until("calls go to the new master", || writes(&new) > 100);
             let before = writes(&old);
@@ -148,7 +148,7 @@ fn after_one_refusal_no_request_goes_to_the_old_master() {
 #[test]
 fn one_refusal_closes_all_connections() {
     let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-    let sentinel = FakeSentinel::start(Says::port(old.port()));
+    let sentinel = FakeSentinel::start(Reaction::port(old.port()));
     let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h"));
     let cache = Cache::builder(stores::from_url(&url).unwrap()).build();
     cache.blocking().set("k", &0, TTL).unwrap();
@@ -163,7 +163,7 @@ fn one_refusal_closes_all_connections() {
         old.resume();
     });
     assert_eq!((connections(), sentinel.asked()), (CALLERS, 1), "the address is still valid");
-    sentinel.say(Says::port(new.port()));
+    sentinel.set_reaction(Reaction::port(new.port()));
     old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
     let before = writes(&old);
     let refused = cache.blocking().set("k", &1, TTL).unwrap_err();
@@ -179,13 +179,13 @@ fn one_refusal_closes_all_connections() {
 #[test]
 fn unsent_requests_go_to_the_new_master() {
     let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-    let sentinel = FakeSentinel::start(Says::port(old.port()));
+    let sentinel = FakeSentinel::start(Reaction::port(old.port()));
     let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h"));
     let cache = Cache::builder(stores::from_url(&url).unwrap()).build();
     let runtime = current_thread();
     runtime.block_on(cache.set("k", &"old", TTL)).unwrap();
     cache.blocking().set("k", &"old", TTL).unwrap();
-    sentinel.say(Says::port(new.port()));
+    sentinel.set_reaction(Reaction::port(new.port()));
     old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
     let before = writes(&old);
     let mut appended = Box::pin(cache.set("k", &"new", TTL));
@@ -228,18 +228,18 @@ fn a_planned_failover() {
 fn an_isolated_master_is_abandoned() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(old.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(old.port())));
         let [one, two, three] = &sentinels;
         let client = Client::new(way, &url(&[one, two, three], &format!("{PATIENT}&topology_refresh=1ms")));
         client.set("k", "old").unwrap();
         // A single sentinel may be outdated or isolated itself.
-        one.say(Says::port(new.port()));
+        one.set_reaction(Reaction::port(new.port()));
         let asked = one.asked();
         until("it was asked again and again", || {
             assert_eq!(client.get("k").unwrap().as_deref(), Some("old"), "{way:?}");
             one.asked() > asked + 10
         });
-        two.say(Says::port(new.port()));
+        two.set_reaction(Reaction::port(new.port()));
         until("the new master is used", || client.get("k").unwrap().is_none());
         assert_eq!(client.address(), format!("127.0.0.1:{}", new.port()));
         let before = writes(&old);
@@ -258,7 +258,7 @@ fn an_isolated_master_is_abandoned() {
 fn connections_to_another_server_than_that_of_the_last_dial_are_closed() {
     for first in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinel = FakeSentinel::start(Says::port(old.port()));
+        let sentinel = FakeSentinel::start(Reaction::port(old.port()));
         let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1ms"));
         let client = Client::new(Way::Tokio, &url);
         let blocking = |value: &str| client.cache.blocking().set("k", &value, TTL).unwrap();
@@ -266,7 +266,7 @@ fn connections_to_another_server_than_that_of_the_last_dial_are_closed() {
         let [before, after]: [&dyn Fn(&str); 2] =
             if first == Way::Blocking { [&blocking, &tokio] } else { [&tokio, &blocking] };
         before("old");
-        sentinel.say(Says::port(new.port()));
+        sentinel.set_reaction(Reaction::port(new.port()));
         let new_address = format!("127.0.0.1:{}", new.port());
         until("the new master is found", || {
             after("new");
@@ -285,7 +285,7 @@ fn connections_to_another_server_than_that_of_the_last_dial_are_closed() {
 fn one_caller_per_period_asks_the_sentinels() {
     for way in WAYS {
         let server = Server::start(Kind::Redis);
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(server.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(server.port())));
         let [one, two, three] = &sentinels;
         let client = Client::new(way, &url(&[one, two, three], "topology_refresh=1h&timeout=20s&connect_timeout=20s"));
         Load::run(way, &client.cache, |load| load.until_succeeded(2_000));
@@ -296,7 +296,7 @@ fn one_caller_per_period_asks_the_sentinels() {
         let dials = || hurried.cache.stats().servers[0].dials;
         let load = Load::run(way, &hurried.cache, |load| {
             load.until_succeeded(10);
-            sentinels.iter().for_each(|sentinel| sentinel.say(Says::Nothing));
+            sentinels.iter().for_each(|sentinel| sentinel.set_reaction(Reaction::Silence));
             let before = dials();
             load.until_succeeded(2_000);
             assert_eq!(dials(), before, "no connection is closed: {way:?}");
@@ -310,7 +310,7 @@ fn one_caller_per_period_asks_the_sentinels() {
 fn sentinels_are_not_asked_on_every_call_while_the_master_is_down() {
     for way in WAYS {
         let mut server = Server::start(Kind::Redis);
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(server.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(server.port())));
         let [one, two, three] = &sentinels;
         let options = "failures=2&retry_after=1h&topology_refresh=1h&timeout=20s&connect_timeout=20s";
         let client = Client::new(way, &url(&[one, two, three], options));
@@ -336,7 +336,7 @@ fn a_replica_is_not_used() {
     for way in WAYS {
         let master = Server::start(Kind::Redis);
         let replica = Server::with(Kind::Redis, &["--replicaof", "127.0.0.1", &master.port().to_string()]);
-        let [wrong, right] = [&replica, &master].map(|server| FakeSentinel::start(Says::port(server.port())));
+        let [wrong, right] = [&replica, &master].map(|server| FakeSentinel::start(Reaction::port(server.port())));
         let client = Client::new(way, &url(&[&wrong, &right], PATIENT));
         client.set("k", "v").unwrap();
         assert_eq!((wrong.asked(), right.asked()), (1, 1));
