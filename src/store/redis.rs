@@ -147,7 +147,7 @@ mod verbs;
 /// # Failures
 ///
 /// The table lists the server's error replies and their meaning. An error reply does not count as a failure of the
-/// server. The exception are replies that refuse a new connection (at login, or "max number of clients"): after
+/// server. The exceptions are replies that refuse a new connection (at login, or "max number of clients"): after
 /// `failures` of them in a row the server is not dialled for `retry_after`. Open connections stay in use.
 ///
 /// | error reply | [kind](crate::ErrorKind) | transient | connection |
@@ -156,7 +156,7 @@ mod verbs;
 /// | `LOADING`, `BUSY`, `OOM`, `MISCONF`, `NOREPLICAS`, `TRYAGAIN`, `CLUSTERDOWN` | `Server` | yes | kept |
 /// | `SHUTDOWN`, "server is closing", "shutting down", "max number of clients" | `Server` | yes | closed |
 /// | "upstream ...", "no upstream host", of a proxy, with or without `ERR` | `Server` | yes | kept |
-/// | `NOAUTH`, `WRONGPASS`, `DENIED`, and any other error reply to a login | `Auth` | no | closed |
+/// | `NOAUTH`, `WRONGPASS`, `DENIED`, and any other reply to `AUTH` that is not transient | `Auth` | no | closed |
 /// | `NOPERM`, `NOPROTO`, an unknown command, "cluster support disabled" | `Unsupported` | no | kept |
 /// | `MOVED`, `ASK`, `CROSSSLOT`, under a URL of one server | `Unsupported` | no | kept |
 /// | "DB index is out of range", "invalid DB index" | `Unsupported` | no | closed |

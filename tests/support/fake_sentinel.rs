@@ -44,7 +44,7 @@ pub struct FakeSentinel {
 struct Shared {
     reaction: Mutex<Reaction>,
     asked: AtomicUsize,
-    /// Clients that get no reply.
+    /// The clients that were sent no reply.
     waiting: Mutex<Vec<TcpStream>>,
 }
 
@@ -73,7 +73,7 @@ impl FakeSentinel {
         *self.shared.reaction.lock().unwrap_or_else(PoisonError::into_inner) = reaction;
     }
 
-    /// Disconnects the clients that got no reply.
+    /// Disconnects the clients that were sent no reply.
     pub fn disconnect(&self) {
         for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // The client may have disconnected itself.

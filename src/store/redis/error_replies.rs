@@ -1,6 +1,6 @@
 //! The error replies of Redis and their meaning.
 //!
-//! An error reply does not count as a failure of the server: a server that responds is up. The exception are replies
+//! An error reply does not count as a failure of the server: a server that responds is up. The exceptions are replies
 //! that refuse a new connection, such as those to a login: after some of them the server is not dialled for a while.
 
 use std::borrow::Cow;
