@@ -1,6 +1,5 @@
-//! What is promised for one server holds for the three masters of a cluster, each with a replica: while one of them is
-//! killed and replaced, in a child that is forked meanwhile, and in one that is forked while its parent asks who has
-//! which slots.
+//! The promises for one server also hold for a cluster of three masters, each with a replica: during a failover, in a
+//! child that is forked during a failover, and in a child that is forked while its parent refreshes the topology.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -23,15 +22,15 @@ use support::wait::{PATIENCE, SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario("a_master_is_killed_under_eight_workers::blocking", || a_master_is_killed(Mode::Blocking)),
-        scenario("a_master_is_killed_under_eight_workers::tokio", || a_master_is_killed(Mode::Tokio)),
-        scenario("a_child_is_forked_in_mid_failover::blocking", || forked_in_mid_failover(Mode::Blocking)),
-        scenario("a_child_is_forked_in_mid_failover::tokio", || forked_in_mid_failover(Mode::Tokio)),
-        scenario("forks_in_the_midst_of_batches::blocking", || forks_amid_batches(Mode::Blocking)),
-        scenario("forks_in_the_midst_of_batches::tokio", || forks_amid_batches(Mode::Tokio)),
-        scenario("a_child_learns_for_itself::blocking", || learns_for_itself(Mode::Blocking)),
-        scenario("a_child_learns_for_itself::tokio", || learns_for_itself(Mode::Tokio)),
-        scenario("inherited_waits_for_the_slots_fail", inherited_waits_fail),
+        scenario("a_master_crashes_under_eight_workers::blocking", || a_master_crashes(Mode::Blocking)),
+        scenario("a_master_crashes_under_eight_workers::tokio", || a_master_crashes(Mode::Tokio)),
+        scenario("a_fork_during_a_failover::blocking", || fork_during_a_failover(Mode::Blocking)),
+        scenario("a_fork_during_a_failover::tokio", || fork_during_a_failover(Mode::Tokio)),
+        scenario("forks_during_batches::blocking", || forks_during_batches(Mode::Blocking)),
+        scenario("forks_during_batches::tokio", || forks_during_batches(Mode::Tokio)),
+        scenario("a_child_refreshes_the_topology_itself::blocking", || child_refreshes_itself(Mode::Blocking)),
+        scenario("a_child_refreshes_the_topology_itself::tokio", || child_refreshes_itself(Mode::Tokio)),
+        scenario("inherited_waits_for_the_topology_fail", inherited_waits_fail),
         scenario("sixty_four_workers_load_a_cold_key_once::blocking", || loads_a_cold_key_once(Mode::Blocking)),
         scenario("sixty_four_workers_load_a_cold_key_once::tokio", || loads_a_cold_key_once(Mode::Tokio)),
     ]
@@ -39,7 +38,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 const WORKERS: usize = 8;
 
-/// Some in the slots of each master.
+/// Enough keys to have some in the slots of each master.
 const KEYS: usize = 48;
 
 const OPTIONS: &str = "timeout=5s&connect_timeout=5s&retry_after=100ms";
@@ -48,7 +47,7 @@ fn cache_on(cluster: &Cluster) -> Cache {
     Cache::register(stores::from_url(&cluster.url(OPTIONS)).expect("a good URL"))
 }
 
-/// One process that writes and reads keys of its own, and remembers what it has written.
+/// A process that writes and reads its own keys, and checks the values.
 struct User<'c> {
     caller: Caller<'c>,
     name: String,
@@ -60,9 +59,9 @@ impl<'c> User<'c> {
         User { caller: Caller::new(mode, cache), name: name.to_owned(), round: 0 }
     }
 
-    /// Writes and reads every key once. Returns how many calls have failed. What is read is this process's: of this
-    /// round, or where the write has failed, or was lost with its master, of an earlier one.
-    fn go_round(&mut self) -> usize {
+    /// Writes and reads every key once. Returns the number of failed calls. A read returns this process's value: that
+    /// of this round, or, if the write has failed or was lost with its master, that of an earlier round.
+    fn run_round(&mut self) -> usize {
         self.round += 1;
         let mut failed = 0;
         for number in 0..KEYS {
@@ -77,18 +76,19 @@ impl<'c> User<'c> {
         failed
     }
 
-    /// Goes on until nothing fails any more, and then for so many rounds, in which nothing must.
+    /// Runs rounds until no call fails, and then this many rounds in which no call may fail.
     fn recover(&mut self, rounds: usize) {
-        until("every call succeeds again", || self.go_round() == 0);
-        self.go_on(rounds);
+        until("every call succeeds again", || self.run_round() == 0);
+        self.run(rounds);
     }
 
-    fn go_on(&mut self, rounds: usize) {
+    /// Runs this many rounds, in which no call may fail.
+    fn run(&mut self, rounds: usize) {
         for _ in 0..rounds {
-            assert_eq!(self.go_round(), 0, "calls that fail, with the cluster in order");
+            assert_eq!(self.run_round(), 0, "failed calls on a healthy cluster");
             for number in 0..KEYS {
                 let key = format!("{}:{number}", self.name);
-                let value = self.caller.get(&key).expect("the cluster is in order");
+                let value = self.caller.get(&key).expect("the cluster is healthy");
                 assert_eq!(value, Some(format!("{key} in round {}", self.round)));
             }
         }
@@ -99,62 +99,62 @@ fn worker<T: serde::Serialize + serde::de::DeserializeOwned>(work: impl FnOnce()
     try_fork_by(Way::Fork, 2 * PATIENCE, work).expect("a child")
 }
 
-/// Errors come while the failover lasts, and then no more; nothing is restarted.
-fn a_master_is_killed(mode: Mode) {
+/// Calls fail only during the failover. No process has to be restarted.
+fn a_master_crashes(mode: Mode) {
     let mut cluster = Cluster::start();
     let cache = cache_on(&cluster);
-    // The workers inherit what their master has learnt.
-    cache.blocking().set("warm", &1, MINUTE).expect("the cluster is in order");
-    let (at_work, is_over) = (Tally::new(), Tally::new());
+    // The workers inherit the topology that their master process knows.
+    cache.blocking().set("warm", &1, MINUTE).expect("the cluster is healthy");
+    let (started, finished) = (Tally::new(), Tally::new());
     let work = |number: usize| {
         let mut user = User::new(mode, &cache, &format!("worker {number}"));
-        user.go_on(2);
-        at_work.raise(1);
+        user.run(2);
+        started.raise(1);
         let mut failed = 0;
-        while is_over.count() == 0 {
-            failed += user.go_round();
+        while finished.count() == 0 {
+            failed += user.run_round();
         }
         user.recover(count(5, 50));
         failed
     };
     let workers: Vec<Child<usize>> = (0..WORKERS).map(|number| worker(|| work(number))).collect();
-    until("all workers are at work", || at_work.count() == WORKERS);
+    until("all workers have started", || started.count() == WORKERS);
     cluster.kill(0);
-    cluster.until_well();
-    is_over.raise(1);
+    cluster.wait_until_healthy();
+    finished.raise(1);
     let failed: Vec<usize> = workers.into_iter().map(Child::join).collect();
-    println!("{mode:?}: calls that failed while a master was replaced, by worker: {failed:?}");
-    assert!(failed.iter().any(|failed| *failed > 0), "nobody has met with the failover");
+    println!("{mode:?}: calls that failed during the failover, by worker: {failed:?}");
+    assert!(failed.iter().any(|failed| *failed > 0), "no call failed during the failover");
     User::new(Mode::Blocking, &cache, "the master").recover(2);
 }
 
-/// The lease of a key is on the master that has its slot, whichever that is.
+/// The lease of a key is on the master that has its slot.
 fn loads_a_cold_key_once(mode: Mode) {
     let cluster = Cluster::without_replicas();
     let store = stores::from_url(&cluster.url(PATIENT)).expect("a good URL");
     let cache = Cache::builder(store).lease(HOUR).load_timeout(HOUR).register();
     let rounds = count(3, 30);
     let owners: BTreeSet<usize> = (0..rounds).map(|round| cluster.owner(&key_of(round))).collect();
-    assert!(owners.len() > 1, "all keys are in slots of one master");
+    assert!(owners.len() > 1, "all keys are on one master");
     let claims = || cluster.nodes().iter().map(Server::claims).sum();
     cold_keys_are_loaded_once(mode, &cache, claims, rounds);
 }
 
-/// The child has what its parent knew, which is not so any more.
-fn forked_in_mid_failover(mode: Mode) {
+/// The child inherits its parent's topology, which is outdated.
+fn fork_during_a_failover(mode: Mode) {
     let mut cluster = Cluster::start();
     let cache = cache_on(&cluster);
     let mut parent = User::new(mode, &cache, "the parent");
-    parent.go_on(1);
+    parent.run(1);
     cluster.kill(1);
-    until("the parent meets with the failover", || parent.go_round() > 0);
+    until("a call of the parent fails", || parent.run_round() > 0);
     let children: Vec<Child<()>> = Way::COMMON
         .into_iter()
         .map(|way| {
             fork_by(way, || {
                 let mut user = User::new(mode, &cache, &format!("a child by {way:?}"));
                 user.recover(2);
-                fork(|| User::new(mode, &cache, "a grandchild").go_on(1)).join();
+                fork(|| User::new(mode, &cache, "a grandchild").run(1)).join();
             })
         })
         .collect();
@@ -162,8 +162,8 @@ fn forked_in_mid_failover(mode: Mode) {
     children.into_iter().for_each(Child::join);
 }
 
-/// Requests to all masters are under way in another thread, over and over, while children are born.
-fn forks_amid_batches(mode: Mode) {
+/// Another thread sends batches to all masters while children are forked.
+fn forks_during_batches(mode: Mode) {
     let cluster = Cluster::without_replicas();
     let cache = cache_on(&cluster);
     let is_done = AtomicBool::new(false);
@@ -175,12 +175,13 @@ fn forks_amid_batches(mode: Mode) {
             Mode::Tokio => current_thread_runtime().block_on(cache.get_many(&keys)),
         }
     };
-    let check = |who: &str| {
+    let check = |process: &str| {
         for (key, value) in keys.iter().zip(get_many()) {
-            assert_eq!(value.unwrap_or_else(|error| panic!("{who}, {key}: {error:?}")).as_ref(), Some(key), "{who}");
+            let value = value.unwrap_or_else(|error| panic!("{process}, {key}: {error:?}"));
+            assert_eq!(value.as_ref(), Some(key), "{process}");
         }
     };
-    cache.blocking().set_many(&entries, MINUTE).into_iter().for_each(|stored| stored.expect("the cluster is in order"));
+    cache.blocking().set_many(&entries, MINUTE).into_iter().for_each(|stored| stored.expect("the cluster is healthy"));
     thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let mut batches = 0;
@@ -194,25 +195,25 @@ fn forks_amid_batches(mode: Mode) {
         for round in 0..count(12, 200) {
             fork_by(Way::COMMON[round % Way::COMMON.len()], || {
                 check("a child");
-                User::new(mode, &cache, &format!("child {round}")).go_on(1);
+                User::new(mode, &cache, &format!("child {round}")).run(1);
             })
             .join();
         }
         drop(done);
-        println!("{} batches while children were born", asking.join().expect("no panic"));
+        println!("{} batches while children were forked", asking.join().expect("no panic"));
     });
 }
 
-/// Its parent's question who has which slots is never answered.
-fn learns_for_itself(mode: Mode) {
+/// The parent's query for the topology gets no reply before the children have ended.
+fn child_refreshes_itself(mode: Mode) {
     cluster_all();
     let server = Server::start(Kind::Redis);
     let proxy = Proxy::before(server.port());
     let cache = cache_at(Kind::Redis, proxy.port(), "timeout=30s&connect_timeout=30s");
     let has_held = AtomicBool::new(false);
     proxy.plan(move |_, piece| {
-        let says_slots = piece.windows(8).any(|window| window == b":16383\r\n");
-        if says_slots && !has_held.swap(true, Ordering::SeqCst) { Fault::Hold } else { Fault::None }
+        let has_slots = piece.windows(8).any(|window| window == b":16383\r\n");
+        if has_slots && !has_held.swap(true, Ordering::SeqCst) { Fault::Hold } else { Fault::None }
     });
     thread::scope(|scope| {
         let asking = scope.spawn(|| Caller::new(mode, &cache).set("key", "the parent's"));
@@ -221,7 +222,7 @@ fn learns_for_itself(mode: Mode) {
             fork_by(way, || Caller::new(mode, &cache).converse("a child", 10)).join();
         }
         proxy.release();
-        asking.join().expect("no panic").expect("it is answered after all");
+        asking.join().expect("no panic").expect("the reply arrives in the end");
     });
     assert_eq!(
         cache.blocking().get::<String>("key").map_err(|error| error.kind()),
@@ -229,7 +230,7 @@ fn learns_for_itself(mode: Mode) {
     );
 }
 
-/// One of the futures asks who has which slots, and the others wait for that.
+/// One of the futures refreshes the topology, and the others wait for it.
 fn inherited_waits_fail() {
     cluster_all();
     let server = Server::start(Kind::Redis);
@@ -240,7 +241,10 @@ fn inherited_waits_fail() {
         let mut asking: Vec<_> = (0..8).map(|_| Box::pin(cache.get_raw("key"))).collect();
         let mut held = pin!(until_async("the proxy holds the slots", || proxy.held() == 1));
         poll_fn(|cx| {
-            assert!(asking.iter_mut().all(|asking| asking.as_mut().poll(cx).is_pending()), "answered without a reply");
+            assert!(
+                asking.iter_mut().all(|asking| asking.as_mut().poll(cx).is_pending()),
+                "a future completes without a reply"
+            );
             held.as_mut().poll(cx)
         })
         .await;
@@ -248,7 +252,7 @@ fn inherited_waits_fail() {
             fork_by(way, || {
                 for mut asking in asking.drain(..) {
                     let Poll::Ready(answer) = asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-                        panic!("an inherited future waits for what never comes");
+                        panic!("an inherited future waits for a reply that never comes");
                     };
                     assert_eq!(answer.map_err(|error| error.kind()), Err(ErrorKind::Forked));
                 }
@@ -257,7 +261,7 @@ fn inherited_waits_fail() {
         }
         proxy.release();
         for asking in asking {
-            assert_eq!(asking.await.expect("it is answered after all"), None);
+            assert_eq!(asking.await.expect("the reply arrives in the end"), None);
         }
     });
 }

@@ -90,11 +90,11 @@ impl Cluster {
             let replicate = || cmd("CLUSTER").arg("REPLICATE").arg(&id).query::<()>(&mut connection(replica)).is_ok();
             until("a node is a replica", replicate);
         }
-        self.until_well();
+        self.wait_until_healthy();
     }
 
-    /// Waits until every running node sees a healthy cluster, with all nodes that run.
-    pub fn until_well(&self) {
+    /// Waits until every running node sees a healthy cluster with all running nodes.
+    pub fn wait_until_healthy(&self) {
         let running = || self.nodes.iter().filter(|node| node.is_running());
         let count = running().count();
         let is_healthy = |node: &Server| {
@@ -107,12 +107,12 @@ impl Cluster {
         until("the cluster is healthy", || running().all(is_healthy));
     }
 
-    /// The URL of a store, with one node as its seed. `options` is the URL's query.
+    /// Returns the URL of a store, with one node as its seed. `options` is the URL's query.
     pub fn url(&self, options: &str) -> String {
         self.url_with_seeds(&[self.running().port()], options)
     }
 
-    /// The URL of a store with the nodes at these ports as its seeds.
+    /// Returns the URL of a store with the nodes at these ports as its seeds.
     pub fn url_with_seeds(&self, ports: &[u16], options: &str) -> String {
         let seeds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let seeds = seeds.join(",");
@@ -126,23 +126,23 @@ impl Cluster {
         &self.nodes
     }
 
-    /// The index of the node that has a key.
+    /// Returns the index of the node that has a key.
     pub fn owner(&self, key: &str) -> usize {
         self.owner_of_slot(self.slot(key))
     }
 
     pub fn owner_of_slot(&self, slot: u16) -> usize {
         let range = slots(self.running()).into_iter().find(|range| range.has(slot));
-        self.master_of(&range.expect("a slot that is somebody's"))
+        self.master_of(&range.expect("a slot with an owner"))
     }
 
-    /// The node that has each of these keys, all of them found out at once.
+    /// Returns the index of the node that has each of these keys. Faster than [`owner`](Cluster::owner) for each.
     pub fn owners(&self, keys: &[&str]) -> Vec<usize> {
         let ranges = slots(self.running());
         let mut pipe = redis::pipe();
         keys.iter().for_each(|key| _ = pipe.cmd("CLUSTER").arg("KEYSLOT").arg(key));
         let slots: Vec<u16> = pipe.query(&mut connection(self.running())).expect("the slots of keys");
-        let owner = |slot| ranges.iter().find(|range| range.has(slot)).expect("a slot that is somebody's");
+        let owner = |slot| ranges.iter().find(|range| range.has(slot)).expect("a slot with an owner");
         slots.into_iter().map(|slot| self.master_of(owner(slot))).collect()
     }
 
@@ -176,41 +176,42 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
-    /// Takes a replica out, as `redis-cli --cluster del-node` does: it runs on, alone, and every node has forgotten it.
-    pub fn take_out_replica(&self, replica: usize) {
+    /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
+    /// it.
+    pub fn remove_replica(&self, replica: usize) {
         let id: String =
             cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
-        for (place, node) in self.nodes.iter().enumerate() {
-            if place != replica {
+        for (index, node) in self.nodes.iter().enumerate() {
+            if index != replica {
                 expect_ok(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
             }
         }
         expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
     }
 
-    /// Has a replica follow its master no more, and answer with what it has until then.
-    pub fn cut_off(&self, replica: usize) {
+    /// Disconnects a replica from its master. It still serves the data that it has.
+    pub fn disconnect_replica(&self, replica: usize) {
         let replica = &self.nodes[replica];
         let mut login = cmd("CONFIG");
         login.arg("SET").arg("masteruser").arg("nobody").arg("masterauth").arg("wrong");
         expect_ok(login.query(&mut connection(replica)));
-        // Every replica's connection is closed, and this one is let in no more.
+        // The connections of all replicas are closed, and this one can no longer log in.
         for node in &self.nodes {
             let mut kill = cmd("CLIENT");
             let killed: redis::RedisResult<i64> =
                 kill.arg("KILL").arg("TYPE").arg("replica").query(&mut connection(node));
-            killed.expect("how many connections were closed");
+            killed.expect("the number of closed connections");
         }
         until("a replica is cut off", || replica.ask("INFO replication").contains("master_link_status:down"));
     }
 
     /// Moves a slot with its keys to another node, as `redis-cli --cluster reshard` does.
     pub fn move_slot(&self, slot: u16, to: usize) {
-        self.begin_to_move(slot, to).finish();
+        self.start_move(slot, to).finish();
     }
 
     /// Marks a slot as moving on its owner and on the target.
-    pub fn begin_to_move(&self, slot: u16, to: usize) -> Move<'_> {
+    pub fn start_move(&self, slot: u16, to: usize) -> Move<'_> {
         let from = self.owner_of_slot(slot);
         let mut moved = Move {
             cluster: self,
@@ -244,7 +245,7 @@ impl Move<'_> {
         let port = self.cluster.nodes[self.to].port();
         let mut migrate = cmd("MIGRATE");
         migrate.arg("127.0.0.1").arg(port).arg("").arg(0).arg(5_000).arg("KEYS").arg(keys);
-        // NOKEY: another client may have removed them meanwhile.
+        // The reply is NOKEY if another client has removed the keys.
         let _: String = migrate.query(&mut self.source).expect("keys are moved");
     }
 

@@ -6,53 +6,54 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// The reaction to a request.
+/// The reaction of a fake sentinel to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Says {
+pub enum Reaction {
     /// Sends these bytes.
     Bytes(Vec<u8>),
     /// Sends nothing, and stays connected.
-    Nothing,
+    Silence,
     /// Sends nothing, and disconnects.
-    HangsUp,
+    Disconnect,
 }
 
-impl Says {
-    /// The reply that the master is at this address.
-    pub fn address(host: &str, port: impl ToString) -> Says {
+impl Reaction {
+    /// Returns the reply that the master is at this address.
+    pub fn address(host: &str, port: impl ToString) -> Reaction {
         let port = port.to_string();
-        Says::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
+        Reaction::Bytes(format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len()).into_bytes())
     }
 
-    /// The reply that the master is at this port of the loopback.
-    pub fn port(port: u16) -> Says {
-        Says::address("127.0.0.1", port)
+    /// Returns the reply that the master is at this port of the loopback address.
+    pub fn port(port: u16) -> Reaction {
+        Reaction::address("127.0.0.1", port)
     }
 
-    /// The reply that the master's name is unknown.
-    pub fn unknown() -> Says {
-        Says::Bytes(b"*-1\r\n".to_vec())
+    /// Returns the reply that the master's name is unknown.
+    pub fn unknown() -> Reaction {
+        Reaction::Bytes(b"*-1\r\n".to_vec())
     }
 }
 
-/// Listens on a new port until the process ends.
+/// A fake sentinel, which listens on a free port until the process ends.
 pub struct FakeSentinel {
     port: u16,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    says: Mutex<Says>,
+    reaction: Mutex<Reaction>,
     asked: AtomicUsize,
-    /// Clients that get no reply.
+    /// The clients that were sent no reply.
     waiting: Mutex<Vec<TcpStream>>,
 }
 
 impl FakeSentinel {
-    pub fn start(says: Says) -> FakeSentinel {
+    pub fn start(reaction: Reaction) -> FakeSentinel {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let shared = Arc::new(Shared { says: Mutex::new(says), asked: AtomicUsize::new(0), waiting: Mutex::default() });
+        let shared =
+            Arc::new(Shared { reaction: Mutex::new(reaction), asked: AtomicUsize::new(0), waiting: Mutex::default() });
         let serving = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -67,20 +68,20 @@ impl FakeSentinel {
         self.port
     }
 
-    /// Sets the reaction from now on.
-    pub fn say(&self, says: Says) {
-        *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
+    /// Sets the reaction to further requests.
+    pub fn set_reaction(&self, reaction: Reaction) {
+        *self.shared.reaction.lock().unwrap_or_else(PoisonError::into_inner) = reaction;
     }
 
-    /// Disconnects the clients that got no reply.
-    pub fn hang_up(&self) {
+    /// Disconnects the clients that were sent no reply.
+    pub fn disconnect(&self) {
         for client in self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // The client may have disconnected itself.
             let _ = client.shutdown(Shutdown::Both);
         }
     }
 
-    /// The number of requests.
+    /// Returns the number of requests so far.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
     }
@@ -90,25 +91,25 @@ impl Shared {
     fn serve(&self, mut client: TcpStream) {
         let mut request = Vec::new();
         let mut piece = [0; 4096];
-        // A whole request has three words, in capitals but for the master's name at the end.
+        // The request may arrive in parts, perhaps after an `AUTH`. It ends with the master's name.
         while !String::from_utf8_lossy(&request).contains("GET-MASTER-ADDR-BY-NAME") || !request.ends_with(b"\r\n") {
             match client.read(&mut piece) {
                 Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
                 _ => return,
             }
         }
-        let says = self.says.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reaction = self.reaction.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.asked.fetch_add(1, Ordering::SeqCst);
-        match says {
-            Says::Bytes(bytes) => {
+        match reaction {
+            Reaction::Bytes(bytes) => {
                 // The client may have disconnected.
                 let _ = client.write_all(&bytes);
             }
-            Says::Nothing => {
+            Reaction::Silence => {
                 let waiting = client.try_clone().expect("a free descriptor");
                 self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
             }
-            Says::HangsUp => _ = client.shutdown(Shutdown::Both),
+            Reaction::Disconnect => _ = client.shutdown(Shutdown::Both),
         }
         while client.read(&mut piece).is_ok_and(|length| length > 0) {}
     }

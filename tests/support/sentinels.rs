@@ -20,8 +20,8 @@ pub const MASTER: &str = "mymaster";
 /// others.
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// Makes the URLs of all Redis servers in this process go through a sentinel from now on. The sentinel encrypts if the
-/// servers do by then.
+/// Makes the URLs of all Redis servers in this process name a sentinel from now on. The sentinel uses TLS if the
+/// servers do at the time of the call.
 pub fn put_all_behind_sentinels() {
     let lines = format!("bind-source-addr {SOURCE}\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n");
     FOR_ALL.get_or_init(|| Sentinel::start(encryption_of_all(), None, &lines));
@@ -29,7 +29,8 @@ pub fn put_all_behind_sentinels() {
 
 static FOR_ALL: OnceLock<Sentinel> = OnceLock::new();
 
-/// The part of a server's URL that names the sentinel and the master, if [`put_all_behind_sentinels`] was called.
+/// Returns the part of a server's URL that names the sentinel and the master, if [`put_all_behind_sentinels`] was
+/// called.
 pub(crate) fn url_behind_sentinels(kind: Kind, server: &str) -> Option<String> {
     let sentinel = FOR_ALL.get().filter(|_| kind == Kind::Redis)?;
     let (host, port) = server.rsplit_once(':').expect("a host and a port");
@@ -53,7 +54,7 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Starts a sentinel with these lines in its configuration. If it encrypts, so do its connections to the monitored
+    /// Starts a sentinel with these lines in its configuration. With `encryption` it uses TLS, also to the monitored
     /// servers.
     pub fn start(encryption: Option<&Encryption>, password: Option<&str>, lines: &str) -> Sentinel {
         for _ in 0..PORTS_TRIED {
@@ -136,20 +137,20 @@ impl Sentinel {
         Ok(String::from_utf8_lossy(&reply).into_owned())
     }
 
-    /// The master's port according to this sentinel.
+    /// Returns the master's port according to this sentinel.
     pub fn master_port(&self) -> u16 {
         let reply = self.ask(&format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}"));
         reply.lines().nth(4).and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("an address, not {reply}"))
     }
 
-    /// The value of a field that the sentinel has for the master.
+    /// Returns a field of the sentinel's reply to `SENTINEL MASTER`.
     fn master_field(&self, field: &str) -> String {
         let reply = self.ask(&format!("SENTINEL MASTER {MASTER}"));
         let mut lines = reply.lines().skip_while(|line| *line != field);
         lines.nth(2).unwrap_or_default().to_owned()
     }
 
-    /// Stops its process: the kernel accepts connections, and nothing responds.
+    /// Stops the sentinel's process: the kernel still accepts connections, but no request gets a reply.
     pub fn pause(&self) {
         kill(self.process(), Signal::SIGSTOP).expect("the child can be signalled");
     }
@@ -185,8 +186,8 @@ pub struct Group {
     options: String,
 }
 
-/// The time without a response after which a sentinel considers a server down, in milliseconds: long, because a machine
-/// may be busy, until a server is killed.
+/// The time without a response after which a sentinel considers a server down, in milliseconds. It is long, because a
+/// machine may be busy, and shortened only when a server is killed.
 const DOWN_AFTER: u32 = 60_000;
 const DOWN_AFTER_A_KILL: u32 = 500;
 
@@ -228,7 +229,7 @@ impl Group {
         Group { servers, sentinels, encryption: encryption.cloned(), options }
     }
 
-    /// The URL of a store. `options` is the URL's query.
+    /// Returns the URL of a store. `options` is the URL's query.
     pub fn url(&self, options: &str) -> String {
         let hosts: Vec<String> =
             self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
@@ -242,7 +243,7 @@ impl Group {
         }
     }
 
-    /// Kills the original master, and makes the sentinels notice soon.
+    /// Kills the original master, and makes the sentinels notice it quickly.
     pub fn kill_master(&mut self) {
         self.servers[0].kill();
         self.set_down_after(DOWN_AFTER_A_KILL);

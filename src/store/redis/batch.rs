@@ -1,4 +1,4 @@
-//! A batch of operations: one command for each, in one write, with what each reply means.
+//! A batch of operations: builds one command for each operation, to be sent in one write, and interprets the replies.
 
 use bytes::Bytes;
 use redis::{Script, Value};
@@ -10,15 +10,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::Retry;
 use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, milliseconds_rounded_up};
 
-/// Builds the commands of one write. A script goes as text the first time, so that the server knows it by its hash
-/// after that: no reply needs another round trip, and the operations on a key stay in order.
+/// Builds the commands of one write. The first use of a script in a write sends its source, the others its hash, which
+/// the server knows by then. So no reply needs another round trip, and the operations on a key stay in order.
 pub(super) struct Commands<'a> {
     scripts: &'a Scripts,
-    has_sent: (bool, bool),
+    /// Whether the write has the source of the compare-and-set script, and that of the settle script.
+    has_source: (bool, bool),
     pub(super) commands: Vec<Command>,
 }
 
-/// The scripts of the operations that are no command of the server's.
+/// The scripts of the operations for which the server has no command.
 pub(super) struct Scripts {
     pub(super) compare_and_set: CompareAndSet,
     settle: SettleScript,
@@ -32,9 +33,10 @@ impl Scripts {
 
 impl<'a> Commands<'a> {
     pub(super) fn new(scripts: &'a Scripts) -> Commands<'a> {
-        Commands { scripts, has_sent: (false, false), commands: Vec::new() }
+        Commands { scripts, has_source: (false, false), commands: Vec::new() }
     }
 
+    /// Appends the command of an operation. Consecutive gets share one [`Command`].
     pub(super) fn push(&mut self, operation: &Op<'_>) -> Result<()> {
         let command = match operation {
             Op::Get { key } => {
@@ -46,13 +48,13 @@ impl<'a> Commands<'a> {
             Op::Set { key, value, ttl, when } => commands::set(key, value, *ttl, *when)?,
             Op::Delete { key } => commands::unlink(&[*key]),
             Op::CompareAndSet { key, expected, new, ttl } => {
-                let is_known = std::mem::replace(&mut self.has_sent.0, true);
+                let is_known = std::mem::replace(&mut self.has_source.0, true);
                 let script = &self.scripts.compare_and_set;
-                let build = if is_known { CompareAndSet::by_hash } else { CompareAndSet::by_text };
+                let build = if is_known { CompareAndSet::by_hash } else { CompareAndSet::by_source };
                 build(script, key, *expected, new.as_ref(), *ttl)?
             }
             Op::Settle(settle) => {
-                let is_known = std::mem::replace(&mut self.has_sent.1, true);
+                let is_known = std::mem::replace(&mut self.has_source.1, true);
                 self.scripts.settle.command(settle, is_known)?
             }
         };
@@ -61,16 +63,25 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// The script that stores what was loaded and ends the lease, if that is its holder's.
+/// The script that stores a loaded value and ends the lease, if the caller holds the lease.
 struct SettleScript {
     script: Script,
 }
 
 impl SettleScript {
-    /// Keys: the lease, the entry. Arguments: how the lease begins; whether there is something to store, whether it
-    /// replaces something, what that is, the value and its milliseconds to live (0: it does not expire); the mark in
-    /// the lease's place and its milliseconds to live (0: there is none). Returns 0 for a lease that is another's, else
-    /// 1, or 2 if it has stored.
+    /// Keys: the lease and the entry.
+    ///
+    /// Arguments:
+    /// 1. the token that the lease begins with;
+    /// 2. whether there is a value to store;
+    /// 3. whether the value replaces an entry that the caller has read;
+    /// 4. that entry;
+    /// 5. the value to store;
+    /// 6. its time to live in milliseconds, 0 if it does not expire;
+    /// 7. the mark that replaces the lease;
+    /// 8. its time to live in milliseconds, 0 if there is no mark.
+    ///
+    /// Returns 0 if the lease is not the caller's, 2 if the value was stored, and 1 otherwise.
     const TEXT: &'static str = r"
         local token = ARGV[1]
         local lease = redis.call('GET', KEYS[1])
@@ -119,7 +130,7 @@ fn milliseconds(ttl: Ttl) -> Result<u64> {
     Ok(ttl.duration()?.map_or(0, milliseconds_rounded_up))
 }
 
-/// Refuses what no command may be made of. `check_value` knows the server's limit.
+/// Checks the keys, values and times to live of an operation. `check_value` checks a value against the server's limit.
 pub(super) fn check(operation: &Op<'_>, check_value: impl Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
     check_key(operation.key())?;
     match operation {
@@ -137,7 +148,7 @@ pub(super) fn check(operation: &Op<'_>, check_value: impl Fn(&str, &[u8]) -> Res
     }
 }
 
-/// About how many bytes an operation is on the wire.
+/// Returns the approximate size of an operation on the wire, in bytes.
 pub(super) fn size(operation: &Op<'_>) -> usize {
     let value = match operation {
         Op::Set { value, .. } => value.len(),
@@ -150,13 +161,13 @@ pub(super) fn size(operation: &Op<'_>) -> usize {
     operation.key().len() + value
 }
 
-/// What a reply to an operation means.
+/// Converts the reply to an operation to its outcome.
 pub(super) fn outcome(operation: &Op<'_>, reply: Value, endpoint: &Endpoint) -> Result<Outcome> {
     let reply = match operation {
         Op::Get { .. } => return Reply::read(reply, endpoint).map(Outcome::Value),
         Op::Set { .. } | Op::Delete { .. } => Reply::new(reply, endpoint)?,
         Op::CompareAndSet { .. } | Op::Settle(_) => {
-            Reply::new(reply, endpoint).map_err(|error| scripted(endpoint, error))?
+            Reply::new(reply, endpoint).map_err(|error| script_error(endpoint, error))?
         }
     };
     if let Op::Set { .. } = operation {
@@ -169,19 +180,19 @@ pub(super) fn outcome(operation: &Op<'_>, reply: Value, endpoint: &Endpoint) -> 
     })
 }
 
-/// A batch of reads alone may be sent twice.
+/// Returns whether a batch may be sent twice: only if all its operations are reads.
 pub(super) fn retry<'o>(mut operations: impl Iterator<Item = &'o Op<'o>>) -> Retry {
     if operations.all(Op::is_read) { Retry::Idempotent } else { Retry::Never }
 }
 
-/// Names the permission that a script needs, where the account does not have it.
-pub(super) fn scripted(endpoint: &Endpoint, error: Error) -> Error {
+/// Adds the missing permission to the error of a script that the account may not run.
+pub(super) fn script_error(endpoint: &Endpoint, error: Error) -> Error {
     if error.kind() != ErrorKind::Unsupported {
         return error;
     }
     let context = format!(
-        "compare-and-set and leases run a script on {endpoint}, which this account may not: it needs the permission for EVAL \
-         and EVALSHA (+@scripting)"
+        "compare-and-set and leases run a script on {endpoint}, which this account may not run: it needs the permission \
+         for EVAL and EVALSHA (+@scripting)"
     );
     Error::with_source(ErrorKind::Unsupported, context, error)
 }

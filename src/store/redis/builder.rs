@@ -1,4 +1,4 @@
-//! A store on Redis, from a URL and options that are methods.
+//! The builder of a store on Redis, from a URL and options given by methods.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use super::config::Config;
 use crate::error::Result;
 use crate::store::builder::{Given, common_setters, duration, path, setters, text};
 
-/// What a [`RedisStore`] is made of; from [`RedisStore::builder`].
+/// A builder for a [`RedisStore`], created by [`RedisStore::builder`].
 ///
-/// A method sets the option of the same name, over what the URL says.
+/// Each method sets the URL option of the same name and overrides its value in the URL.
 ///
 /// ```
 /// use prefork_cache::stores::RedisStore;
@@ -27,27 +27,28 @@ common_setters!(RedisBuilder, "RedisStore", "redis://localhost", "rediss://local
 
 setters! {
     RedisBuilder, "RedisStore", "redis://localhost", OWN:
-    /// The database. Defaults to 0.
+    /// Sets the number of the database. Defaults to 0.
     database: u32 = text, "2";
-    /// 2 for RESP2, or 3 for RESP3 where the server knows it. Defaults to 3.
+    /// Sets the protocol version: 2 for RESP2, or 3 for RESP3 if the server supports it. Defaults to 3.
     protocol: u8 = text, "2";
-    /// Whether the replicas of a cluster are read. Defaults to `Replicas::Never`.
+    /// Sets whether the replicas of a cluster are read. Defaults to `Replicas::Never`.
     replicas: super::Replicas = text, "prefork_cache::stores::Replicas::Never";
-    /// What `CLIENT LIST` shows, with the process id behind it: `widgets` becomes `widgets-4711`. Defaults to none.
+    /// Sets the name that `CLIENT LIST` shows. The process id is appended: `widgets` becomes `widgets-4711`. Defaults
+    /// to none.
     client_name: impl Into<String> = Into::into, "\"widgets\"";
 }
 
 setters! {
     RedisBuilder, "RedisStore", "redis+sentinel://localhost/mymaster", SENTINEL:
-    /// Who logs in to the sentinels, where they want to know. Defaults to their default user.
+    /// Sets the user for the login to the sentinels. Defaults to their default user.
     sentinel_username: impl Into<String> = Into::into, "\"worker\"";
-    /// The password for the sentinels, where they want one; as it is, without percent-encoding. That of the URL is the
-    /// master's.
+    /// Sets the password for the login to the sentinels, without percent-encoding. The password in the URL is the
+    /// master's. Defaults to no login.
     sentinel_password: impl Into<String> = Into::into, "\"s3cret\"";
-    /// A file with the password for the sentinels, read each time that they are asked.
+    /// Sets a file with the password for the sentinels. It is read each time a sentinel is asked. Defaults to none.
     sentinel_password_file: impl AsRef<std::path::Path> = path, "\"/run/secrets/sentinels\"";
-    /// How often the sentinels are asked, while there are calls, whether another server is the master by now. Defaults
-    /// to five seconds.
+    /// Sets how often, while there are calls, the sentinels are asked whether the master has changed. Defaults to five
+    /// seconds.
     topology_refresh: std::time::Duration = duration, "Duration::from_secs(2)";
 }
 
@@ -56,18 +57,18 @@ impl RedisBuilder {
         RedisBuilder { given: Given::new(url) }
     }
 
-    /// The names of the methods that are options.
+    /// Returns the names of the methods that set an option.
     #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
     pub(in crate::store) fn options() -> Vec<&'static str> {
         [RedisBuilder::COMMON, RedisBuilder::TLS, RedisBuilder::OWN, RedisBuilder::SENTINEL].concat()
     }
 
-    /// Builds the store, and reads its certificates. No I/O with the server.
+    /// Builds the store and reads its certificate files. Does not connect to the server.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for what is not understood, in the URL or among the
-    /// options, and [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an invalid URL or option, and
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used.
     ///
     /// ```
     /// use prefork_cache::stores::RedisStore;
@@ -87,7 +88,7 @@ impl RedisBuilder {
     }
 }
 
-/// Nothing of it: the URL may have a password.
+/// Writes no field, since the URL may contain a password.
 impl fmt::Debug for RedisBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBuilder").finish_non_exhaustive()

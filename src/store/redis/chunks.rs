@@ -1,4 +1,4 @@
-//! The batches of one server, part by part.
+//! Batches on one server, sent in chunks.
 
 use std::future::Future;
 
@@ -13,12 +13,14 @@ use crate::error::Result;
 use crate::net::{Link, Retry};
 use crate::store::{Op, Outcome, Ttl, When, wrong_count};
 
-/// How much of a batch goes in one exchange: each has the whole timeout, and neither side holds all of it at once.
-const PART_ENTRIES: usize = 1_000;
-const PART_BYTES: usize = 1 << 20;
+/// The limits of a chunk, which is sent in one exchange. Each exchange has the whole timeout, and neither side has to
+/// buffer the whole batch.
+const CHUNK_ENTRIES: usize = 1_000;
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// Has `send` deal with a batch part by part. Once one fails, the rest is not sent.
-pub(super) async fn in_parts<I, T, F>(
+/// Calls `send` for one chunk of a batch after the other. If a chunk fails, the rest is not sent and gets the same
+/// error.
+pub(super) async fn in_chunks<I, T, F>(
     items: Vec<I>,
     size: impl Fn(&I) -> usize,
     send: impl Fn(Vec<I>) -> F,
@@ -27,22 +29,22 @@ where
     F: Future<Output = Result<Vec<Result<T>>>>,
 {
     let mut results = Vec::with_capacity(items.len());
-    let mut left = items.into_iter().peekable();
-    while left.peek().is_some() {
-        let (mut part, mut bytes) = (Vec::new(), 0);
-        while let Some(item) = left.next_if(|item| {
+    let mut remaining = items.into_iter().peekable();
+    while remaining.peek().is_some() {
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while let Some(item) = remaining.next_if(|item| {
             bytes += size(item);
-            part.is_empty() || (part.len() < PART_ENTRIES && bytes <= PART_BYTES)
+            chunk.is_empty() || (chunk.len() < CHUNK_ENTRIES && bytes <= CHUNK_BYTES)
         }) {
-            part.push(item);
+            chunk.push(item);
         }
-        let asked = part.len();
-        match send(part).await {
-            Ok(answered) if answered.len() == asked => results.extend(answered),
+        let count = chunk.len();
+        match send(chunk).await {
+            Ok(replied) if replied.len() == count => results.extend(replied),
             Ok(_) => return Err(wrong_count()),
             Err(error) => {
-                let unanswered = asked + left.by_ref().count();
-                results.extend((0..unanswered).map(|_| Err(error.clone())));
+                let failed = count + remaining.by_ref().count();
+                results.extend((0..failed).map(|_| Err(error.clone())));
             }
         }
     }
@@ -82,7 +84,7 @@ pub(super) async fn carry_out(
     Ok(outcomes.collect())
 }
 
-/// Several commands in one round trip.
+/// Sends several commands in one round trip.
 async fn several(
     link: &Link<Resp>,
     commands: impl IntoIterator<Item = Command>,

@@ -1,4 +1,4 @@
-//! Removing every entry under a prefix: list, and remove what was listed.
+//! Clearing a prefix: lists the keys with `SCAN` and removes the listed ones.
 
 use std::collections::HashSet;
 
@@ -11,10 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{ExchangeGroup, Link, Retry};
 use crate::store::wrong_count;
 
-/// The most steps of a listing, each of which looks at a thousand keys.
-const MOST_STEPS: usize = 1 << 22;
+/// The maximum number of steps of a listing, each of which scans a thousand keys.
+const MAX_STEPS: usize = 1 << 22;
 
-/// Of one server; or of a node of a cluster, which takes a request for keys of one slot only.
+/// Clears one server, or one node of a cluster. `of` is the cluster: there, a command may only have keys of one slot.
 pub(super) async fn clear(
     link: &Link<Resp>,
     of: Option<(&Cluster, &Node)>,
@@ -41,7 +41,7 @@ pub(super) async fn clear(
         if next == 0 {
             return Ok(());
         }
-        if passed.len() >= MOST_STEPS {
+        if passed.len() >= MAX_STEPS {
             break;
         }
         cursor = next;

@@ -1,14 +1,14 @@
-//! The nodes of a Redis Cluster, one of which has the slot of a key.
+//! A Redis Cluster: sends each request to the node that has the slot of its key.
 //!
-//! The redis crate has a client for clusters, which would take connections of ours. It was not used: its retries go past
-//! a deadline, it knows of no breaker, and its map of slots is its own.
+//! The redis crate's cluster client can use custom connections, but is not used: its retries exceed a deadline, it has
+//! no circuit breaker, and its table of slots is not accessible.
 
 use std::fmt;
 use std::time::Instant;
 
-use self::learning::{Learning, Wait};
+use self::learning::{IfRunning, TopologyRefresh};
 pub(super) use self::operations::Gets;
-use self::redirection::{Course, How, Target, said, without_end};
+use self::redirection::{Mode, Progress, Target, redirection_error, too_many_redirections};
 pub(super) use self::table::Node;
 use self::table::Table;
 use super::clear::clear;
@@ -33,80 +33,81 @@ mod topology;
 #[derive(Debug)]
 pub(super) struct Cluster {
     table: Table,
-    learning: Learning,
+    refresh: TopologyRefresh,
     timeouts: Timeouts,
     /// The nodes of the URL, for errors.
     seeds: String,
 }
 
 impl Cluster {
-    /// No I/O.
+    /// Creates a cluster with these nodes. Does no I/O.
     pub(super) fn new(seeds: Vec<Endpoint>, access: Access, settings: Settings, replicas: Replicas) -> Cluster {
         let shown: Vec<String> = seeds.iter().map(ToString::to_string).collect();
         Cluster {
             table: Table::new(seeds, access, settings, replicas),
-            learning: Learning::new(),
+            refresh: TopologyRefresh::new(),
             timeouts: settings.timeouts,
             seeds: shown.join(","),
         }
     }
 
-    /// One exchange with the node that has a key, whichever that is by now.
+    /// Exchanges a request with the node that has a key, and follows redirections. Returns the replies and the node's
+    /// endpoint.
     pub(super) async fn call(&self, key: &str, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
         let slot = slot(key);
         let deadline = self.deadline();
-        let mut asked = None;
-        if !self.learning.is_in_doubt()
+        let mut first_attempt = None;
+        if !self.refresh.is_stale()
             && let Some((index, node)) = self.table.owner(slot)
         {
             match exchange(&node.link, request, retry, None).await {
                 Ok(replies) if reply::errors(&replies).next().is_none() => return Ok((replies, node.endpoint())),
-                outcome => asked = Some((Target { index, how: How::AsOwner }, outcome)),
+                outcome => first_attempt = Some((Target { index, mode: Mode::Owner }, outcome)),
             }
         }
-        Box::pin(self.see_through(slot, request, retry, deadline, asked)).await
+        Box::pin(self.call_redirected(slot, request, retry, deadline, first_attempt)).await
     }
 
-    /// The same for a read that may be answered by a replica.
+    /// Like [`call`](Cluster::call), for a read that a replica may serve.
     pub(super) async fn read(&self, key: &str, request: &Request) -> Result<(Replies, &Endpoint)> {
         if let Some((index, reader)) = self.table.reader(slot(key)) {
             match exchange(reader, request, Retry::Idempotent, None).await {
                 Ok(replies) if reply::errors(&replies).next().is_none() => return Ok((replies, reader.endpoint())),
-                // The master knows.
+                // The replica redirects the read or refuses it, so the master is asked.
                 Ok(_) => {}
-                Err(_) => self.learning.doubt(Some(index)),
+                Err(_) => self.refresh.mark_stale(Some(index)),
             }
         }
         self.call(key, request, Retry::Idempotent).await
     }
 
-    /// Sends a request on until a node has answered for its slot.
-    async fn see_through(
+    /// Sends a request to the nodes that redirections name, until one executes it.
+    async fn call_redirected(
         &self,
         slot: u16,
         request: &Request,
         retry: Retry,
         deadline: Instant,
-        asked: Option<(Target, Result<Replies>)>,
+        first_attempt: Option<(Target, Result<Replies>)>,
     ) -> Result<(Replies, &Endpoint)> {
-        let mut course = Course::new(deadline);
-        let (mut target, mut outcome) = match asked {
-            Some(asked) => asked,
+        let mut progress = Progress::new(deadline);
+        let (mut target, mut outcome) = match first_attempt {
+            Some(attempt) => attempt,
             None => {
-                self.located(std::iter::once(slot), deadline).await?;
+                self.ensure_owners(std::iter::once(slot), deadline).await?;
                 let target = self.first_target(slot)?;
                 (target, self.ask(target, request, retry, deadline).await)
             }
         };
         loop {
             let node = self.node(target)?;
-            let turned = match &outcome {
-                Ok(replies) => replies.iter().find_map(|reply| self.turned_by(reply, node)),
-                Err(error) => self.turned_by_failure(error, target.index, retry == Retry::Idempotent),
+            let redirection = match &outcome {
+                Ok(replies) => replies.iter().find_map(|reply| self.redirection_in(reply, node)),
+                Err(error) => self.redirection_after(error, target.index, retry == Retry::Idempotent),
             };
-            let Some(turned) = turned else { return outcome.map(|replies| (replies, node.endpoint())) };
-            let Some(next) = self.prepare(&mut course, &[(slot, turned.clone())]).await?.pop().flatten() else {
-                return Err(without_end(slot, &turned, error_in(outcome, node)));
+            let Some(redirection) = redirection else { return outcome.map(|replies| (replies, node.endpoint())) };
+            let Some(next) = self.prepare(&mut progress, &[(slot, redirection.clone())]).await?.pop().flatten() else {
+                return Err(too_many_redirections(slot, &redirection, error_in(outcome, node)));
             };
             target = next;
             outcome = self.ask(target, request, retry, deadline).await;
@@ -115,7 +116,7 @@ impl Cluster {
 
     async fn ask(&self, target: Target, request: &Request, retry: Retry, deadline: Instant) -> Result<Replies> {
         let node = self.node(target)?;
-        if target.how != How::Asking {
+        if target.mode != Mode::Asking {
             return self.in_time(deadline, exchange(&node.link, request, retry, None)).await;
         }
         let mut replies = self.in_time(deadline, exchange(&node.link, &request.asking(), retry, None)).await?;
@@ -123,7 +124,7 @@ impl Cluster {
         Ok(replies)
     }
 
-    /// When a call has to be over: what one exchange with one server may take that has to be dialled before.
+    /// Returns the deadline of a call that starts now: the time of a dial and one exchange.
     fn deadline(&self) -> Instant {
         let Timeouts { connect, exchange } = self.timeouts;
         let timeout = exchange_timeout(exchange);
@@ -134,21 +135,21 @@ impl Cluster {
         until(deadline, self.timeouts.exchange, future).await
     }
 
-    async fn learn(&self, deadline: Instant, wait: Wait) -> Result<()> {
-        self.learning.learn(&self.table, deadline, self.timeouts.exchange, wait).await
+    async fn refresh_topology(&self, deadline: Instant, if_running: IfRunning) -> Result<()> {
+        self.refresh.run(&self.table, deadline, self.timeouts.exchange, if_running).await
     }
 
     fn node(&self, target: Target) -> Result<&Node> {
         self.table.node(target.index).ok_or_else(crate::store::wrong_count)
     }
 
-    /// The nodes that have slots, as the cluster says now.
+    /// Refreshes the topology, and returns the nodes that have slots.
     async fn masters(&self) -> Result<Vec<&Node>> {
-        self.learn(self.deadline(), Wait::ForOthers).await?;
+        self.refresh_topology(self.deadline(), IfRunning::Wait).await?;
         self.table.masters()
     }
 
-    /// Clears every master, all at once, and also those beside one that fails.
+    /// Clears all masters at once. If one fails, the others are still cleared.
     pub(super) async fn clear(&self, prefix: &str) -> Result<()> {
         let masters = self.masters().await?;
         let group = ExchangeGroup::default();
@@ -159,16 +160,16 @@ impl Cluster {
         join_all(cleared).await.into_iter().collect()
     }
 
-    /// Removes what a node has listed. What it does not have any more by now is removed where it is.
+    /// Removes keys that a node has listed. Keys that have been moved since are removed from their new node.
     pub(super) async fn unlink(&self, node: &Node, keys: &[Vec<u8>], group: Option<&ExchangeGroup>) -> Result<()> {
         let unlink = |key: &Vec<u8>| commands::unlink(std::slice::from_ref(key));
         let request = Request::several(keys.iter().map(unlink));
         let replies = exchange(&node.link, &request, Retry::Idempotent, group).await?;
         for (key, reply) in keys.iter().zip(replies) {
-            if self.turned_by(&reply, node).is_some() {
+            if self.redirection_in(&reply, node).is_some() {
                 let request = Request::one(unlink(key));
                 let (replies, by) =
-                    self.see_through(slot(key), &request, Retry::Idempotent, self.deadline(), None).await?;
+                    self.call_redirected(slot(key), &request, Retry::Idempotent, self.deadline(), None).await?;
                 replies.into_iter().try_for_each(|reply| Reply::new(reply, by).map(|_| ()))?;
             } else {
                 Reply::new(reply, node.endpoint())?;
@@ -178,11 +179,11 @@ impl Cluster {
     }
 
     pub(super) fn reset(&self) {
-        self.learning.reset();
+        self.refresh.reset();
         self.table.nodes().for_each(Node::reset);
     }
 
-    /// Dials every master. Those that do not answer cost one wait together.
+    /// Closes all connections and dials all masters at once, with one deadline.
     pub(super) async fn reconnect(&self) -> Result<()> {
         self.reset();
         let masters = self.masters().await?;
@@ -201,15 +202,17 @@ impl Cluster {
     }
 }
 
-/// What the node has answered, or why it has not.
+/// Returns the error of a node's reply, or the failure of the exchange.
 fn error_in(outcome: Result<Replies>, node: &Node) -> Error {
     match outcome {
-        Ok(replies) => reply::errors(&replies).next().map_or_else(crate::store::wrong_count, |error| said(node, error)),
+        Ok(replies) => reply::errors(&replies)
+            .next()
+            .map_or_else(crate::store::wrong_count, |error| redirection_error(node, error)),
         Err(error) => error,
     }
 }
 
-/// As errors speak of it.
+/// Writes the name that errors use.
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the cluster of {}", self.seeds)

@@ -1,4 +1,4 @@
-//! What is said to the server.
+//! The commands that are sent to the server.
 
 use std::iter;
 use std::time::Duration;
@@ -14,40 +14,42 @@ use crate::store::{Ttl, When, milliseconds_rounded_up};
 /// How many keys a step of a scan looks at.
 const SCAN_STEP: u32 = 1_000;
 
-/// A command, and what its reply must be; or several gets, each with a reply.
+/// A command and the expected kind of its reply; or several gets, each with a reply.
 ///
-/// Packed here and not by the redis crate: a fifth of what a GET costs among many was spent on the crate's `Cmd`, which
-/// keeps its arguments and packs them later.
+/// It is packed here and not by the redis crate: of the cost of a GET in a batch, a fifth was spent in the crate's
+/// `Cmd`, which keeps its arguments and packs them later.
 #[derive(Clone)]
 pub(super) struct Command {
     name: &'static str,
     arguments: usize,
     packed: Vec<u8>,
-    /// A large argument that is sent as it is, and its place.
+    /// A large argument, which is sent without a copy, and its position in `packed`.
     large: Option<(usize, Bytes)>,
     expected: Expected,
     replies: usize,
 }
 
-/// What the reply to a command must be, if it is no error.
+/// The expected kind of the reply to a command. An error reply is always allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// A string, or nothing.
+    /// A string or null.
     Value,
+    /// An array of this many values.
     Values(u16),
-    /// OK, or nothing.
+    /// OK or null.
     Stored,
     Number,
     /// A cursor and keys.
     Keys,
-    /// A line of text.
+    /// A simple string.
     Status,
-    /// The replies of a transaction, the last of which is a number.
+    /// The replies to the commands of a transaction, the last of which is a number.
     Executed,
     Anything,
 }
 
 impl Expected {
+    /// Returns whether a reply is of this kind.
     pub(super) fn admits(self, reply: &Value) -> bool {
         match (self, reply) {
             (_, Value::ServerError(_)) | (Expected::Anything, _) => true,
@@ -81,7 +83,7 @@ impl Expected {
         }
     }
 
-    /// Whether what is answered in this way changes nothing.
+    /// Returns whether a command with this kind of reply changes nothing.
     pub(super) fn is_read(self) -> bool {
         matches!(self, Expected::Value | Expected::Values(_) | Expected::Keys)
     }
@@ -114,12 +116,12 @@ impl Command {
         self.with(number.into().to_string())
     }
 
-    /// As scripts take a truth value.
+    /// Appends a Boolean in the form that the scripts expect.
     pub(super) fn with_flag(self, flag: bool) -> Command {
         self.with(if flag { "1" } else { "0" })
     }
 
-    /// At most one argument is a value that may be large.
+    /// Appends a value. A command has at most one argument that may be large.
     pub(super) fn with_value(mut self, value: Bytes) -> Command {
         if value.len() <= LARGE {
             return self.with(value);
@@ -132,17 +134,17 @@ impl Command {
 
     fn begin(&mut self, length: usize) {
         self.arguments += 1;
-        self.packed.extend_from_slice(header(b'$', length, &mut [0; LONGEST_HEADER]));
+        self.packed.extend_from_slice(header(b'$', length, &mut [0; MAX_HEADER]));
     }
 
-    /// Puts another get behind this one, if it is a get. A batch has thousands: with a buffer for each, these cost more
-    /// than a third of what the client does for them.
+    /// Appends another get to this one and returns true, or returns false if this is not a get. A batch may have
+    /// thousands of gets; a buffer for each took more than a third of the client's time.
     pub(super) fn append_get(&mut self, key: &str) -> bool {
         if self.name != GET {
             return false;
         }
         self.packed.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
-        self.packed.extend_from_slice(header(b'$', key.len(), &mut [0; LONGEST_HEADER]));
+        self.packed.extend_from_slice(header(b'$', key.len(), &mut [0; MAX_HEADER]));
         self.packed.extend_from_slice(key.as_bytes());
         self.packed.extend_from_slice(b"\r\n");
         self.replies += 1;
@@ -150,8 +152,9 @@ impl Command {
     }
 
     fn write(&self, outgoing: &mut WriteBuffer) {
-        outgoing.buffer().extend_from_slice(header(b'*', self.arguments, &mut [0; LONGEST_HEADER]));
-        let (before, after) = self.packed.split_at(self.large.as_ref().map_or(self.packed.len(), |(place, _)| *place));
+        outgoing.buffer().extend_from_slice(header(b'*', self.arguments, &mut [0; MAX_HEADER]));
+        let (before, after) =
+            self.packed.split_at(self.large.as_ref().map_or(self.packed.len(), |(position, _)| *position));
         outgoing.buffer().extend_from_slice(before);
         if let Some((_, value)) = &self.large {
             outgoing.push(value);
@@ -160,12 +163,12 @@ impl Command {
     }
 }
 
-const LONGEST_HEADER: usize = 24;
+const MAX_HEADER: usize = 24;
 
-/// The kind of what follows, and its length or count.
+/// Formats the header of a frame: its kind, and its length or count.
 #[inline]
-fn header(kind: u8, mut number: usize, space: &mut [u8; LONGEST_HEADER]) -> &[u8] {
-    let mut start = LONGEST_HEADER - 2;
+fn header(kind: u8, mut number: usize, space: &mut [u8; MAX_HEADER]) -> &[u8] {
+    let mut start = MAX_HEADER - 2;
     space[start..].copy_from_slice(b"\r\n");
     loop {
         start -= 1;
@@ -180,7 +183,7 @@ fn header(kind: u8, mut number: usize, space: &mut [u8; LONGEST_HEADER]) -> &[u8
     &space[start..]
 }
 
-/// Commands that go out together.
+/// Commands that are sent in one write.
 pub(super) struct Request(SmallVec<[Command; 1]>);
 
 impl Request {
@@ -192,19 +195,19 @@ impl Request {
         Request(commands.into_iter().collect())
     }
 
-    /// The commands between MULTI and EXEC. The last reply is the array of theirs.
+    /// Puts the commands between MULTI and EXEC. The last reply is the array of the commands' replies.
     pub(super) fn transaction(commands: impl IntoIterator<Item = Command>) -> Request {
         let queued = commands.into_iter().map(|command| Command { expected: Expected::Status, ..command });
         let multi = Command::new("MULTI", Expected::Status);
         Request(iter::once(multi).chain(queued).chain([Command::new("EXEC", Expected::Executed)]).collect())
     }
 
-    /// The same, for a node of a cluster that takes the slot over.
+    /// Puts ASKING in front of the request, for a cluster node that is importing the slot.
     pub(super) fn asking(&self) -> Request {
         Request(iter::once(asking()).chain(self.0.iter().cloned()).collect())
     }
 
-    /// The first command, packed.
+    /// Returns the bytes of the first command, without a large argument.
     pub(super) fn first(&self) -> &[u8] {
         self.0.first().map_or(&[], |command| &command.packed)
     }
@@ -213,7 +216,7 @@ impl Request {
         self.0.iter().all(|command| command.expected.is_read())
     }
 
-    /// What it is called in a trace, and of how many commands it consists besides MULTI and EXEC.
+    /// Returns its name in a trace, and the number of its commands without MULTI and EXEC.
     pub(super) fn operation(&self) -> (String, usize) {
         let names = self.0.iter().flat_map(|command| iter::repeat_n(command.name, command.replies));
         let names: Vec<&str> = names.collect();
@@ -229,7 +232,7 @@ impl Request {
         (operation, names.len())
     }
 
-    /// Appends it as it goes over the wire. Returns what the replies must be.
+    /// Appends its bytes. Returns the expected kind of each reply.
     pub(super) fn write(&self, outgoing: &mut WriteBuffer) -> SmallVec<[Expected; 4]> {
         let mut expected = SmallVec::new();
         for command in &self.0 {
@@ -244,12 +247,12 @@ pub(super) fn ping() -> Command {
     Command::new("PING", Expected::Status)
 }
 
-/// Has a node of a cluster carry out the next command, or transaction, on a slot that it takes over.
+/// Makes a cluster node execute the next command or transaction on a slot that it is importing.
 pub(super) fn asking() -> Command {
     Command::new("ASKING", Expected::Status)
 }
 
-/// Who has which slots.
+/// Asks for the owners of all slots.
 pub(super) fn cluster_slots() -> Command {
     Command::new("CLUSTER", Expected::Anything).with("SLOTS")
 }
@@ -285,7 +288,7 @@ pub(super) fn expire(key: &str, duration: Duration) -> Command {
     command("PEXPIRE", key, Expected::Number).with_number(milliseconds_rounded_up(duration))
 }
 
-/// Takes a key's time to live away; the last reply says whether there is such a key.
+/// Removes a key's time to live. The last reply is 1 if the key exists, else 0.
 pub(super) fn persist(key: &str) -> [Command; 2] {
     [command("PERSIST", key, Expected::Number), command("EXISTS", key, Expected::Number)]
 }
@@ -294,13 +297,13 @@ pub(super) fn ttl(key: &str) -> Command {
     command("PTTL", key, Expected::Number)
 }
 
-/// Creates the entry with its time to live unless it is there, and appends.
+/// Creates an empty entry with the time to live if there is none, and appends.
 pub(super) fn append(key: &str, value: &Bytes, ttl: Ttl) -> Result<[Command; 2]> {
     let create = set(key, &Bytes::new(), ttl, When::IfAbsent)?;
     Ok([create, command("APPEND", key, Expected::Number).with_value(value.clone())])
 }
 
-/// Creates the counter with its time to live unless it is there, and counts.
+/// Creates a counter with the time to live if there is none, and adds to it.
 pub(super) fn increment(key: &str, by: i64, ttl: Ttl) -> Result<[Command; 2]> {
     let create = set(key, &Bytes::from_static(b"0"), ttl, When::IfAbsent)?;
     Ok([create, command("INCRBY", key, Expected::Number).with_number(by)])
@@ -311,7 +314,7 @@ pub(super) fn scan(cursor: u64, pattern: &[u8]) -> Command {
     command.with("MATCH").with(pattern).with("COUNT").with_number(SCAN_STEP)
 }
 
-/// A pattern that matches the keys that start with `prefix`, whatever characters it holds.
+/// Returns a pattern that matches the keys that start with `prefix`, with its special characters escaped.
 pub(super) fn keys_that_start_with(prefix: &str) -> Vec<u8> {
     let mut pattern = Vec::with_capacity(prefix.len() + 1);
     for &byte in prefix.as_bytes() {
@@ -324,14 +327,20 @@ pub(super) fn keys_that_start_with(prefix: &str) -> Vec<u8> {
     pattern
 }
 
-/// The script behind compare-and-set, sent by its hash.
+/// The script of compare-and-set.
 pub(super) struct CompareAndSet {
     script: Script,
 }
 
 impl CompareAndSet {
-    /// Arguments: whether a value is expected, that value, whether there is a new one, that one, its milliseconds to
-    /// live (0: for ever).
+    /// Arguments:
+    /// 1. whether an entry is expected;
+    /// 2. its value;
+    /// 3. whether there is a new value (if not, the entry is removed);
+    /// 4. the new value;
+    /// 5. its time to live in milliseconds, 0 if it does not expire.
+    ///
+    /// Returns 1, or 0 if the entry is not the expected one.
     const TEXT: &'static str = r"
         local held = redis.call('GET', KEYS[1])
         if ARGV[1] == '0' then
@@ -352,12 +361,19 @@ impl CompareAndSet {
         CompareAndSet { script: Script::new(CompareAndSet::TEXT) }
     }
 
+    /// Builds the command with the script's hash, which the server may not know yet.
     pub(super) fn by_hash(&self, key: &str, expected: Option<&[u8]>, new: Option<&Bytes>, ttl: Ttl) -> Result<Command> {
         arguments(command("EVALSHA", self.script.get_hash(), Expected::Number), key, expected, new, ttl)
     }
 
-    /// For a server that does not know the script yet, and then does.
-    pub(super) fn by_text(&self, key: &str, expected: Option<&[u8]>, new: Option<&Bytes>, ttl: Ttl) -> Result<Command> {
+    /// Builds the command with the script's source. The server then knows the script by its hash.
+    pub(super) fn by_source(
+        &self,
+        key: &str,
+        expected: Option<&[u8]>,
+        new: Option<&Bytes>,
+        ttl: Ttl,
+    ) -> Result<Command> {
         arguments(command("EVAL", CompareAndSet::TEXT, Expected::Number), key, expected, new, ttl)
     }
 }
@@ -394,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn gets_behind_a_get_are_gets() {
+    fn appended_gets_are_packed_one_after_the_other() {
         let mut gets = get("first");
         assert!(gets.append_get("second") && gets.append_get(""));
         let request = Request::several([gets, ping()]);
@@ -409,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_matches_only_itself() {
+    fn special_characters_of_a_prefix_are_escaped() {
         assert_eq!(keys_that_start_with("a*b?[c-d]^\\"), br"a\*b\?\[c\-d\]\^\\*");
         assert_eq!(keys_that_start_with(""), b"*");
     }

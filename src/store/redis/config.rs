@@ -1,4 +1,4 @@
-//! A Redis URL, understood.
+//! The configuration of a store on Redis, parsed from its URL.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub(in crate::store) const SCHEMES: &[&str] = &[
     "unix",
 ];
 
-/// The first is this crate's, the others are those of other clients.
+/// The first is this crate's own scheme, the others are used by other clients.
 const UNIX_SCHEMES: &[&str] = &["redis+unix", "redis+socket", "unix"];
 
 const DEFAULT_PORT: u16 = 6379;
@@ -31,30 +31,30 @@ const DEFAULT_MAX_VALUE: usize = 512 << 20;
 
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) access: Access,
     pub(super) settings: Settings,
 }
 
-/// Where the entries are.
+/// The servers that keep the entries.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum Location {
     Server(Address),
-    /// A cluster, of which these nodes are known.
+    /// A cluster, by the nodes of the URL.
     Cluster {
         seeds: Vec<Endpoint>,
         replicas: Replicas,
     },
 }
 
-/// What a server needs to know to let a connection in, and how it is spoken with.
+/// The settings of a connection: TLS, login, database and protocol.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     pub(super) tls: Option<Tls>,
     pub(super) login: Login,
     pub(super) database: u32,
     pub(super) protocol: Version,
-    /// What the server is told, with the process id behind it.
+    /// The name of a connection; the process id is appended.
     pub(super) client_name: Option<String>,
     pub(super) max_value: usize,
 }
@@ -70,10 +70,11 @@ pub(super) struct Access {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replicas {
-    /// Every read asks the master, which has what was stored last.
+    /// Every read goes to the master and returns the latest value.
     #[default]
     Never,
-    /// `get` and `get_many` ask a replica, which may be behind; where it does not answer, the master.
+    /// `get` and `get_many` read from a replica, which may lag behind, or from the master if the replica does not
+    /// respond.
     Prefer,
 }
 
@@ -86,11 +87,11 @@ impl fmt::Display for Replicas {
     }
 }
 
-/// The version of the protocol that a connection begins with.
+/// The version of the protocol that a connection tries first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Version {
     Resp2,
-    /// Or the other one, where the server does not know it.
+    /// RESP3, or RESP2 if the server does not support RESP3.
     #[default]
     Resp3,
 }
@@ -101,10 +102,10 @@ impl Config {
         let is_encrypted = url.scheme.starts_with("rediss");
         let is_cluster = url.scheme.ends_with("+cluster");
         if !SCHEMES.contains(&url.scheme.as_str()) {
-            let context = format!("the scheme {:?} is not one of Redis: {}", url.scheme, SCHEMES.join(", "));
+            let context = format!("the scheme {:?} is not a Redis scheme: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
         }
-        let is_behind_sentinels = sentinel::are_named_by(&url);
+        let is_behind_sentinels = sentinel::is_sentinel_url(&url);
         let master = if is_behind_sentinels { Some(sentinel::take_master(&mut url)?) } else { None };
         let default_port = if is_behind_sentinels { sentinel::DEFAULT_PORT } else { DEFAULT_PORT };
         let endpoints = if on_unix_socket { url.unix_endpoints()? } else { url.tcp_endpoints(default_port)? };
@@ -125,20 +126,24 @@ impl Config {
         if !is_cluster && replicas != Replicas::Never {
             return Err(invalid(format!("replicas={replicas} is for a cluster: redis+cluster://")));
         }
-        let place = match master {
-            Some(master) => Place::Server(Address::LookedUp(options.discovery(master, endpoints, tls.as_ref()))),
+        let location = match master {
+            Some(master) => Location::Server(Address::LookedUp(options.discovery(master, endpoints, tls.as_ref()))),
             None => {
-                options.expect_none(&url.scheme)?;
-                if is_cluster { Place::Cluster { seeds: endpoints, replicas } } else { Place::Server(one(endpoints)?) }
+                options.refuse_without_sentinels(&url.scheme)?;
+                if is_cluster {
+                    Location::Cluster { seeds: endpoints, replicas }
+                } else {
+                    Location::Server(one(endpoints)?)
+                }
             }
         };
         let access = Access { tls, login, database, protocol, client_name, max_value };
-        Ok(Config { place, access, settings })
+        Ok(Config { location, access, settings })
     }
 
-    /// Takes the database out of the path, where it may be.
+    /// Removes the database from the path, in the URLs that may have it there.
     pub(super) fn clear_database(url: &mut StoreUrl) {
-        if sentinel::are_named_by(url) {
+        if sentinel::is_sentinel_url(url) {
             sentinel::clear_database(url);
         } else if !Config::is_on_unix_socket(url) {
             url.path.clear();
@@ -165,7 +170,7 @@ fn parse_replicas(text: &str) -> Result<Replicas> {
     found.ok_or_else(|| invalid(format!("replicas={text:?} is neither never nor prefer")))
 }
 
-/// In the path, or as an option, under the name that it has here, or under that of other clients.
+/// Takes the database: from the path, from the option `database`, or from `db`, its name in other clients.
 fn take_database(url: &mut StoreUrl, on_unix_socket: bool) -> Result<u32> {
     let in_path = if on_unix_socket { None } else { database_in(&url.path) };
     let given = [in_path, url.options.take_text("database"), url.options.take_text("db")];
@@ -193,7 +198,7 @@ fn parse_version(text: &str) -> Result<Version> {
     }
 }
 
-/// The server takes no spaces and no line ends in it.
+/// Returns the name of a connection if it is valid: the server refuses spaces and line ends.
 fn check_name(name: String) -> Result<String> {
     let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
     if is_name { Ok(name) } else { Err(invalid(format!("client_name={name:?} is not a word of printable characters"))) }
@@ -201,7 +206,7 @@ fn check_name(name: String) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, Place, Replicas, StoreUrl};
+    use super::{Config, Location, Replicas, StoreUrl};
     use crate::error::Result;
     use crate::store::credentials::Credentials;
 
@@ -209,11 +214,11 @@ mod tests {
         Config::new(StoreUrl::parse(url)?, None)
     }
 
-    /// The servers, separated by commas.
+    /// Returns the servers, separated by commas.
     fn shown(config: &Config) -> String {
-        let endpoints = match &config.place {
-            Place::Server(address) => std::slice::from_ref(address.endpoint()),
-            Place::Cluster { seeds, .. } => seeds,
+        let endpoints = match &config.location {
+            Location::Server(address) => std::slice::from_ref(address.endpoint()),
+            Location::Cluster { seeds, .. } => seeds,
         };
         endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_its_place() {
+    fn a_url_sets_login_database_timeout_and_pool_size() {
         let config = parse("redis://me:pass%2Fword@[::1]:7000/3?timeout=5ms&pool_size=2").unwrap();
         assert_eq!(shown(&config), "[::1]:7000");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "pass/word"));
@@ -246,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_known_by_some_of_its_nodes() {
+    fn a_cluster_url_names_some_of_the_nodes() {
         let config = parse("redis+cluster://me:secret@a,b:7000,[::1]/0?replicas=prefer").unwrap();
         assert_eq!(shown(&config), "a:6379,b:7000,[::1]:6379");
-        assert!(matches!(config.place, Place::Cluster { replicas: Replicas::Prefer, .. }));
+        assert!(matches!(config.location, Location::Cluster { replicas: Replicas::Prefer, .. }));
         for (url, part) in [
             ("redis+cluster://a/1", "no database 1"),
             ("redis+cluster://a?db=2", "no database 2"),
@@ -281,10 +286,10 @@ mod tests {
     }
 
     #[test]
-    fn sentinels_name_a_master() {
+    fn a_sentinel_url_names_sentinels_and_a_master() {
         let url = "redis+sentinel://me:secret@a,b:7/my-master.1/3?sentinel_password=0ther&topology_refresh=2s";
         let config = parse(url).unwrap();
-        assert_eq!(shown(&config), "my-master.1", "until it is known");
+        assert_eq!(shown(&config), "my-master.1", "the endpoint, until the address is known");
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (Some("me"), "secret"));
         assert_eq!(config.access.database, 3);
         let shown = format!("{config:?} {}", StoreUrl::parse(url).unwrap());
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_sentinels_is_named() {
+    fn invalid_sentinel_urls_are_refused() {
         for url in ["redis+sentinel://a", "redis+sentinel://a/", "redis+sentinel://a//2", "redis+sentinel://a/my%20m"] {
             assert!(refusal(url).contains("name of a master"), "{url}");
         }
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_alone_is_the_default_users() {
+    fn a_password_without_a_user_is_that_of_the_default_user() {
         let config = parse("redis://:secret@localhost").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
         assert_eq!((credentials(&config).username(), credentials(&config).secret()), (None, "secret"));

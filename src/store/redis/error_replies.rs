@@ -1,7 +1,7 @@
-//! What Redis says when it refuses, and what that means.
+//! The error replies of Redis and their meaning.
 //!
-//! None of it counts as a failure of the server: one that answers is up. Only where it refuses a login, whatever it has
-//! against it, it is left alone like one that is down.
+//! An error reply does not count as a failure of the server: a server that responds is up. The exceptions are replies
+//! that refuse a new connection, such as those to a login: after some of them the server is not dialled for a while.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,8 @@ use crate::store::error_reply::Connection::{self, AllGivenUp, GivenUp, Kept};
 use crate::store::error_reply::ErrorReply;
 use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
 
-/// The code that an error reply begins with, and a part of what follows. The first line that fits counts.
+/// The code that an error reply begins with, a part of the message that follows, and their meaning. The first matching
+/// line is used.
 const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
     ("READONLY", "", Server, Briefly, AllGivenUp),
     ("MASTERDOWN", "", Server, Briefly, AllGivenUp),
@@ -55,12 +56,12 @@ const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
 
 const ANY_OTHER: ErrorReply = ErrorReply { kind: Server, lasts: OnAndOn, connection: Kept };
 
-pub(super) fn refusal(error: &ServerError) -> ErrorReply {
+pub(super) fn classify(error: &ServerError) -> ErrorReply {
     let details = error.details().unwrap_or_default();
-    // What the server repeats of a command is no reason.
+    // The server may repeat the arguments of a command. They are not part of the message.
     let details = details.split_once(", with args").map_or(details, |(unrepeated, _)| unrepeated);
     let (said, text) = match error.code() {
-        // A proxy that gives no code: this is the first word of what it says.
+        // The reply of a proxy may have no code. Then this is the first word of the message.
         word if word.contains(|char: char| char.is_ascii_lowercase()) => ("ERR", format!("{word} {details}").into()),
         code => (code, Cow::from(details)),
     };
@@ -68,7 +69,7 @@ pub(super) fn refusal(error: &ServerError) -> ErrorReply {
     TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }
 
-/// Whatever the case of the letters: servers of other makes write them in their own way.
+/// Ignores case, which differs between implementations of the server.
 fn contains(text: &str, part: &str) -> bool {
     part.is_empty() || text.to_ascii_lowercase().contains(&part.to_ascii_lowercase())
 }
@@ -77,13 +78,13 @@ fn contains(text: &str, part: &str) -> bool {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{ErrorReply, TABLE, refusal};
+    use super::{ErrorReply, TABLE, classify};
     use crate::error::ErrorKind;
     use crate::store::error_reply::Lasts;
 
     fn said(line: &str) -> ErrorReply {
         match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
-            Ok(Value::ServerError(error)) => refusal(&error),
+            Ok(Value::ServerError(error)) => classify(&error),
             other => panic!("{other:?}"),
         }
     }
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_repeats_of_a_command_is_no_reason() {
+    fn repeated_arguments_of_a_command_are_ignored() {
         let unknown = said("ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' ");
         assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
         let unknown = said("ERR unknown command 'GETDEL', with args beginning with: 'upstream', 'invalid password' ");

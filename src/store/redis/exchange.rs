@@ -1,4 +1,4 @@
-//! An exchange with one server, in a span.
+//! Exchanges with one server, each in a tracing span.
 
 use std::future::Future;
 
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::net::{ExchangeGroup, Link, Retry};
 use crate::telemetry;
 
+/// Sends a request to a server and returns its replies.
 pub(super) fn exchange(
     link: &Link<Resp>,
     request: &Request,
@@ -18,7 +19,7 @@ pub(super) fn exchange(
     traced(link, request, link.call(request, retry, group))
 }
 
-/// Forgets every connection to a server, then dials and has it answer.
+/// Discards every connection to a server, then dials it and waits for a reply to `PING`.
 pub(super) async fn reconnect(link: &Link<Resp>, group: Option<&ExchangeGroup>) -> Result<()> {
     let ping = Request::one(super::commands::ping());
     let replies = traced(link, &ping, link.reconnect(&ping, group)).await?;

@@ -1,4 +1,20 @@
-//! How a connection to Redis is greeted, and what its replies must be.
+//! The protocol of a connection to Redis: the greeting with the login, and the checks of its replies.
+//!
+//! # Greeting levels
+//!
+//! Some proxies close a connection when they receive a command that they do not know. So a greeting has levels:
+//!
+//! | level | `HELLO` | markers that are tried |
+//! | --- | --- | --- |
+//! | 0 | yes (RESP3) | `ECHO`, then `PING` |
+//! | 1 | no (RESP2) | `ECHO`, then `PING` |
+//! | 2 | no | `PING` |
+//! | 3 | no | none |
+//!
+//! If the server hangs up during a greeting, the next greeting uses the next level, or, after the last one, the level
+//! that has worked before. A level that works is kept. With the option `protocol=2` the first level is 1. If the server
+//! refuses `HELLO` with an error reply that is neither about the login nor transient, the greeting continues with
+//! RESP2.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -7,7 +23,7 @@ use smallvec::SmallVec;
 
 use super::commands::{self, Command, Expected, Request};
 use super::config::{Access, Version};
-use super::error_replies::refusal;
+use super::error_replies::classify;
 use super::reply::{self, greeting_error, login_error, server_error};
 use super::resp::{self, RespFraming};
 use super::role::expect_master;
@@ -18,28 +34,27 @@ use crate::store::credentials::{Credentials, Login};
 use crate::store::error_reply::Lasts;
 use crate::telemetry;
 
-/// Commands whose answer is the token that they are followed by, each up to the token.
+/// The marker commands, whose reply is their token. Each constant is the command up to the token.
 const ECHO: &[u8] = b"*2\r\n$4\r\nECHO\r\n$16\r\n";
 const PING: &[u8] = b"*2\r\n$4\r\nPING\r\n$16\r\n";
 
-/// Redis's serialization protocol.
+/// The Redis serialization protocol (RESP), with the settings of a server's connections.
 #[derive(Debug)]
 pub(super) struct Resp {
     address: Address,
     access: Access,
-    /// Whether a replica is to answer for its master.
+    /// Whether reads are allowed on a replica of a cluster, by `READONLY`.
     reads_replica: bool,
-    /// The best level that the server takes part in, and the one to try next.
+    /// The level that has worked, and the one to try next.
     level: AtomicUsize,
     next_level: AtomicUsize,
-    /// Whether it was said that replies cannot be proven.
-    has_warned: AtomicBool,
-    /// Whether it was said that nobody knows whether the server is a master.
+    /// Whether a warning was logged that the server supports no marker.
+    has_warned_of_markers: AtomicBool,
+    /// Whether a warning was logged that the server's role cannot be checked.
     has_warned_of_role: AtomicBool,
 }
 
-/// What a greeting consists of, besides the login. Some proxies close a connection on which they are sent a command that
-/// they do not know.
+/// The commands of a greeting, besides the login.
 #[derive(Clone, Copy)]
 struct Level {
     has_hello: bool,
@@ -53,10 +68,10 @@ const LEVELS: [Level; 4] = [
     Level { has_hello: false, markers: &[] },
 ];
 
-/// The replies to a request, which is mostly one command.
+/// The replies to a request, which usually is one command.
 pub(super) type Replies = SmallVec<[Value; 1]>;
 
-/// Replies of which some are still to come.
+/// The replies that have arrived so far, and what all of them must be.
 pub(super) struct Partial {
     expected: SmallVec<[Expected; 4]>,
     replies: Replies,
@@ -71,12 +86,12 @@ impl Resp {
             reads_replica: false,
             level: AtomicUsize::new(level),
             next_level: AtomicUsize::new(level),
-            has_warned: AtomicBool::new(false),
+            has_warned_of_markers: AtomicBool::new(false),
             has_warned_of_role: AtomicBool::new(false),
         }
     }
 
-    /// For single questions, which are asked without a greeting.
+    /// Creates the protocol of connections that are used for one request, without a greeting.
     pub(super) fn without_greeting(endpoint: Endpoint, tls: Option<Tls>) -> Resp {
         let access = Access {
             tls,
@@ -89,7 +104,7 @@ impl Resp {
         Resp::new(Address::Fixed(endpoint), access)
     }
 
-    /// Of a node of a cluster that answers reads also where it is a replica.
+    /// Allows reads on a replica of a cluster.
     pub(super) fn reading_replica(self) -> Resp {
         Resp { reads_replica: true, ..self }
     }
@@ -98,7 +113,11 @@ impl Resp {
         self.access.database
     }
 
-    /// An answer without which the connection is of no use.
+    /// Sends a command during the greeting. Returns its reply, or the server's error reply.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
     pub(super) async fn ask(
         &self,
         connection: &mut Connection<Resp>,
@@ -111,7 +130,7 @@ impl Resp {
         })
     }
 
-    /// RESP3 where the server knows it, with user, password and name; else RESP2.
+    /// Logs in and sets the name of the connection: by `HELLO` for RESP3, or with RESP2 if the server refuses that.
     async fn log_in(
         &self,
         connection: &mut Connection<Resp>,
@@ -140,17 +159,18 @@ impl Resp {
             answer.map_err(|error| login_error(connection.endpoint(), login, &error))?;
         }
         if let Some(name) = &name {
-            // One that does not know it serves as well without.
+            // A server that does not know this command is used without a name.
             let _ = self.ask(connection, Command::new("CLIENT", Expected::Anything).with("SETNAME").with(name)).await?;
         }
         Ok(())
     }
 }
 
-/// Whether what HELLO was answered would be answered without it as well: it is about the login, or for the moment.
+/// Returns whether the error reply to HELLO is final: without HELLO the same login would fail, or the error is
+/// transient.
 fn is_final(error: &ServerError) -> bool {
-    let refusal = refusal(error);
-    refusal.kind == ErrorKind::Auth || refusal.lasts == Lasts::Briefly
+    let meaning = classify(error);
+    meaning.kind == ErrorKind::Auth || meaning.lasts == Lasts::Briefly
 }
 
 impl Protocol for Resp {
@@ -203,10 +223,10 @@ impl Protocol for Resp {
     async fn greet(&self, connection: &mut Connection<Resp>, level: usize) -> Result<Marking> {
         let level = LEVELS[level];
         let login = self.access.login.credentials()?;
-        let let_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
+        let logged_in = self.log_in(connection, login.as_ref(), level.has_hello).await;
         match &login {
-            Some(login) => let_in.map_err(|error| login.hidden_in(connection.endpoint(), error))?,
-            None => let_in?,
+            Some(login) => logged_in.map_err(|error| login.hidden_in(connection.endpoint(), error))?,
+            None => logged_in?,
         }
         if self.access.database != 0 {
             let select = Command::new("SELECT", Expected::Anything).with_number(self.access.database);
@@ -218,10 +238,10 @@ impl Protocol for Resp {
             answer.map_err(|error| server_error(connection.endpoint(), &error))?;
         }
         if level.markers.is_empty() {
-            // Whatever the answer, if it does not end the connection: there is one.
+            // A check that the server responds. Any reply will do that does not end the connection.
             let answer = self.ask(connection, commands::get("prefork-cache")).await?;
             if let Err(error) = answer
-                && refusal(&error).gives_up()
+                && classify(&error).gives_up()
             {
                 return Err(server_error(connection.endpoint(), &error));
             }
@@ -237,22 +257,22 @@ impl Protocol for Resp {
                 return Ok(Marking::EveryWrite(command));
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
-                // It lets nobody in.
-                Ok(Value::ServerError(error)) if refusal(&error).gives_up() => {
+                // The server does not accept this connection.
+                Ok(Value::ServerError(error)) if classify(&error).gives_up() => {
                     return Err(server_error(connection.endpoint(), &error));
                 }
-                // For the moment: it is busy, or loading.
-                Ok(Value::ServerError(error)) if refusal(&error).is_for_the_moment() => {
+                // Transient: the server is busy or loading, so the marker may work later.
+                Ok(Value::ServerError(error)) if classify(&error).is_for_the_moment() => {
                     return Ok(Marking::EveryWrite(command));
                 }
-                // For good: from this account, or from everybody.
+                // Permanent: the server refuses this marker from this account, or from all.
                 Ok(Value::ServerError(_)) => {}
-                // A proxy that answers for itself.
+                // A proxy that replies to PING itself.
                 Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
                 _ => return Err(foreign(connection.endpoint())),
             }
         }
-        if !self.has_warned.swap(true, Ordering::Relaxed) {
+        if !self.has_warned_of_markers.swap(true, Ordering::Relaxed) {
             telemetry::unproven(connection.endpoint());
         }
         Ok(Marking::Impossible)
@@ -289,9 +309,10 @@ impl Protocol for Resp {
             Error::with_source(ErrorKind::Protocol, context, error)
         })?;
         let expected = partial.expected[partial.replies.len()];
-        // Without its MULTI, the commands of a transaction are carried out one by one.
-        let is_alone = expected == Expected::Status && matches!(partial.replies.first(), Some(Value::ServerError(_)));
-        if !expected.admits(&value) && !is_alone {
+        // If the server refuses MULTI, it executes the commands of the transaction one by one.
+        let is_unqueued =
+            expected == Expected::Status && matches!(partial.replies.first(), Some(Value::ServerError(_)));
+        if !expected.admits(&value) && !is_unqueued {
             return Err(reply::unexpected(self.endpoint(), expected.name()));
         }
         partial.replies.push(value);
@@ -309,7 +330,7 @@ impl Protocol for Resp {
     fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         match redis::parse_redis_value(frame.bytes) {
             Ok(Value::ServerError(error)) => {
-                Some((server_error(self.endpoint(), &error), refusal(&error).is_for_the_moment()))
+                Some((server_error(self.endpoint(), &error), classify(&error).is_for_the_moment()))
             }
             _ => None,
         }
@@ -320,10 +341,10 @@ impl Protocol for Resp {
     }
 
     fn is_last(replies: &Replies) -> bool {
-        reply::errors(replies).any(|error| refusal(error).gives_up())
+        reply::errors(replies).any(|error| classify(error).gives_up())
     }
 
     fn is_replaced(replies: &Replies) -> bool {
-        reply::errors(replies).any(|error| refusal(error).is_left())
+        reply::errors(replies).any(|error| classify(error).is_left())
     }
 }

@@ -1,9 +1,9 @@
-//! What a reply means.
+//! Conversion of replies to values and errors.
 
 use bytes::Bytes;
 use redis::{ServerError, Value};
 
-use super::error_replies::refusal;
+use super::error_replies::classify;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::credentials::Credentials;
@@ -25,7 +25,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// A value. A key of another type has none, as MGET has it.
+    /// Returns the value in a reply. A key of another type than a string has no value, like in the reply of MGET.
     pub(super) fn read(value: Value, endpoint: &'a Endpoint) -> Result<Option<Bytes>> {
         match value {
             Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(None),
@@ -41,7 +41,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Whether a SET has stored.
+    /// Returns whether a SET has stored its value.
     pub(super) fn stored(self) -> Result<bool> {
         match self.value {
             Value::Okay => Ok(true),
@@ -68,7 +68,7 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// A step of a SCAN: where to go on, and the keys.
+    /// Returns the next cursor and the keys of a step of SCAN.
     pub(super) fn scanned(self) -> Result<(u64, Vec<Vec<u8>>)> {
         let endpoint = self.endpoint;
         let unexpected = || unexpected(endpoint, "a cursor and keys");
@@ -94,7 +94,7 @@ pub(super) fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent a reply that is not {wanted}"))
 }
 
-/// The errors among replies, also inside of a transaction's.
+/// Returns the errors among replies, with those among the replies of a transaction.
 pub(super) fn errors(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
     fn inner(reply: &Value) -> &[Value] {
         if let Value::Array(replies) = reply { replies } else { std::slice::from_ref(reply) }
@@ -105,28 +105,28 @@ pub(super) fn errors(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
     })
 }
 
-/// What the first of them means.
+/// Returns the kind of the first error among replies.
 pub(super) fn failure(replies: &[Value]) -> Option<ErrorKind> {
-    errors(replies).next().map(|error| refusal(error).kind)
+    errors(replies).next().map(|error| classify(error).kind)
 }
 
 pub(super) fn server_error(endpoint: &Endpoint, error: &ServerError) -> Error {
-    answered(endpoint, refusal(error), error, error.details().unwrap_or_default())
+    error_with(endpoint, classify(error), error, error.details().unwrap_or_default())
 }
 
-/// What a greeting with a login was answered. A server that does not know a command repeats what it was sent, the
-/// password too: that part is not shown.
+/// Converts an error reply to a greeting. A server that does not know a command may repeat its arguments, with the
+/// password. That part is left out.
 pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, error: &ServerError) -> Error {
-    answered(endpoint, refusal(error), error, without_password(login, error))
+    error_with(endpoint, classify(error), error, without_password(login, error))
 }
 
-/// What an AUTH was answered: whatever it says, unless it is for the moment, the login is refused. Otherwise as
-/// [`greeting_error`].
+/// Converts an error reply to AUTH, like [`greeting_error`]. Unless the error is transient, its kind is
+/// [`ErrorKind::Auth`].
 pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
-    let refusal = refusal(error);
-    let refusal =
-        if refusal.lasts == Lasts::Briefly { refusal } else { ErrorReply { kind: ErrorKind::Auth, ..refusal } };
-    answered(endpoint, refusal, error, without_password(Some(login), error))
+    let meaning = classify(error);
+    let meaning =
+        if meaning.lasts == Lasts::Briefly { meaning } else { ErrorReply { kind: ErrorKind::Auth, ..meaning } };
+    error_with(endpoint, meaning, error, without_password(Some(login), error))
 }
 
 fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> &'e str {
@@ -135,16 +135,16 @@ fn without_password<'e>(login: Option<&Credentials>, error: &'e ServerError) -> 
     if login.is_some_and(|login| login.are_shown_in(details)) { "" } else { details }
 }
 
-fn answered(endpoint: &Endpoint, refusal: ErrorReply, error: &ServerError, details: &str) -> Error {
+fn error_with(endpoint: &Endpoint, meaning: ErrorReply, error: &ServerError, details: &str) -> Error {
     if error.code() == "TOOLARGE" {
-        return refusal.error(format!("{endpoint} sent a value that is larger than max_value"));
+        return meaning.error(format!("{endpoint} sent a value that is larger than max_value"));
     }
     let answered = format!("{endpoint} answered {} {details}", error.code());
     match error.code() {
         "MOVED" | "ASK" | "CROSSSLOT" => {
-            refusal.error(format!("{answered}: it is a node of a cluster, whose URL is redis+cluster://"))
+            meaning.error(format!("{answered}: it is a node of a cluster, whose URL is redis+cluster://"))
         }
-        _ => refusal.error(answered.trim_end()),
+        _ => meaning.error(answered.trim_end()),
     }
 }
 
@@ -152,8 +152,8 @@ pub(super) fn is_unknown_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
-/// What the server says of a counter, in this crate's terms.
-pub(super) fn counting(key: &str, by: i64, error: Error) -> Error {
+/// Converts the server's error for a counter to the error that all stores return.
+pub(super) fn counter_error(key: &str, by: i64, error: Error) -> Error {
     let text = error.to_string();
     if text.contains("not an integer") {
         not_a_number(key)

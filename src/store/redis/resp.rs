@@ -1,6 +1,17 @@
-//! Redis's serialization protocol, versions 2 and 3: where its frames end, and what is in them.
+//! The Redis serialization protocol (RESP), versions 2 and 3: finds the ends of frames, and parses them.
 //!
-//! Strings are cut here, and whatever contains them; a line that is a value of its own is parsed by the redis crate.
+//! Strings and the values that contain others are parsed here. A value that is one line is parsed by the redis crate.
+//!
+//! # States of a scan
+//!
+//! | state | the scan is | next |
+//! | --- | --- | --- |
+//! | `Line` | at the first byte of a header line | `Searched`, if the line is incomplete; `Value` or `Large`, at a string; `Line`, at a container; the end of a value |
+//! | `Searched` | at a line in which no line end was found so far | as `Line` |
+//! | `Value` | in a string of at most [`LARGE`] bytes (or any string of a push) | the end of a value, when the string is complete |
+//! | `Large` | after a large string, which the caller takes out of the frame | the end of a value |
+//!
+//! At the end of a value the frame is complete if no container is open. Otherwise the scan continues with `Line`.
 
 use std::iter::Peekable;
 use std::vec::IntoIter;
@@ -10,63 +21,65 @@ use redis::{RedisResult, Value, parse_redis_value};
 
 use crate::net::{Frame, Framing, LARGE, Scan};
 
-/// How deep, and of how many values, a frame may be.
-const DEEPEST: usize = 32;
-const MOST_VALUES: u64 = 1 << 20;
+/// The maximum depth of nested values in a frame, and the maximum number of its values.
+const MAX_DEPTH: usize = 32;
+const MAX_VALUES: u64 = 1 << 20;
 
-const LONGEST_LINE: usize = 64 << 10;
-const LONGEST_PUSH: usize = 1 << 20;
+/// The maximum lengths of a header line and of a push, in bytes.
+const MAX_LINE: usize = 64 << 10;
+const MAX_PUSH: usize = 1 << 20;
 
-/// Where a frame ends.
+/// Finds the ends of frames.
 #[derive(Debug, Default)]
-pub(super) struct RespFraming(Scanned);
+pub(super) struct RespFraming(Scanner);
 
-/// What was seen of a frame.
+/// The progress of the scan of a frame.
 #[derive(Debug, Default)]
-struct Scanned {
-    /// All before this was seen.
+struct Scanner {
+    /// The bytes before this position are scanned.
     position: usize,
     state: State,
-    /// The values that contain the next one.
-    open: ArrayVec<Open, DEEPEST>,
+    /// The containers of the next value, the outermost first.
+    open: ArrayVec<Container, MAX_DEPTH>,
     values: u64,
     is_push: bool,
 }
 
+/// See the [table of states](self#states-of-a-scan).
 #[derive(Debug, Default)]
 enum State {
-    /// At a line, of which so much was searched for its end.
     #[default]
     Line,
+    /// With the number of bytes that were searched for the line end.
     Searched(usize),
-    /// In a small value, up to there.
+    /// With the position after the string's line end.
     Value {
         end: usize,
     },
-    /// Behind a large value.
     Large,
 }
 
+/// A value that contains others, and is not complete yet.
 #[derive(Debug)]
-struct Open {
-    left: u64,
-    /// An attribute is no value of its own: it comes before one.
+struct Container {
+    remaining: u64,
+    /// An attribute is not a value: it precedes one.
     is_attribute: bool,
 }
 
 impl Framing for RespFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
-        let scan = self.0.go_on(bytes)?;
+        let scan = self.0.scan(bytes)?;
         if matches!(scan, Scan::Complete { .. } | Scan::Unasked { .. }) {
-            self.0.start_over();
+            self.0.reset();
         }
         Ok(scan)
     }
 }
 
-impl Scanned {
-    /// In place: the whole of it is larger than most frames.
-    fn start_over(&mut self) {
+impl Scanner {
+    /// Resets the fields one by one: a new `Scanner` is larger than most frames.
+    fn reset(&mut self) {
         self.position = 0;
         self.state = State::Line;
         self.open.clear();
@@ -74,7 +87,7 @@ impl Scanned {
         self.is_push = false;
     }
 
-    fn go_on(&mut self, bytes: &[u8]) -> Result<Scan, String> {
+    fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         loop {
             let searched = match self.state {
                 State::Line => {
@@ -88,7 +101,7 @@ impl Scanned {
                 }
                 State::Searched(length) => length,
                 State::Large => {
-                    if self.ends_value() {
+                    if self.end_value() {
                         break;
                     }
                     continue;
@@ -99,7 +112,7 @@ impl Scanned {
                         return Err("a value that does not end where it should".to_owned());
                     }
                     self.position = end;
-                    if self.ends_value() {
+                    if self.end_value() {
                         break;
                     }
                     continue;
@@ -107,8 +120,8 @@ impl Scanned {
             };
             let line = &bytes[self.position..];
             let Some(length) = line[searched..].iter().position(|byte| *byte == b'\n') else {
-                if line.len() > LONGEST_LINE {
-                    return Err(format!("a line of more than {LONGEST_LINE} bytes"));
+                if line.len() > MAX_LINE {
+                    return Err(format!("a line of more than {MAX_LINE} bytes"));
                 }
                 self.state = State::Searched(line.len());
                 return self.partial(bytes);
@@ -118,16 +131,16 @@ impl Scanned {
             let is_complete = self.header(line)?;
             self.position = place;
             match is_complete {
-                Header::Value(length) if length > LONGEST_PUSH && self.is_push => return Err(push_too_long()),
-                // A push is dropped as it is; what is taken out would be the next reply's.
-                Header::Value(length) if length > LARGE && !self.is_push => {
+                Header::String(length) if length > MAX_PUSH && self.is_push => return Err(push_too_long()),
+                // A push is discarded as a whole. A string taken out of it would become part of the next reply.
+                Header::String(length) if length > LARGE && !self.is_push => {
                     self.state = State::Large;
                     return Ok(Scan::Large { place, length });
                 }
-                Header::Value(length) => self.state = State::Value { end: place + length + 2 },
-                Header::Open => self.state = State::Line,
-                Header::Whole if self.ends_value() => break,
-                Header::Whole => {}
+                Header::String(length) => self.state = State::Value { end: place + length + 2 },
+                Header::Container => self.state = State::Line,
+                Header::Line if self.end_value() => break,
+                Header::Line => {}
             }
         }
         let length = self.position;
@@ -135,25 +148,26 @@ impl Scanned {
     }
 
     fn partial(&self, bytes: &[u8]) -> Result<Scan, String> {
-        if self.is_push && bytes.len() > LONGEST_PUSH {
+        if self.is_push && bytes.len() > MAX_PUSH {
             return Err(push_too_long());
         }
         Ok(Scan::Partial)
     }
 
+    /// Parses the header line of a value.
     fn header(&mut self, line: &[u8]) -> Result<Header, String> {
         let malformed = || format!("{}, which is no reply", crate::net::show(line));
         let (kind, rest) = line.strip_suffix(b"\r\n").and_then(<[u8]>::split_first).ok_or_else(malformed)?;
         self.count()?;
         if matches!(kind, b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(') {
-            return Ok(Header::Whole);
+            return Ok(Header::Line);
         }
         let number = integer(rest).ok_or_else(malformed)?;
         let Ok(count) = u64::try_from(number) else {
-            return if number == -1 && matches!(kind, b'$' | b'*') { Ok(Header::Whole) } else { Err(malformed()) };
+            return if number == -1 && matches!(kind, b'$' | b'*') { Ok(Header::Line) } else { Err(malformed()) };
         };
-        let (left, is_attribute) = match kind {
-            b'$' | b'=' | b'!' => return usize::try_from(count).map(Header::Value).map_err(|_| malformed()),
+        let (remaining, is_attribute) = match kind {
+            b'$' | b'=' | b'!' => return usize::try_from(count).map(Header::String).map_err(|_| malformed()),
             b'*' | b'~' => (count, false),
             b'%' => (count.saturating_mul(2), false),
             b'|' => (count.saturating_mul(2), true),
@@ -163,29 +177,34 @@ impl Scanned {
             }
             _ => return Err(malformed()),
         };
-        if left == 0 {
-            return Ok(if is_attribute { Header::Open } else { Header::Whole });
+        if remaining == 0 {
+            return Ok(if is_attribute { Header::Container } else { Header::Line });
         }
-        let open = Open { left, is_attribute };
-        self.open.try_push(open).map_err(|_| format!("a reply that is more than {DEEPEST} deep"))?;
-        Ok(Header::Open)
+        let container = Container { remaining, is_attribute };
+        self.open.try_push(container).map_err(|_| format!("a reply that is nested more than {MAX_DEPTH} deep"))?;
+        Ok(Header::Container)
     }
 
+    /// Counts a value.
+    ///
+    /// # Errors
+    ///
+    /// If the frame has too many.
     fn count(&mut self) -> Result<(), String> {
         self.values += 1;
-        let is_bounded = self.values <= MOST_VALUES;
-        if is_bounded { Ok(()) } else { Err(format!("a reply of more than {MOST_VALUES} values")) }
+        let is_bounded = self.values <= MAX_VALUES;
+        if is_bounded { Ok(()) } else { Err(format!("a reply of more than {MAX_VALUES} values")) }
     }
 
-    /// A value has ended. Returns whether the frame has.
-    fn ends_value(&mut self) -> bool {
+    /// Ends a value, and the containers of which it is the last value. Returns whether the frame is complete.
+    fn end_value(&mut self) -> bool {
         self.state = State::Line;
-        while let Some(open) = self.open.last_mut() {
-            open.left -= 1;
-            if open.left > 0 {
+        while let Some(container) = self.open.last_mut() {
+            container.remaining -= 1;
+            if container.remaining > 0 {
                 return false;
             }
-            let is_attribute = open.is_attribute;
+            let is_attribute = container.is_attribute;
             self.open.pop();
             if is_attribute {
                 return false;
@@ -196,19 +215,20 @@ impl Scanned {
 }
 
 fn push_too_long() -> String {
-    format!("a push of more than {LONGEST_PUSH} bytes")
+    format!("a push of more than {MAX_PUSH} bytes")
 }
 
 enum Header {
-    /// A string of this length follows.
-    Value(usize),
-    /// Others follow that belong to it.
-    Open,
-    /// It is a value of its own.
-    Whole,
+    /// The header of a string of this length.
+    String(usize),
+    /// The header of a value that contains others.
+    Container,
+    /// The line is the whole value.
+    Line,
 }
 
-/// The lengths of the header of a string of at most four digits, which most values are, and of the string.
+/// Parses the header of a string whose length has at most four digits, as most have. Returns the length of the header
+/// and that of the string.
 #[inline]
 fn short_string(bytes: &[u8]) -> Option<(usize, usize)> {
     let digits = bytes.strip_prefix(b"$")?;
@@ -229,16 +249,16 @@ fn integer(digits: &[u8]) -> Option<i64> {
     let number = digits.iter().try_fold(0_i64, |number, digit| {
         let digit = i64::from(digit.wrapping_sub(b'0'));
         let digit = if digit > 9 { None } else { Some(digit) }?;
-        // Downwards, since there is one negative number more.
+        // Counted downwards, since `i64::MIN` has no positive counterpart.
         number.checked_mul(10)?.checked_sub(digit)
     })?;
     if is_negative { Some(number) } else { number.checked_neg() }
 }
 
-/// What stands in the place of a value that was not kept.
+/// The value that replaces a string that was too large to keep.
 const TOO_LARGE: &[u8] = b"-TOOLARGE it is larger than max_value\r\n";
 
-/// What is in a frame. An attribute is left out.
+/// Parses a frame. Attributes are left out.
 pub(super) fn value(frame: Frame<'_>) -> RedisResult<Value> {
     if let Some((header, length)) = short_string(frame.bytes) {
         return Ok(Value::BulkString(frame.bytes[header..header + length].to_vec()));
@@ -246,7 +266,7 @@ pub(super) fn value(frame: Frame<'_>) -> RedisResult<Value> {
     Values { bytes: frame.bytes, position: 0, large: frame.large.into_iter().peekable() }.next()
 }
 
-/// The values in a frame, one after the other.
+/// A parser of the values in a frame.
 struct Values<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -290,12 +310,12 @@ impl<'a> Values<'a> {
 
     fn line(&mut self) -> &'a [u8] {
         let rest = &self.bytes[self.position..];
-        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |place| place + 1);
+        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
         self.position += length;
         &rest[..length]
     }
 
-    /// Nothing, if it was not kept.
+    /// Returns a string of this length, or `None` if it was too large to keep.
     fn string(&mut self, length: usize) -> Option<Vec<u8>> {
         if let Some((_, value)) = self.large.next_if(|(place, _)| *place == self.position) {
             return value;
@@ -318,9 +338,9 @@ impl<'a> Values<'a> {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{Frame, Framing, LARGE, LONGEST_PUSH, MOST_VALUES, RespFraming, Scan, integer, value};
+    use super::{Frame, Framing, LARGE, MAX_PUSH, MAX_VALUES, RespFraming, Scan, integer, value};
 
-    /// The frames in `wire`, which arrives byte by byte; those that were sent unasked are left out.
+    /// Returns the frames in `wire`, which arrives byte by byte, without pushes.
     fn frames(wire: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         let mut framing = RespFraming::default();
         let mut frames = Vec::new();
@@ -365,24 +385,24 @@ mod tests {
     ];
 
     #[test]
-    fn every_kind_of_reply_is_one_frame_and_is_read_as_the_redis_crate_reads_it() {
+    fn every_kind_of_reply_is_one_frame_and_is_parsed_like_the_redis_crate_does() {
         for reply in REPLIES {
             assert_eq!(frames(reply).unwrap(), [reply], "{}", reply.escape_ascii());
             assert_eq!(frames(&reply.repeat(3)).unwrap().len(), 3, "{}", reply.escape_ascii());
-            let cut = value(Frame { bytes: reply, large: Vec::new() });
-            assert_eq!(cut.unwrap(), parse_redis_value(reply).unwrap(), "{}", reply.escape_ascii());
+            let parsed = value(Frame { bytes: reply, large: Vec::new() });
+            assert_eq!(parsed.unwrap(), parse_redis_value(reply).unwrap(), "{}", reply.escape_ascii());
         }
     }
 
     #[test]
-    fn a_string_is_cut_and_read_whatever_the_digits_of_its_length() {
+    fn strings_of_any_length_are_framed_and_parsed() {
         for length in [0, 9, 10, 999, 9_999, 10_000, LARGE] {
             let string = [format!("${length}\r\n").as_bytes(), &vec![b'7'; length], b"\r\n"].concat();
             let array = [b"*2\r\n", string.as_slice(), b"$-1\r\n"].concat();
             for reply in [&string, &array] {
                 assert_eq!(frames(&reply.repeat(2)).unwrap(), [reply.as_slice(), reply]);
-                let cut = value(Frame { bytes: reply, large: Vec::new() });
-                assert_eq!(cut.unwrap(), parse_redis_value(reply).unwrap());
+                let parsed = value(Frame { bytes: reply, large: Vec::new() });
+                assert_eq!(parsed.unwrap(), parse_redis_value(reply).unwrap());
             }
             let cut_short = [&string[..string.len() - 2], b"77"].concat();
             assert!(RespFraming::default().scan(&cut_short).unwrap_err().contains("does not end"), "{length}");
@@ -390,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_belongs_to_the_value_behind_it() {
+    fn an_attribute_belongs_to_the_value_that_follows() {
         let attribute = b"|1\r\n+a\r\n*1\r\n:1\r\n".as_slice();
         for reply in REPLIES {
             let with = [attribute, reply].concat();
@@ -404,13 +424,13 @@ mod tests {
 
     #[test]
     fn many_attributes_in_a_row_are_left_out() {
-        let wire = [b"|0\r\n".repeat(MOST_VALUES as usize - 1).as_slice(), b":1\r\n"].concat();
+        let wire = [b"|0\r\n".repeat(MAX_VALUES as usize - 1).as_slice(), b":1\r\n"].concat();
         assert_eq!(RespFraming::default().scan(&wire), Ok(Scan::Complete { length: wire.len() }));
         assert_eq!(value(Frame { bytes: &wire, large: Vec::new() }).unwrap(), Value::Int(1));
     }
 
     #[test]
-    fn what_the_server_says_unasked_is_no_reply() {
+    fn a_push_is_not_a_reply() {
         let pushes: [&[u8]; 3] = [b">0\r\n", b">1\r\n+a\r\n", b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"];
         for push in pushes {
             let wire = [push, b"+OK\r\n", push, push, b":1\r\n"].concat();
@@ -432,12 +452,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_what_the_server_says_unasked_is_kept() {
+    fn a_push_is_discarded_as_a_whole() {
         let length = LARGE + 1;
         let push = [format!(">1\r\n${length}\r\n").as_bytes(), &vec![b'x'; length], b"\r\n"].concat();
         let mut framing = RespFraming::default();
-        assert_eq!(framing.scan(&push), Ok(Scan::Unasked { length: push.len() }), "no value is taken out of it");
-        let huge = format!(">1\r\n${}\r\n{}", 2 * LONGEST_PUSH, "x".repeat(LONGEST_PUSH));
+        assert_eq!(framing.scan(&push), Ok(Scan::Unasked { length: push.len() }), "no string is taken out of it");
+        let huge = format!(">1\r\n${}\r\n{}", 2 * MAX_PUSH, "x".repeat(MAX_PUSH));
         assert!(RespFraming::default().scan(huge.as_bytes()).unwrap_err().contains("a push of more"));
     }
 
@@ -452,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_or_without_a_bound_is_refused() {
+    fn malformed_and_unbounded_replies_are_refused() {
         let deep = "*1\r\n".repeat(40);
         let refused = [
             ("what\r\n", "no reply"),

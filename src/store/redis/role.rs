@@ -1,9 +1,9 @@
-//! Whether a server that sentinels have named is a master.
+//! The check that a server that sentinels have named is a master.
 
 use redis::Value;
 
 use super::commands::{Command, Expected};
-use super::error_replies::refusal;
+use super::error_replies::classify;
 use super::protocol::Resp;
 use super::reply::{server_error, unexpected};
 use crate::endpoint::Endpoint;
@@ -11,8 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::Connection;
 use crate::store::error_reply::Lasts;
 
-/// Refuses a server that is not one. Returns whether it could be asked: an account may be allowed neither `ROLE` nor
-/// `INFO`.
+/// Checks that the server is a master. Returns false if the account may use neither `ROLE` nor `INFO`, so that the role
+/// could not be checked.
+///
+/// # Errors
+///
+/// If the server has another role, or does not report its role.
 pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<Resp>) -> Result<bool> {
     let questions = [
         (Command::new("ROLE", Expected::Anything), in_role as fn(&Value) -> Option<&str>),
@@ -24,10 +28,10 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
                 return match role_in(&answer) {
                     Some("master") => Ok(true),
                     Some(role) => Err(not_the_master(connection.endpoint(), role)),
-                    None => Err(unexpected(connection.endpoint(), "its role")),
+                    None => Err(unexpected(connection.endpoint(), "a role")),
                 };
             }
-            Err(error) if refusal(&error).gives_up() || refusal(&error).lasts == Lasts::Briefly => {
+            Err(error) if classify(&error).gives_up() || classify(&error).lasts == Lasts::Briefly => {
                 return Err(server_error(connection.endpoint(), &error));
             }
             Err(_) => {}
@@ -38,7 +42,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
 
 fn not_the_master(endpoint: &Endpoint, role: &str) -> Error {
     let role: String = role.chars().filter(char::is_ascii_graphic).take(20).collect();
-    let context = format!("{endpoint} is no master, although sentinels say so: its role is {role:?}");
+    let context = format!("{endpoint} is not a master, although sentinels name it: its role is {role:?}");
     Error::from_reply(ErrorKind::Server, true, context)
 }
 

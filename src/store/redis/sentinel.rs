@@ -1,8 +1,9 @@
-//! Redis Sentinel: servers that know which one is the master.
+//! Redis Sentinel: finds the address of the master
+//! (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>).
 //!
-//! They are asked for its address, over a connection for that one question, when a connection to the master is opened,
-//! and now and then while there are any (<https://redis.io/docs/latest/develop/reference/sentinel-clients/>). What they say
-//! is believed once the server there says that it is a master: see [`Resp`]'s greeting.
+//! The sentinels are asked when a connection to the master is opened, and every `topology_refresh` while there are
+//! calls. Each query has its own connection. An address is used only if the server there reports the role of a master,
+//! or if the account may not ask for the role: see the greeting of [`Resp`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,12 +27,12 @@ pub(super) const DEFAULT_PORT: u16 = 26379;
 
 const DEFAULT_REFRESH: Duration = Duration::from_secs(5);
 
-/// Whether it is sentinels that the hosts of a URL are.
-pub(super) fn are_named_by(url: &StoreUrl) -> bool {
+/// Returns whether the hosts of a URL are sentinels.
+pub(super) fn is_sentinel_url(url: &StoreUrl) -> bool {
     url.scheme.ends_with("+sentinel")
 }
 
-/// The name of the master, out of the path, where the database may follow it.
+/// Takes the name of the master out of the path. A database may follow it, and stays.
 pub(super) fn take_master(url: &mut StoreUrl) -> Result<String> {
     let path = url.path.strip_prefix('/').unwrap_or_default();
     let (name, database) = path.split_once('/').unwrap_or((path, ""));
@@ -48,16 +49,17 @@ pub(super) fn take_master(url: &mut StoreUrl) -> Result<String> {
     Ok(name)
 }
 
+/// Removes the database from the path, and keeps the name of the master.
 pub(super) fn clear_database(url: &mut StoreUrl) {
     let name = url.path.split('/').nth(1).unwrap_or_default();
     url.path = format!("/{name}");
 }
 
-/// What a URL says of how to ask sentinels.
+/// The options of a URL that concern the sentinels.
 pub(super) struct Options {
     login: Login,
     refresh: Option<Duration>,
-    /// One that was given, if any was.
+    /// The name of one of the options that were given, for an error.
     given: Option<&'static str>,
 }
 
@@ -91,8 +93,8 @@ impl Options {
         Ok(Options { login, refresh, given })
     }
 
-    /// Where there are no sentinels.
-    pub(super) fn expect_none(&self, scheme: &str) -> Result<()> {
+    /// Refuses the options in a URL without sentinels.
+    pub(super) fn refuse_without_sentinels(&self, scheme: &str) -> Result<()> {
         match self.given {
             None => Ok(()),
             Some(option) => Err(invalid(format!("the option {option} is given, and {scheme} has no sentinels"))),
@@ -116,7 +118,7 @@ struct Sentinels {
     master: String,
     sentinels: Vec<Resp>,
     login: Login,
-    /// The one that is asked first.
+    /// The index of the sentinel that is asked first.
     first: AtomicUsize,
 }
 
@@ -132,18 +134,18 @@ impl Directory for Sentinels {
         let mut failures = Vec::new();
         for step in 0..members {
             let index = (first + step) % members;
-            // One share more, for the dial.
+            // One share is left for the dial of the master.
             let share = share_of(deadline, members - step + 1);
             match self.ask_one(index, execution, share, settings).await {
                 Ok(endpoint) => {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(endpoint);
                 }
-                Err(error) if is_ours(&error) => return Err(error),
+                Err(error) if is_local(&error) => return Err(error),
                 Err(error) => failures.push(error),
             }
         }
-        Err(self.not_named(&failures))
+        Err(self.no_master_named(&failures))
     }
 
     async fn ask_all(&self, execution: Execution, deadline: Instant, settings: &Settings) -> Option<Endpoint> {
@@ -155,7 +157,7 @@ impl Directory for Sentinels {
                 named.push((index, endpoint));
             }
         }
-        let (index, endpoint) = most(&named)?;
+        let (index, endpoint) = majority(&named)?;
         self.first.store(*index, Ordering::Relaxed);
         Some(endpoint.clone())
     }
@@ -176,14 +178,14 @@ impl Sentinels {
     ) -> Result<Endpoint> {
         let sentinel = &self.sentinels[index];
         let login = self.login.credentials()?;
-        let named = self.named_by(sentinel, login.as_ref(), execution, deadline, settings).await;
+        let named = self.query(sentinel, login.as_ref(), execution, deadline, settings).await;
         match &login {
             Some(login) => named.map_err(|error| login.hidden_in(sentinel.endpoint(), error)),
             None => named,
         }
     }
 
-    async fn named_by(
+    async fn query(
         &self,
         sentinel: &Resp,
         login: Option<&Credentials>,
@@ -207,12 +209,12 @@ impl Sentinels {
         match replies.next().unwrap_or_default() {
             Value::ServerError(error) => Err(server_error(endpoint, &error)),
             Value::Nil => {
-                let context = format!("the sentinel {endpoint} knows no master {:?}", self.master);
+                let context = format!("the sentinel {endpoint} does not know the master {:?}", self.master);
                 Err(Error::new(ErrorKind::Unsupported, context))
             }
-            named => master_at(&named).ok_or_else(|| {
+            named => parse_address(&named).ok_or_else(|| {
                 let context = format!(
-                    "the sentinel {endpoint} gives {:?} an address that is none: {}",
+                    "the sentinel {endpoint} gave an invalid address for the master {:?}: {}",
                     self.master,
                     shown(&named)
                 );
@@ -221,8 +223,8 @@ impl Sentinels {
         }
     }
 
-    /// None of them has named it. That is for the moment if one of them might have.
-    fn not_named(&self, failures: &[Error]) -> Error {
+    /// Returns the error that no sentinel has named the master. It is transient if one of the failures is.
+    fn no_master_named(&self, failures: &[Error]) -> Error {
         let transient = failures.iter().find(|failure| failure.is_transient());
         let kind = transient.or(failures.first()).map_or(ErrorKind::Connect, Error::kind);
         let each: Vec<String> = failures.iter().map(|failure| format!("{failure:#}")).collect();
@@ -231,8 +233,8 @@ impl Sentinels {
     }
 }
 
-/// What more than half of them say.
-fn most(named: &[(usize, Endpoint)]) -> Option<&(usize, Endpoint)> {
+/// Returns the first address, with its sentinel's index, that more than half of the sentinels give.
+fn majority(named: &[(usize, Endpoint)]) -> Option<&(usize, Endpoint)> {
     let mut votes: HashMap<&Endpoint, usize> = HashMap::new();
     named.iter().find(|(_, endpoint)| {
         let votes = votes.entry(endpoint).or_default();
@@ -241,24 +243,24 @@ fn most(named: &[(usize, Endpoint)]) -> Option<&(usize, Endpoint)> {
     })
 }
 
-fn master_at(named: &Value) -> Option<Endpoint> {
-    const LONGEST_HOST: usize = 255;
+fn parse_address(named: &Value) -> Option<Endpoint> {
+    const MAX_HOST_LENGTH: usize = 255;
     let Value::Array(parts) = named else { return None };
     let [Value::BulkString(host), Value::BulkString(port)] = parts.as_slice() else { return None };
     let host = str::from_utf8(host).ok()?;
-    let is_host = host.parse::<IpAddr>().is_ok() || (host.len() <= LONGEST_HOST && is_host(host));
+    let is_host = host.parse::<IpAddr>().is_ok() || (host.len() <= MAX_HOST_LENGTH && is_host(host));
     let port = str::from_utf8(port).ok()?.parse().ok().filter(|port| *port != 0)?;
     is_host.then(|| Endpoint::Tcp { host: host.to_owned(), port })
 }
 
-/// The beginning of what cannot be understood, for an error.
+/// Returns the beginning of a malformed reply, for an error.
 fn shown(value: &Value) -> String {
     const SHOWN: usize = 80;
     format!("{value:?}").chars().take(SHOWN).collect()
 }
 
-/// Whether it says nothing of the sentinel: the next one would not do better.
-fn is_ours(error: &Error) -> bool {
+/// Returns whether an error is not the sentinel's but this process's, so that asking the next one would not help.
+fn is_local(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::OutOfResources | ErrorKind::Forked)
 }
 
@@ -266,15 +268,15 @@ fn is_ours(error: &Error) -> bool {
 mod tests {
     use redis::Value;
 
-    use super::{Endpoint, master_at, most};
+    use super::{Endpoint, majority, parse_address};
 
     fn address(host: &str, port: &str) -> Option<String> {
         let parts = [host, port].map(|part| Value::BulkString(part.into()));
-        master_at(&Value::Array(parts.into())).map(|endpoint| endpoint.to_string())
+        parse_address(&Value::Array(parts.into())).map(|endpoint| endpoint.to_string())
     }
 
     #[test]
-    fn an_address_is_a_name_or_a_number() {
+    fn an_address_is_a_host_name_or_an_ip_address() {
         assert_eq!(address("10.0.0.1", "6379").as_deref(), Some("10.0.0.1:6379"));
         assert_eq!(address("2001:db8::1", "1").as_deref(), Some("[2001:db8::1]:1"));
         assert_eq!(address("redis-0.redis.svc", "65535").as_deref(), Some("redis-0.redis.svc:65535"));
@@ -284,17 +286,17 @@ mod tests {
         }
         assert_eq!(address(&"a".repeat(256), "1"), None);
         for other in [Value::Nil, Value::Okay, Value::Array(Vec::new()), Value::Array(vec![Value::Nil; 2])] {
-            assert_eq!(master_at(&other), None);
+            assert_eq!(parse_address(&other), None);
         }
     }
 
     #[test]
-    fn what_more_than_half_say_counts() {
+    fn the_address_of_a_majority_is_used() {
         let named = |ports: &[u16]| -> Vec<(usize, Endpoint)> {
             let endpoint = |port: &u16| Endpoint::Tcp { host: "a".to_owned(), port: *port };
             ports.iter().map(endpoint).enumerate().collect()
         };
-        let port = |ports: &[u16]| most(&named(ports)).map(|(_, endpoint)| endpoint.to_string());
+        let port = |ports: &[u16]| majority(&named(ports)).map(|(_, endpoint)| endpoint.to_string());
         assert_eq!(port(&[]), None);
         assert_eq!(port(&[1]).as_deref(), Some("a:1"));
         assert_eq!(port(&[1, 2]), None);

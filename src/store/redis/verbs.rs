@@ -1,4 +1,4 @@
-//! The verbs of the store: what each asks, and what the replies mean.
+//! The operations of the store: each builds a request and interprets the replies.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::Value;
 
-use super::chunks::{self, in_parts};
+use super::chunks::{self, in_chunks};
 use super::clear::clear;
 use super::cluster::Gets;
 use super::commands::{self, Command, Request};
@@ -22,7 +22,7 @@ use crate::server_stats::ServerStats;
 use crate::store::{CacheStore, Op, Outcome, Ttl, When, check_key, operation};
 
 impl RedisStore {
-    /// One exchange with the server that has a key. Returns also which that is.
+    /// Exchanges a request with the server that has a key. Returns the replies and the server's endpoint.
     async fn call(&self, key: &str, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
         match &self.servers {
             Servers::One(link) => Ok((exchange(link, request, retry, None).await?, link.endpoint())),
@@ -30,7 +30,8 @@ impl RedisStore {
         }
     }
 
-    /// One command, one reply. No `async fn`, whose future would hold the command twice.
+    /// Sends one command and returns its reply. This is not an `async fn`, whose future would contain the command
+    /// twice.
     fn command<'s>(
         &'s self,
         key: &'s str,
@@ -40,12 +41,13 @@ impl RedisStore {
         let request = Request::one(command);
         async move {
             let (replies, endpoint) = self.call(key, &request, retry).await?;
-            Reply::new(only(replies), endpoint)
+            Reply::new(single(replies), endpoint)
         }
     }
 
-    /// Several commands as one transaction; the reply to the last of them. Where one is refused the whole is discarded:
-    /// the first error says why, and that of EXEC only that.
+    /// Sends several commands as one transaction and returns the reply to the last one. If the server refuses a
+    /// command, it discards the transaction. The first error is returned, since it has the reason; the error of EXEC
+    /// does not.
     async fn transaction(
         &self,
         key: &str,
@@ -79,13 +81,13 @@ impl CacheStore for RedisStore {
             Servers::One(link) => (exchange(link, &request, Retry::Idempotent, None).await?, link.endpoint()),
             Servers::Cluster(cluster) => cluster.read(key, &request).await?,
         };
-        Reply::read(only(replies), endpoint)
+        Reply::read(single(replies), endpoint)
     }
 
     async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
         let (replies, endpoint) = self.call(key, &Request::one(commands::get(key)), Retry::Idempotent).await?;
-        Reply::read(only(replies), endpoint)
+        Reply::read(single(replies), endpoint)
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool> {
@@ -108,13 +110,13 @@ impl CacheStore for RedisStore {
         let script = &self.scripts.compare_and_set;
         let by_hash = Request::one(script.by_hash(key, expected, new.as_ref(), ttl)?);
         let (replies, mut endpoint) = self.call(key, &by_hash, Retry::Never).await?;
-        let mut answer = only(replies);
+        let mut answer = single(replies);
         if reply::is_unknown_script(&answer) {
-            let by_text = Request::one(script.by_text(key, expected, new.as_ref(), ttl)?);
-            let (replies, answered_by) = self.call(key, &by_text, Retry::Never).await?;
-            (answer, endpoint) = (only(replies), answered_by);
+            let by_source = Request::one(script.by_source(key, expected, new.as_ref(), ttl)?);
+            let (replies, responder) = self.call(key, &by_source, Retry::Never).await?;
+            (answer, endpoint) = (single(replies), responder);
         }
-        Reply::new(answer, endpoint).map_err(|error| batch::scripted(endpoint, error))?.flag()
+        Reply::new(answer, endpoint).map_err(|error| batch::script_error(endpoint, error))?.flag()
     }
 
     async fn clear(&self, prefix: &str) -> Result<()> {
@@ -156,7 +158,7 @@ impl CacheStore for RedisStore {
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         check_key(key)?;
         let counted = self.transaction(key, commands::increment(key, by, ttl)?, Retry::Never).await;
-        counted.map_err(|error| reply::counting(key, by, error))?.number()
+        counted.map_err(|error| reply::counter_error(key, by, error))?.number()
     }
 
     async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
@@ -165,7 +167,7 @@ impl CacheStore for RedisStore {
         Ok(match milliseconds {
             -2 => None,
             -1 => Some(Ttl::Never),
-            left => Some(Ttl::After(Duration::from_millis(left.max(1).unsigned_abs()))),
+            remaining => Some(Ttl::After(Duration::from_millis(remaining.max(1).unsigned_abs()))),
         })
     }
 
@@ -180,19 +182,21 @@ impl CacheStore for RedisStore {
         let checked = operations.iter().map(|operation| check(operation).map(|()| operation)).collect();
         let size = |operation: &&Op<'_>| batch::size(operation);
         let carry_out = async |operations: Vec<&Op<'_>>| match &self.servers {
-            Servers::One(link) => in_parts(operations, size, |part| chunks::carry_out(link, &self.scripts, part)).await,
-            Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations, Gets::Latest).await),
+            Servers::One(link) => {
+                in_chunks(operations, size, |part| chunks::carry_out(link, &self.scripts, part)).await
+            }
+            Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations, Gets::FromMasters).await),
         };
         crate::store::batch(checked, carry_out).await
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         let get = async |keys: Vec<&str>| match &self.servers {
-            Servers::One(link) => in_parts(keys, |key| key.len(), |keys| chunks::get(link, keys)).await,
+            Servers::One(link) => in_chunks(keys, |key| key.len(), |keys| chunks::get(link, keys)).await,
             Servers::Cluster(cluster) => {
                 let operations = operation::gets(&keys);
                 let operations: Vec<&Op<'_>> = operations.iter().collect();
-                let outcomes = cluster.batch(self, &self.scripts, &operations, Gets::MayBeBehind).await;
+                let outcomes = cluster.batch(self, &self.scripts, &operations, Gets::FromReplicas).await;
                 Ok(operation::values(outcomes))
             }
         };
@@ -207,18 +211,18 @@ impl CacheStore for RedisStore {
             Ok((*key, value.clone()))
         });
         let size = |(key, value): &(&str, Bytes)| key.len() + value.len();
-        let set = |entries| in_parts(entries, size, |entries| chunks::set(link, entries, ttl));
+        let set = |entries| in_chunks(entries, size, |entries| chunks::set(link, entries, ttl));
         crate::store::batch(checked.collect(), set).await
     }
 
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
         let Servers::One(link) = &self.servers else { return operation::delete_many(self, keys).await };
-        let delete = |keys| in_parts(keys, |key: &&str| key.len(), |keys| chunks::delete(link, keys));
+        let delete = |keys| in_chunks(keys, |key: &&str| key.len(), |keys| chunks::delete(link, keys));
         crate::store::batch(checked(keys), delete).await
     }
 }
 
-fn only(mut replies: Replies) -> Value {
+fn single(mut replies: Replies) -> Value {
     replies.pop().expect("as many replies as requests")
 }
 

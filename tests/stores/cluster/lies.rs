@@ -1,4 +1,4 @@
-//! Clusters that are not what they say: each ends in an error that says so, within a bounded time.
+//! Faulty clusters, with fake nodes: each fault ends in an error that describes it, within a bounded time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -15,7 +15,8 @@ use super::run;
 
 pub(super) const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
 
-/// A server of RESP2 that says these slots, and answers anything else but a greeting in this way.
+/// Starts a fake RESP2 server and returns its port. `slots` is its reply to `CLUSTER SLOTS`, and `answer` to all
+/// commands but those of a greeting. Both get the server's own port.
 pub(super) fn node(
     slots: impl Fn(u16) -> String + Send + Sync + 'static,
     answer: impl Fn(&[String], u16) -> String + Send + Sync + 'static,
@@ -68,7 +69,7 @@ pub(super) fn bulk(text: &str) -> String {
     format!("${}\r\n{text}\r\n", text.len())
 }
 
-/// A reply to `CLUSTER SLOTS`: ranges, each with the host and port of its master.
+/// Returns a reply to `CLUSTER SLOTS`: ranges, each with the host and port of its master.
 pub(super) fn ranges(ranges: &[(i64, i64, &str, u16)]) -> String {
     let range = |(first, last, host, port): &(i64, i64, &str, u16)| {
         format!("*3\r\n:{first}\r\n:{last}\r\n*3\r\n{}:{port}\r\n{}", bulk(host), bulk("an id"))
@@ -80,7 +81,7 @@ pub(super) fn all_slots(port: u16) -> String {
     ranges(&[(0, 16_383, "127.0.0.1", port)])
 }
 
-/// What a read, a change and a batch end in, in both ways.
+/// Returns the errors of a read, two changes and a batch, blocking and in tokio.
 pub(super) fn failures(port: u16, options: &str) -> Vec<Error> {
     let mut failures = Vec::new();
     for way in WAYS {
@@ -91,13 +92,13 @@ pub(super) fn failures(port: u16, options: &str) -> Vec<Error> {
             failures.push(store.set("key", "value".into(), HOUR, When::Always).await.unwrap_err());
             failures.push(store.increment("key", 1, HOUR).await.unwrap_err());
             failures.push(store.batch(&[Op::Delete { key: "key" }]).await.pop().unwrap().unwrap_err());
-            assert!(begun.elapsed() < PATIENCE, "waited for four calls to end");
+            assert!(begun.elapsed() < PATIENCE, "timed out waiting for four calls to end");
         });
     }
     failures
 }
 
-pub(super) fn all_say(failures: &[Error], kind: ErrorKind, what: &str) {
+pub(super) fn assert_all(failures: &[Error], kind: ErrorKind, what: &str) {
     for error in failures {
         assert_eq!(error.kind(), kind, "{error:#}");
         assert!(format!("{error:#}").contains(what), "{error:#}");
@@ -106,7 +107,7 @@ pub(super) fn all_say(failures: &[Error], kind: ErrorKind, what: &str) {
 
 pub(super) const PATIENT: &str = "timeout=10s&connect_timeout=10s";
 
-/// In a transaction the queued commands are refused, and then the whole.
+/// Redirects every command to the node at a port. In a transaction the queued commands are refused, and then EXEC.
 pub(super) fn moved(command: &[String], to: u16) -> String {
     match command[0].as_str() {
         "MULTI" => "+OK\r\n".to_owned(),
@@ -116,31 +117,31 @@ pub(super) fn moved(command: &[String], to: u16) -> String {
 }
 
 #[test]
-fn a_node_that_points_at_itself() {
+fn a_node_that_redirects_to_itself() {
     let failures = failures(node(all_slots, moved), PATIENT);
-    all_say(&failures, ErrorKind::Server, "pass slot 12539 on to each other");
+    assert_all(&failures, ErrorKind::Server, "redirect slot 12539 to each other");
     assert!(failures.iter().all(Error::is_transient));
 }
 
 #[test]
-fn two_nodes_that_point_at_each_other() {
+fn two_nodes_that_redirect_to_each_other() {
     let second: Arc<OnceLock<u16>> = Arc::default();
     let known = Arc::clone(&second);
     let first = node(all_slots, move |command, _| moved(command, *known.wait()));
     let back = node(all_slots, move |command, _| moved(command, first));
     second.set(back).unwrap();
-    all_say(&failures(first, PATIENT), ErrorKind::Server, "pass slot 12539 on to each other");
+    assert_all(&failures(first, PATIENT), ErrorKind::Server, "redirect slot 12539 to each other");
 }
 
-/// Whoever is asked to ask another one asks it once, and then the owner again.
+/// After `ASK`, the named node is asked once, and then the owner again.
 #[test]
-fn a_node_that_hands_a_slot_over_for_ever() {
+fn a_node_that_never_finishes_moving_a_slot() {
     let ask = |command: &[String], own: u16| moved(command, own).replace("MOVED", "ASK");
-    all_say(&failures(node(all_slots, ask), PATIENT), ErrorKind::Server, "pass slot 12539 on to each other");
+    assert_all(&failures(node(all_slots, ask), PATIENT), ErrorKind::Server, "redirect slot 12539 to each other");
 }
 
 #[test]
-fn redirections_that_lead_nowhere() {
+fn redirections_without_a_valid_address() {
     for to in [
         "12539",
         "12539 127.0.0.1",
@@ -166,7 +167,7 @@ fn a_cluster_that_stays_down() {
         _ => "-CLUSTERDOWN The cluster is down\r\n".to_owned(),
     };
     let failures = failures(node(all_slots, down), PATIENT);
-    all_say(&failures, ErrorKind::Server, "CLUSTERDOWN");
+    assert_all(&failures, ErrorKind::Server, "CLUSTERDOWN");
     assert!(failures.iter().all(Error::is_transient));
 }
 
@@ -174,29 +175,29 @@ fn a_cluster_that_stays_down() {
 fn slots_without_an_owner() {
     let partial = |own| ranges(&[(0, 100, "127.0.0.1", own), (101, 16_383, "?", own)]);
     let failures = failures(node(partial, moved), PATIENT);
-    all_say(&failures, ErrorKind::Server, "no node of the cluster has slot 12539");
+    assert_all(&failures, ErrorKind::Server, "no node of the cluster has slot 12539");
 }
 
 #[test]
-fn topologies_that_cannot_be() {
+fn invalid_topologies() {
     let many: String =
         (1..=5_000).map(|port| format!("*3\r\n:{port}\r\n:{port}\r\n*2\r\n{}:{port}\r\n", bulk("127.0.0.2"))).collect();
     for (slots, what) in [
-        (ranges(&[(0, 16_384, "127.0.0.1", 1)]), "slot that there is not"),
+        (ranges(&[(0, 16_384, "127.0.0.1", 1)]), "a slot is out of range"),
         (ranges(&[(9, 8, "127.0.0.1", 1)]), "ends before it begins"),
         (ranges(&[(0, 16_383, "127.0.0.1", 0)]), "port"),
-        (ranges(&[(0, 16_383, "a\r\nSET x y", 1)]), "whose name is none"),
-        ("+OK\r\n".to_owned(), "no list"),
+        (ranges(&[(0, 16_383, "a\r\nSET x y", 1)]), "name is invalid"),
+        ("+OK\r\n".to_owned(), "not a list"),
         (format!("*5000\r\n{many}"), "more than 4096 addresses"),
     ] {
         let failures = failures(node(move |_| slots.clone(), moved), PATIENT);
-        all_say(&failures, ErrorKind::Protocol, what);
+        assert_all(&failures, ErrorKind::Protocol, what);
     }
 }
 
-/// The count of a list is not believed before what it counts is there.
+/// The announced length of a list is not trusted until its elements have arrived.
 #[test]
-fn a_topology_without_an_end() {
+fn a_topology_that_never_ends() {
     for slots in ["*2147483647\r\n", "*1\r\n*9\r\n:0\r\n"] {
         for error in failures(node(move |_| slots.to_owned(), moved), "timeout=200ms&connect_timeout=10s") {
             assert!(matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Protocol), "{slots:?}: {error:#}");
@@ -204,16 +205,16 @@ fn a_topology_without_an_end() {
     }
 }
 
-/// The name has an empty part, so no resolver is asked.
+/// The name has an empty label, so no resolver is asked.
 #[test]
 fn a_host_that_does_not_resolve() {
     let elsewhere = |own| ranges(&[(0, 16_383, "no..such..host", own)]);
     let failures = failures(node(elsewhere, moved), &format!("{PATIENT}&failures=1000"));
-    all_say(&failures, ErrorKind::Connect, "no..such..host");
+    assert_all(&failures, ErrorKind::Connect, "no..such..host");
 }
 
 #[test]
-fn a_node_without_a_name_is_the_one_that_was_asked() {
+fn an_empty_host_is_the_host_of_the_node_that_was_asked() {
     let nameless = |own| ranges(&[(0, 16_383, "", own)]);
     let port = node(nameless, |command, _| if command[0] == "GET" { bulk("value") } else { "+OK\r\n".to_owned() });
     for way in WAYS {
@@ -223,9 +224,10 @@ fn a_node_without_a_name_is_the_one_that_was_asked() {
     }
 }
 
-/// The others are answered for, and those that accept and are silent cost one wait, not one each.
+/// The nodes accept connections and never respond. They cause one wait, not one each, and the keys on the other node
+/// are read.
 #[test]
-fn silent_nodes_cost_one_wait_together() {
+fn unresponsive_nodes_cause_one_wait_together() {
     const SILENT: u16 = 16;
     let silent: Vec<u16> = (0..SILENT).map(|_| serve(read_on).0).collect();
     let share = 16_384 / (i64::from(SILENT) + 1);
@@ -248,11 +250,11 @@ fn silent_nodes_cost_one_wait_together() {
         let found = run(way, store.get_many(&keys));
         assert!(
             begun.elapsed() < PATIENCE,
-            "waited for {SILENT} silent nodes, one after the other, for {:?}",
+            "waited for {SILENT} unresponsive nodes, one after the other, for {:?}",
             begun.elapsed()
         );
         let answered = found.iter().filter(|found| found.is_ok()).count();
-        assert!((50..400).contains(&answered), "{answered} of the node that answers");
+        assert!((50..400).contains(&answered), "{answered} keys of the node that responds");
         for failure in found.into_iter().filter_map(Result::err) {
             assert!(matches!(failure.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{failure:#}");
         }

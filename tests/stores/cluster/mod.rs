@@ -1,4 +1,4 @@
-//! Entries on a cluster of real servers, and on what only says that it is one.
+//! Stores on a cluster of real servers, and on fake nodes.
 
 mod lies;
 mod moves;

@@ -1,4 +1,4 @@
-//! Slots that are moved from node to node while they are used: nobody notices.
+//! Slots that are moved between nodes while they are used: no call fails.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +14,13 @@ use support::wait::SetOnDrop;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Tags whose slots are moved.
+/// The hash tags whose slots are moved.
 const TAGS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// How often each slot is moved.
 const MOVES: usize = 12;
 
-/// A cache, and what it has reported.
+/// Returns a cache, and the errors that it has reported.
 fn watched(cluster: &Cluster) -> (Cache, Arc<Mutex<Vec<String>>>) {
     let reports = Arc::new(Mutex::new(Vec::new()));
     let reported = Arc::clone(&reports);
@@ -39,8 +39,8 @@ fn move_slots(cluster: &Cluster) {
     }
 }
 
-/// All that is asked of a cache, with the keys of one worker. Every answer is known.
-async fn use_every_verb(cache: &Cache, worker: usize, round: i64) {
+/// Calls the operations of a cache with the keys of one worker, and checks every result.
+async fn use_every_operation(cache: &Cache, worker: usize, round: i64) {
     let expiry = Expiry::after(HOUR);
     for tag in TAGS {
         let key = |name: &str| format!("{{{tag}}}:{worker}:{name}");
@@ -52,8 +52,8 @@ async fn use_every_verb(cache: &Cache, worker: usize, round: i64) {
         assert!(cache.touch(&key("update"), Expiry::NEVER).await.unwrap());
         cache.append(&key("append"), "x", expiry).await.unwrap();
         let loaded = cache.fetch(&key("fetched"), expiry, async || Ok::<_, Infallible>(round)).await.unwrap();
-        assert_eq!(loaded, round, "what was there before was deleted");
-        assert_eq!(cache.get(&key("fetched")).await.unwrap(), Some(round), "it was stored");
+        assert_eq!(loaded, round, "the entry of the last round was deleted");
+        assert_eq!(cache.get(&key("fetched")).await.unwrap(), Some(round), "the loaded value was stored");
         assert!(cache.delete(&key("fetched")).await.unwrap());
         assert_eq!(cache.get::<i64>(&key("fetched")).await.unwrap(), None);
     }
@@ -62,10 +62,10 @@ async fn use_every_verb(cache: &Cache, worker: usize, round: i64) {
     cache.set_many(&entries, expiry).await.into_iter().for_each(|stored| stored.unwrap());
     let found: Vec<Option<i64>> = cache.get_many(&keys).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(found, [Some(round); TAGS.len()]);
-    assert!(cache.delete_many(&keys).await.into_iter().all(|deleted| deleted.unwrap()), "each was there");
+    assert!(cache.delete_many(&keys).await.into_iter().all(|deleted| deleted.unwrap()), "each existed");
 }
 
-/// Has workers use a cache, in whichever way, while slots are moved.
+/// Checks that `work`, which uses a cache, gets and reports no error while slots are moved.
 fn no_error_in(work: impl Fn(&Cache, &AtomicBool) -> Vec<i64> + Sync) {
     let cluster = Cluster::without_replicas();
     let (cache, reports) = watched(&cluster);
@@ -85,14 +85,14 @@ fn no_error_in(work: impl Fn(&Cache, &AtomicBool) -> Vec<i64> + Sync) {
 async fn use_until(is_done: &AtomicBool, cache: &Cache, worker: usize) -> i64 {
     let mut round = 0;
     while !is_done.load(Ordering::Relaxed) {
-        use_every_verb(cache, worker, round).await;
+        use_every_operation(cache, worker, round).await;
         round += 1;
     }
     round
 }
 
 #[test]
-fn slots_that_are_moved_cost_no_error_in_tokio() {
+fn moving_slots_causes_no_error_in_tokio() {
     no_error_in(|cache, is_done| {
         multi_thread().block_on(async {
             let worker = |worker| use_until(is_done, cache, worker);
@@ -103,7 +103,7 @@ fn slots_that_are_moved_cost_no_error_in_tokio() {
 }
 
 #[test]
-fn slots_that_are_moved_cost_no_error_where_callers_block() {
+fn moving_slots_causes_no_error_for_blocking_callers() {
     no_error_in(|cache, is_done| {
         std::thread::scope(|scope| {
             let work = |worker| scope.spawn(move || outside_of_a_runtime(use_until(is_done, cache, worker)));
@@ -113,10 +113,10 @@ fn slots_that_are_moved_cost_no_error_where_callers_block() {
     });
 }
 
-/// A delete takes the lease away first. Where the lease has been moved and its key has not, what is deleted in the same
-/// write comes too early, and is deleted again behind it.
+/// A delete replaces the lease by a mark first. If the lease has been moved and its key has not, the delete of the key
+/// in the same write is executed before the mark is set, and is executed again after it.
 #[test]
-fn what_overtakes_a_mark_is_deleted_again() {
+fn a_delete_that_overtakes_the_mark_is_executed_again() {
     let cluster = Cluster::without_replicas();
     let store = stores::from_url(&cluster.url("timeout=20s&connect_timeout=20s")).unwrap();
     current_thread().block_on(async {
@@ -124,13 +124,13 @@ fn what_overtakes_a_mark_is_deleted_again() {
         store.set(key, "value".into(), hour, When::Always).await.unwrap();
         store.set(lease, "another's".into(), hour, When::Always).await.unwrap();
         let to = (cluster.owner(key) + 1) % 3;
-        let mut moved = cluster.begin_to_move(cluster.slot(key), to);
+        let mut moved = cluster.start_move(cluster.slot(key), to);
         moved.migrate(&[lease]);
         let mark = Op::Set { key: lease, value: "mark".into(), ttl: hour, when: When::IfPresent };
         let outcomes = store.batch(&[mark, Op::Delete { key }]).await;
         let outcomes: Vec<Outcome> = outcomes.into_iter().map(Result::unwrap).collect();
-        assert_eq!(outcomes, [Outcome::Done(true), Outcome::Done(true)], "there was a lease, and something to delete");
-        assert!(cluster.nodes()[to].ask("INFO commandstats").contains("cmdstat_unlink:calls=1,"), "behind the mark");
+        assert_eq!(outcomes, [Outcome::Done(true), Outcome::Done(true)], "there was a lease and an entry");
+        assert!(cluster.nodes()[to].ask("INFO commandstats").contains("cmdstat_unlink:calls=1,"), "after the mark");
         assert_eq!(store.get(lease).await.unwrap().as_deref(), Some(&b"mark"[..]));
         moved.finish();
         assert_eq!(store.get(key).await.unwrap(), None);
@@ -138,8 +138,7 @@ fn what_overtakes_a_mark_is_deleted_again() {
     });
 }
 
-/// The script that stores what was loaded needs the key and the lease on one node. For as long as they are on two, what
-/// it does is done step by step.
+/// The settle script needs the key and the lease on one node. While they are on two, its steps are executed one by one.
 #[test]
 fn a_value_is_stored_while_its_lease_is_on_another_node() {
     let cluster = Cluster::without_replicas();
@@ -151,7 +150,7 @@ fn a_value_is_stored_while_its_lease_is_on_another_node() {
         let to = (cluster.owner(&key) + 1) % 3;
         let mut begun = None;
         let mut load = || {
-            let mut moved = cluster.begin_to_move(cluster.slot(&key), to);
+            let mut moved = cluster.start_move(cluster.slot(&key), to);
             moved.migrate(&[lease.as_str()]);
             begun = Some(moved);
             Ok::<_, Infallible>(7)
@@ -162,7 +161,7 @@ fn a_value_is_stored_while_its_lease_is_on_another_node() {
         };
         assert_eq!(fetched, Ok(7));
         assert_eq!(cache.blocking().get(&key).unwrap(), Some(7), "{way:?}");
-        begun.expect("it was loaded").finish();
+        begun.expect("the loader ran").finish();
         assert_eq!(cache.blocking().get(&key).unwrap(), Some(7), "{way:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! `replicas=prefer`: what of the contract it does not keep, by name.
+//! `replicas=prefer`: the list of conformance checks that it is exempt from.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,8 +8,8 @@ use prefork_cache::stores::RedisStore;
 use crate::conformance::{current_thread, multi_thread};
 use support::cluster::Cluster;
 
-/// The checks that read by `get` or `get_many` what was changed a moment ago, as [`prefork_cache::conformance`] lists
-/// them.
+/// The checks that read by `get` or `get_many` what was changed immediately before, as [`prefork_cache::conformance`]
+/// lists them.
 const EXEMPT: [&str; 16] = [
     "get_returns_the_last_set",
     "empty_binary_and_large_values_are_returned_unchanged",
@@ -34,26 +34,26 @@ fn is_exempt(check: &Check) -> bool {
 }
 
 #[test]
-fn whatever_is_not_exempt_holds() {
+fn checks_that_are_not_exempt_pass() {
     let cluster = Cluster::start();
     let store = RedisStore::new(&cluster.url("replicas=prefer&timeout=20s&connect_timeout=20s")).unwrap();
-    let kept = || CHECKS.iter().filter(|check| !is_exempt(check));
-    kept().for_each(|check| check.run_inline(&store));
+    let required = || CHECKS.iter().filter(|check| !is_exempt(check));
+    required().for_each(|check| check.run_inline(&store));
     for runtime in [current_thread(), multi_thread()] {
         runtime.block_on(async {
-            for check in kept() {
+            for check in required() {
                 check.run(&store).await;
             }
         });
     }
 }
 
-/// Of replicas that hear of nothing any more. Each that fails is on the list, and each on the list fails.
+/// The replicas have lost their masters. Exactly the checks on the list fail.
 #[test]
-fn whatever_is_exempt_does_not_hold_where_replicas_are_behind() {
+fn checks_that_are_exempt_fail_on_outdated_replicas() {
     let cluster = Cluster::start();
     for replica in 3..cluster.nodes().len() {
-        cluster.cut_off(replica);
+        cluster.disconnect_replica(replica);
     }
     let store = RedisStore::new(&cluster.url("replicas=prefer&timeout=20s&connect_timeout=20s")).unwrap();
     let fails = |check: &&Check| catch_unwind(AssertUnwindSafe(|| check.run_inline(&store))).is_err();

@@ -1,4 +1,4 @@
-//! Nodes that see another cluster than the others do, or describe it at great length.
+//! Nodes whose topology differs from that of the others, or is very long.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,15 +7,15 @@ use std::time::Instant;
 use prefork_cache::stores::from_url;
 use prefork_cache::{CacheStore, ErrorKind};
 
-use super::lies::{HOUR, PATIENT, all_say, all_slots, bulk, failures, moved, node, ranges};
+use super::lies::{HOUR, PATIENT, all_slots, assert_all, bulk, failures, moved, node, ranges};
 use super::run;
 use crate::failures::{WAYS, read_on, serve};
 use support::cluster::Cluster;
 use support::wait::{PATIENCE, until};
 
-/// `redis-cli --cluster del-node` leaves it running, with no slot and knowing nobody.
+/// `redis-cli --cluster del-node` leaves the node running, without slots and without other nodes.
 #[test]
-fn a_node_that_was_taken_out_takes_nothing_with_it() {
+fn a_removed_node_does_not_affect_the_topology() {
     for way in WAYS {
         let cluster = Cluster::start();
         let store = from_url(&cluster.url("timeout=20s&connect_timeout=20s")).unwrap();
@@ -24,8 +24,8 @@ fn a_node_that_was_taken_out_takes_nothing_with_it() {
             for key in &keys {
                 store.set(key, "value".into(), HOUR, prefork_cache::When::Always).await.unwrap();
             }
-            cluster.take_out_replica(3);
-            // Each time another node is the first to be asked.
+            cluster.remove_replica(3);
+            // Each time another node is asked first.
             for _ in 0..2 * cluster.nodes().len() {
                 store.reset();
                 store.reconnect().await.unwrap();
@@ -37,9 +37,9 @@ fn a_node_that_was_taken_out_takes_nothing_with_it() {
     }
 }
 
-/// The same by what only says so, which is always asked first.
+/// The same with a fake node, which is always asked first.
 #[test]
-fn the_one_who_knows_of_all_slots_is_believed() {
+fn the_topology_of_a_node_that_knows_all_slots_is_used() {
     let whole = node(all_slots, |_, _| bulk("value"));
     for partial in [ranges(&[]), ranges(&[(0, 100, "127.0.0.1", whole)])] {
         let first = node(move |_| partial.clone(), moved);
@@ -56,22 +56,22 @@ fn the_one_who_knows_of_all_slots_is_believed() {
     }
 }
 
-/// There are no more ranges than slots, and no slot is in two of them.
+/// A valid topology has no more ranges than slots, and no slot is in two ranges.
 #[test]
-fn more_than_there_can_be() {
+fn overlapping_ranges_are_refused() {
     let own = |from: i64, to: i64| (from, to, "127.0.0.1", 1);
     let many = vec![own(7, 7); 100_000];
     for slots in
         [ranges(&many), ranges(&[own(0, 9_000), own(9_000, 16_383)]), ranges(&[own(0, 16_383), own(0, 16_383)])]
     {
         let failures = failures(node(move |_| slots.clone(), moved), PATIENT);
-        all_say(&failures, ErrorKind::Protocol, "slot that two nodes have");
+        assert_all(&failures, ErrorKind::Protocol, "two nodes have the same slot");
     }
 }
 
-/// All of them are dialled by then, or left alone.
+/// By the deadline all of them have been dialled or skipped.
 #[test]
-fn silent_masters_are_dialled_within_one_deadline() {
+fn unresponsive_masters_are_dialled_within_one_deadline() {
     const SILENT: u16 = 16;
     let silent: Vec<u16> = (0..SILENT).map(|_| serve(read_on).0).collect();
     let slots = move |_| {
@@ -86,12 +86,13 @@ fn silent_masters_are_dialled_within_one_deadline() {
         let store = from_url(&format!("redis+cluster://127.0.0.1:{port}?timeout=3s&connect_timeout=3s")).unwrap();
         let begun = Instant::now();
         let failure = run(way, store.reconnect()).unwrap_err();
-        assert!(begun.elapsed() < PATIENCE, "{way:?}: waited for one silent node after the other");
+        assert!(begun.elapsed() < PATIENCE, "{way:?}: waited for one unresponsive node after the other");
         assert!(matches!(failure.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "{failure:#}");
     }
 }
 
-/// What one call sets straight is straight for the next, and nothing is kept of each time.
+/// A call that is redirected updates the table for the next one, and no failover leaves a server or a connection
+/// behind.
 #[test]
 fn a_thousand_failovers() {
     let masters: Arc<OnceLock<[u16; 2]>> = Arc::default();

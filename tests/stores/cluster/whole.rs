@@ -1,4 +1,4 @@
-//! What concerns all nodes of a cluster: batches, clearing, health, and the nodes that a URL names.
+//! Operations on all nodes of a cluster: batches, clear, health; and the nodes that a URL names.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ const HOUR: Ttl = Ttl::After(Duration::from_secs(3_600));
 const PATIENT: &str = "timeout=20s&connect_timeout=20s";
 
 #[test]
-fn a_batch_goes_to_all_nodes_and_comes_back_in_order() {
+fn a_batch_over_all_nodes_returns_results_in_order() {
     let cluster = Cluster::without_replicas();
     let store = from_url(&cluster.url(PATIENT)).unwrap();
     for way in WAYS {
@@ -38,7 +38,7 @@ fn a_batch_goes_to_all_nodes_and_comes_back_in_order() {
     }
 }
 
-/// Also those of nodes of which the URL names none, and no other.
+/// The URL names only one of the masters. Entries with another prefix stay.
 #[test]
 fn a_clear_reaches_every_master() {
     let cluster = Cluster::without_replicas();
@@ -69,9 +69,9 @@ fn a_clear_names_the_node_that_fails() {
     assert!(error.to_string().contains(&failed.to_string()), "{error:#}");
 }
 
-/// One that is not there, one that is silent, one that is none: each is passed over.
+/// The first node of the URL is not running, does not respond, or is not in a cluster. Then the second one is asked.
 #[test]
-fn any_node_of_a_url_will_do() {
+fn any_node_of_a_url_suffices() {
     let cluster = Cluster::without_replicas();
     let (stopped, single) = (Server::start(Kind::Redis), Server::start(Kind::Redis));
     stopped.pause();
@@ -86,24 +86,24 @@ fn any_node_of_a_url_will_do() {
 }
 
 #[test]
-fn health_is_that_of_every_node() {
+fn statistics_list_every_node() {
     let cluster = Cluster::start();
     let ports =
         |store: &RedisStore| -> BTreeSet<String> { store.servers().into_iter().map(|server| server.address).collect() };
     let all: BTreeSet<String> = cluster.nodes().iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
     let store = RedisStore::new(&cluster.url(PATIENT)).unwrap();
-    assert_eq!(ports(&store).len(), 1, "one is known");
+    assert_eq!(ports(&store).len(), 1, "only the seed is known");
     outside_of_a_runtime(store.reconnect()).unwrap();
     assert_eq!(ports(&store), all);
     let connected = store.servers().iter().filter(|server| server.connections > 0).count();
-    assert_eq!(connected, 3, "to the masters");
+    assert_eq!(connected, 3, "the masters are connected");
     store.reset();
     assert!(store.servers().iter().all(|server| server.connections == 0));
 }
 
-/// What is read may be behind, and is never somebody else's. A replica that is gone costs nothing but the way.
+/// A value may be outdated, but is never that of another key. If a replica is down, its master is read.
 #[test]
-fn replicas_are_read_where_that_is_wanted() {
+fn replicas_are_read_with_replicas_prefer() {
     let mut cluster = Cluster::start();
     let url = cluster.url("timeout=5s&connect_timeout=5s");
     let store = RedisStore::builder(&url).replicas(Replicas::Prefer).build().unwrap();
@@ -114,7 +114,7 @@ fn replicas_are_read_where_that_is_wanted() {
         store.set_many(&entries, HOUR).await.into_iter().for_each(|stored| stored.unwrap());
     });
     let read = |key: &&str| outside_of_a_runtime(store.get(key)).unwrap().as_deref() == Some(key.as_bytes());
-    until("the replicas have what was stored", || keys.iter().all(read));
+    until("the replicas have all entries", || keys.iter().all(read));
     let gets = |nodes: &[Server]| nodes.iter().map(Server::gets).sum::<usize>();
     let (masters, replicas) = cluster.nodes().split_at(3);
     let before = (gets(masters), gets(replicas));
@@ -130,16 +130,16 @@ fn replicas_are_read_where_that_is_wanted() {
         });
     }
     let asked = (gets(masters) - before.0, gets(replicas) - before.1);
-    assert_eq!(asked, (2 * keys.len(), 4 * keys.len()), "the latest by the masters");
+    assert_eq!(asked, (2 * keys.len(), 4 * keys.len()), "get_latest reads from the masters");
     cluster.kill(3);
     assert!(keys.iter().all(read));
     let found = outside_of_a_runtime(store.get_many(&keys));
     assert!(found.into_iter().all(|found| found.unwrap().is_some()));
 }
 
-/// A URL for one server leads to a node of a cluster: nothing works for long, and the error says why.
+/// The URL is that of one server, but the server is a node of a cluster. The error names the right scheme.
 #[test]
-fn a_node_of_a_cluster_says_that_it_is_one() {
+fn the_url_of_one_server_for_a_cluster_node_is_an_error() {
     let cluster = Cluster::without_replicas();
     let url = cluster.url(PATIENT).replace("redis+cluster", "redis");
     let store = from_url(&url).unwrap();
@@ -154,7 +154,7 @@ fn a_node_of_a_cluster_says_that_it_is_one() {
 }
 
 #[test]
-fn a_single_server_says_that_it_is_no_cluster() {
+fn a_cluster_url_for_a_single_server_is_an_error() {
     let server = Server::start(Kind::Redis);
     for way in WAYS {
         let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", server.port())).unwrap();
@@ -164,7 +164,7 @@ fn a_single_server_says_that_it_is_no_cluster() {
     }
 }
 
-/// Whatever braces a key has, its lease is in its slot: a fetch would be refused otherwise, and reported.
+/// The lease of a key with braces is in the slot of the key. Otherwise a fetch would fail and be reported.
 #[test]
 fn keys_with_any_braces_are_fetched_under_a_lease() {
     let cluster = Cluster::without_replicas();
@@ -184,9 +184,9 @@ fn keys_with_any_braces_are_fetched_under_a_lease() {
     }
 }
 
-/// A lease of somebody else's naming need not be in the slot of its key.
+/// A lease whose name the caller has chosen need not be in the slot of its key.
 #[test]
-fn a_settle_may_be_on_two_slots() {
+fn a_settle_may_have_its_keys_in_two_slots() {
     let cluster = Cluster::without_replicas();
     let store = from_url(&cluster.url(PATIENT)).unwrap();
     let value = "value".into();

@@ -1,56 +1,56 @@
-//! What sentinels say, and do not say.
+//! The replies of sentinels: invalid, missing, refused, and right.
 
 use prefork_cache::ErrorKind;
 
 use super::{Client, WAYS, url, url_of};
 use support::certificates::{Authority, Validity};
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::sentinels::{Group, Sentinel};
 use support::servers::{Encryption, Kind, Server};
 
-/// No test here waits for a breaker, and a busy machine is no sentinel that hangs.
+/// The breaker is never open for long. The timeouts are long enough for a busy machine.
 const EAGER: &str = "retry_after=1ms&timeout=20s&connect_timeout=10s";
 
-/// A port that is given to nobody who asks for any.
-const NOBODYS: u16 = 1;
+/// A port on which no test server listens, since the kernel never assigns it as a free port.
+const CLOSED_PORT: u16 = 1;
 
-/// What does not lead to the master.
-fn useless() -> Vec<Says> {
+/// Returns replies that do not lead to the master.
+fn useless() -> Vec<Reaction> {
     let mut useless = vec![
-        Says::Nothing,
-        Says::HangsUp,
-        Says::unknown(),
-        Says::address("", 6379),
-        Says::address("127.0.0.1", 0),
-        Says::address("127.0.0.1", 70_000),
-        Says::address("127.0.0.1", "six"),
-        Says::address("-no.such.host.invalid", 6379),
-        Says::address("two words", 6379),
-        Says::address(&"long".repeat(100), 6379),
-        Says::port(NOBODYS),
-        Says::Bytes(vec![b'$'; 10]),
-        Says::Bytes(b"*2\r\n$9\r\n127.0.0.1\r\n".to_vec()),
-        Says::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        Says::Bytes(b"-LOADING not yet\r\n".to_vec()),
-        Says::Bytes(b"-NOAUTH Authentication required.\r\n".to_vec()),
-        Says::Bytes(b":7\r\n".to_vec()),
-        Says::Bytes([&b"$300000000\r\n"[..], &vec![b'x'; 1 << 20]].concat()),
+        Reaction::Silence,
+        Reaction::Disconnect,
+        Reaction::unknown(),
+        Reaction::address("", 6379),
+        Reaction::address("127.0.0.1", 0),
+        Reaction::address("127.0.0.1", 70_000),
+        Reaction::address("127.0.0.1", "six"),
+        Reaction::address("-no.such.host.invalid", 6379),
+        Reaction::address("two words", 6379),
+        Reaction::address(&"long".repeat(100), 6379),
+        Reaction::port(CLOSED_PORT),
+        Reaction::Bytes(vec![b'$'; 10]),
+        Reaction::Bytes(b"*2\r\n$9\r\n127.0.0.1\r\n".to_vec()),
+        Reaction::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Reaction::Bytes(b"-LOADING not yet\r\n".to_vec()),
+        Reaction::Bytes(b"-NOAUTH Authentication required.\r\n".to_vec()),
+        Reaction::Bytes(b":7\r\n".to_vec()),
+        Reaction::Bytes([&b"$300000000\r\n"[..], &vec![b'x'; 1 << 20]].concat()),
     ];
     let mut two = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n6379\r\n".to_vec();
     two.extend_from_slice(b"+surplus\r\n");
-    useless.push(Says::Bytes(two));
+    useless.push(Reaction::Bytes(two));
     useless
 }
 
 #[test]
-fn the_next_one_is_asked() {
+fn after_a_useless_reply_the_next_sentinel_is_asked() {
     let server = Server::start(Kind::Redis);
-    let good = FakeSentinel::start(Says::port(server.port()));
-    for says in useless() {
+    let good = FakeSentinel::start(Reaction::port(server.port()));
+    for reaction in useless() {
         for way in WAYS {
-            let useless = FakeSentinel::start(says.clone());
+            let useless = FakeSentinel::start(reaction.clone());
             let client = Client::new(way, &url(&[&useless, &good], EAGER));
-            client.set("k", "v").unwrap_or_else(|error| panic!("{says:?} {way:?}: {error:#}"));
+            client.set("k", "v").unwrap_or_else(|error| panic!("{reaction:?} {way:?}: {error:#}"));
             assert_eq!(client.address(), format!("127.0.0.1:{}", server.port()));
             assert_eq!(useless.asked(), 1);
             let asked = good.asked();
@@ -59,38 +59,41 @@ fn the_next_one_is_asked() {
             assert_eq!(
                 (useless.asked(), good.asked()),
                 (1, asked + 1),
-                "the one that was right is asked first: {says:?}"
+                "the sentinel that gave the right address is asked first: {reaction:?}"
             );
         }
     }
 }
 
-/// Bounded in time and in words, and the words name the sentinel and the master.
+/// The error comes within a bounded time, has a bounded length, and names the sentinels and the master.
 #[test]
-fn where_none_knows_better_there_is_an_error() {
-    for says in useless() {
+fn if_all_replies_are_useless_the_call_fails() {
+    for reaction in useless() {
         for way in WAYS {
-            let sentinels = [says.clone(), says.clone()].map(FakeSentinel::start);
+            let sentinels = [reaction.clone(), reaction.clone()].map(FakeSentinel::start);
             let [one, other] = &sentinels;
             let client = Client::new(way, &url(&[one, other], "connect_timeout=200ms&failures=1000"));
             let error = client.get("k").unwrap_err();
             let text = format!("{error:#}");
             assert!(text.len() < 2_000, "{text}");
-            assert!(error.is_transient() || says == Says::unknown() || text.contains("NOAUTH"), "{says:?}: {text}");
-            let names_a_server =
-                matches!(&says, Says::Bytes(bytes) if bytes.ends_with(b"$1\r\n1\r\n")) || text.contains("no.such.host");
+            assert!(
+                error.is_transient() || reaction == Reaction::unknown() || text.contains("NOAUTH"),
+                "{reaction:?}: {text}"
+            );
+            let names_a_server = matches!(&reaction, Reaction::Bytes(bytes) if bytes.ends_with(b"$1\r\n1\r\n"))
+                || text.contains("no.such.host");
             if !names_a_server && one.asked() > 0 {
                 for sentinel in &sentinels {
-                    assert!(text.contains(&format!("127.0.0.1:{}", sentinel.port())), "{says:?}: {text}");
+                    assert!(text.contains(&format!("127.0.0.1:{}", sentinel.port())), "{reaction:?}: {text}");
                 }
-                assert!(text.contains("\"mymaster\""), "{says:?}: {text}");
+                assert!(text.contains("\"mymaster\""), "{reaction:?}: {text}");
             }
         }
     }
 }
 
 #[test]
-fn sentinels_that_are_dead() {
+fn sentinels_that_have_crashed() {
     let mut group = Group::with(1, None, None);
     group.sentinels[0].kill();
     for way in WAYS {
@@ -104,7 +107,7 @@ fn sentinels_that_are_dead() {
     }
     group.sentinels.iter_mut().for_each(Sentinel::kill);
     for client in &before {
-        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"), "what is connected serves on");
+        assert_eq!(client.get("k").unwrap().as_deref(), Some("v"), "open connections stay in use");
     }
     for way in WAYS {
         let client = Client::new(way, &group.url(""));
@@ -116,10 +119,10 @@ fn sentinels_that_are_dead() {
             assert!(failure.contains(&sentinel.port().to_string()), "{failure}");
         }
         let _ = client.get("k").unwrap_err();
-        let left_alone = client.get("k").unwrap_err();
-        assert_eq!(left_alone.kind(), ErrorKind::Unavailable);
+        let unavailable = client.get("k").unwrap_err();
+        assert_eq!(unavailable.kind(), ErrorKind::Unavailable);
         let words = "mymaster was not found, or has let nobody in, and is not tried again before retry_after is over";
-        assert_eq!(left_alone.to_string(), words);
+        assert_eq!(unavailable.to_string(), words);
     }
 }
 
@@ -144,7 +147,7 @@ fn a_name_that_no_sentinel_knows() {
         let each: Vec<String> =
             group.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
         let [one, two, three] = each.try_into().unwrap();
-        let unknown = |sentinel| format!("the sentinel {sentinel} knows no master \"yourmaster\"");
+        let unknown = |sentinel| format!("the sentinel {sentinel} does not know the master \"yourmaster\"");
         let expected = [one, two, three].map(unknown).join("; ");
         assert_eq!(error.to_string(), format!("no sentinel has named the master \"yourmaster\": {expected}"));
     }
@@ -155,7 +158,7 @@ fn a_wrong_password_for_the_sentinels_is_not_shown() {
     let group = Group::with(0, None, Some("s3cret-of-sentinels"));
     let wrong = group.url("").replace("s3cret-of-sentinels", "wr0ng-of-sentinels");
     for way in WAYS {
-        for url in [wrong.clone(), wrong.replace("?", "?sentinel_username=somebody&")] {
+        for url in [wrong.clone(), wrong.replace("?", "?sentinel_username=worker&")] {
             let client = Client::new(way, &url);
             let error = client.get("k").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Auth, "{error:#}");
@@ -186,13 +189,13 @@ fn a_password_for_the_sentinels_in_a_file_is_read_each_time() {
     }
     std::fs::write(&file, "s3cret\n").unwrap();
     for client in &clients {
-        support::wait::until("the new password serves", || client.get("k").is_ok());
+        support::wait::until("the new password is used", || client.get("k").is_ok());
     }
     std::fs::remove_file(&file).unwrap();
 }
 
 #[test]
-fn a_user_of_the_master_and_one_of_the_sentinels() {
+fn master_and_sentinels_have_different_users() {
     let server = Server::start(Kind::Redis);
     server.ask("ACL SETUSER worker on >s3cret ~* +@all");
     server.ask("ACL SETUSER default off");
@@ -211,7 +214,7 @@ fn a_user_of_the_master_and_one_of_the_sentinels() {
     }
 }
 
-/// What the sentinels announce is what the certificate must be for.
+/// The certificate must be for the host that the sentinels announce.
 #[test]
 fn a_master_whose_certificate_is_for_another_name() {
     let authority = Authority::new();
@@ -225,13 +228,14 @@ fn a_master_whose_certificate_is_for_another_name() {
             format!("rediss+sentinel://127.0.0.1:{}/mymaster?tls_ca={}", sentinel.port(), authority.ca().display());
         let error = Client::new(way, &url).get("k").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Tls, "{error:#}");
-        let place = format!("127.0.0.1:{}", master.port());
+        let address = format!("127.0.0.1:{}", master.port());
         let text = error.to_string();
-        assert!(text.contains(&place) && text.contains("not for the name \"127.0.0.1\""), "{text}");
+        assert!(text.contains(&address) && text.contains("not for the name \"127.0.0.1\""), "{text}");
     }
 }
 
-/// An account may ask for neither: it is served, and a replica is noticed by what it refuses.
+/// An account that may use neither `ROLE` nor `INFO` is used without the check. A replica then refuses changes with
+/// `READONLY`.
 #[test]
 fn an_account_that_may_not_ask_for_the_role() {
     for (denied, is_checked) in [("-role", true), ("-role -info", false)] {
@@ -241,14 +245,14 @@ fn an_account_that_may_not_ask_for_the_role() {
             server.ask(&format!("ACL SETUSER worker on >s3cret ~* +@all {denied}"));
         }
         for way in WAYS {
-            let sentinel = FakeSentinel::start(Says::port(replica.port()));
+            let sentinel = FakeSentinel::start(Reaction::port(replica.port()));
             let url = url_of(&[sentinel.port()], EAGER).replace("://", "://worker:s3cret@");
             let client = Client::new(way, &url);
             let refused = client.set("k", "v").unwrap_err();
             assert_eq!((refused.kind(), refused.is_transient()), (ErrorKind::Server, true), "{refused:#}");
             let is_read_only = refused.to_string().contains("READONLY");
             assert_eq!(is_read_only, !is_checked, "{denied}: {refused}");
-            sentinel.say(Says::port(master.port()));
+            sentinel.set_reaction(Reaction::port(master.port()));
             support::wait::until("the master is found", || client.set("k", "v").is_ok());
         }
     }

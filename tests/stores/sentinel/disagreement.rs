@@ -1,7 +1,7 @@
-//! Sentinels that do not agree, or change their minds over and over.
+//! Sentinels that disagree, or often name another master.
 
 use super::{Client, WAYS, url};
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::servers::{Kind, Server};
 use support::wait::until;
 
@@ -11,15 +11,15 @@ fn address(server: &Server) -> String {
     format!("127.0.0.1:{}", server.port())
 }
 
-/// The first one that is asked is isolated, together with a master that still takes writes.
+/// The first sentinel that is asked is isolated together with the old master, which still accepts writes.
 #[test]
 fn an_isolated_sentinel_is_outvoted() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let isolated = FakeSentinel::start(Says::port(old.port()));
-        let others = [(); 2].map(|()| FakeSentinel::start(Says::port(new.port())));
+        let isolated = FakeSentinel::start(Reaction::port(old.port()));
+        let others = [(); 2].map(|()| FakeSentinel::start(Reaction::port(new.port())));
         let client = Client::new(way, &url(&[&isolated, &others[0], &others[1]], EAGER));
-        until("the old master is left", || client.set("k", "v").is_ok() && client.address() == address(&new));
+        until("the new master is used", || client.set("k", "v").is_ok() && client.address() == address(&new));
         let patient = "timeout=20s&connect_timeout=20s&topology_refresh=1h";
         let client = Client::new(way, &url(&[&others[0], &others[1], &isolated], patient));
         let asked = isolated.asked();
@@ -31,21 +31,21 @@ fn an_isolated_sentinel_is_outvoted() {
     }
 }
 
-/// A reset asks as well, so each of the turns is followed. Nothing is kept of a turn.
+/// After a reset the sentinels are asked again, so each change is followed. No change leaves connections behind.
 #[test]
-fn masters_that_take_turns() {
-    const TURNS: usize = 300;
+fn masters_that_alternate() {
+    const CHANGES: usize = 300;
     for way in WAYS {
         let servers = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(servers[0].port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(servers[0].port())));
         let client = Client::new(way, &url(&[&sentinels[0], &sentinels[1], &sentinels[2]], EAGER));
-        for turn in 0..TURNS {
-            let master = &servers[turn % 2];
-            sentinels.iter().for_each(|sentinel| sentinel.say(Says::port(master.port())));
+        for change in 0..CHANGES {
+            let master = &servers[change % 2];
+            sentinels.iter().for_each(|sentinel| sentinel.set_reaction(Reaction::port(master.port())));
             client.cache.reset();
             until("the other master is used", || client.set("k", "v").is_ok() && client.address() == address(master));
         }
-        until("no connection is left of each turn", || client.cache.stats().servers[0].connections <= 2);
+        until("no change leaves a connection behind", || client.cache.stats().servers[0].connections <= 2);
         for server in &servers {
             let few = || {
                 server.ask("INFO clients").lines().any(|line| {

@@ -1,4 +1,4 @@
-//! The master becomes another one.
+//! Failovers: another server becomes the master.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -8,34 +8,34 @@ use prefork_cache::{Cache, Error, ErrorKind, stores};
 
 use super::{Client, TTL, WAYS, Way, url};
 use crate::conformance::current_thread;
-use support::fake_sentinel::{FakeSentinel, Says};
+use support::fake_sentinel::{FakeSentinel, Reaction};
 use support::sentinels::Group;
 use support::servers::{Kind, Server};
 use support::wait::{SetOnDrop, until};
 
-/// A busy machine is no outage.
+/// The timeouts are long enough for a busy machine.
 const PATIENT: &str = "timeout=20s&connect_timeout=20s&retry_after=1ms";
 
-/// How often a server was asked for a marker: once with each write of a client, and never by another server.
+/// Returns how many markers a server has received. A client sends one with each write; other servers send none.
 fn writes(server: &Server) -> usize {
     let answer = server.ask("INFO commandstats");
     let count = answer.lines().find_map(|line| line.strip_prefix("cmdstat_echo:calls="));
     count.map_or(0, |count| count.split(',').next().and_then(|count| count.parse().ok()).expect("a number"))
 }
 
-/// Many callers, of which each counts what it was refused, until they are told to stop.
+/// The load of many callers, with counts of their calls.
 struct Load {
     stop: AtomicBool,
-    /// How many calls have succeeded.
     succeeded: AtomicUsize,
     failed: AtomicUsize,
-    /// The most refusals of a replica that one caller got.
+    /// The maximum number of `READONLY` errors of one caller.
     most_refused: AtomicUsize,
 }
 
 const CALLERS: usize = 8;
 
 impl Load {
+    /// Runs the callers until `meanwhile` returns.
     fn run(way: Way, cache: &Cache, meanwhile: impl FnOnce(&Load)) -> Load {
         let load = Load {
             stop: AtomicBool::new(false),
@@ -55,7 +55,7 @@ impl Load {
                                 let (key, value) = (format!("{caller}:{number}"), format!("{number}"));
                                 let done =
                                     cache.blocking().set(&key, &value, TTL).and_then(|()| cache.blocking().get(&key));
-                                if !load.goes_on(done, &value, &mut refused) {
+                                if !load.record(done, &value, &mut refused) {
                                     break;
                                 }
                             }
@@ -82,7 +82,7 @@ impl Load {
                     Ok(()) => cache.get(&key).await,
                     Err(error) => Err(error),
                 };
-                if !self.goes_on(done, &value, &mut refused) {
+                if !self.record(done, &value, &mut refused) {
                     break;
                 }
                 tokio::task::yield_now().await;
@@ -96,10 +96,11 @@ impl Load {
         .await;
     }
 
-    fn goes_on(&self, done: Result<Option<String>, Error>, value: &str, refused: &mut usize) -> bool {
+    /// Records the result of a call. Returns false if the caller has to stop.
+    fn record(&self, done: Result<Option<String>, Error>, value: &str, refused: &mut usize) -> bool {
         match done {
             Ok(read) => {
-                // A write that a failover has lost is a miss.
+                // If a failover has lost the write, the read is a miss.
                 assert!(read.is_none() || read.as_deref() == Some(value), "{read:?} instead of {value}");
                 self.succeeded.fetch_add(1, Ordering::SeqCst);
             }
@@ -113,25 +114,25 @@ impl Load {
         !self.stop.load(Ordering::SeqCst)
     }
 
-    /// Waits for so many more calls to succeed.
+    /// Waits until `more` further calls have succeeded.
     fn until_succeeded(&self, more: usize) {
         let before = self.succeeded.load(Ordering::SeqCst);
         until("calls succeed", || self.succeeded.load(Ordering::SeqCst) >= before + more);
     }
 }
 
-/// The old master refuses to write from one moment to the next, and closes no connection.
+/// The old master starts to refuse writes, and closes no connection.
 #[test]
 fn after_one_refusal_no_request_goes_to_the_old_master() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinel = FakeSentinel::start(Says::port(old.port()));
-        // No connection is too old, or not old enough, for this.
+        let sentinel = FakeSentinel::start(Reaction::port(old.port()));
+        // With this `retry_after` the age of a connection does not matter.
         let options = "timeout=20s&connect_timeout=20s&retry_after=1h&topology_refresh=1h";
         let client = Client::new(way, &url(&[&sentinel], options));
         let load = Load::run(way, &client.cache, |load| {
             load.until_succeeded(200);
-            sentinel.say(Says::port(new.port()));
+            sentinel.set_reaction(Reaction::port(new.port()));
             old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
             until("calls go to the new master", || writes(&new) > 100);
             let before = writes(&old);
@@ -143,11 +144,11 @@ fn after_one_refusal_no_request_goes_to_the_old_master() {
     }
 }
 
-/// What was idle in the pool is not used either.
+/// Idle connections of the pool are closed too.
 #[test]
-fn one_refusal_is_enough_for_all_connections() {
+fn one_refusal_closes_all_connections() {
     let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-    let sentinel = FakeSentinel::start(Says::port(old.port()));
+    let sentinel = FakeSentinel::start(Reaction::port(old.port()));
     let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h"));
     let cache = Cache::builder(stores::from_url(&url).unwrap()).build();
     cache.blocking().set("k", &0, TTL).unwrap();
@@ -161,8 +162,8 @@ fn one_refusal_is_enough_for_all_connections() {
         until("each caller has a connection", || connections() == CALLERS);
         old.resume();
     });
-    assert_eq!((connections(), sentinel.asked()), (CALLERS, 1), "what was said a moment ago still counts");
-    sentinel.say(Says::port(new.port()));
+    assert_eq!((connections(), sentinel.asked()), (CALLERS, 1), "the address is still valid");
+    sentinel.set_reaction(Reaction::port(new.port()));
     old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
     let before = writes(&old);
     let refused = cache.blocking().set("k", &1, TTL).unwrap_err();
@@ -174,22 +175,22 @@ fn one_refusal_is_enough_for_all_connections() {
     assert_eq!(sentinel.asked(), 2);
 }
 
-/// Nor what was appended to a pipeline before, if it was not sent.
+/// A request that was appended to a pipeline before the refusal, but not sent, goes to the new master.
 #[test]
-fn what_was_not_sent_before_a_refusal_goes_to_the_new_master() {
+fn unsent_requests_go_to_the_new_master() {
     let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-    let sentinel = FakeSentinel::start(Says::port(old.port()));
+    let sentinel = FakeSentinel::start(Reaction::port(old.port()));
     let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1h"));
     let cache = Cache::builder(stores::from_url(&url).unwrap()).build();
     let runtime = current_thread();
     runtime.block_on(cache.set("k", &"old", TTL)).unwrap();
     cache.blocking().set("k", &"old", TTL).unwrap();
-    sentinel.say(Says::port(new.port()));
+    sentinel.set_reaction(Reaction::port(new.port()));
     old.ask(&format!("REPLICAOF 127.0.0.1 {}", new.port()));
     let before = writes(&old);
     let mut appended = Box::pin(cache.set("k", &"new", TTL));
     {
-        // What would send it is not polled.
+        // The driver, which would send it, is not polled.
         let _inside = runtime.enter();
         assert!(appended.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
@@ -210,7 +211,7 @@ fn a_planned_failover() {
             let answer = group.sentinels[1].ask("SENTINEL FAILOVER mymaster");
             assert!(answer.starts_with("+OK"), "{answer}");
             let new = group.new_master();
-            // It closes every connection when it becomes one.
+            // A server that becomes a replica closes all connections.
             until("the old master is a replica", || old.try_ask("ROLE").is_ok_and(|role| role.contains("slave")));
             until("calls go to the new master", || writes(new) > 100);
             load.until_succeeded(100);
@@ -222,24 +223,24 @@ fn a_planned_failover() {
     }
 }
 
-/// It still takes writes, and the sentinels have elected another one.
+/// The old master still accepts writes, and the sentinels have elected another one.
 #[test]
-fn an_isolated_master_is_left() {
+fn an_isolated_master_is_abandoned() {
     for way in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(old.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(old.port())));
         let [one, two, three] = &sentinels;
         let client = Client::new(way, &url(&[one, two, three], &format!("{PATIENT}&topology_refresh=1ms")));
         client.set("k", "old").unwrap();
-        // One alone may be behind the times, or isolated itself.
-        one.say(Says::port(new.port()));
+        // A single sentinel may be outdated or isolated itself.
+        one.set_reaction(Reaction::port(new.port()));
         let asked = one.asked();
         until("it was asked again and again", || {
             assert_eq!(client.get("k").unwrap().as_deref(), Some("old"), "{way:?}");
             one.asked() > asked + 10
         });
-        two.say(Says::port(new.port()));
-        until("the old master is left", || client.get("k").unwrap().is_none());
+        two.set_reaction(Reaction::port(new.port()));
+        until("the new master is used", || client.get("k").unwrap().is_none());
         assert_eq!(client.address(), format!("127.0.0.1:{}", new.port()));
         let before = writes(&old);
         client.set("k", "new").unwrap();
@@ -252,12 +253,12 @@ fn an_isolated_master_is_left() {
     }
 }
 
-/// Also if it is a dial that finds the new one.
+/// A dial that finds a new master closes the connections to the old one.
 #[test]
-fn connections_to_another_server_than_that_of_the_last_dial_are_given_up() {
+fn connections_to_another_server_than_that_of_the_last_dial_are_closed() {
     for first in WAYS {
         let [old, new] = [(); 2].map(|()| Server::start(Kind::Redis));
-        let sentinel = FakeSentinel::start(Says::port(old.port()));
+        let sentinel = FakeSentinel::start(Reaction::port(old.port()));
         let url = url(&[&sentinel], &format!("{PATIENT}&topology_refresh=1ms"));
         let client = Client::new(Way::Tokio, &url);
         let blocking = |value: &str| client.cache.blocking().set("k", &value, TTL).unwrap();
@@ -265,9 +266,9 @@ fn connections_to_another_server_than_that_of_the_last_dial_are_given_up() {
         let [before, after]: [&dyn Fn(&str); 2] =
             if first == Way::Blocking { [&blocking, &tokio] } else { [&tokio, &blocking] };
         before("old");
-        sentinel.say(Says::port(new.port()));
+        sentinel.set_reaction(Reaction::port(new.port()));
         let new_address = format!("127.0.0.1:{}", new.port());
-        until("the new one is found", || {
+        until("the new master is found", || {
             after("new");
             client.address() == new_address
         });
@@ -279,12 +280,12 @@ fn connections_to_another_server_than_that_of_the_last_dial_are_given_up() {
     }
 }
 
-/// Sentinels that hang keep the one who asks for a part of the time for a dial, and nobody else.
+/// Unresponsive sentinels delay the caller that asks them by a part of the time for a dial, and no other caller.
 #[test]
-fn one_caller_in_a_period_asks() {
+fn one_caller_per_period_asks_the_sentinels() {
     for way in WAYS {
         let server = Server::start(Kind::Redis);
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(server.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(server.port())));
         let [one, two, three] = &sentinels;
         let client = Client::new(way, &url(&[one, two, three], "topology_refresh=1h&timeout=20s&connect_timeout=20s"));
         Load::run(way, &client.cache, |load| load.until_succeeded(2_000));
@@ -295,21 +296,21 @@ fn one_caller_in_a_period_asks() {
         let dials = || hurried.cache.stats().servers[0].dials;
         let load = Load::run(way, &hurried.cache, |load| {
             load.until_succeeded(10);
-            sentinels.iter().for_each(|sentinel| sentinel.say(Says::Nothing));
+            sentinels.iter().for_each(|sentinel| sentinel.set_reaction(Reaction::Silence));
             let before = dials();
             load.until_succeeded(2_000);
-            assert_eq!(dials(), before, "no connection is given up: {way:?}");
+            assert_eq!(dials(), before, "no connection is closed: {way:?}");
         });
         assert_eq!(load.failed.into_inner(), 0, "{way:?}");
     }
 }
 
-/// No dial storm, and no storm of questions either.
+/// An open breaker stops dials, and queries of the sentinels too.
 #[test]
-fn a_master_that_is_down_is_not_asked_for_on_every_call() {
+fn sentinels_are_not_asked_on_every_call_while_the_master_is_down() {
     for way in WAYS {
         let mut server = Server::start(Kind::Redis);
-        let sentinels = [(); 3].map(|()| FakeSentinel::start(Says::port(server.port())));
+        let sentinels = [(); 3].map(|()| FakeSentinel::start(Reaction::port(server.port())));
         let [one, two, three] = &sentinels;
         let options = "failures=2&retry_after=1h&topology_refresh=1h&timeout=20s&connect_timeout=20s";
         let client = Client::new(way, &url(&[one, two, three], options));
@@ -320,8 +321,8 @@ fn a_master_that_is_down_is_not_asked_for_on_every_call() {
             until("many calls fail", || load.failed.load(Ordering::SeqCst) > 2_000);
         });
         assert!(failed.into_inner() > 2_000);
-        // The first dial has asked once. Of those who lose their connection at the same time each may dial before the
-        // breaker opens, and ask all of them.
+        // The first dial has asked one sentinel. Each caller that loses its connection may dial once before the breaker
+        // opens, and ask all sentinels.
         assert!(asked() <= 1 + 3 * CALLERS, "{way:?}: {}", asked());
         let error = client.get("k").unwrap_err();
         let words =
@@ -335,7 +336,7 @@ fn a_replica_is_not_used() {
     for way in WAYS {
         let master = Server::start(Kind::Redis);
         let replica = Server::with(Kind::Redis, &["--replicaof", "127.0.0.1", &master.port().to_string()]);
-        let [wrong, right] = [&replica, &master].map(|server| FakeSentinel::start(Says::port(server.port())));
+        let [wrong, right] = [&replica, &master].map(|server| FakeSentinel::start(Reaction::port(server.port())));
         let client = Client::new(way, &url(&[&wrong, &right], PATIENT));
         client.set("k", "v").unwrap();
         assert_eq!((wrong.asked(), right.asked()), (1, 1));
@@ -344,9 +345,9 @@ fn a_replica_is_not_used() {
         let error = client.get("k").unwrap_err();
         assert_eq!((error.kind(), error.is_transient()), (ErrorKind::Server, true));
         let expected =
-            format!("127.0.0.1:{} is no master, although sentinels say so: its role is \"slave\"", replica.port());
+            format!("127.0.0.1:{} is not a master, although sentinels name it: its role is \"slave\"", replica.port());
         assert_eq!(error.to_string(), expected);
         replica.ask("REPLICAOF NO ONE");
-        until("it is the master now", || client.set("k", "v").is_ok());
+        until("the replica has become a master", || client.set("k", "v").is_ok());
     }
 }

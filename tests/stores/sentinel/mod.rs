@@ -1,4 +1,5 @@
-//! Behind sentinels: who is asked, who is believed, and what becomes of connections to a server that is the master no more.
+//! Stores behind sentinels: which sentinels are asked, which replies are used, and what happens to the connections to a
+//! former master.
 
 mod answers;
 mod disagreement;
@@ -12,7 +13,7 @@ use support::fake_sentinel::FakeSentinel;
 
 const TTL: Duration = Duration::from_secs(600);
 
-/// How a call is made.
+/// The API for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Blocking,
@@ -21,10 +22,10 @@ enum Way {
 
 const WAYS: [Way; 2] = [Way::Blocking, Way::Tokio];
 
-/// A cache behind sentinels on these ports, in one way.
+/// A cache behind sentinels, called through one API.
 struct Client {
     cache: Cache,
-    /// In tokio's way.
+    /// The runtime for `Way::Tokio`.
     runtime: Option<tokio::runtime::Runtime>,
 }
 

@@ -1,9 +1,19 @@
-//! Learning which node has which slots: at first use, and after a sign of change. One caller at a time asks, and not
-//! again at once; the others wait for it.
+//! The refresh of a cluster's topology: asks the nodes for the owners of all slots, at first use and after a sign of
+//! change.
 //!
-//! Who is at it is a note of this process's, so a fork in the middle leaves a child free to ask for itself. Callers that
-//! block and those inside of tokio have a note each: a thread that waited for a task of its own runtime would wait for
-//! itself.
+//! # States
+//!
+//! | state | next |
+//! | --- | --- |
+//! | idle | *running*, when a caller starts a query, unless the last outcome is *recent* |
+//! | running | *idle*, when the query ends or its future is dropped; *running* for another caller, when the query has run for twice the timeout |
+//! | recent: the last outcome is less than [`FRESH`] old | callers return this outcome and do not query |
+//!
+//! One caller at a time queries. The others wait for it, or go on with the present table.
+//!
+//! The state is process-local, so a child that is forked during a query can start its own. Blocking callers and callers
+//! inside tokio have separate states *idle* and *running*: a thread that waited for a task of its own runtime would
+//! wait for itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,176 +29,188 @@ use crate::store::redis::exchange::exchange;
 use crate::store::redis::reply;
 use crate::sync::Lock;
 
-/// How long an outcome, good or bad, is taken for the present state.
+/// How long the outcome of a query, also an error, is reused.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// How many nodes are asked that do not know the owners of all slots: some slots may have none.
-const MOST_INCOMPLETE: usize = 8;
+/// How many nodes are asked that do not know the owners of all slots. Some slots may have no owner.
+const MAX_INCOMPLETE: usize = 8;
 
-/// The pauses between two looks at whether another caller is done.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// The pauses between two checks whether another caller's query has ended.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(20);
 
-/// Of no node.
+/// The index of no node.
 const NONE: Index = Index::MAX;
 
 #[derive(Debug)]
-pub(super) struct Learning {
-    /// Whether there is a sign that the table is not right any more, and which node is not to be asked about it first.
-    is_in_doubt: AtomicBool,
-    doubted: AtomicU16,
-    /// Who is asked first: another one each time.
-    turn: AtomicUsize,
+pub(super) struct TopologyRefresh {
+    /// Whether there was a sign that the table is outdated.
+    is_stale: AtomicBool,
+    /// The node that has failed, which is asked last.
+    failed: AtomicU16,
+    /// The number of queries. Each one starts with another node.
+    queries: AtomicUsize,
     state: ProcessLocal<Lock<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Since when a caller that blocks, and one inside tokio, is at it.
-    under_way: [Option<Instant>; 2],
-    /// When it was tried last, and with what outcome.
+    /// The start times of the running queries: that of a blocking caller, and that of a caller inside tokio.
+    running: [Option<Instant>; 2],
+    /// The time and the outcome of the last query.
     last: Option<(Instant, Result<()>)>,
 }
 
-/// Ends with a note that it has ended, also where the caller has given up.
-struct Asking<'l> {
-    learning: &'l Learning,
+/// A running query. Its drop records that it has ended, also if the caller's future is dropped.
+struct Query<'l> {
+    refresh: &'l TopologyRefresh,
     state: &'l Lock<State>,
-    line: usize,
+    kind: usize,
     since: Instant,
     generation: u64,
     outcome: Option<Result<()>>,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Query<'_> {
     fn drop(&mut self) {
         if self.generation != generation() {
-            // The note is the parent's, and so is its lock.
+            // The state and its lock are the parent's.
             return;
         }
         let mut state = self.state.lock();
-        // Another one may have taken over.
-        if state.under_way[self.line] == Some(self.since) {
-            state.under_way[self.line] = None;
+        // Another caller may have taken over.
+        if state.running[self.kind] == Some(self.since) {
+            state.running[self.kind] = None;
         }
-        // What this process has run out of says nothing of the cluster.
-        let says_something = |outcome: &Result<()>| {
+        // A lack of resources in this process says nothing about the cluster.
+        let is_informative = |outcome: &Result<()>| {
             let kind = outcome.as_ref().err().map(Error::kind);
             !matches!(kind, Some(ErrorKind::OutOfResources | ErrorKind::Forked | ErrorKind::Full))
         };
         match self.outcome.take() {
-            Some(outcome) if says_something(&outcome) => state.last = Some((Instant::now(), outcome)),
+            Some(outcome) if is_informative(&outcome) => state.last = Some((Instant::now(), outcome)),
             Some(_) => {}
-            None => self.learning.doubt(None),
+            None => self.refresh.mark_stale(None),
         }
     }
 }
 
-/// Whether a caller waits for another one that is at it.
+/// What a caller does while another caller's query is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
-    ForOthers,
-    ForNobody,
+pub(super) enum IfRunning {
+    Wait,
+    /// Goes on with the present table.
+    Skip,
 }
 
-enum Waiter<'l> {
-    Own(Asking<'l>),
-    Anothers,
-    /// Another caller has just tried.
-    Over(Result<()>),
+enum Claim<'l> {
+    /// This caller queries.
+    Own(Query<'l>),
+    /// Another caller's query is running.
+    Running,
+    /// Another caller's query has just ended with this outcome.
+    Recent(Result<()>),
 }
 
-impl Learning {
-    pub(super) fn new() -> Learning {
-        Learning {
-            is_in_doubt: AtomicBool::new(false),
-            doubted: AtomicU16::new(NONE),
-            turn: AtomicUsize::new(0),
+impl TopologyRefresh {
+    pub(super) fn new() -> TopologyRefresh {
+        TopologyRefresh {
+            is_stale: AtomicBool::new(false),
+            failed: AtomicU16::new(NONE),
+            queries: AtomicUsize::new(0),
             state: ProcessLocal::new(),
         }
     }
 
     #[inline]
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.is_in_doubt.load(Ordering::Relaxed)
+    pub(super) fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 
-    /// Makes the next caller learn the slots again. A node that has failed is asked last.
+    /// Makes the next caller refresh the topology. A node that has failed is asked last.
     #[cold]
-    pub(super) fn doubt(&self, failed: Option<Index>) {
+    pub(super) fn mark_stale(&self, failed: Option<Index>) {
         if let Some(failed) = failed {
-            self.doubted.store(failed, Ordering::Relaxed);
+            self.failed.store(failed, Ordering::Relaxed);
         }
-        self.is_in_doubt.store(true, Ordering::Relaxed);
+        self.is_stale.store(true, Ordering::Relaxed);
     }
 
-    /// Forgets when it was tried last.
+    /// Discards the recent outcome.
     pub(super) fn reset(&self) {
         if let Some(state) = self.state.get() {
             state.lock().last = None;
         }
     }
 
-    /// Has the table learnt what is so now, by this caller or by another one.
+    /// Brings the table up to date, by this caller's query or by another caller's.
     ///
     /// # Errors
     ///
-    /// Where no node has said it before the deadline.
-    pub(super) async fn learn(&self, table: &Table, deadline: Instant, timeout: Duration, wait: Wait) -> Result<()> {
-        let mut length = SHORTEST_PAUSE;
+    /// If no node has described the cluster before the deadline.
+    pub(super) async fn run(
+        &self,
+        table: &Table,
+        deadline: Instant,
+        timeout: Duration,
+        if_running: IfRunning,
+    ) -> Result<()> {
+        let mut interval = MIN_PAUSE;
         loop {
-            match self.turn(2 * timeout)? {
-                Waiter::Own(mut asking) => {
+            match self.claim(2 * timeout)? {
+                Claim::Own(mut query) => {
                     let outcome = self.ask(table, deadline, timeout).await;
-                    asking.outcome = Some(outcome.clone());
+                    query.outcome = Some(outcome.clone());
                     return outcome;
                 }
-                Waiter::Over(outcome) => return outcome,
-                Waiter::Anothers if wait == Wait::ForNobody => return Ok(()),
-                Waiter::Anothers if Instant::now() >= deadline => {
-                    return Err(unknown(ErrorKind::Timeout, "another caller is still asking"));
+                Claim::Recent(outcome) => return outcome,
+                Claim::Running if if_running == IfRunning::Skip => return Ok(()),
+                Claim::Running if Instant::now() >= deadline => {
+                    return Err(unknown(ErrorKind::Timeout, "another caller's query is still running"));
                 }
-                Waiter::Anothers => pause(length).await?,
+                Claim::Running => pause(interval).await?,
             }
-            length = (2 * length).min(LONGEST_PAUSE);
+            interval = (2 * interval).min(MAX_PAUSE);
         }
     }
 
-    /// Whose turn it is. Who is at it for longer than this is not polled any more.
-    fn turn(&self, patience: Duration) -> Result<Waiter<'_>> {
+    /// Claims the query for this caller, unless another caller's is running or has just ended. A query that has run for
+    /// longer than `patience` is taken over: its future may not be polled any more.
+    fn claim(&self, patience: Duration) -> Result<Claim<'_>> {
         let state = self.state.get_or_init(|| Lock::new("cluster", State::default()));
-        let line = usize::from(execution()? != Execution::Inline);
+        let kind = usize::from(execution()? != Execution::Inline);
         let now = Instant::now();
-        let mut held = state.lock();
-        if let Some((when, outcome)) = &held.last
+        let mut guard = state.lock();
+        if let Some((when, outcome)) = &guard.last
             && now < *when + FRESH
         {
-            return Ok(Waiter::Over(outcome.clone()));
+            return Ok(Claim::Recent(outcome.clone()));
         }
-        if held.under_way[line].is_some_and(|since| now < since + patience) {
-            return Ok(Waiter::Anothers);
+        if guard.running[kind].is_some_and(|since| now < since + patience) {
+            return Ok(Claim::Running);
         }
-        held.under_way[line] = Some(now);
-        Ok(Waiter::Own(Asking { learning: self, state, line, since: now, generation: generation(), outcome: None }))
+        guard.running[kind] = Some(now);
+        Ok(Claim::Own(Query { refresh: self, state, kind, since: now, generation: generation(), outcome: None }))
     }
 
-    /// Asks one node after the other, until one knows the owners of all slots; else what the one says counts that knows
-    /// most of them. One that does not answer leaves half of the time for the others.
+    /// Asks one node after the other until one knows the owners of all slots. If none does, the one is used that knows
+    /// most. Each node gets half of the remaining time, so one that does not respond leaves the other half for the
+    /// others.
     async fn ask(&self, table: &Table, deadline: Instant, timeout: Duration) -> Result<()> {
-        self.is_in_doubt.store(false, Ordering::Relaxed);
+        self.is_stale.store(false, Ordering::Relaxed);
         let candidates = self.candidates(table);
         let mut failed = None;
         let mut most: Option<(&Node, View)> = None;
         let mut incomplete = 0;
-        for (place, node) in candidates.iter().enumerate() {
+        for (position, node) in candidates.iter().enumerate() {
             let now = Instant::now();
-            let left = deadline.saturating_duration_since(now);
-            if (left.is_zero() && (failed.is_some() || most.is_some())) || incomplete == MOST_INCOMPLETE {
+            let remaining = deadline.saturating_duration_since(now);
+            if (remaining.is_zero() && (failed.is_some() || most.is_some())) || incomplete == MAX_INCOMPLETE {
                 break;
             }
-            let is_last = place + 1 == candidates.len();
-            let until_then = if is_last { deadline } else { now + left / 2 };
-            match until(until_then, timeout, seen_by(node)).await {
+            let is_last = position + 1 == candidates.len();
+            let node_deadline = if is_last { deadline } else { now + remaining / 2 };
+            match until(node_deadline, timeout, view_of(node)).await {
                 Ok(view) if view.is_complete() => return adopt(table, node, &view),
                 Ok(view) => {
                     incomplete += 1;
@@ -203,24 +225,24 @@ impl Learning {
         if let Some((node, view)) = most {
             return adopt(table, node, &view);
         }
-        self.is_in_doubt.store(true, Ordering::Relaxed);
+        self.is_stale.store(true, Ordering::Relaxed);
         let error = failed.expect("a URL names at least one node");
         Err(unknown(error.kind(), error))
     }
 
-    /// Those that the cluster named when it was asked last, then those that are known from elsewhere, and one that was
-    /// seen to fail at the end.
+    /// Returns the nodes to ask: first those that the last topology lists, then the other known ones, and last the one
+    /// that has failed.
     fn candidates<'t>(&self, table: &'t Table) -> Vec<&'t Node> {
-        let doubted = usize::from(self.doubted.swap(NONE, Ordering::Relaxed));
+        let failed = usize::from(self.failed.swap(NONE, Ordering::Relaxed));
         let nodes: Vec<(usize, &Node)> = table.nodes().enumerate().collect();
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % nodes.len().max(1);
-        let mut turned: Vec<(usize, &Node)> = nodes[first..].iter().chain(&nodes[..first]).copied().collect();
-        turned.sort_by_key(|(index, node)| (*index == doubted, !node.is_listed()));
-        turned.into_iter().map(|(_, node)| node).collect()
+        let first = self.queries.fetch_add(1, Ordering::Relaxed) % nodes.len().max(1);
+        let mut ordered: Vec<(usize, &Node)> = nodes[first..].iter().chain(&nodes[..first]).copied().collect();
+        ordered.sort_by_key(|(index, node)| (*index == failed, !node.is_listed()));
+        ordered.into_iter().map(|(_, node)| node).collect()
     }
 }
 
-async fn seen_by(node: &Node) -> Result<View> {
+async fn view_of(node: &Node) -> Result<View> {
     let request = Request::one(commands::cluster_slots());
     let replies = exchange(&node.link, &request, Retry::Idempotent, None).await?;
     let answer = replies.first().ok_or_else(crate::store::wrong_count)?;
@@ -229,8 +251,8 @@ async fn seen_by(node: &Node) -> Result<View> {
     }
     let view = View::read(answer, node.endpoint())?;
     if view.covered == 0 {
-        // It was taken out of the cluster, which knows better, or is in none yet.
-        let context = format!("{} is in no cluster that has slots", node.endpoint());
+        // The node was removed from its cluster, or is not in one yet.
+        let context = format!("{} is not in a cluster that has slots", node.endpoint());
         return Err(Error::from_reply(ErrorKind::Server, true, context));
     }
     Ok(view)
@@ -239,12 +261,12 @@ async fn seen_by(node: &Node) -> Result<View> {
 fn adopt(table: &Table, node: &Node, view: &View) -> Result<()> {
     table.adopt(&view.ranges)?;
     if !node.is_listed() {
-        // It has a name of its own in the cluster, or none.
+        // The cluster knows the node under another address, or does not know it.
         node.reset();
     }
     Ok(())
 }
 
 fn unknown(kind: ErrorKind, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::with_source(kind, "no node of the cluster lists its slots", why)
+    Error::with_source(kind, "no node of the cluster has described its slots", why)
 }

@@ -1,9 +1,9 @@
-//! A batch of operations over the nodes of a cluster: one write to each at a time, all of them at once.
+//! Batches of operations on a cluster: one write to each node at a time, to all nodes at once.
 //!
-//! A slot that is being moved has some of its keys here and some there. Where an operation is sent on and a later one on
-//! the same slot was not, they have changed places; so what came too early and changes nothing but what it is meant to, a
-//! get or a delete, is carried out again behind the other one. A delete is final because it takes the lease away
-//! first.
+//! While a slot is being moved, some of its keys are on the old node and some on the new one. If an operation is
+//! redirected and a later operation on the same slot is not, the later one is executed first. If that is a get or a
+//! delete, which may be executed twice, it is executed again after the redirected one. This keeps a delete final: it
+//! removes the lease first.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use redis::Value;
 
 use super::Cluster;
-use super::redirection::{Course, How, Target, Turned, said, without_end};
+use super::redirection::{Mode, Progress, Redirection, Target, redirection_error, too_many_redirections};
 use super::table::Node;
 use crate::error::{Error, Result};
 use crate::net::{ExchangeGroup, Link};
@@ -25,17 +25,19 @@ use crate::store::redis::reply;
 use crate::store::scatter_gather::{Answered, Fleet, Part, Route, carry_out, in_parts};
 use crate::store::{CacheStore, Op, Outcome};
 
-/// How much goes in one write to a node.
+/// The maximum size of one write to a node.
 const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
 
-/// Whether gets may be answered by replicas.
+/// Where gets are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store::redis) enum Gets {
-    Latest,
-    MayBeBehind,
+    /// From the masters, which have the latest value.
+    FromMasters,
+    /// From the replicas, which may lag behind.
+    FromReplicas,
 }
 
-/// The nodes, as a batch meets them.
+/// The nodes of a cluster, as a fleet that executes a batch.
 struct Nodes<'o> {
     cluster: &'o Cluster,
     scripts: &'o Scripts,
@@ -48,19 +50,20 @@ struct Item<'o> {
 
 enum Answer {
     Outcome(Outcome),
-    /// With what the node has said.
-    Turned(Turned, Error),
+    /// With the error that the node has returned.
+    Redirected(Redirection, Error),
 }
 
-/// A batch on its way.
+/// The progress of a batch.
 struct Batch {
-    course: Course,
-    /// Deletes that have removed something and are carried out again.
+    progress: Progress,
+    /// The positions of deletes that have removed an entry and are executed again.
     removed: HashSet<usize>,
 }
 
 impl Cluster {
-    /// An outcome for each operation, in their order. `store` carries out a settle whose keys are on two nodes.
+    /// Executes a batch. Returns an outcome for each operation, in their order. `store` executes a settle whose keys
+    /// are in two slots or on two nodes.
     pub(in crate::store::redis) async fn batch<S: CacheStore>(
         &self,
         store: &S,
@@ -92,11 +95,11 @@ impl Cluster {
     ) -> Result<Vec<Result<Outcome>>> {
         let items: Vec<Item<'_>> = operations.iter().map(|operation| Item::new(operation)).collect();
         let deadline = self.deadline();
-        self.located(items.iter().map(|item| item.slot), deadline).await?;
+        self.ensure_owners(items.iter().map(|item| item.slot), deadline).await?;
         let parts =
             items.len() / PART.items + items.iter().map(|item| batch::size(item.operation)).sum::<usize>() / PART.bytes;
         let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
-        let mut batch = Batch { course: Course::new(deadline + more), removed: HashSet::new() };
+        let mut batch = Batch { progress: Progress::new(deadline + more), removed: HashSet::new() };
         let mut unrouted = HashMap::new();
         let mut routes = Vec::with_capacity(items.len());
         for (place, item) in items.iter().enumerate() {
@@ -110,12 +113,14 @@ impl Cluster {
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
             let answer = answer.map(|(_, answer)| answer);
             outcomes.push(match (answer, item.operation) {
-                // Its slot is being moved, and one of its keys is there already.
-                (Some(Ok(Answer::Turned(Turned::Ask(_) | Turned::Apart, _))), Op::Settle(settle)) => {
+                // The slot is being moved, and one of the two keys is on the new node already.
+                (Some(Ok(Answer::Redirected(Redirection::Ask(_) | Redirection::Split, _))), Op::Settle(settle)) => {
                     carry_out_settle(store, settle).await
                 }
                 (None, _) => Err(unrouted.remove(&place).unwrap_or_else(crate::store::wrong_count)),
-                (Some(Ok(Answer::Turned(turned, error))), _) => Err(without_end(item.slot, &turned, error)),
+                (Some(Ok(Answer::Redirected(redirection, error))), _) => {
+                    Err(too_many_redirections(item.slot, &redirection, error))
+                }
                 (Some(Ok(Answer::Outcome(Outcome::Done(false)))), _) if batch.removed.contains(&place) => {
                     Ok(Outcome::Done(true))
                 }
@@ -127,10 +132,10 @@ impl Cluster {
     }
 
     fn target_of(&self, item: &Item<'_>, gets: Gets) -> Result<Target> {
-        if gets == Gets::MayBeBehind
+        if gets == Gets::FromReplicas
             && let Some((index, _)) = self.table.reader(item.slot)
         {
-            return Ok(Target { index, how: How::AsReplica });
+            return Ok(Target { index, mode: Mode::Replica });
         }
         self.first_target(item.slot)
     }
@@ -142,7 +147,8 @@ impl<'o> Item<'o> {
     }
 }
 
-/// A settle under a lease that was named elsewhere.
+/// Returns whether an operation is a settle whose lease is not in the slot of its key. Leases that this crate names
+/// are.
 fn is_on_two_slots(operation: &Op<'_>) -> bool {
     matches!(operation, Op::Settle(settle) if slot(settle.lease) != slot(settle.key))
 }
@@ -154,10 +160,10 @@ impl<'o> Fleet for Nodes<'o> {
     type Course = Batch;
 
     fn deadline(&self, batch: &Batch) -> Instant {
-        batch.course.deadline
+        batch.progress.deadline
     }
 
-    /// Once a node fails it is not asked for the rest.
+    /// Sends a node its items in parts. After a failure the rest is not sent.
     async fn ask(
         &self,
         target: Target,
@@ -166,27 +172,27 @@ impl<'o> Fleet for Nodes<'o> {
         group: Option<&ExchangeGroup>,
     ) -> Vec<Result<Answer>> {
         let size = |item: &Item<'o>| batch::size(item.operation);
-        let exchange = |part| self.exchange(target, part, &batch.course, group);
+        let exchange = |part| self.exchange(target, part, &batch.progress, group);
         in_parts(items, PART, size, exchange, |item, error| self.failed(target, item, error)).await
     }
 
     async fn send_on<'i>(&self, batch: &mut Batch, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
-        let turned_away = |answered: &Answered<'i, Self>| match &answered.answer {
-            Ok(Answer::Turned(turned, _)) => Some((answered.route.item.slot, turned.clone())),
+        let redirection_of = |answered: &Answered<'i, Self>| match &answered.answer {
+            Ok(Answer::Redirected(redirection, _)) => Some((answered.route.item.slot, redirection.clone())),
             _ => None,
         };
-        let turned: Vec<(u16, Turned)> = answered.iter().filter_map(turned_away).collect();
-        if turned.is_empty() {
+        let redirections: Vec<(u16, Redirection)> = answered.iter().filter_map(redirection_of).collect();
+        if redirections.is_empty() {
             return Vec::new();
         }
-        let Ok(targets) = self.cluster.prepare(&mut batch.course, &turned).await else { return Vec::new() };
+        let Ok(targets) = self.cluster.prepare(&mut batch.progress, &redirections).await else { return Vec::new() };
         let mut targets = targets.into_iter();
         let mut sent_on: HashMap<(Target, u16), Target> = HashMap::new();
-        let mut routes = Vec::with_capacity(turned.len());
+        let mut routes = Vec::with_capacity(redirections.len());
         for Answered { route: Route { place, item, member }, answer } in answered {
             let overtaken = (*member, item.slot);
             let next = match answer {
-                Ok(Answer::Turned(..)) => {
+                Ok(Answer::Redirected(..)) => {
                     let next = targets.next().flatten();
                     sent_on.extend(next.map(|target| (overtaken, target)));
                     next
@@ -211,14 +217,14 @@ impl Nodes<'_> {
         &self,
         target: Target,
         items: &[&Item<'_>],
-        course: &Course,
+        progress: &Progress,
         group: Option<&ExchangeGroup>,
     ) -> Result<Vec<Result<Answer>>> {
         let node = self.cluster.node(target)?;
         let link = self.link(target, node);
         let mut commands = Commands::new(self.scripts);
         for item in items {
-            if target.how == How::Asking {
+            if target.mode == Mode::Asking {
                 commands.commands.push(commands::asking());
             }
             commands.push(item.operation)?;
@@ -226,39 +232,43 @@ impl Nodes<'_> {
         let request = Request::several(commands.commands);
         let retry = batch::retry(items.iter().map(|item| item.operation));
         let exchange = exchange(link, &request, retry, group);
-        let mut replies = self.cluster.in_time(course.deadline, exchange).await?;
-        if target.how == How::Asking {
-            // Every other one answers ASKING.
+        let mut replies = self.cluster.in_time(progress.deadline, exchange).await?;
+        if target.mode == Mode::Asking {
+            // Every other reply is that to ASKING.
             replies = replies.into_iter().skip(1).step_by(2).collect();
         }
         Ok(items.iter().zip(replies).map(|(item, value)| self.answer(target, node, item, value)).collect())
     }
 
     fn link<'n>(&self, target: Target, node: &'n Node) -> &'n Link<Resp> {
-        match target.how {
-            How::AsReplica => node.reader(),
-            How::AsOwner | How::Asking => &node.link,
+        match target.mode {
+            Mode::Replica => node.reader(),
+            Mode::Owner | Mode::Asking => &node.link,
         }
     }
 
     fn answer(&self, target: Target, node: &Node, item: &Item<'_>, value: Value) -> Result<Answer> {
-        let turned = match &value {
-            Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Turned::UnknownScript, error)),
-            Value::ServerError(error) => self.cluster.turned_by(&value, node).map(|turned| (turned, error)),
+        let redirection = match &value {
+            Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Redirection::UnknownScript, error)),
+            Value::ServerError(error) => {
+                self.cluster.redirection_in(&value, node).map(|redirection| (redirection, error))
+            }
             _ => None,
         };
-        if let Some((turned, error)) = turned {
-            return Ok(Answer::Turned(turned, said(node, error)));
+        if let Some((redirection, error)) = redirection {
+            return Ok(Answer::Redirected(redirection, redirection_error(node, error)));
         }
         match batch::outcome(item.operation, value, node.endpoint()) {
             Ok(outcome) => Ok(Answer::Outcome(outcome)),
-            Err(error) if target.how == How::AsReplica => Ok(Answer::Turned(Turned::Failed(target.index), error)),
+            Err(error) if target.mode == Mode::Replica => {
+                Ok(Answer::Redirected(Redirection::Failed(target.index), error))
+            }
             Err(error) => Err(error),
         }
     }
 
     fn failed(&self, target: Target, item: &Item<'_>, error: &Error) -> Result<Answer> {
-        let turned = self.cluster.turned_by_failure(error, target.index, item.operation.is_read());
-        turned.map_or_else(|| Err(error.clone()), |turned| Ok(Answer::Turned(turned, error.clone())))
+        let redirection = self.cluster.redirection_after(error, target.index, item.operation.is_read());
+        redirection.map_or_else(|| Err(error.clone()), |redirection| Ok(Answer::Redirected(redirection, error.clone())))
     }
 }

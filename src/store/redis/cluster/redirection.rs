@@ -1,185 +1,214 @@
-//! What a node says that does not have a slot, and what is done about it.
+//! Redirections: the replies of a node that does not serve a slot, and what a call does next.
 //!
-//! Such a reply means that nothing was carried out, so a change is sent on as a read is. Where a node fails in the
-//! middle of an exchange it is not known whether it has carried out what it was asked: a read is sent on, a change is not.
+//! After such a reply nothing was executed, so a change is sent again like a read. If a node fails in the middle of an
+//! exchange, it is not known whether the request was executed: a read is sent again, a change is not.
+//!
+//! | reply or failure | [`Redirection`] | before the next attempt | next target |
+//! | --- | --- | --- | --- |
+//! | `MOVED` | `Moved` | the new owner of the slot is stored in the table | the named node |
+//! | `ASK` | `Ask` | nothing | the named node, with `ASKING` |
+//! | `TRYAGAIN` | `Split` | a pause | the owner, at most [`MAX_WHILE_SPLIT`] times |
+//! | `CLUSTERDOWN` | `Down` | a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
+//! | `NOSCRIPT`, in a batch | `UnknownScript` | nothing | the owner |
+//! | a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
+//!
+//! A call is redirected at most [`MAX_ROUNDS`] times, and not after its deadline. After [`ROUNDS_AT_ONCE`] rounds there
+//! is a pause before each attempt.
 
 use std::time::{Duration, Instant};
 
 use redis::{ServerError, Value};
 
 use super::Cluster;
-use super::learning::Wait;
+use super::learning::IfRunning;
 use super::table::{Index, Node, uncovered};
 use super::topology::endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::pause;
 use crate::store::redis::reply::server_error;
 
-/// How often a call is sent on before the nodes are taken not to agree: with the pauses, for about half a second.
-const MOST_ROUNDS: u32 = 16;
+/// How often a call is redirected before it fails, because the nodes do not agree: with the pauses, for about half a
+/// second.
+const MAX_ROUNDS: u32 = 16;
 
-/// How often a node is asked again that says that the cluster is down: longer than a slot is without a master while it
-/// is moved, shorter than it takes to replace one that has failed.
-const MOST_WHILE_DOWN: u32 = 4;
+/// How often a request is sent again while the cluster is down: with the pauses, longer than a slot has no master
+/// while it is moved, and shorter than a failover takes.
+const MAX_WHILE_DOWN: u32 = 4;
 
-/// How often a request is tried again whose keys are on two nodes: most slots are moved in no time.
-const MOST_WHILE_APART: u32 = 4;
+/// How often a request is sent again while its keys are on two nodes: most slots are moved quickly.
+const MAX_WHILE_SPLIT: u32 = 4;
 
-/// After so many rounds it is time to let the nodes agree.
+/// The number of rounds without a pause. After them the nodes get some time to agree.
 const ROUNDS_AT_ONCE: u32 = 2;
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const MIN_PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whom to ask, and how.
+/// The node for a request, and the mode of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Target {
     pub(super) index: Index,
-    pub(super) how: How,
+    pub(super) mode: Mode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum How {
-    AsOwner,
-    /// It takes the slot over, and answers for it if it is told that this is known.
+pub(super) enum Mode {
+    /// To the owner of the slot.
+    Owner,
+    /// To the node that is importing the slot, with `ASKING`.
     Asking,
-    /// It has a copy, which may be behind.
-    AsReplica,
+    /// To a replica, which may lag behind.
+    Replica,
 }
 
-/// Why a node was asked to no effect.
+/// Why a node has not executed a request.
 #[derive(Clone, Debug)]
-pub(super) enum Turned {
-    /// Another one has the slot.
+pub(super) enum Redirection {
+    /// This other node has the slot.
     Moved(Index),
-    /// Another one takes the slot over, and may have the key already.
+    /// This other node is importing the slot, and may have the key already.
     Ask(Index),
     /// The slot is being moved, and the keys of the request are on two nodes.
-    Apart,
-    /// It does not know the script by its hash.
+    Split,
+    /// The node does not know the script by its hash.
     UnknownScript,
-    /// The cluster is down, for the moment.
+    /// The cluster is down at the moment.
     Down,
-    /// It could not be asked, or has failed in the middle of a read.
+    /// This node could not be reached, or has failed in the middle of a request that may be executed twice.
     Failed(Index),
 }
 
-/// A call on its way.
+/// The progress of a call through its redirections.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct Progress {
     pub(super) deadline: Instant,
     rounds: u32,
     while_down: u32,
-    while_apart: u32,
+    while_split: u32,
     pause: Duration,
 }
 
-impl Course {
-    pub(super) fn new(deadline: Instant) -> Course {
-        Course { deadline, rounds: 0, while_down: 0, while_apart: 0, pause: SHORTEST_PAUSE }
+impl Progress {
+    pub(super) fn new(deadline: Instant) -> Progress {
+        Progress { deadline, rounds: 0, while_down: 0, while_split: 0, pause: MIN_PAUSE }
     }
 }
 
 impl Cluster {
-    /// Why this reply turns a request away, if it does.
+    /// Returns the redirection in a reply, if it is one.
     #[inline]
-    pub(super) fn turned_by(&self, reply: &Value, node: &Node) -> Option<Turned> {
+    pub(super) fn redirection_in(&self, reply: &Value, node: &Node) -> Option<Redirection> {
         match reply {
-            Value::ServerError(error) => self.turned_by_error(error, node),
+            Value::ServerError(error) => self.redirection_in_error(error, node),
             _ => None,
         }
     }
 
     #[cold]
-    fn turned_by_error(&self, error: &ServerError, node: &Node) -> Option<Turned> {
+    fn redirection_in_error(&self, error: &ServerError, node: &Node) -> Option<Redirection> {
         match error.code() {
-            "MOVED" => self.named_in(error, node).map(Turned::Moved),
-            "ASK" => self.named_in(error, node).map(Turned::Ask),
-            "TRYAGAIN" => Some(Turned::Apart),
-            "CLUSTERDOWN" => Some(Turned::Down),
+            "MOVED" => self.named_in(error, node).map(Redirection::Moved),
+            "ASK" => self.named_in(error, node).map(Redirection::Ask),
+            "TRYAGAIN" => Some(Redirection::Split),
+            "CLUSTERDOWN" => Some(Redirection::Down),
             _ => None,
         }
     }
 
-    /// The node in a redirection: the slot, a space, host and port.
+    /// Returns the node that a redirection names. Its details are the slot, a space, the host, a colon and the port.
     fn named_in(&self, error: &ServerError, node: &Node) -> Option<Index> {
         let (_, address) = error.details()?.split_once(' ')?;
         let (host, port) = address.rsplit_once(':')?;
         self.table.index_of(endpoint(host, port.parse().ok().filter(|port| *port != 0)?, node.endpoint())?)
     }
 
-    /// Why this failure of a node lets a request be sent on, if it does.
-    pub(super) fn turned_by_failure(&self, error: &Error, index: Index, is_read: bool) -> Option<Turned> {
+    /// Returns the redirection after a failure of a node, if the request may be sent again.
+    pub(super) fn redirection_after(&self, error: &Error, index: Index, is_read: bool) -> Option<Redirection> {
         match error.kind() {
-            ErrorKind::Connect | ErrorKind::Unavailable => Some(Turned::Failed(index)),
+            ErrorKind::Connect | ErrorKind::Unavailable => Some(Redirection::Failed(index)),
             ErrorKind::Io | ErrorKind::Timeout => {
-                self.learning.doubt(Some(index));
-                is_read.then_some(Turned::Failed(index))
+                self.refresh.mark_stale(Some(index));
+                is_read.then_some(Redirection::Failed(index))
             }
             _ => None,
         }
     }
 
-    /// Does what has to be done before requests on these slots are sent on. Returns the next target of each; `None` where
-    /// the request ends with the answer that it has.
-    pub(super) async fn prepare(&self, course: &mut Course, turned: &[(u16, Turned)]) -> Result<Vec<Option<Target>>> {
-        course.rounds += 1;
-        let is_down = turned.iter().any(|(_, turned)| matches!(turned, Turned::Down));
-        let is_apart = turned.iter().any(|(_, turned)| matches!(turned, Turned::Apart));
-        course.while_down += u32::from(is_down);
-        course.while_apart += u32::from(is_apart);
+    /// Prepares the next round for requests on these slots: updates the table, refreshes the topology or pauses.
+    /// Returns the next target of each request, or `None` if the request ends with its last reply.
+    pub(super) async fn prepare(
+        &self,
+        progress: &mut Progress,
+        redirections: &[(u16, Redirection)],
+    ) -> Result<Vec<Option<Target>>> {
+        progress.rounds += 1;
+        let is_down = redirections.iter().any(|(_, redirection)| matches!(redirection, Redirection::Down));
+        let is_split = redirections.iter().any(|(_, redirection)| matches!(redirection, Redirection::Split));
+        progress.while_down += u32::from(is_down);
+        progress.while_split += u32::from(is_split);
         let over =
-            course.rounds > MOST_ROUNDS || course.while_down > MOST_WHILE_DOWN || Instant::now() >= course.deadline;
+            progress.rounds > MAX_ROUNDS || progress.while_down > MAX_WHILE_DOWN || Instant::now() >= progress.deadline;
         if is_down || over {
-            self.learning.doubt(None);
+            self.refresh.mark_stale(None);
         }
         if over {
-            return Ok(vec![None; turned.len()]);
+            return Ok(vec![None; redirections.len()]);
         }
-        for (slot, turned) in turned {
-            if let Turned::Moved(index) = turned {
+        for (slot, redirection) in redirections {
+            if let Redirection::Moved(index) = redirection {
                 self.table.set_owner(*slot, *index);
-                self.learning.doubt(None);
+                self.refresh.mark_stale(None);
             }
         }
-        if let Some(failed) = turned.iter().find_map(|(_, turned)| failed(turned)) {
-            self.learning.doubt(Some(failed));
-            // Without an answer, the caller gets the failure that led here.
-            let _ = self.learn(course.deadline, Wait::ForOthers).await;
+        if let Some(failed) = redirections.iter().find_map(|(_, redirection)| failed(redirection)) {
+            self.refresh.mark_stale(Some(failed));
+            // If this fails, the caller gets the failure that led here.
+            let _ = self.refresh_topology(progress.deadline, IfRunning::Wait).await;
         }
-        if is_apart || is_down || course.rounds > ROUNDS_AT_ONCE {
-            let left = course.deadline.saturating_duration_since(Instant::now());
-            pause(course.pause.min(left)).await?;
-            course.pause = (2 * course.pause).min(LONGEST_PAUSE);
+        if is_split || is_down || progress.rounds > ROUNDS_AT_ONCE {
+            let remaining = progress.deadline.saturating_duration_since(Instant::now());
+            pause(progress.pause.min(remaining)).await?;
+            progress.pause = (2 * progress.pause).min(MAX_PAUSE);
         }
-        let is_tried_enough =
-            |turned: &Turned| matches!(turned, Turned::Apart) && course.while_apart > MOST_WHILE_APART;
-        let next =
-            |(slot, turned): &(u16, Turned)| self.next_target(*slot, turned).filter(|_| !is_tried_enough(turned));
-        Ok(turned.iter().map(next).collect())
+        let is_tried_enough = |redirection: &Redirection| {
+            matches!(redirection, Redirection::Split) && progress.while_split > MAX_WHILE_SPLIT
+        };
+        let next = |(slot, redirection): &(u16, Redirection)| {
+            self.next_target(*slot, redirection).filter(|_| !is_tried_enough(redirection))
+        };
+        Ok(redirections.iter().map(next).collect())
     }
 
-    fn next_target(&self, slot: u16, turned: &Turned) -> Option<Target> {
-        match turned {
-            Turned::Moved(index) => Some(Target { index: *index, how: How::AsOwner }),
-            Turned::Ask(index) => Some(Target { index: *index, how: How::Asking }),
-            Turned::Apart | Turned::Down | Turned::UnknownScript => self.owner(slot),
-            Turned::Failed(failed) => self.owner(slot).filter(|owner| owner.index != *failed),
+    fn next_target(&self, slot: u16, redirection: &Redirection) -> Option<Target> {
+        match redirection {
+            Redirection::Moved(index) => Some(Target { index: *index, mode: Mode::Owner }),
+            Redirection::Ask(index) => Some(Target { index: *index, mode: Mode::Asking }),
+            Redirection::Split | Redirection::Down | Redirection::UnknownScript => self.owner(slot),
+            Redirection::Failed(failed) => self.owner(slot).filter(|owner| owner.index != *failed),
         }
     }
 
     fn owner(&self, slot: u16) -> Option<Target> {
-        self.table.owner(slot).map(|(index, _)| Target { index, how: How::AsOwner })
+        self.table.owner(slot).map(|(index, _)| Target { index, mode: Mode::Owner })
     }
 
-    /// Whom to ask first. Where that is not known, or not certain any more, it is learnt before.
-    pub(super) async fn located(&self, slots: impl Iterator<Item = u16> + Clone, deadline: Instant) -> Result<()> {
+    /// Makes sure that the owners of these slots are known. Refreshes the topology if an owner is unknown or the
+    /// topology may be stale.
+    ///
+    /// # Errors
+    ///
+    /// If an owner is unknown, and the refresh fails.
+    pub(super) async fn ensure_owners(
+        &self,
+        slots: impl Iterator<Item = u16> + Clone,
+        deadline: Instant,
+    ) -> Result<()> {
         if slots.clone().any(|slot| self.table.owner(slot).is_none()) {
-            return self.learn(deadline, Wait::ForOthers).await;
+            return self.refresh_topology(deadline, IfRunning::Wait).await;
         }
-        if self.learning.is_in_doubt() {
-            // What is known may do.
-            let _ = self.learn(deadline, Wait::ForNobody).await;
+        if self.refresh.is_stale() {
+            // If this fails, the known owners may still be right.
+            let _ = self.refresh_topology(deadline, IfRunning::Skip).await;
         }
         Ok(())
     }
@@ -189,28 +218,32 @@ impl Cluster {
     }
 }
 
-fn failed(turned: &Turned) -> Option<Index> {
-    if let Turned::Failed(index) = turned { Some(*index) } else { None }
+fn failed(redirection: &Redirection) -> Option<Index> {
+    if let Redirection::Failed(index) = redirection { Some(*index) } else { None }
 }
 
-/// What a node has said that turned a request away.
-pub(super) fn said(node: &Node, error: &ServerError) -> Error {
+/// Converts the error reply of a redirection.
+pub(super) fn redirection_error(node: &Node, error: &ServerError) -> Error {
     match error.code() {
         "MOVED" | "ASK" => {
             let details = error.details().unwrap_or_default();
-            Error::from_reply(ErrorKind::Server, true, format!("{} says {} {details}", node.endpoint(), error.code()))
+            Error::from_reply(
+                ErrorKind::Server,
+                true,
+                format!("{} answered {} {details}", node.endpoint(), error.code()),
+            )
         }
         _ => server_error(node.endpoint(), error),
     }
 }
 
-/// Of a request that was sent on until it was enough, by the last answer to it.
-pub(super) fn without_end(slot: u16, turned: &Turned, answered: Error) -> Error {
-    match turned {
-        Turned::Moved(_) | Turned::Ask(_) => {
-            let context = format!("the nodes pass slot {slot} on to each other, and none answers for it: {answered}");
+/// Returns the error of a request that was redirected too often. `answered` is the last reply to it.
+pub(super) fn too_many_redirections(slot: u16, redirection: &Redirection, answered: Error) -> Error {
+    match redirection {
+        Redirection::Moved(_) | Redirection::Ask(_) => {
+            let context = format!("the nodes redirect slot {slot} to each other, and none serves it: {answered}");
             Error::from_reply(ErrorKind::Server, true, context)
         }
-        Turned::Apart | Turned::UnknownScript | Turned::Down | Turned::Failed(_) => answered,
+        Redirection::Split | Redirection::UnknownScript | Redirection::Down | Redirection::Failed(_) => answered,
     }
 }

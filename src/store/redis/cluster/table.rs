@@ -1,9 +1,10 @@
-//! The nodes of a cluster, and which of them has a slot.
+//! The nodes of a cluster, and the owner of each slot.
 //!
-//! A table of small numbers that are changed one by one, in place: whatever another thread or a fork finds half changed
-//! names for each slot a node that has it or had it, and a node that has it no more says where it is. So there is no
-//! lock that a vanished thread may hold, nothing to leak, and nothing that a reader keeps from being freed. A node that
-//! the cluster has left is closed, and is found here when it comes back.
+//! The table holds the indexes of nodes, which are changed one by one, in place. Another thread or a forked child may
+//! see a table that is only partly updated. It still names, for each slot, a present or a former owner, and a former
+//! owner redirects the request. So there is no lock that a vanished thread may hold, nothing to leak, and no memory
+//! whose release has to wait for readers. The connections of a node that has left the cluster are closed; its entry is
+//! reused when it comes back.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,15 +20,15 @@ use crate::store::hash_slot::SLOTS;
 use crate::store::redis::config::{Access, Replicas};
 use crate::store::redis::protocol::Resp;
 
-/// The most addresses that are known in the life of a store.
-const MOST_NODES: usize = 4_096;
+/// The maximum number of addresses in the life of a store.
+const MAX_NODES: usize = 4_096;
 
-/// How many replicas of a master are read.
-const MOST_REPLICAS: usize = 8;
+/// The maximum number of replicas of a master that are read.
+const MAX_REPLICAS: usize = 8;
 
 const NO_NODE: u16 = u16::MAX;
 
-/// The place of a node in the table.
+/// The index of a node in the table.
 pub(super) type Index = u16;
 
 pub(super) struct Table {
@@ -41,18 +42,19 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(in crate::store::redis) struct Node {
     pub(super) link: Link<Resp>,
-    /// For what may be answered by a replica: another link would have a replica that was a master answer for itself.
+    /// The link for reads that a replica may serve. With one link for both, a master that has become a replica would
+    /// serve requests that are meant for the master.
     reader: Option<Link<Resp>>,
-    /// Whether the cluster named it when it was asked last.
+    /// Whether the last topology lists the node.
     is_listed: AtomicBool,
-    replicas: [AtomicU16; MOST_REPLICAS],
+    replicas: [AtomicU16; MAX_REPLICAS],
 }
 
 impl Table {
-    /// Of a cluster of which these nodes are known, and not which slots they have. No I/O.
+    /// Creates a table with these nodes, and without owners of slots. Does no I/O.
     pub(super) fn new(seeds: Vec<Endpoint>, access: Access, settings: Settings, replicas: Replicas) -> Table {
         let owners = (0..SLOTS).map(|_| AtomicU16::new(NO_NODE)).collect();
-        let table = Table { nodes: AppendOnly::with_room_for(MOST_NODES), owners, access, settings, replicas };
+        let table = Table { nodes: AppendOnly::with_room_for(MAX_NODES), owners, access, settings, replicas };
         for seed in seeds {
             table.index_of(seed);
         }
@@ -65,8 +67,8 @@ impl Table {
         self.node(index).map(|node| (index, node))
     }
 
-    /// A replica that may be read in the place of the owner. For a key always the same one, as long as the replicas are:
-    /// what was read once is not read in an older form by the next call.
+    /// Returns the replica that may be read instead of the owner. While the replicas stay the same, a slot is always
+    /// read from the same one, so that a later read does not return an older value.
     pub(super) fn reader(&self, slot: u16) -> Option<(Index, &Link<Resp>)> {
         if self.replicas == Replicas::Never {
             return None;
@@ -83,16 +85,16 @@ impl Table {
         self.nodes.get(usize::from(index))
     }
 
-    /// All nodes that were ever heard of.
+    /// Returns all nodes, with those that have left the cluster.
     pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter()
     }
 
-    /// The nodes that have slots.
+    /// Returns the nodes that have slots.
     ///
     /// # Errors
     ///
-    /// Where a slot has no owner.
+    /// If a slot has no owner.
     pub(super) fn masters(&self) -> Result<Vec<&Node>> {
         let mut owners: Vec<(Index, u16)> =
             (0..).zip(&self.owners).map(|(slot, owner)| (owner.load(Ordering::Relaxed), slot)).collect();
@@ -101,15 +103,15 @@ impl Table {
         owners.into_iter().map(|(owner, slot)| self.node(owner).ok_or_else(|| uncovered(slot))).collect()
     }
 
-    /// The node at an address; a new one where it was not heard of before.
+    /// Returns the index of the node at an address, which is added if it is new. Returns `None` if the table is full.
     pub(super) fn index_of(&self, endpoint: Endpoint) -> Option<Index> {
         let is_meant = |node: &Node| *node.endpoint() == endpoint;
         let index = self.nodes.find_or_add(is_meant, || self.open(endpoint.clone()));
         index.and_then(|index| Index::try_from(index).ok())
     }
 
-    /// The same for a node that is likely to be named again and again: slots may be scattered.
-    fn remembered<'e>(&self, endpoint: &'e Endpoint, known: &mut HashMap<&'e Endpoint, Index>) -> Result<Index> {
+    /// Like `index_of`, with a cache in front: when slots are scattered, the same node occurs in many ranges.
+    fn cached_index_of<'e>(&self, endpoint: &'e Endpoint, known: &mut HashMap<&'e Endpoint, Index>) -> Result<Index> {
         if let Some(index) = known.get(endpoint) {
             return Ok(*index);
         }
@@ -125,11 +127,11 @@ impl Table {
             link: Link::new(resp(), self.settings),
             reader,
             is_listed: AtomicBool::new(false),
-            replicas: [const { AtomicU16::new(NO_NODE) }; MOST_REPLICAS],
+            replicas: [const { AtomicU16::new(NO_NODE) }; MAX_REPLICAS],
         }
     }
 
-    /// Notes that a node has a slot.
+    /// Stores the new owner of a slot.
     pub(super) fn set_owner(&self, slot: u16, owner: Index) {
         if let Some(node) = self.node(owner) {
             node.is_listed.store(true, Ordering::Relaxed);
@@ -137,32 +139,32 @@ impl Table {
         self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
     }
 
-    /// Notes all that a node has said of the cluster. Slots that it left out have no owner, and nodes that it left out
-    /// are closed.
+    /// Replaces the topology. Slots that the ranges do not contain have no owner. The connections of nodes that they do
+    /// not contain are closed.
     ///
     /// # Errors
     ///
-    /// Where there are too many nodes.
+    /// If there are too many nodes.
     pub(super) fn adopt(&self, ranges: &[Range]) -> Result<()> {
         let mut owners = vec![NO_NODE; SLOTS];
         let mut listed = Vec::new();
         let mut known = HashMap::new();
         for range in ranges {
             let Some(master) = &range.master else { continue };
-            let mut index = |endpoint| self.remembered(endpoint, &mut known);
+            let mut index = |endpoint| self.cached_index_of(endpoint, &mut known);
             let owner = index(master)?;
             let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
             let node = self.node(owner).ok_or_else(too_many)?;
-            let padded = replicas.iter().copied().chain([NO_NODE; MOST_REPLICAS]);
-            for (place, replica) in node.replicas.iter().zip(padded) {
-                place.store(replica, Ordering::Relaxed);
+            let padded = replicas.iter().copied().chain([NO_NODE; MAX_REPLICAS]);
+            for (current, replica) in node.replicas.iter().zip(padded) {
+                current.store(replica, Ordering::Relaxed);
             }
             owners[usize::from(range.first)..=usize::from(range.last)].fill(owner);
             listed.push(owner);
             listed.extend(replicas);
         }
-        for (place, owner) in self.owners.iter().zip(owners) {
-            place.store(owner, Ordering::Relaxed);
+        for (current, owner) in self.owners.iter().zip(owners) {
+            current.store(owner, Ordering::Relaxed);
         }
         listed.sort_unstable();
         for (index, node) in self.nodes().enumerate() {
@@ -175,7 +177,7 @@ impl Table {
     }
 }
 
-/// Without the slots, which are many.
+/// Leaves out the owners of the slots.
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Table").field("nodes", &self.nodes).field("replicas", &self.replicas).finish_non_exhaustive()
@@ -187,7 +189,7 @@ impl Node {
         self.link.endpoint()
     }
 
-    /// The link for what may be answered by a replica.
+    /// Returns the link for reads that a replica may serve.
     pub(super) fn reader(&self) -> &Link<Resp> {
         self.reader.as_ref().unwrap_or(&self.link)
     }
@@ -200,7 +202,7 @@ impl Node {
         self.links().for_each(Link::reset);
     }
 
-    /// What this process has to do with it, over both links.
+    /// Returns the statistics of both links.
     pub(super) fn stats(&self) -> ServerStats {
         let own = self.link.stats();
         self.reader.iter().fold(own, |sum, reader| sum.and(&reader.stats()))
@@ -211,11 +213,11 @@ impl Node {
     }
 }
 
-/// Of a slot without an owner.
+/// Returns the error of a slot without an owner.
 pub(super) fn uncovered(slot: u16) -> Error {
     Error::from_reply(ErrorKind::Server, true, format!("no node of the cluster has slot {slot}"))
 }
 
 fn too_many() -> Error {
-    Error::new(ErrorKind::Protocol, format!("the cluster has named more than {MOST_NODES} addresses"))
+    Error::new(ErrorKind::Protocol, format!("the cluster has named more than {MAX_NODES} addresses"))
 }
