@@ -181,23 +181,23 @@ fn a_child_waits(kind: Kind, mode: Mode) {
     let cache = patient_cache(&server, HOUR);
     for way in Way::COMMON {
         let key = format!("loaded across a {way:?}");
-        let (parents, childs) = (Load::new(), Load::new());
-        childs.may_end.raise(1);
+        let (of_parent, of_child) = (Load::new(), Load::new());
+        of_child.may_end.raise(1);
         let (fetched, fetched_by_child) = thread::scope(|scope| {
-            let leading = scope.spawn(|| parents.fetch(&Caller::new(mode, &cache), &key, MINUTE));
-            until("the parent loads", || parents.runs.count() == 1);
+            let leading = scope.spawn(|| of_parent.fetch(&Caller::new(mode, &cache), &key, MINUTE));
+            until("the parent loads", || of_parent.runs.count() == 1);
             let (before, has_read) = (server.claims(), Tally::new());
             let child = try_fork_by(way, WORKER_TIME, || {
-                let fetch = || childs.fetch(&Caller::new(mode, &cache), &key, MINUTE);
+                let fetch = || of_child.fetch(&Caller::new(mode, &cache), &key, MINUTE);
                 count_first_read(&cache, has_read, fetch)
             });
             let child = child.expect("a child");
             until("the child waits", || has_read.count() == 1 && server.claims() > before);
-            parents.may_end.raise(1);
+            of_parent.may_end.raise(1);
             (leading.join().expect("no panic"), child.join())
         });
         assert_eq!((fetched, fetched_by_child), (own_value(), own_value()), "after {way:?}");
-        assert_eq!(childs.runs.count(), 0, "loads by the child, after {way:?}");
+        assert_eq!(of_child.runs.count(), 0, "loads by the child, after {way:?}");
     }
 }
 

@@ -70,10 +70,10 @@ fn use_as_a_child(mode: Mode, cache: &Cache, server: &Server, side: &str, operat
     own_connections(server)
 }
 
-fn assert_disjoint(parents: &BTreeSet<Identity>, childs: &BTreeSet<Identity>) {
-    assert!(!childs.is_empty(), "the child is connected");
+fn assert_disjoint(of_parent: &BTreeSet<Identity>, of_child: &BTreeSet<Identity>) {
+    assert!(!of_child.is_empty(), "the child is connected");
     let ports = |identities: &BTreeSet<Identity>| identities.iter().map(|i| i.local_port).collect::<BTreeSet<_>>();
-    assert!(ports(parents).is_disjoint(&ports(childs)), "no connection is shared: {parents:?} and {childs:?}");
+    assert!(ports(of_parent).is_disjoint(&ports(of_child)), "no connection is shared: {of_parent:?} and {of_child:?}");
 }
 
 /// Each generation forks the next while it uses the cache.
