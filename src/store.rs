@@ -196,8 +196,8 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     /// Removes an entry. Returns whether there was one.
     async fn delete(&self, key: &str) -> Result<bool>;
 
-    /// Replaces an entry if its value is `expected`, or, if `expected` is `None`, if there is no entry. If `new` is
-    /// `None`, the entry is removed. Returns whether the condition held.
+    /// Stores `new` if the value of the entry is `expected`, or, for an `expected` of `None`, if there is no entry. A
+    /// `new` of `None` removes the entry instead. Returns whether the entry was as expected.
     async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool>;
 
     /// Removes every entry whose key starts with `prefix`, and no other. An empty prefix means every entry.
