@@ -1,8 +1,8 @@
 //! The name of the process that holds a lease, and whether that process is still alive.
 //!
 //! A process is named by the boot id of its machine, its pid namespace, its pid and its start time. A process with the
-//! same boot id and namespace can check whether the holder is alive. Any other process depends on the holder's
-//! heartbeat: the holder renews its lease.
+//! same boot id and namespace can check whether the holder is alive. Any other process relies on the heartbeat that the
+//! holder writes into its lease.
 
 use std::fs;
 

@@ -11,7 +11,7 @@ impl StoreUrl {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for options that contradict each other, and for any TLS
-    /// option of a URL without TLS.
+    /// option of a URL without TLS; and the errors of [`Tls::new`] and [`Tls::check`].
     pub(super) fn take_tls(&mut self, is_encrypted: bool, endpoints: &[Endpoint]) -> Result<Option<Tls>> {
         let ca = self.options.take_text("tls_ca");
         let certificate = self.options.take_text("tls_cert");
