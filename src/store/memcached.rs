@@ -68,8 +68,7 @@ const ENTRY_OVERHEAD: usize = 59;
 /// As for [`RedisStore`](super::stores::RedisStore): one pipelined connection per runtime and server inside a tokio
 /// runtime, and a pool of blocking connections elsewhere, with the same cancel safety, order of changes, timeouts and
 /// backpressure. Every command of the meta protocol has a token, which proves that its reply belongs to it. An error
-/// reply has no token, so a marker is sent behind the command, and the reply is returned when the marker's reply has
-/// come.
+/// reply has no token. A marker is sent after it, and the error is returned once the marker's reply has come.
 ///
 /// # Failures
 ///
@@ -178,7 +177,7 @@ impl MemcachedStore {
         super::check_value(key, value, limit, &self.name())
     }
 
-    fn storing<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
+    fn set_of<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
         self.check_value(key, &value)?;
         Ok(Entry { key: Key::new(key)?, command: Command::Set { value, expiry: expiry(ttl)?, condition } })
     }
@@ -191,7 +190,7 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        let (_, answer) = self.servers.call(&reading(key)?, Retry::Idempotent).await?;
+        let (_, answer) = self.servers.call(&get_of(key)?, Retry::Idempotent).await?;
         Ok(value(answer))
     }
 
@@ -201,12 +200,12 @@ impl CacheStore for MemcachedStore {
             When::IfAbsent => (Condition::IfAbsent, Retry::Never),
             When::IfPresent => (Condition::IfPresent, Retry::Never),
         };
-        let (_, answer) = self.servers.call(&self.storing(key, value, ttl, condition)?, retry).await?;
+        let (_, answer) = self.servers.call(&self.set_of(key, value, ttl, condition)?, retry).await?;
         Ok(answer == Answer::Done)
     }
 
     async fn delete(&self, key: &str) -> Result<bool> {
-        let (_, answer) = self.servers.call(&deleting(key)?, Retry::Never).await?;
+        let (_, answer) = self.servers.call(&delete_of(key)?, Retry::Never).await?;
         Ok(answer == Answer::Done)
     }
 
@@ -271,7 +270,7 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
-        let create = self.storing(key, value.clone(), ttl, Condition::IfAbsent)?;
+        let create = self.set_of(key, value.clone(), ttl, Condition::IfAbsent)?;
         let append = Entry { key: Key::new(key)?, command: Command::Append { value } };
         // Not every server creates a missing entry when appending.
         for _ in 0..CONFLICT_ATTEMPTS {
@@ -289,7 +288,7 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let entries: Vec<_> = keys.iter().map(|key| reading(key)).collect();
+        let entries: Vec<_> = keys.iter().map(|key| get_of(key)).collect();
         let answers = self.servers.batch(&entries, Retry::Idempotent).await;
         let mut values: Vec<_> = answers.into_iter().map(|answer| answer.map(value)).collect();
         for (key, value) in keys.iter().zip(&mut values) {
@@ -302,14 +301,14 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let storing = |key, value: &Bytes| self.storing(key, value.clone(), ttl, Condition::Always);
-        let entries: Vec<_> = entries.iter().map(|(key, value)| storing(key, value)).collect();
+        let set = |key, value: &Bytes| self.set_of(key, value.clone(), ttl, Condition::Always);
+        let entries: Vec<_> = entries.iter().map(|(key, value)| set(key, value)).collect();
         let answers = self.servers.batch(&entries, Retry::Idempotent).await;
         answers.into_iter().map(|answer| answer.map(|_| ())).collect()
     }
 
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let entries: Vec<_> = keys.iter().map(|key| deleting(key)).collect();
+        let entries: Vec<_> = keys.iter().map(|key| delete_of(key)).collect();
         let answers = self.servers.batch(&entries, Retry::Never).await;
         answers.into_iter().map(|answer| answer.map(|answer| answer == Answer::Done)).collect()
     }
@@ -321,11 +320,11 @@ pub(super) fn understood(url: &str) -> String {
     format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
 }
 
-fn reading(key: &str) -> Result<Entry<'_>> {
+fn get_of(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::Get })
 }
 
-fn deleting(key: &str) -> Result<Entry<'_>> {
+fn delete_of(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::Delete { cas: None } })
 }
 
