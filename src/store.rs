@@ -204,7 +204,7 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] where the server cannot list its keys.
+    /// [`ErrorKind::Unsupported`] if the server cannot list its keys.
     async fn clear(&self, prefix: &str) -> Result<()>;
 
     /// Discards every connection; the next operation dials. Does no I/O and does not wait. Entries that the store has

@@ -111,7 +111,7 @@ impl Login {
         let (username, password, file) =
             (url.username.take(), url.password.take(), url.options.take_text("password_file"));
         if callback.is_some() && (username.is_some() || password.is_some() || file.is_some()) {
-            return Err(invalid("there are credentials beside those of the callback: a store has one source of them"));
+            return Err(invalid("credentials are given besides the callback: a store has one source of credentials"));
         }
         match (password, file, callback) {
             (_, _, Some(callback)) => Ok(Login::Callback(callback)),

@@ -25,7 +25,8 @@ pub(crate) enum Connection {
     Kept,
     /// It is closed: a new one may reach another server, or log in again.
     GivenUp,
-    /// All connections to the server are closed, and its address is looked up again where there is a way to.
+    /// It is closed, and another server has taken the place of this one. If the address comes from discovery, all
+    /// connections to this server are closed and the address is looked up again.
     #[cfg(feature = "redis")]
     AllGivenUp,
 }
@@ -45,7 +46,7 @@ impl ErrorReply {
         self.connection != Connection::Kept
     }
 
-    /// Returns whether all connections to the server are closed, since it no longer has the role that the store needs.
+    /// Returns whether another server has taken the place of this one.
     #[cfg(feature = "redis")]
     pub(crate) fn is_left(self) -> bool {
         self.connection == Connection::AllGivenUp

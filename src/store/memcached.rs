@@ -103,7 +103,7 @@ const ENTRY_OVERHEAD: usize = 59;
 /// characters among them), and does not remove it for a longer prefix. A digested key with a namespace differs from
 /// Dalli's, which since 3.0.5 keeps another number of characters in front of the digest.
 ///
-/// # What is particular to Memcached
+/// # Differences from other stores
 ///
 /// - A TTL is rounded up to seconds, and an entry may still expire up to a second early. The server's calendar ends in
 ///   January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).

@@ -17,7 +17,7 @@ const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
 ///
 /// - A read looks in the near store, then in the far one. A value from the far store is stored in the near one, for at
 ///   most [`near_ttl`](TieredStore::near_ttl).
-/// - `set` writes to the far store, then to the near one. If the second write fails, the near entry is removed.
+/// - `set` writes to the far store, then to the near one. If either write fails, the near entry is removed.
 /// - Conditional writes, counters, compare-and-set, `append` and `touch` go to the far store only, and the near entry
 ///   is removed.
 /// - `delete` and `clear` go to both.

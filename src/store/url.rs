@@ -47,7 +47,7 @@ impl StoreUrl {
             return Err(invalid("the scheme of the URL is not a word of letters, digits, '+', '-' and '.'"));
         }
         if rest.contains('#') {
-            return Err(invalid("the URL has a '#': write %23 for one inside of a part"));
+            return Err(invalid("the URL has a '#': write it as %23"));
         }
         let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = location.split_at(location.find('/').unwrap_or(location.len()));
@@ -191,5 +191,5 @@ fn encode(text: &str) -> impl fmt::Display {
 /// Undoes percent-encoding. `what` names the part for the error, which does not contain the part itself.
 fn decode(text: &str, what: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(String::from).map_err(|_| invalid(format!("{what} is not UTF-8 once its percent-encoding is undone")))
+    decoded.map(String::from).map_err(|_| invalid(format!("{what} is not UTF-8 after percent-decoding")))
 }

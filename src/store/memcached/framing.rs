@@ -21,8 +21,8 @@ enum State {
     Line { searched: usize },
     /// In a small value. The frame ends at `end`.
     Value { end: usize },
-    /// After a large value, which is not among the bytes. The line ends at `place`.
-    Large { place: usize },
+    /// After a large value, which is not among the bytes. The line ends at `line_end`.
+    Large { line_end: usize },
 }
 
 impl LineFraming {
@@ -39,22 +39,22 @@ impl LineFraming {
 impl Framing for LineFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         let end = match self.0 {
-            State::Large { place } => return Ok(self.complete(place)),
+            State::Large { line_end } => return Ok(self.complete(line_end)),
             State::Value { end } => end,
             State::Line { searched } => {
                 let Some(length) = memchr(b'\n', &bytes[searched..]) else {
                     self.0 = State::Line { searched: bytes.len() };
                     let is_bounded = bytes.len() <= LONGEST_LINE;
-                    return if is_bounded { Ok(Scan::Partial) } else { Err("a line without an end".to_owned()) };
+                    return if is_bounded { Ok(Scan::Partial) } else { Err("a line that is too long".to_owned()) };
                 };
-                let place = searched + length + 1;
-                match announced(&bytes[..place])? {
-                    None => return Ok(self.complete(place)),
+                let line_end = searched + length + 1;
+                match announced(&bytes[..line_end])? {
+                    None => return Ok(self.complete(line_end)),
                     Some(length) if length > LARGE => {
-                        self.0 = State::Large { place };
-                        return Ok(Scan::Large { place, length });
+                        self.0 = State::Large { line_end };
+                        return Ok(Scan::Large { place: line_end, length });
                     }
-                    Some(length) => place + length + 2,
+                    Some(length) => line_end + length + 2,
                 }
             }
         };
@@ -87,7 +87,7 @@ fn announced(line: &[u8]) -> Result<Option<usize>, String> {
 
 /// Splits a frame into its line, without the line end, and the rest.
 pub(super) fn split(frame: &[u8]) -> (&[u8], &[u8]) {
-    let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |place| place + 1));
+    let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |newline| newline + 1));
     (without_end(line), rest)
 }
 
@@ -131,7 +131,7 @@ mod tests {
             ("VA x\r\n", "no reply"),
             ("VALUE k 0 x\r\n", "no reply"),
             ("VA 1\r\nabc\r\n", "does not end"),
-            (&long, "without an end"),
+            (&long, "too long"),
         ] {
             let error = LineFraming::new().scan(wire.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Connection, Protocol};
 use crate::store::credentials::{Credentials, Login};
 
-/// Logs in, if there is a login. Must be the first exchange of a connection.
+/// Logs in, if the store has credentials. Must be the first exchange of a connection.
 pub(super) async fn log_in<P: Protocol>(protocol: &P, connection: &mut Connection<P>, login: &Login) -> Result<()> {
     let Some(credentials) = login.credentials()? else { return Ok(()) };
     let outcome = log_in_as(protocol, connection, &credentials).await;
@@ -25,6 +25,6 @@ async fn log_in_as<P: Protocol>(protocol: &P, connection: &mut Connection<P>, cr
             Err(Error::new(ErrorKind::Server, format!("{endpoint} has too many open connections")))
         }
         // Any other reply may repeat the credentials.
-        _ => Err(Error::new(ErrorKind::Auth, format!("{endpoint} did not take the login"))),
+        _ => Err(Error::new(ErrorKind::Auth, format!("{endpoint} did not accept the login"))),
     }
 }

@@ -87,7 +87,7 @@ impl Meta {
         let value = (header.rc() == ReturnCode::Va).then(|| value_of(frame, rest)).transpose();
         let reply = parse_meta_result(header).map_err(|_| self.refused_or_malformed(line))?;
         if reply.opaque.as_deref().and_then(parse_number) != Some(token) {
-            return Err(self.malformed(format_args!("{}, which answers another request", show(line))));
+            return Err(self.malformed(format_args!("{}, which is the reply to another request", show(line))));
         }
         let value = match value {
             Ok(value) => value,
@@ -95,7 +95,7 @@ impl Meta {
         };
         let answer = answer(&reply, value, expected);
         let answer = answer
-            .ok_or_else(|| self.malformed(format_args!("{:?}, which is no answer to what it was asked", reply.rc)))?;
+            .ok_or_else(|| self.malformed(format_args!("{:?}, which is not a reply to the command", reply.rc)))?;
         Ok((Ok(answer), true))
     }
 

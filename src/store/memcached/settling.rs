@@ -9,7 +9,7 @@
 //!
 //! A delete that revokes the lease (a set with [`When::IfPresent`] of the lease) looks for the mark after revoking.
 //! Either the holder finds its lease revoked, and stores nothing. Or the delete finds the mark, waits until it is
-//! gone, and deletes the entry again. So no value is stored after a delete has returned.
+//! gone, and deletes the entry again. So no value of a revoked load is there after a delete has returned.
 //!
 //! Steps 1 and 2 are one exchange, and so are steps 3 and 4, so a settle takes two round trips, as without a mark. A
 //! delete reads one more key in the same write, and waits only if it finds a mark.

@@ -153,7 +153,7 @@ impl Table {
         }
     }
 
-    /// This one and the older ones.
+    /// Returns this table and the older ones.
     #[inline]
     fn tables(&self) -> impl Iterator<Item = &Table> {
         std::iter::successors(Some(self), |table| table.older)

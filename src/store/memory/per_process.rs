@@ -2,10 +2,10 @@
 //!
 //! | the parent's state is | `at_fork` | the child has |
 //! | --- | --- | --- |
-//! | intact, and the collector is alive | `Inherit` | the parent's engine, and is warm |
-//! | intact, and the collector is undecided | `Inherit` | the parent's engine and a spare fallback, and is warm |
-//! | not intact, or the collector has stalled | `Inherit` | a fallback with the frozen tables, and is cold |
-//! | any | `Fresh` | an empty engine without frozen tables, and is cold |
+//! | intact, and the collector is alive | `Inherit` | the parent's engine and frozen tables (warm) |
+//! | intact, and the collector is undecided | `Inherit` | the same, and a fallback in reserve (warm) |
+//! | not intact, or the collector has stalled | `Inherit` | a fallback, and the parent's frozen tables (cold) |
+//! | any | `Fresh` | an empty engine without frozen tables (cold) |
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -149,7 +149,7 @@ impl PerProcess {
         }
     }
 
-    /// Returns the engine for a write. If the collector is undecided, it is examined once more first.
+    /// Returns the engine for a write. Before that, examines the collector once if there is no verdict yet.
     #[inline]
     pub(super) fn engine_to_write(&self) -> &Engine {
         if self.needs_check.load(Ordering::Relaxed) {
