@@ -20,7 +20,7 @@ use super::expiry::expiry;
 use super::key::Key;
 use super::meta::{Answer, Command, Condition};
 use super::servers::Entry;
-use super::settling::Settling;
+use super::settling::SettlingMark;
 use super::{MemcachedStore, delete_of, get_of, value};
 use crate::error::Result;
 use crate::net::Retry;
@@ -57,8 +57,8 @@ impl MemcachedStore {
     async fn carry_out_together(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let mut entries = Vec::with_capacity(operations.len());
         let mut starts = Vec::with_capacity(operations.len());
-        let settling: Vec<Option<Settling>> =
-            operations.iter().map(|operation| Settling::for_operation(operation)).collect();
+        let settling: Vec<Option<SettlingMark>> =
+            operations.iter().map(|operation| SettlingMark::for_operation(operation)).collect();
         for (operation, settling) in operations.iter().zip(&settling) {
             starts.push(entries.len());
             if let (Some(settling), Op::Settle(_)) = (settling, operation) {
@@ -79,7 +79,7 @@ impl MemcachedStore {
         let answers = self.servers.batch_located(&entries, retry).await;
         let mut writes = Vec::new();
         let mut steps = Vec::with_capacity(operations.len());
-        let mut under_way = Vec::new();
+        let mut found_marks = Vec::new();
         for ((operation, start), settling) in operations.iter().zip(starts).zip(&settling) {
             let answers = &answers[start..];
             match (settling, operation) {
@@ -87,7 +87,7 @@ impl MemcachedStore {
                     steps.push(marked_step(settle, settling, answers, &mut writes));
                     continue;
                 }
-                (Some(settling), _) => under_way.extend(settling.under_way(&answers[1].1)),
+                (Some(settling), _) => found_marks.extend(settling.found(&answers[1].1)),
                 (None, _) => {}
             }
             steps.push(next_step(operation, answers, &mut writes));
@@ -97,9 +97,9 @@ impl MemcachedStore {
         for (operation, step) in operations.iter().zip(steps) {
             outcomes.push(self.finish(operation, step, &written).await);
         }
-        if !under_way.is_empty() {
-            self.wait_until_settled(&under_way).await;
-            self.delete_again(&under_way, operations, &mut outcomes).await;
+        if !found_marks.is_empty() {
+            self.wait_until_settled(&found_marks).await;
+            self.delete_again(&found_marks, operations, &mut outcomes).await;
         }
         outcomes
     }
@@ -202,7 +202,7 @@ fn count_independent(operations: &[Op<'_>]) -> usize {
 /// by the last write.
 fn marked_step<'o>(
     settle: &Settle<'o>,
-    settling: &'o Settling,
+    settling: &'o SettlingMark,
     answers: &[(usize, Result<Answer>)],
     writes: &mut Writes<'o>,
 ) -> Step {
@@ -212,7 +212,7 @@ fn marked_step<'o>(
         (Ok(Answer::Done), Ok(Answer::Value { cas, .. })) => Some(*cas),
         (_, Ok(mark)) => {
             // A mark whose process has ended is removed, so that the next settle can add its own.
-            if let Some(cas) = Settling::abandoned_cas(mark) {
+            if let Some(cas) = SettlingMark::abandoned_cas(mark) {
                 writes.push((*server, write_of(&settling.key, None, Condition::IfUnchanged { cas })));
             }
             None
@@ -249,8 +249,8 @@ fn next_step<'o>(operation: &Op<'o>, answers: &[(usize, Result<Answer>)], writes
         },
         Op::Settle(settle) => match answer {
             Answer::Value { value, cas } if is_held(Some(&value), settle.token) => {
-                let held = settle.store.as_ref().map(|_| &answers[1]);
-                return settle_step(settle, held, (*server, cas), writes);
+                let current = settle.store.as_ref().map(|_| &answers[1]);
+                return settle_step(settle, current, (*server, cas), writes);
             }
             _ => REVOKED,
         },
@@ -262,13 +262,13 @@ fn next_step<'o>(operation: &Op<'o>, answers: &[(usize, Result<Answer>)], writes
 /// changed since it was seen; then the end of the lease.
 fn settle_step<'o>(
     settle: &Settle<'o>,
-    held: Option<&(usize, Result<Answer>)>,
+    current: Option<&(usize, Result<Answer>)>,
     (server, lease_cas): (usize, u64),
     writes: &mut Writes<'o>,
 ) -> Step {
     let mut stored_at = None;
-    if let (Some(Replacement { seen, value, ttl }), Some((server, held))) = (settle.store, held) {
-        let condition = match (held, seen) {
+    if let (Some(Replacement { seen, value, ttl }), Some((server, current))) = (settle.store, current) {
+        let condition = match (current, seen) {
             (Ok(Answer::Value { value, cas }), Some(seen)) if value == seen => {
                 Ok(Some(Condition::IfUnchanged { cas: *cas }))
             }

@@ -33,46 +33,46 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 const END_OF_HOLDER: u8 = 0;
 
 /// A mark that an operation adds or looks for.
-pub(super) struct Settling {
+pub(super) struct SettlingMark {
     pub(super) key: String,
     pub(super) value: Bytes,
 }
 
 /// A mark of another settle that a revoking set has found.
-pub(super) struct UnderWay<'s> {
+pub(super) struct FoundMark<'s> {
     key: &'s str,
     value: Bytes,
 }
 
-impl Settling {
+impl SettlingMark {
     /// Returns the mark that a settle with a value adds, or that a set that revokes a lease looks for.
-    pub(super) fn for_operation(operation: &Op<'_>) -> Option<Settling> {
+    pub(super) fn for_operation(operation: &Op<'_>) -> Option<SettlingMark> {
         match operation {
             Op::Settle(Settle { key, token, store: Some(_), .. }) => {
                 let mut value = BytesMut::with_capacity(token.len() + 1 + lease_holder::own().len());
                 value.put_slice(lease_holder::own().as_bytes());
                 value.put_u8(END_OF_HOLDER);
                 value.put_slice(token);
-                Some(Settling { key: settling_key(key), value: value.freeze() })
+                Some(SettlingMark { key: settling_key(key), value: value.freeze() })
             }
             Op::Set { key, when: When::IfPresent, .. } => {
-                key_of_lease(key).map(|key| Settling { key: settling_key(key), value: Bytes::new() })
+                key_of_lease(key).map(|key| SettlingMark { key: settling_key(key), value: Bytes::new() })
             }
             _ => None,
         }
     }
 
     /// Returns the mark that was found, if any.
-    pub(super) fn under_way(&self, found: &Result<Answer>) -> Option<UnderWay<'_>> {
-        match found {
-            Ok(Answer::Value { value, .. }) => Some(UnderWay { key: &self.key, value: value.clone() }),
+    pub(super) fn found(&self, answer: &Result<Answer>) -> Option<FoundMark<'_>> {
+        match answer {
+            Ok(Answer::Value { value, .. }) => Some(FoundMark { key: &self.key, value: value.clone() }),
             _ => None,
         }
     }
 
     /// Returns the version number of a mark whose process has ended.
-    pub(super) fn abandoned_cas(found: &Answer) -> Option<u64> {
-        match found {
+    pub(super) fn abandoned_cas(answer: &Answer) -> Option<u64> {
+        match answer {
             Answer::Value { value, cas } => has_ended(value).then_some(*cas),
             _ => None,
         }
@@ -87,16 +87,16 @@ impl MemcachedStore {
 
     /// Removes the mark of a settle whose second exchange may have failed.
     pub(super) async fn end_settling(&self, settle: &Settle<'_>) -> Result<()> {
-        let Some(settling) = Settling::for_operation(&Op::Settle(*settle)) else { return Ok(()) };
+        let Some(settling) = SettlingMark::for_operation(&Op::Settle(*settle)) else { return Ok(()) };
         self.compare_and_set(&settling.key, Some(&settling.value), None, Ttl::Never).await.map(|_| ())
     }
 
     /// Waits until these marks are gone, for at most the timeout of an exchange: after that, their settles have had a
     /// reply or have failed.
-    pub(super) async fn wait_until_settled(&self, under_way: &[UnderWay<'_>]) {
+    pub(super) async fn wait_until_settled(&self, found_marks: &[FoundMark<'_>]) {
         let mut waited = Duration::ZERO;
         let mut pause_length = SHORTEST_PAUSE;
-        let mut left: Vec<&UnderWay<'_>> = under_way.iter().collect();
+        let mut left: Vec<&FoundMark<'_>> = found_marks.iter().collect();
         while !left.is_empty() && waited < self.timeout {
             let keys: Vec<&str> = left.iter().map(|settling| settling.key).collect();
             let mut found = self.get_many(&keys).await.into_iter();
@@ -114,13 +114,13 @@ impl MemcachedStore {
     /// Deletes again each entry that a settle in progress may have stored after the first delete.
     pub(super) async fn delete_again(
         &self,
-        under_way: &[UnderWay<'_>],
+        found_marks: &[FoundMark<'_>],
         operations: &[Op<'_>],
         outcomes: &mut [Result<Outcome>],
     ) {
         for (operation, outcome) in operations.iter().zip(outcomes) {
             let Op::Delete { key } = operation else { continue };
-            if !under_way.iter().any(|settling| key_of_lease(settling.key) == Some(key)) {
+            if !found_marks.iter().any(|settling| key_of_lease(settling.key) == Some(key)) {
                 continue;
             }
             if let Ok(Outcome::Done(was_there)) = outcome {
