@@ -1,4 +1,4 @@
-//! The contract of a store: bytes in, bytes out, `reset` and `reconnect`.
+//! The contract of a store: [`CacheStore`], and the types of its arguments.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -69,17 +69,18 @@ pub mod stores {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ttl {
-    /// Until it is deleted or evicted.
+    /// The entry stays until it is deleted or evicted.
     Never,
-    /// For this long. Rounded up to the server's unit (a millisecond for Redis and memory, a second for Memcached,
-    /// whose clock ticks in seconds: an expiry may come up to a second early). Zero is refused.
+    /// The entry expires after this duration. It is rounded up to the store's unit: a millisecond for Redis and memory,
+    /// a second for Memcached, whose clock ticks in seconds, so that an entry may expire up to a second early. Zero is
+    /// refused.
     After(Duration),
 }
 
 impl Ttl {
     pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-    /// The duration, unless it is for ever.
+    /// Returns the duration, or `None` for [`Ttl::Never`].
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl From<Duration> for Ttl {
     }
 }
 
-/// On what condition a value is stored.
+/// The condition under which a value is stored.
 ///
 /// ```
 /// use prefork_cache::{CacheStore, Ttl, When, stores::MemoryStore};
@@ -132,20 +133,20 @@ impl From<Duration> for Ttl {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum When {
-    /// Whether or not there is an entry.
+    /// Stores the value whether or not there is an entry.
     Always,
-    /// Only where there is none.
+    /// Stores the value only if there is no entry.
     IfAbsent,
-    /// Only over an existing one.
+    /// Stores the value only if there is an entry to replace.
     IfPresent,
 }
 
-/// Where a cache keeps its bytes.
+/// A key-value store of bytes, on which a [`Cache`](crate::Cache) is built.
 ///
-/// Implement it, with the crates `async-trait` and `bytes`, to put a [`Cache`](crate::Cache) on something else than
-/// Redis, Memcached or memory; the example `custom_store` does, and the feature `conformance` has a test of every
-/// promise below. A wrapper around another store forwards every method, the provided ones too, or that store's own
-/// batches and counters go unused, and its [`refresh`](CacheStore::refresh) is not heard.
+/// Implement it, with the crates `async-trait` and `bytes`, to build a cache on something other than Redis, Memcached
+/// or memory. The example `custom_store` does so, and the feature `conformance` has a test for every rule below. A
+/// wrapper around another store should forward every method, the provided ones too: otherwise the inner store's own
+/// batches and counters are not used, and its [`refresh`](CacheStore::refresh) is not called.
 ///
 /// ```
 /// use prefork_cache::{CacheStore, Ttl, When, stores};
@@ -159,68 +160,70 @@ pub enum When {
 ///
 /// # Contract
 ///
-/// - A key is any non-empty text. An empty one is refused with [`ErrorKind::InvalidKey`]. Two different keys are two
-///   different entries, whatever characters they hold. Values are any bytes, the empty ones included.
-/// - What one call has stored, every later call sees until the entry expires, is evicted, overwritten or deleted.
-/// - Every wait has a bound of the store's own.
-/// - Conditional verbs, counters and [`compare_and_set`](CacheStore::compare_and_set) are atomic among all users of the
-///   same server.
-/// - Dropping a future before it is ready leaves the store usable: no later call receives the dropped call's reply. The
-///   dropped call itself may or may not have taken effect.
-/// - After a fork, no connection of the parent's is used by the child. The stores of this crate see to that themselves;
-///   for any other store the cache calls [`refresh`](CacheStore::refresh) once in each new process, before any other
+/// - A key is any non-empty string. An empty key is refused with [`ErrorKind::InvalidKey`]. Two different keys name two
+///   different entries, whatever characters they contain. A value is any sequence of bytes, including an empty one.
+/// - A stored value is visible to every later call until the entry expires, is evicted, overwritten or deleted.
+/// - Every wait has a time limit that the store sets.
+/// - Conditional writes, counters and [`compare_and_set`](CacheStore::compare_and_set) are atomic among all clients of
+///   the same server.
+/// - Dropping a future before it is ready leaves the store usable: no later call receives the reply to the dropped
+///   call. The dropped call itself may or may not have taken effect.
+/// - After a fork, the child does not use the parent's connections. The stores of this crate ensure this themselves.
+///   For any other store, the cache calls [`refresh`](CacheStore::refresh) once in each new process, before any other
 ///   method.
 #[async_trait]
 pub trait CacheStore: Debug + Send + Sync + 'static {
-    /// What kind of store this is, for reports and errors: "redis", "memcached", "memory".
+    /// Returns the kind of the store for reports and errors: "redis", "memcached", "memory".
     fn name(&self) -> &str;
 
-    /// The value under a key, or `None`.
+    /// Returns the value under a key, or `None`.
     async fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
-    /// The value under a key as whoever holds the truth has it, past any nearer copy. Provided:
-    /// [`get`](CacheStore::get).
+    /// Returns the value under a key from the authoritative store, bypassing any nearer copy. A fetch calls it before
+    /// it loads, since another process may have loaded the value in the meantime.
     ///
-    /// A fetch asks for it before it loads, since another process may have loaded meanwhile.
+    /// Provided: calls [`get`](CacheStore::get).
     async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
         self.get(key).await
     }
 
-    /// Stores a value. Answers whether it was stored: `true` for [`When::Always`].
+    /// Stores a value. Returns whether it was stored, which is `true` for [`When::Always`].
     ///
-    /// With [`When::Always`] a store may write twice where a connection breaks before the answer. A write of somebody
-    /// else's that came between the two is then overwritten.
+    /// With [`When::Always`], a store may write the value a second time if the connection breaks before the reply. A
+    /// write by another client between the two is then overwritten.
     async fn set(&self, key: &str, value: Bytes, ttl: Ttl, when: When) -> Result<bool>;
 
-    /// Removes an entry. Answers whether there was one.
+    /// Removes an entry. Returns whether there was one.
     async fn delete(&self, key: &str) -> Result<bool>;
 
-    /// Stores (or with `new` of `None` removes) an entry if it still holds `expected` (`None`: if there is no entry).
-    /// Answers whether it did.
+    /// Stores `new` if the value of the entry is `expected`, or, for an `expected` of `None`, if there is no entry. A
+    /// `new` of `None` removes the entry instead. Returns whether the entry was as expected.
     async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, new: Option<Bytes>, ttl: Ttl) -> Result<bool>;
 
     /// Removes every entry whose key starts with `prefix`, and no other. An empty prefix means every entry.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] where the server cannot list its keys.
+    /// [`ErrorKind::Unsupported`] if the server cannot list its keys.
     async fn clear(&self, prefix: &str) -> Result<()>;
 
-    /// Forgets every connection; the next use dials. No I/O, no waiting. What the store holds in memory it keeps.
+    /// Discards every connection; the next operation dials. Does no I/O and does not wait. Entries that the store has
+    /// in memory are kept.
     fn reset(&self);
 
-    /// [`reset`](CacheStore::reset), then dials now and proves that the server answers.
+    /// Calls [`reset`](CacheStore::reset), then dials and checks that the server responds.
     async fn reconnect(&self) -> Result<()>;
 
-    /// Whether other processes see what this one stores. A fetch then takes a lease, so that one process loads for all.
+    /// Returns whether other processes see the entries that this one stores. If so, a fetch takes a lease, so that one
+    /// process loads for all of them.
     ///
-    /// Provided: `true`.
+    /// Provided: returns `true`.
     fn is_shared(&self) -> bool {
         true
     }
 
-    /// Brings the store into a new process, and says how. Called once in each process that was forked, by
-    /// [`lifecycle::after_fork`](crate::lifecycle::after_fork) or before the first operation.
+    /// Prepares the store for use in a forked process, and returns how it was done. Called once in each forked process:
+    /// by [`lifecycle::after_fork`](crate::lifecycle::after_fork), or before the first operation.
     ///
     /// Provided: calls [`reset`](CacheStore::reset).
     fn refresh(&self) -> Refresh {
@@ -228,10 +231,10 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Refresh::Reset
     }
 
-    /// Sets a new time to live. Answers whether there is such an entry.
+    /// Sets the time to live of an entry. Returns whether there is such an entry.
     ///
-    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
-    /// writers interfere.
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated if another
+    /// client changes the entry in between.
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
         ttl.duration()?;
         for _ in 0..CONFLICT_ATTEMPTS {
@@ -243,19 +246,20 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("touching", key))
     }
 
-    /// Adds to a counter (decimal text) and answers the sum. A missing counter starts from 0 and gets `ttl`; an
-    /// existing one keeps the time it has left.
+    /// Adds to a counter, which is stored as a decimal number, and returns the sum. A missing counter starts at 0 and
+    /// gets `ttl`; an existing counter keeps its remaining time to live.
     ///
-    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
-    /// writers interfere; without a way to read the time left, an existing counter gets `ttl` anew.
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated if another
+    /// client changes the entry in between. These cannot keep the remaining time to live, so an existing counter gets
+    /// `ttl` too.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotANumber`] where the entry is no decimal number or the sum does not fit.
+    /// [`ErrorKind::NotANumber`] if the entry is not a decimal number, or the sum does not fit into an `i64`.
     async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         for _ in 0..CONFLICT_ATTEMPTS {
             let current = self.get(key).await?;
-            let number = current.as_deref().map_or(Ok(0), |text| parse_counter(key, text))?;
+            let number = current.as_deref().map_or(Ok(0), |digits| parse_counter(key, digits))?;
             let sum = number.checked_add(by).ok_or_else(|| counter_overflow(key, by))?;
             if self.compare_and_set(key, current.as_deref(), Some(sum.to_string().into()), ttl).await? {
                 return Ok(sum);
@@ -264,56 +268,62 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         Err(conflict("counting", key))
     }
 
-    /// How long an entry still lives, as the server counts it; `None` where there is none.
+    /// Returns the remaining time to live of an entry by the server's clock, or `None` if there is no entry.
     ///
-    /// Provided: [`ErrorKind::Unsupported`].
+    /// Provided: returns [`ErrorKind::Unsupported`].
     async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
         check_key(key)?;
-        let context = format!("{} does not tell how long {key:?} lives", self.name());
+        let context = format!("{} does not report the time to live of {key:?}", self.name());
         Err(Error::new(ErrorKind::Unsupported, context))
     }
 
-    /// Puts bytes behind those of an entry. A missing entry is made, and gets `ttl`; an existing one keeps the time it has
-    /// left.
+    /// Appends bytes to an entry. A missing entry is created and gets `ttl`; an existing entry keeps its remaining time
+    /// to live.
     ///
-    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated while other
-    /// writers interfere; where [`ttl`](CacheStore::ttl) does not tell, an existing entry gets `ttl` anew.
+    /// Provided: [`get`](CacheStore::get) and [`compare_and_set`](CacheStore::compare_and_set), repeated if another
+    /// client changes the entry in between. If [`ttl`](CacheStore::ttl) does not return the remaining time, an existing
+    /// entry gets `ttl` too.
     async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
         for _ in 0..CONFLICT_ATTEMPTS {
-            let held = self.get(key).await?;
-            let (whole, left) = match &held {
-                Some(held) => ([&held[..], &value].concat().into(), self.ttl(key).await.ok().flatten().unwrap_or(ttl)),
+            let current = self.get(key).await?;
+            let (new, new_ttl) = match &current {
+                Some(old) => ([&old[..], &value].concat().into(), self.ttl(key).await.ok().flatten().unwrap_or(ttl)),
                 None => (value.clone(), ttl),
             };
-            if self.compare_and_set(key, held.as_deref(), Some(whole), left).await? {
+            if self.compare_and_set(key, current.as_deref(), Some(new), new_ttl).await? {
                 return Ok(());
             }
         }
         Err(conflict("appending to", key))
     }
 
-    /// The entry under a key, if this store has it in this process's memory, with a place for what it decodes to.
-    /// Neither waits nor asks a server: `None` says nothing of what [`get`](CacheStore::get) returns.
+    /// Returns the entry under a key if the store has it in this process's memory, with a slot for its decoded value.
+    /// Neither waits nor sends a request: after a `None`, [`get`](CacheStore::get) may still return a value.
     ///
-    /// A [shared read](crate::Cache::get_shared) asks for it first. Provided: `None`.
+    /// A [shared read](crate::Cache::get_shared) calls it first.
+    ///
+    /// Provided: returns `None`.
     fn kept(&self, key: &str) -> Option<Kept> {
         let _ = key;
         None
     }
 
-    /// Moves what the store has in this process's memory to where forked children read it without copying it; see
-    /// [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether anything was moved.
+    /// Moves the entries that the store has in this process's memory into a table that forked children read without
+    /// copying it; see [`MemoryStore::freeze`](crate::stores::MemoryStore::freeze). Returns whether any were moved.
     ///
-    /// [`Cache::freeze`](crate::Cache::freeze) calls it. Provided: `false`.
+    /// [`Cache::freeze`](crate::Cache::freeze) calls it.
+    ///
+    /// Provided: returns `false`.
     fn freeze(&self) -> bool {
         false
     }
 
-    /// Several operations in one go, with a result for each, in their order. Those on one key, and those on a key and
-    /// its [lease](Settle), take effect in their order; a batch is not atomic. An operation that fails keeps no other
-    /// from being carried out, unless their server has failed.
+    /// Carries out several operations, and returns a result for each, in the same order. Operations on the same key, or
+    /// on a key and its [lease](Settle), take effect in order. A batch is not atomic. If an operation fails, the others
+    /// are still carried out, unless their server has failed.
     ///
-    /// Provided: one after the other. A store with servers overrides it, to send one write to each.
+    /// Provided: carries out one operation after the other. A store with servers overrides it, to send one write to
+    /// each server.
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let mut outcomes = Vec::with_capacity(operations.len());
         for operation in operations {
@@ -322,40 +332,47 @@ pub trait CacheStore: Debug + Send + Sync + 'static {
         outcomes
     }
 
-    /// [`get`](CacheStore::get) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).
+    /// Returns the values under several keys, in the order of the keys; see [`get`](CacheStore::get).
+    ///
+    /// Provided: a [`batch`](CacheStore::batch).
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         operation::get_many(self, keys).await
     }
 
-    /// [`set`](CacheStore::set) for many entries, in their order. Provided: a [`batch`](CacheStore::batch).
+    /// Stores several entries, and returns a result for each, in the same order; see [`set`](CacheStore::set).
+    ///
+    /// Provided: a [`batch`](CacheStore::batch).
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
         operation::set_many(self, entries, ttl).await
     }
 
-    /// [`delete`](CacheStore::delete) for many keys, in their order. Provided: a [`batch`](CacheStore::batch).
+    /// Removes several entries, and returns a result for each, in the order of the keys; see
+    /// [`delete`](CacheStore::delete).
+    ///
+    /// Provided: a [`batch`](CacheStore::batch).
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
         let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
         let outcomes = self.batch(&operations).await;
         outcomes.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
     }
 
-    /// What this process has to do with the servers of the store, for [`Stats`](crate::Stats).
+    /// Returns this process's statistics for each server of the store, for [`Stats`](crate::Stats).
     ///
-    /// Provided: none.
+    /// Provided: returns none.
     fn servers(&self) -> Vec<ServerStats> {
         Vec::new()
     }
 
-    /// Which store this is, among those of this process: the caches on one store coalesce their loads and revoke each
-    /// other's. A wrapper that only passes calls on returns what the store inside returns.
+    /// Returns a number that identifies the store in this process. Caches on the same store share their single-flight
+    /// loads, and revoke each other's. A wrapper that only forwards calls returns the inner store's identity.
     ///
-    /// Provided: the address of the store; `None` for one without a size.
+    /// Provided: returns the address of the store, or `None` if its type has a size of zero.
     fn identity(&self) -> Option<usize> {
         (size_of_val(self) > 0).then(|| std::ptr::from_ref(self).cast::<()>().addr())
     }
 }
 
-/// How often a read-modify-write is tried before it gives up.
+/// How often a read-modify-write is attempted before it fails with [`ErrorKind::Conflict`].
 pub(crate) const CONFLICT_ATTEMPTS: usize = 64;
 
 pub(crate) fn conflict(doing: &str, key: &str) -> Error {
@@ -363,7 +380,7 @@ pub(crate) fn conflict(doing: &str, key: &str) -> Error {
     Error::new(ErrorKind::Conflict, context)
 }
 
-/// Refuses the empty key, in the name of every store.
+/// Checks that a key is not empty.
 #[inline]
 pub(crate) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() { Err(empty_key()) } else { Ok(()) }
@@ -374,7 +391,7 @@ fn empty_key() -> Error {
     Error::new(ErrorKind::InvalidKey, "the key is empty")
 }
 
-/// Refuses a value that the server would not take.
+/// Checks that a value is not larger than the server's limit.
 #[cfg(feature = "__servers")]
 pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn std::fmt::Display) -> Result<()> {
     let size = value.len();
@@ -385,39 +402,39 @@ pub(crate) fn check_value(key: &str, value: &[u8], limit: usize, server: &dyn st
     Err(Error::new(ErrorKind::ValueTooLarge, context))
 }
 
-/// Has `send` deal with those items of a batch that are in order, all of them in one go. The results stand in the order
-/// of the items; a failure of `send` as a whole is the failure of each that it dealt with.
+/// Calls `send` once with the valid items of a batch. Returns a result for each item, in the order of the items. If
+/// `send` itself fails, each item that was passed to it gets that error.
 pub(crate) async fn batch<I, T, F>(items: Vec<Result<I>>, send: impl FnOnce(Vec<I>) -> F) -> Vec<Result<T>>
 where
     F: Future<Output = Result<Vec<Result<T>>>>,
 {
-    let mut in_order = Vec::with_capacity(items.len());
+    let mut valid = Vec::with_capacity(items.len());
     let mut refused = Vec::new();
-    for (place, item) in items.into_iter().enumerate() {
+    for (index, item) in items.into_iter().enumerate() {
         match item {
-            Ok(item) => in_order.push(item),
-            Err(error) => refused.push((place, error)),
+            Ok(item) => valid.push(item),
+            Err(error) => refused.push((index, error)),
         }
     }
-    let count = in_order.len();
-    let sent = if count == 0 { Ok(Vec::new()) } else { send(in_order).await };
+    let count = valid.len();
+    let sent = if count == 0 { Ok(Vec::new()) } else { send(valid).await };
     let mut results = match sent {
         Ok(results) => results,
         Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
     };
     results.resize_with(count, || Err(wrong_count()));
-    put_in(results, refused)
+    insert_errors(results, refused)
 }
 
-/// Puts errors at their places.
-fn put_in<T>(results: Vec<Result<T>>, errors: Vec<(usize, Error)>) -> Vec<Result<T>> {
+/// Inserts each error at its index.
+fn insert_errors<T>(results: Vec<Result<T>>, errors: Vec<(usize, Error)>) -> Vec<Result<T>> {
     if errors.is_empty() {
         return results;
     }
     let mut all = Vec::with_capacity(results.len() + errors.len());
     let mut results = results.into_iter();
-    for (place, error) in errors {
-        let before = place - all.len();
+    for (index, error) in errors {
+        let before = index - all.len();
         all.extend(results.by_ref().take(before));
         all.push(Err(error));
     }
@@ -426,20 +443,20 @@ fn put_in<T>(results: Vec<Result<T>>, errors: Vec<(usize, Error)>) -> Vec<Result
 }
 
 pub(crate) fn wrong_count() -> Error {
-    Error::new(ErrorKind::Protocol, "a batch was answered with another number of results")
+    Error::new(ErrorKind::Protocol, "a batch returned a wrong number of results")
 }
 
 pub(crate) fn milliseconds_rounded_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Reads a counter, with the spaces that Memcached pads with after a decrement.
+/// Parses a counter that may end in spaces: Memcached pads with them after a decrement.
 pub(crate) fn read_counter(key: &str, text: &[u8]) -> Result<i64> {
     let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
     parse_counter(key, &text[..end])
 }
 
-/// What a counter is to Redis: a number as it would be written, without a plus sign, leading zeros or spaces.
+/// Parses a counter as Redis does: a decimal number without a plus sign, leading zeros or spaces.
 pub(crate) fn parse_counter(key: &str, text: &[u8]) -> Result<i64> {
     let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
     number.filter(|number| number.to_string().as_bytes() == text).ok_or_else(|| not_a_number(key))

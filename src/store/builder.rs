@@ -1,6 +1,6 @@
-//! The options of a URL as methods of a builder, under the same names.
+//! The options of a URL as builder methods of the same names.
 //!
-//! A builder writes what it is given into the URL, so whatever reads a URL reads a builder too.
+//! A builder writes its options into the URL, so both are parsed by the same code.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::credentials::Callback;
 use super::url::StoreUrl;
 use crate::error::Result;
 
-/// What a builder was given.
+/// The URL and options that a builder was given.
 pub(super) struct Given {
     url: String,
     username: Option<String>,
@@ -44,7 +44,7 @@ impl Given {
         self.options.iter().any(|(given, _)| *given == name)
     }
 
-    /// The URL with the options in it, and the callback.
+    /// Returns the URL with the options in it, and the callback.
     pub(super) fn finish(self) -> Result<(StoreUrl, Option<Callback>)> {
         let mut url = StoreUrl::parse(&self.url)?;
         url.username = self.username.or(url.username);
@@ -56,7 +56,7 @@ impl Given {
     }
 }
 
-/// In whole milliseconds, rounded up.
+/// Formats a duration in whole milliseconds, rounded up.
 pub(super) fn duration(value: Duration) -> String {
     format!("{}ms", value.as_nanos().div_ceil(1_000_000))
 }
@@ -73,7 +73,7 @@ pub(super) fn path(value: impl AsRef<Path>) -> String {
     value.as_ref().to_string_lossy().into_owned()
 }
 
-/// Methods, each of which sets the option of its name.
+/// Defines methods, each of which sets the option of the same name.
 macro_rules! setters {
     (
         $builder:ident, $store:literal, $url:literal, $names:ident:
@@ -99,57 +99,56 @@ macro_rules! setters {
     };
 }
 
-/// The methods of every builder of a store with servers.
+/// Defines the methods that every builder of a store with servers has.
 macro_rules! common_setters {
     ($builder:ident, $store:literal, $url:literal, $tls_url:literal) => {
         $crate::store::builder::setters! {
             $builder, $store, $url, COMMON:
-            /// For a whole exchange, request and reply. Defaults to a second.
+            /// Sets the timeout of a whole exchange, request and reply. Defaults to 1 s.
             timeout: std::time::Duration = $crate::store::builder::duration, "Duration::from_millis(250)";
-            /// For making a connection, with the TLS handshake. Defaults to a second.
+            /// Sets the timeout of connecting, including the TLS handshake. Defaults to 1 s.
             connect_timeout: std::time::Duration = $crate::store::builder::duration, "Duration::from_millis(250)";
-            /// The most connections to a server: blocking ones in a process, pipelined ones in a runtime. Defaults to
-            /// 16.
+            /// Sets the maximum number of connections to a server: blocking connections in a process, pipelined ones in
+            /// a runtime. Defaults to 16.
             pool_size: usize = $crate::store::builder::text, "4";
-            /// After how many failures in a row a server counts as down; that it does not let us in is one. Defaults
-            /// to 2.
+            /// Sets the number of consecutive failures after which a server counts as down. A refused login is a
+            /// failure too. Defaults to 2.
             failures: u32 = $crate::store::builder::text, "5";
-            /// How long a server that is down is not tried again. Defaults to a second.
+            /// Sets how long a server that is down is not dialled. Defaults to 1 s.
             retry_after: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(5)";
-            /// After what time without traffic the kernel asks whether the server is still there; `None` for never.
-            /// Defaults to a minute.
+            /// Sets the time without traffic after which the kernel checks whether the server is still reachable;
+            /// `None` turns the check off. Defaults to 60 s.
             keepalive: impl Into<Option<std::time::Duration>> = $crate::store::builder::duration_or_off,
                 "Duration::from_secs(300)";
-            /// How long a connection may be idle to be used again. Defaults to no limit.
+            /// Sets how long a connection may be idle and still be reused. Defaults to no limit.
             max_idle: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(300)";
-            /// How old a connection may be to be used again. Defaults to no limit. Less than the life of a token, it
-            /// keeps the server from cutting off what is in flight.
+            /// Sets how old a connection may be and still be reused. Defaults to no limit. Set it below the lifetime
+            /// of a token, so that the server does not close a connection with requests in flight.
             max_age: std::time::Duration = $crate::store::builder::duration, "Duration::from_secs(600)";
-            /// The largest value in bytes.
+            /// Sets the size of the largest value, in bytes.
             max_value: usize = $crate::store::builder::text, "1 << 20";
-            /// A file whose content is the password. It is read at each dial, so a password that is replaced in it
-            /// serves from the next connection on. A line end behind it does not count.
+            /// Sets a file that contains the password. It is read for each new connection, so a changed password is
+            /// used from the next connection on. A line end after the password is ignored.
             password_file: impl AsRef<std::path::Path> = $crate::store::builder::path, "\"/run/secrets/cache\"";
         }
 
         $crate::store::builder::setters! {
             $builder, $store, $tls_url, TLS:
-            /// A file with the certificates (PEM) of the authorities that are trusted. Defaults to the system's.
+            /// Sets a file with the certificates (PEM) of the trusted authorities. Defaults to those of the system.
             tls_ca: impl AsRef<std::path::Path> = $crate::store::builder::path, "\"/etc/cache/ca.pem\"";
-            /// A file with this program's own certificate (PEM), and those between it and an authority's; together
-            /// with `tls_key`.
+            /// Sets a file with the client certificate (PEM) and its intermediate certificates. Requires `tls_key`.
             tls_cert: impl AsRef<std::path::Path> = $crate::store::builder::path, "\"/etc/cache/worker.pem\"";
-            /// A file with the key (PEM) of the certificate of `tls_cert`.
+            /// Sets a file with the private key (PEM) of the certificate in `tls_cert`.
             tls_key: impl AsRef<std::path::Path> = $crate::store::builder::path, "\"/etc/cache/worker.key\"";
-            /// The name that the server's certificate must be for. Defaults to the host of the URL.
+            /// Sets the name that the server's certificate must be valid for. Defaults to the host of the URL.
             tls_server_name: impl Into<String> = Into::into, "\"cache.internal\"";
-            /// Accepts any certificate: who can get in between reads and changes everything, passwords too. Defaults
-            /// to `false`.
+            /// Accepts any certificate of the server. An attacker between client and server can then read and change
+            /// everything, including passwords. Defaults to `false`.
             tls_accept_any_certificate: bool = $crate::store::builder::text, "true";
         }
 
         impl $builder {
-            /// The user who logs in, instead of the one in the URL.
+            /// Sets the user name of the login, instead of the one in the URL.
             #[doc = concat!(
                 "\n```\nuse prefork_cache::stores::", $store, ";\n\nlet builder = ", $store, "::builder(\"", $url,
                 "\").username(\"worker\").password(\"s3cret\");\n```"
@@ -160,7 +159,7 @@ macro_rules! common_setters {
                 self
             }
 
-            /// The password of who logs in, instead of the one in the URL; as it is, without percent-encoding.
+            /// Sets the password of the login, instead of the one in the URL. It is not percent-encoded.
             #[doc = concat!(
                 "\n```\nuse prefork_cache::stores::", $store, ";\n\nlet builder = ", $store, "::builder(\"", $url,
                 "\").username(\"worker\").password(\"s3cret\");\n```"
@@ -171,14 +170,15 @@ macro_rules! common_setters {
                 self
             }
 
-            /// Asks this callback who logs in, at each dial: for passwords that change and for tokens that expire.
+            /// Sets a callback that returns the credentials for each new connection: for passwords that change and
+            /// tokens that expire.
             ///
-            /// It runs on the thread that dials, inside a tokio runtime on a thread of that, so it has to be quick:
-            /// have a task of your own fetch the token, and hand out the latest. No lock of this crate is held
-            /// meanwhile. An error fails the dial, with
-            #[doc = concat!("[`ErrorKind::Auth`](crate::ErrorKind::Auth), and so does a panic. Neither must hold the secret.")]
+            /// It runs on the thread that dials, which inside a tokio runtime is a thread of the runtime, so it must
+            /// return quickly: fetch the token in a task of your own, and return the latest one. No lock of this crate
+            /// is held during the call. An error or a panic of the callback fails the dial with
+            #[doc = concat!("[`ErrorKind::Auth`](crate::ErrorKind::Auth). Neither may contain the secret.")]
             ///
-            /// A connection lives on with what it logged in with.
+            /// An open connection stays open when the credentials change.
             #[doc = concat!(
                 "\n```\nuse prefork_cache::stores::{Credentials, ", $store, "};\nuse std::sync::{Arc, RwLock};\n\n",
                 "let token = Arc::new(RwLock::new(\"first\".to_owned()));\nlet latest = Arc::clone(&token);\n",

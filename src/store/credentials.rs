@@ -1,7 +1,7 @@
-//! Who logs in, asked anew at each dial.
+//! The credentials of a login, which are read again for each new connection.
 //!
-//! So a password that is changed is taken up by the next connection, without a restart. The file or the callback is
-//! read where a connection is made, with no lock of this crate held and outside of the gate.
+//! So the next connection uses a changed password, without a restart. The file is read, or the callback called, where a
+//! connection is made, outside of the gate and with no lock of this crate held.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,10 +15,10 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::lifted;
 
-/// How much of a password gives it away.
-const TELLING: usize = 6;
+/// The number of consecutive bytes of a password that must not be shown.
+const REVEALING: usize = 6;
 
-/// A user name and a password. Not shown in `Debug`.
+/// A user name and a password. `Debug` does not show the password.
 ///
 /// ```
 /// use prefork_cache::stores::Credentials;
@@ -33,7 +33,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Of a named user.
+    /// Creates the credentials of a named user.
     ///
     /// ```
     /// use prefork_cache::stores::Credentials;
@@ -44,7 +44,7 @@ impl Credentials {
         Credentials { username: Some(username.into()), password: password.into() }
     }
 
-    /// Of the default user, where a server has one: Redis.
+    /// Creates the credentials of the default user, on a server that has one: Redis.
     ///
     /// ```
     /// use prefork_cache::stores::Credentials;
@@ -63,20 +63,21 @@ impl Credentials {
         &self.password
     }
 
-    /// Whether a text holds the password, or enough of it to give it away. A server may cut or escape what it repeats.
+    /// Returns whether a string contains the password or a revealing part of it. A server may truncate or escape a
+    /// password that it repeats.
     pub(crate) fn are_shown_in(&self, text: &str) -> bool {
         let (text, password) = (text.as_bytes(), self.password.as_bytes());
-        let telling = password.len().min(TELLING);
-        telling > 0 && password.windows(telling).any(|part| text.windows(telling).any(|shown| shown == part))
+        let length = password.len().min(REVEALING);
+        length > 0 && password.windows(length).any(|part| text.windows(length).any(|shown| shown == part))
     }
 
-    /// An error that came of a login with these, without what shows them.
+    /// Returns the error of a failed login, replaced by one of the same kind if it contains the password.
     pub(crate) fn hidden_in(&self, endpoint: &Endpoint, error: Error) -> Error {
         if !self.are_shown_in(&format!("{error:#} {error:?}")) {
             return error;
         }
         let context =
-            format!("{endpoint} refused the login, in words that are not shown: they may repeat the password");
+            format!("{endpoint} refused the login; its message is not shown, since it may contain the password");
         Error::new(error.kind(), context)
     }
 }
@@ -87,13 +88,13 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What a [`Login`] calls for its credentials.
+/// The callback of a [`Login`], which returns the credentials.
 pub(crate) type Callback = Arc<dyn Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync>;
 
-/// Where credentials come from.
+/// The source of a store's credentials.
 #[derive(Clone, Default)]
 pub(crate) enum Login {
-    /// Nobody logs in.
+    /// The store does not log in.
     #[default]
     None,
     Fixed(Credentials),
@@ -105,12 +106,12 @@ pub(crate) enum Login {
 }
 
 impl Login {
-    /// What a URL says of it.
+    /// Takes the login from a URL, unless there is a callback.
     pub(crate) fn take(url: &mut StoreUrl, callback: Option<Callback>) -> Result<Login> {
         let (username, password, file) =
             (url.username.take(), url.password.take(), url.options.take_text("password_file"));
         if callback.is_some() && (username.is_some() || password.is_some() || file.is_some()) {
-            return Err(invalid("there are credentials beside those of the callback: a store has one source of them"));
+            return Err(invalid("credentials are given besides the callback: a store has one source of credentials"));
         }
         match (password, file, callback) {
             (_, _, Some(callback)) => Ok(Login::Callback(callback)),
@@ -129,11 +130,11 @@ impl Login {
         }
     }
 
-    /// The credentials of now. To be called without a lock, since the callback is a user's code.
+    /// Returns the current credentials. Must be called without a lock, since the callback is the user's code.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Auth`], if there are none to be had.
+    /// [`ErrorKind::Auth`] if the file cannot be read or is empty, or the callback fails.
     pub(crate) fn credentials(&self) -> Result<Option<Credentials>> {
         match self {
             Login::None => Ok(None),
@@ -153,7 +154,7 @@ impl Login {
     }
 }
 
-/// Without the line end that editors put behind it.
+/// Reads a password from a file, without the line end that editors add.
 fn read_password(path: &Path) -> Result<String> {
     let about = || format!("the password file {}", path.display());
     let text = fs::read_to_string(path).map_err(|error| Error::with_source(ErrorKind::Auth, about(), error))?;
@@ -183,7 +184,7 @@ mod tests {
     use super::{Credentials, Endpoint, Error, ErrorKind, Login};
 
     #[test]
-    fn a_password_is_found_also_where_it_was_cut() {
+    fn a_truncated_password_is_recognised() {
         let credentials = Credentials::password("correct horse battery");
         assert!(credentials.are_shown_in("unknown command 'AUTH' 'correct hor"));
         assert!(credentials.are_shown_in("...battery'"));
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_shows_it_anywhere_is_replaced() {
+    fn an_error_that_contains_the_password_is_replaced() {
         let endpoint = Endpoint::Tcp { host: "localhost".to_owned(), port: 1 };
         let credentials = Credentials::new("me", "hunter2hunter2");
         let shown = Error::with_source(ErrorKind::Server, "harmless", std::io::Error::other("set hunter2hunter2"));

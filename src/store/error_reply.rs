@@ -1,8 +1,8 @@
-//! What it means that a server refuses: one line of a store's table of what its servers say.
+//! The meaning of an error reply: one row of a store's table of error replies.
 
 use crate::error::{Error, ErrorKind};
 
-/// What follows from an error reply.
+/// The meaning of an error reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorReply {
     pub(crate) kind: ErrorKind,
@@ -10,22 +10,23 @@ pub(crate) struct ErrorReply {
     pub(crate) connection: Connection,
 }
 
-/// For how long the same request would be refused.
+/// Whether the same request may succeed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lasts {
-    /// For the moment: the error is transient.
+    /// It may: the error is transient.
     Briefly,
-    /// Until somebody changes the request or the server.
+    /// It is refused until the request or the server's configuration changes.
     OnAndOn,
 }
 
-/// What becomes of the connection.
+/// What is done with the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connection {
     Kept,
-    /// Another one may lead to another server, or log in again.
+    /// It is closed: a new one may reach another server, or log in again.
     GivenUp,
-    /// So is every other one to the same server, where it can be asked which one is meant.
+    /// It is closed, and another server has taken the place of this one. If the address comes from discovery, all
+    /// connections to this server are closed and the address is looked up again.
     #[cfg(feature = "redis")]
     AllGivenUp,
 }
@@ -35,16 +36,17 @@ impl ErrorReply {
         Error::from_reply(self.kind, self.lasts == Lasts::Briefly, context)
     }
 
-    /// Whether it is for the moment, and the same connection will do later.
+    /// Returns whether the error is transient and the connection is kept.
     pub(crate) fn is_for_the_moment(self) -> bool {
         self.lasts == Lasts::Briefly && !self.gives_up()
     }
 
+    /// Returns whether the connection is closed.
     pub(crate) fn gives_up(self) -> bool {
         self.connection != Connection::Kept
     }
 
-    /// Whether the server is not the one that is meant any more.
+    /// Returns whether another server has taken the place of this one.
     #[cfg(feature = "redis")]
     pub(crate) fn is_left(self) -> bool {
         self.connection == Connection::AllGivenUp

@@ -1,8 +1,8 @@
-//! A store behind an [`Arc`] or a [`Box`] is a store.
+//! [`CacheStore`] for [`Arc`] and [`Box`].
 //!
-//! Every method is forwarded, the provided ones too, so that a wrapped store keeps its own batch verbs. The futures are
-//! the inner store's own boxes, passed on as they are: an `async fn` here would put each of them into a second box.
-//! That is why the signatures below are written as `async_trait` expands them.
+//! Every method is forwarded, the provided ones too, so that the inner store's own batches are used. The methods
+//! return the inner store's boxed futures unchanged. An `async fn` here would box each of them a second time, so the
+//! signatures below are written as `async_trait` expands them.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,11 +1,11 @@
-//! The slot of a key, as Redis Cluster has it: CRC-16 (XMODEM) of the key, or of the tag in its first braces.
+//! The hash slot of a key in a Redis cluster: CRC-16 (XMODEM) of the key, or of the hash tag in its first braces.
 
-/// How many slots there are.
+/// The number of slots.
 pub(crate) const SLOTS: usize = 1 << 14;
 
 const POLYNOMIAL: u16 = 0x1021;
 
-/// What each byte does to a sum.
+/// The CRC-16 of each byte.
 const TABLE: [u16; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -22,7 +22,7 @@ const TABLE: [u16; 256] = {
     table
 };
 
-/// The slot of a key.
+/// Returns the slot of a key.
 #[cfg(any(feature = "redis", test))]
 #[inline]
 pub(crate) fn slot(key: impl AsRef<[u8]>) -> u16 {
@@ -30,14 +30,14 @@ pub(crate) fn slot(key: impl AsRef<[u8]>) -> u16 {
     slot_of_sum(crc16(0, tag(key).unwrap_or(key)))
 }
 
-/// The slot of what has this sum.
+/// Returns the slot of a key whose CRC-16, or whose tag's, is `sum`.
 #[inline]
 pub(crate) fn slot_of_sum(sum: u16) -> u16 {
     sum % SLOTS as u16
 }
 
-/// What is hashed instead of the whole key: what stands between the first `{` and the first `}` behind it, if it is not
-/// empty.
+/// Returns the hash tag, which is hashed instead of the whole key: the part between the first `{` and the first `}`
+/// after it, if it is not empty.
 #[inline]
 pub(crate) fn tag(key: &[u8]) -> Option<&[u8]> {
     let behind = &key[key.iter().position(|byte| *byte == b'{')? + 1..];
@@ -45,7 +45,7 @@ pub(crate) fn tag(key: &[u8]) -> Option<&[u8]> {
     (length > 0).then(|| &behind[..length])
 }
 
-/// The sum of what came before, and of these bytes behind it.
+/// Continues a CRC-16 from the sum of the bytes before; 0 starts one.
 #[inline]
 pub(crate) fn crc16(before: u16, bytes: &[u8]) -> u16 {
     bytes.iter().fold(before, |sum, byte| (sum << 8) ^ TABLE[usize::from((sum >> 8) as u8 ^ byte)])
@@ -55,9 +55,9 @@ pub(crate) fn crc16(before: u16, bytes: &[u8]) -> u16 {
 mod tests {
     use super::{crc16, slot, tag};
 
-    /// From the specification of Redis Cluster, and from `CLUSTER KEYSLOT`.
+    /// The expected values are from the specification of Redis Cluster and from `CLUSTER KEYSLOT`.
     #[test]
-    fn slots_are_those_of_redis() {
+    fn slots_agree_with_redis() {
         assert_eq!(crc16(0, b"123456789"), 0x31c3);
         for (key, expected) in [
             ("", 0),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_what_stands_in_the_first_braces() {
+    fn the_tag_is_the_part_in_the_first_braces() {
         let tags = [("{a}", Some("a")), ("x{a}{b}", Some("a")), ("{{a}}", Some("{a")), ("}{a}", Some("a"))];
         for (key, expected) in tags.into_iter().chain([("a", None), ("{}a}", None), ("a{b", None), ("a}b{", None)]) {
             assert_eq!(tag(key.as_bytes()), expected.map(str::as_bytes), "{key:?}");

@@ -1,4 +1,4 @@
-//! An entry that is kept in this process's memory, and what it decodes to.
+//! An entry in this process's memory, with its decoded value.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -8,13 +8,13 @@ use bytes::Bytes;
 
 use crate::lifecycle::ProcessSlot;
 
-/// A place for a decoded value.
+/// A slot for a decoded value.
 pub(crate) type Slot = ProcessSlot<Box<dyn Any + Send + Sync>>;
 
-/// An entry as a store [keeps](crate::CacheStore::kept) it in this process's memory: its bytes, and a place beside them
-/// for what they decode to.
+/// An entry that a store [keeps](crate::CacheStore::kept) in this process's memory: its bytes, and a slot for the
+/// decoded value.
 ///
-/// Only the [`Cache`](crate::Cache) fills that place. A store that wraps another passes it on.
+/// Only the [`Cache`](crate::Cache) fills the slot. A store that wraps another returns the inner store's.
 ///
 /// ```
 /// use prefork_cache::{Cache, CacheStore, stores::MemoryStore};
@@ -28,11 +28,11 @@ pub(crate) type Slot = ProcessSlot<Box<dyn Any + Send + Sync>>;
 #[derive(Clone, Debug)]
 pub struct Kept(Arc<dyn Keep>);
 
-/// What keeps an entry.
+/// The owner of an entry's bytes and slot.
 pub(crate) trait Keep: Debug + Send + Sync {
     fn bytes(&self) -> &Bytes;
 
-    /// `None` where a decoded value has no room.
+    /// Returns the slot, or `None` if there is no room for a decoded value.
     fn slot(&self) -> Option<&Slot>;
 }
 
@@ -42,18 +42,18 @@ impl Kept {
         Kept(entry)
     }
 
-    /// The value, encoded.
+    /// Returns the encoded value.
     pub fn bytes(&self) -> &Bytes {
         self.0.bytes()
     }
 
-    /// What this process has decoded, if it is a `T`.
+    /// Returns the value that this process has decoded, if it is a `T`.
     #[inline]
     pub(crate) fn decoded<T: 'static>(&self) -> Option<&T> {
         self.0.slot()?.get()?.downcast_ref()
     }
 
-    /// Keeps what was decoded, for as long as the entry is kept, unless there is such a value.
+    /// Stores a decoded value in the slot, for as long as the entry is kept, unless the slot is full.
     pub(crate) fn keep<T: Send + Sync + 'static>(&self, decoded: T) {
         if let Some(slot) = self.0.slot() {
             slot.fill(Box::new(decoded));

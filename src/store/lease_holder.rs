@@ -1,7 +1,8 @@
-//! Who holds a lease, and whether that process still lives.
+//! The name of the process that holds a lease, and whether that process is still alive.
 //!
-//! A process is named by the machine's boot, its pid namespace, its pid and the time of its start. Another process with
-//! the same boot and namespace can see whether it is alive; any other has to go by the holder's beats.
+//! A process is named by the boot id of its machine, its pid namespace, its pid and its start time. A process with the
+//! same boot id and namespace can check whether the holder is alive. Any other process relies on the heartbeat that the
+//! holder writes into its lease.
 
 use std::fs;
 
@@ -13,7 +14,7 @@ use crate::lifecycle::ProcessLocal;
 
 static OWN: ProcessLocal<String> = ProcessLocal::new();
 
-/// The name of this process. Empty where there is no `/proc` to read it from.
+/// Returns the name of this process. It is empty if `/proc` cannot be read.
 pub(crate) fn own() -> &'static str {
     OWN.get_or_init(|| name_of_this_process().unwrap_or_default())
 }
@@ -24,14 +25,15 @@ fn name_of_this_process() -> Option<String> {
     Some(format!("{host} {pid} {start}"))
 }
 
-/// The boot and the pid namespace.
+/// Returns the boot id and the pid namespace.
 fn host() -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
     Some(format!("{} {}", boot.trim(), namespace.display()))
 }
 
-/// Whether a holder is known to have ended. Not known of one on another host, or that this process may not look at.
+/// Returns whether a holder is known to have ended. `false` for a process on another host, and for one that this
+/// process may not inspect.
 pub(crate) fn has_ended(holder: &str) -> bool {
     has_ended_beside(own(), holder)
 }
@@ -43,12 +45,12 @@ fn has_ended_beside(own: &str, holder: &str) -> bool {
     }
     match Status::of(pid) {
         Ok(status) => status.start != start || status.has_ended,
-        // The process may be hidden from this one. A signal of 0 is not sent.
+        // The process may be hidden in `/proc`. Signal 0 only checks that the process exists.
         Err(_) => i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)),
     }
 }
 
-/// The host; the pid and the start.
+/// Splits a name into the host, and the pid and start time.
 fn parts(name: &str) -> Option<(&str, (u32, u64))> {
     let (rest, start) = name.rsplit_once(' ')?;
     let (host, pid) = rest.rsplit_once(' ')?;
@@ -56,9 +58,9 @@ fn parts(name: &str) -> Option<(&str, (u32, u64))> {
 }
 
 struct Status {
-    /// In clock ticks since the boot.
+    /// The start time, in clock ticks since the boot.
     start: u64,
-    /// A zombie without other threads.
+    /// Whether the process is a zombie without other threads.
     has_ended: bool,
 }
 
@@ -66,7 +68,7 @@ impl Status {
     fn of(pid: u32) -> std::io::Result<Status> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let malformed = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-        // The name of the program, in parentheses, may hold anything.
+        // The program's name, in parentheses, may contain any characters.
         let (_, fields) = stat.rsplit_once(") ").ok_or_else(malformed)?;
         let fields: Vec<&str> = fields.split(' ').collect();
         let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).ok_or_else(malformed);
@@ -80,11 +82,11 @@ mod tests {
     use super::{has_ended, has_ended_beside, own, parts};
 
     #[test]
-    fn a_process_that_is_there_has_not_ended() {
+    fn a_running_process_has_not_ended() {
         let (host, (pid, start)) = parts(own()).expect("a name");
         assert_eq!(pid, std::process::id());
         assert!(!has_ended(own()));
-        assert!(has_ended_beside(own(), &format!("{host} {pid} {}", start + 1)), "its pid is another's by now");
+        assert!(has_ended_beside(own(), &format!("{host} {pid} {}", start + 1)), "another process has its pid");
         assert!(!has_ended_beside(own(), &format!("elsewhere {host} {pid} {}", start + 1)));
         assert!(!has_ended("nobody") && !has_ended(""));
     }
@@ -99,10 +101,10 @@ mod tests {
         drop(child.stdin.take());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !has_ended(&name) {
-            assert!(std::time::Instant::now() < deadline, "it is not seen to have ended");
+            assert!(std::time::Instant::now() < deadline, "the zombie is not recognised");
             std::thread::yield_now();
         }
         child.wait().unwrap();
-        assert!(has_ended(&name), "nor when it is reaped");
+        assert!(has_ended(&name), "a reaped process is not recognised");
     }
 }

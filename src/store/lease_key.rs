@@ -1,28 +1,31 @@
-//! The key of a lease, which stands beside the entry that is loaded under it: on one server, and in a cluster in one slot.
+//! The key of a lease, which is stored beside the entry that is loaded under it: on the same server, and in a Redis
+//! cluster in the same slot.
 //!
-//! It is the key with a suffix, so whatever clears a prefix clears its leases too. A key whose slot is that of a tag in
-//! braces hands it on. Any other is hashed as a whole, with its lease: then the suffix ends with letters that make up for
-//! what stands before them. A bit of a sum depends on the bits that are summed by exclusive or alone, so each bit of the slot has
-//! letters of its own that turn it and no other.
+//! The lease's key is the entry's key with a suffix, so clearing a prefix clears its leases too. If the key has a hash
+//! tag in braces, the lease's key has the same tag, and therefore the same slot. Any other key is hashed as a whole,
+//! and the suffix would change its slot. The suffix then ends with letters that restore the slot. CRC-16 is linear:
+//! each bit of the sum is an exclusive or of bits of the input. So for each bit of the slot there is a set of letters
+//! that flips this bit and no other.
 
 use super::hash_slot::{crc16, slot_of_sum, tag};
 
-/// What is put behind a key, with a colon, to make that of its lease.
+/// Appended to a key, with a colon, to form the key of its lease.
 const LEASE: &str = "prefork-lease";
 
-/// What is put behind a key, with a colon, to make that of a lock. Under its lease nothing is loaded.
+/// Appended to a key, with a colon, to form the key of a lock: the key whose lease is the lock. Nothing is loaded under
+/// that lease.
 const LOCK: &str = "prefork-lock";
 
 const LETTERS: usize = 5;
 
-/// The letters that turn nothing. The other ones differ from them in the bits of [`FREE`].
+/// The letters that flip no bit. All others differ from them only in the bits of [`FREE`].
 const PLAIN: [u8; LETTERS] = [b'A'; LETTERS];
 
-/// In which bits a letter may differ from `A` so that it is one of `ACEGIKMOacegikmo`.
+/// The bits in which a letter may differ from `A`, so that it is one of `ACEGIKMOacegikmo`.
 const FREE: u8 = 0b0010_1110;
 
-/// The bits of the letters, each of which is a byte, that turn one bit of the slot: the first turn its lowest bit.
-const TURNS: [u64; 14] = [
+/// For each bit of the slot, lowest first: the bits of the letters that flip it. A letter is a byte.
+const FLIPS: [u64; 14] = [
     0x2e_24_04_02_00,
     0x08_20_0c_00_00,
     0x0c_08_0a_08_04,
@@ -39,12 +42,12 @@ const TURNS: [u64; 14] = [
     0x00_22_04_02_04,
 ];
 
-/// The key whose lease is the lock of a key.
+/// Returns the key whose lease is the lock of a key.
 pub(crate) fn lock_key(key: &str) -> String {
     format!("{key}:{LOCK}")
 }
 
-/// The key of the lease of a key, both as the store sees them.
+/// Returns the key of a key's lease. Both are full keys, as the store sees them.
 pub(crate) fn lease_key(key: &str) -> String {
     let mut lease = String::with_capacity(key.len() + LEASE.len() + LETTERS + 2);
     lease.extend([key, ":", LEASE]);
@@ -57,29 +60,29 @@ pub(crate) fn lease_key(key: &str) -> String {
     lease
 }
 
-/// The letters in whose place the plain ones would lead to a slot that differs in these bits.
+/// Returns the letters that change the slot in these bits, compared with [`PLAIN`].
 fn letters(difference: u16) -> [u8; LETTERS] {
-    let turned = TURNS.iter().enumerate().filter(|(bit, _)| difference >> bit & 1 == 1);
-    let turned = turned.fold(0, |sum, (_, turns)| sum ^ turns).to_be_bytes();
-    std::array::from_fn(|place| PLAIN[place] ^ turned[turned.len() - LETTERS + place])
+    let flips = FLIPS.iter().enumerate().filter(|(bit, _)| difference >> bit & 1 == 1);
+    let flips = flips.fold(0, |sum, (_, flips)| sum ^ flips).to_be_bytes();
+    std::array::from_fn(|index| PLAIN[index] ^ flips[flips.len() - LETTERS + index])
 }
 
-/// The key of the mark of a [settle](super::Settle) that is under way, where a server cannot store one entry on the
-/// condition of another: that of the lease of a lease, which nobody takes.
+/// Returns the key of the mark that a [settle](super::Settle) in progress stores, on a server that cannot store one
+/// entry on the condition of another. It is the key of the lease of a lease, which no process takes.
 #[cfg(any(feature = "memcached", test))]
 pub(crate) fn settling_key(key: &str) -> String {
     format!("{key}:{LEASE}:{LEASE}")
 }
 
-/// The key whose lease, or whose settling mark, this is the key of, if it is one. Both are kept where the key is: on
-/// one server, their order counts.
+/// Returns the entry's key, given the key of its lease or of its settling mark; `None` for any other key. Both are on
+/// the same server as the entry, since the order of their changes matters.
 #[cfg(any(feature = "memcached", test))]
 pub(crate) fn key_of_lease(lease: &str) -> Option<&str> {
     let key = without_lease(lease)?.strip_suffix(':').filter(|key| !key.is_empty())?;
     Some(key_of_lease(key).unwrap_or(key))
 }
 
-/// What this would be the key of behind a namespace, a lease or a lock, if it would be one.
+/// Returns "lease" or "lock" if this key, with a namespace in front, would be the key of a lease or a lock.
 #[inline]
 pub(crate) fn reserved_for(key: &str) -> Option<&'static str> {
     let ends = |rest: &str| rest.is_empty() || rest.ends_with(':');
@@ -106,7 +109,7 @@ mod tests {
     use super::{key_of_lease, lease_key, letters, reserved_for, settling_key};
     use crate::store::hash_slot::{SLOTS, slot, tag};
 
-    /// Keys of braces and other characters, each of which comes up once, in every order.
+    /// Returns different keys, with braces and other characters in random order.
     fn keys() -> Vec<String> {
         const PARTS: [&str; 12] = ["{", "}", "{}", "a", "}{", ":", "{{", "user", "ä", "{t}", "{:prefork", "{x"];
         let mut state = 1_u32;
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_letters_for_every_slot() {
+    fn every_difference_of_slots_has_its_letters() {
         let all: std::collections::BTreeSet<_> = (0..SLOTS).map(|slot| letters(slot as u16)).collect();
         assert_eq!(all.len(), SLOTS);
         assert!(all.iter().flatten().all(|letter| b"ACEGIKMOacegikmo".contains(letter)));

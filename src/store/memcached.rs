@@ -1,4 +1,4 @@
-//! Memcached, over the meta protocol.
+//! The Memcached store, which speaks the meta protocol.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use self::config::{Config, DEFAULT_MAX_VALUE};
 use self::expiry::expiry;
 use self::key::{Key, LONGEST};
 use self::meta::{Answer, Command, Condition, Request};
-use self::servers::{Entry, Servers, told};
+use self::servers::{Entry, Servers, traced};
 use super::credentials::Callback;
 use super::url::StoreUrl;
 use super::{CONFLICT_ATTEMPTS, CacheStore, Op, Outcome, Ttl, When, conflict};
@@ -36,8 +36,8 @@ mod ring;
 mod servers;
 mod settling;
 
-/// What a server needs for an entry besides its key and value.
-const UPKEEP: usize = 59;
+/// The bytes that a server needs for an entry besides its key and value.
+const ENTRY_OVERHEAD: usize = 59;
 
 /// A store on one Memcached server, or on several.
 ///
@@ -52,80 +52,82 @@ const UPKEEP: usize = 59;
 /// # }
 /// ```
 ///
-/// It needs Memcached 1.6, for the meta protocol, and says so
-/// ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)) to anything else.
+/// It needs Memcached 1.6, for the meta protocol. Connecting to any other server fails with
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 ///
 /// # URL
 ///
-/// `memcached://[user:password@]host[:port][,host[:port]...]`, the port being 11211 by default and an IPv6 address in
-/// brackets, `memcacheds://` for the same over [TLS](crate::guide::urls#tls), or `memcached+unix:///path[,/path...]`.
-/// Characters with a meaning in a URL are percent-encoded. User and password are for servers with a file of them (`-Y`);
-/// SASL is not spoken. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on [passwords that
-/// change](crate::guide::urls#credentials).
+/// `memcached://[user:password@]host[:port][,host[:port]...]`, `memcacheds://` for [TLS](crate::guide::urls#tls), or
+/// `memcached+unix:///path[,/path...]`. The default port is 11211. An IPv6 address is in brackets. Characters with a
+/// meaning in a URL are percent-encoded. User and password are for servers with a password file (`-Y`); SASL is not
+/// supported. The guide has [all URLs and options](crate::guide::urls#options), and a chapter on [changing
+/// passwords](crate::guide::urls#credentials).
 ///
 /// # Connections
 ///
-/// As those of [`RedisStore`](super::stores::RedisStore): inside a tokio runtime one pipelined connection per runtime
-/// and server, elsewhere a pool of blocking ones; with the same cancel safety, order of changes, timeouts and
-/// backpressure. A reply is proven by the token that every command of the meta protocol carries. An error reply has
-/// none, so it is followed by a command that has.
+/// As for [`RedisStore`](super::stores::RedisStore): one pipelined connection per runtime and server inside a tokio
+/// runtime, and a pool of blocking connections elsewhere, with the same cancel safety, order of changes, timeouts and
+/// backpressure. Every command of the meta protocol has a token, which proves that its reply belongs to it. An error
+/// reply has no token. A marker is sent after it, and the error is returned once the marker's reply has come.
 ///
 /// # Failures
 ///
-/// As those of [`RedisStore`](super::stores::RedisStore), with what this server says:
+/// As for [`RedisStore`](super::stores::RedisStore), with the error replies of this server:
 ///
-/// | the server says | [kind](crate::ErrorKind) | transient | connection |
+/// | error reply | [kind](crate::ErrorKind) | transient | connection |
 /// | --- | --- | --- | --- |
 /// | "object too large" | `ValueTooLarge` | no | kept |
 /// | "out of memory", any other `SERVER_ERROR` | `Server` | yes | kept |
-/// | "Too many open connections" | `Server` | yes | given up |
-/// | "unauthenticated", "authentication failure" | `Auth` | no | given up |
+/// | "Too many open connections" | `Server` | yes | closed |
+/// | "unauthenticated", "authentication failure" | `Auth` | no | closed |
 /// | "non-numeric" | `NotANumber` | no | kept |
-/// | "bad data chunk" | `Protocol` | yes | given up |
-/// | any other `CLIENT_ERROR` | `Server` | no | kept, unless a value was on its way |
-/// | `ERROR`: it does not know the command | `Unsupported` | no | kept |
+/// | "bad data chunk" | `Protocol` | yes | closed |
+/// | any other `CLIENT_ERROR` | `Server` | no | kept; closed if the command had a value |
+/// | `ERROR`: unknown command | `Unsupported` | no | kept |
 ///
 /// # Several servers
 ///
-/// Keys are spread, digested and encoded as the Ruby client Dalli (3.0 and later) does it, so programs that use either
-/// find the same entries. A server counts as down after `failures` failures in a row; then, or where it refuses the
-/// connection, its keys go to the ring's next server, with `failover`. Any other failure, a timeout too, is the error
-/// of that call, since the server may have done what it was asked. When the server is back it may still hold what it
-/// held before: entries that must never be outdated need `failover=false`. [`reconnect`](CacheStore::reconnect) and
-/// [`clear`](CacheStore::clear) try every server and fail if one of them does.
+/// Keys are distributed, digested and encoded as in the Ruby client Dalli (3.0 and later), so programs that use either
+/// find the same entries. A server counts as down after `failures` consecutive failures. If a server is down or
+/// refuses the connection, its keys go to the ring's next server, unless `failover` is `false`. Any other failure,
+/// including a timeout, is returned as an error, since the server may have carried out the command. When the server is
+/// back, it may still have its old entries: entries that must never be outdated need `failover=false`.
+/// [`reconnect`](CacheStore::reconnect) and [`clear`](CacheStore::clear) try every server, and fail if one of them
+/// fails.
 ///
 /// # Keys
 ///
-/// A key of ASCII letters, digits and punctuation up to 250 bytes is stored as it is. Any other is sent as base64, and
-/// stored as it is up to 186 bytes. A longer one is stored as its beginning and an MD5 digest of the whole.
-/// [`clear`](CacheStore::clear) finds such an entry by the beginning, up to 212 bytes of it (146 if there are other
-/// characters among them), and leaves it alone when given a longer prefix. A digested key with a namespace is not
-/// Dalli's, which since 3.0.5 keeps another number of its characters in front of the digest.
+/// A key of ASCII letters, digits and punctuation of up to 250 bytes is stored unchanged. Any other key is sent as
+/// base64, and stored unchanged up to 186 bytes. A longer key is stored as its beginning and an MD5 digest of the
+/// whole key. [`clear`](CacheStore::clear) finds such an entry by a prefix of up to 212 bytes (146 if there are other
+/// characters among them), and does not remove it for a longer prefix. A digested key with a namespace differs from
+/// Dalli's, which since 3.0.5 keeps another number of characters in front of the digest.
 ///
-/// # What is particular to Memcached
+/// # Differences from other stores
 ///
-/// - Time counts in seconds: a TTL is rounded up, and an expiry may still come up to a second early. The calendar ends
-///   in January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
-/// - A counter stays at 0 instead of going below; one that is created by a negative amount is 0. A sum above `i64::MAX`
-///   is [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber) and is taken back by a second command, so others may
-///   see it for a moment. The entry of a counter may end in spaces after a decrement. A number that somebody else has
-///   stored with a plus sign, leading zeros or spaces behind it is a counter here, and on no other store.
-/// - [`clear`](CacheStore::clear) has the server list every key, which may take up to a minute, and deletes those that
-///   match. It never flushes. It is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with `-o no_lru_crawler`,
-///   and entries that others store meanwhile may stay.
-/// - The batch verbs send one request to each server, or several of 64 KiB, and the servers work at the same time.
-///   Without a runtime their replies are read one server after the other.
-/// - The empty value that Dalli and others put where a value is about to be stored counts as absent.
+/// - A TTL is rounded up to seconds, and an entry may still expire up to a second early. The server's calendar ends in
+///   January 2038; a TTL beyond it is [`ErrorKind::InvalidTtl`](crate::ErrorKind::InvalidTtl).
+/// - A counter does not go below 0; one that is created by a negative amount starts at 0. If a sum exceeds `i64::MAX`,
+///   a second command subtracts the amount again and the call fails with
+///   [`ErrorKind::NotANumber`](crate::ErrorKind::NotANumber); other clients may read the sum in between. The entry of
+///   a counter may end in spaces after a decrement. A number with a plus sign, leading zeros or trailing spaces,
+///   stored by another program, is a counter in this store, and in no other.
+/// - [`clear`](CacheStore::clear) lists all keys of each server, which may take up to a minute, and deletes those that
+///   match. It never flushes. It fails with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a server with
+///   `-o no_lru_crawler`. Entries that are stored in the meantime may stay.
+/// - The batch methods send one request to each server, or several of 64 KiB, and the servers work at the same time.
+///   Without a runtime, the replies are read one server after the other.
+/// - The empty value that Dalli and other programs store as a placeholder for a value counts as absent.
 pub struct MemcachedStore {
     url: String,
     servers: Servers,
     max_value: usize,
-    /// How long an exchange with a server may take.
+    /// The timeout of an exchange with a server.
     timeout: Duration,
 }
 
 impl MemcachedStore {
-    /// No I/O yet: the first use dials.
+    /// Creates a store on the servers of a URL. Does no I/O with them: the first operation dials.
     ///
     /// ```
     /// use prefork_cache::stores::MemcachedStore;
@@ -136,14 +138,14 @@ impl MemcachedStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for a scheme, host, port, path or option that is not
-    /// understood, and [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used. The
-    /// text names the part, and never shows the password.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an invalid scheme, host, port, path or option, and
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used. The error names
+    /// the part, and never contains the password.
     pub fn new(url: &str) -> Result<MemcachedStore> {
         MemcachedStore::open(StoreUrl::parse(url)?, None)
     }
 
-    /// A store on the servers of a URL, with options that are methods.
+    /// Returns a builder of a store on the servers of a URL, with a method for each option.
     ///
     /// ```
     /// use prefork_cache::stores::MemcachedStore;
@@ -167,14 +169,15 @@ impl MemcachedStore {
         Ok(MemcachedStore { url: shown, servers: Servers::new(&config), max_value: config.max_value, timeout })
     }
 
-    /// A server that finds an entry too large forgets what was there before, so it is not asked.
+    /// Checks the size of a value. It is checked here because a server that refuses a value as too large also removes
+    /// the previous entry.
     fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
         let entry = self.max_value.max(DEFAULT_MAX_VALUE);
-        let limit = self.max_value.min(entry - UPKEEP - key.len().min(LONGEST));
+        let limit = self.max_value.min(entry - ENTRY_OVERHEAD - key.len().min(LONGEST));
         super::check_value(key, value, limit, &self.name())
     }
 
-    fn storing<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
+    fn set_of<'k>(&self, key: &'k str, value: Bytes, ttl: Ttl, condition: Condition) -> Result<Entry<'k>> {
         self.check_value(key, &value)?;
         Ok(Entry { key: Key::new(key)?, command: Command::Set { value, expiry: expiry(ttl)?, condition } })
     }
@@ -187,7 +190,7 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        let (_, answer) = self.servers.call(&reading(key)?, Retry::Idempotent).await?;
+        let (_, answer) = self.servers.call(&get_of(key)?, Retry::Idempotent).await?;
         Ok(value(answer))
     }
 
@@ -197,12 +200,12 @@ impl CacheStore for MemcachedStore {
             When::IfAbsent => (Condition::IfAbsent, Retry::Never),
             When::IfPresent => (Condition::IfPresent, Retry::Never),
         };
-        let (_, answer) = self.servers.call(&self.storing(key, value, ttl, condition)?, retry).await?;
+        let (_, answer) = self.servers.call(&self.set_of(key, value, ttl, condition)?, retry).await?;
         Ok(answer == Answer::Done)
     }
 
     async fn delete(&self, key: &str) -> Result<bool> {
-        let (_, answer) = self.servers.call(&deleting(key)?, Retry::Never).await?;
+        let (_, answer) = self.servers.call(&delete_of(key)?, Retry::Never).await?;
         Ok(answer == Answer::Done)
     }
 
@@ -238,7 +241,7 @@ impl CacheStore for MemcachedStore {
         let mut outcome = Ok(());
         for server in self.servers.iter() {
             let answered = server.link.reconnect(&probe, None);
-            outcome = outcome.and(told(server, || ("get".to_owned(), 1), answered, |_| None).await.map(|_| ()));
+            outcome = outcome.and(traced(server, || ("get".to_owned(), 1), answered, |_| None).await.map(|_| ()));
         }
         outcome
     }
@@ -257,7 +260,7 @@ impl CacheStore for MemcachedStore {
         let entry = Entry { key: Key::new(key)?, command: Command::TimeLeft };
         let (_, answer) = self.servers.call(&entry, Retry::Idempotent).await?;
         Ok(match answer {
-            // In its last second there are no seconds left.
+            // In its last second, an entry has 0 seconds left.
             Answer::TimeLeft(seconds) if seconds >= 0 => {
                 Some(Ttl::After(Duration::from_secs(seconds.max(1).unsigned_abs())))
             }
@@ -267,9 +270,9 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn append(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<()> {
-        let create = self.storing(key, value.clone(), ttl, Condition::IfAbsent)?;
+        let create = self.set_of(key, value.clone(), ttl, Condition::IfAbsent)?;
         let append = Entry { key: Key::new(key)?, command: Command::Append { value } };
-        // Not every server makes a missing entry of what is appended.
+        // Not every server creates a missing entry when appending.
         for _ in 0..CONFLICT_ATTEMPTS {
             for entry in [&append, &create] {
                 if self.servers.call(entry, Retry::Never).await?.1 == Answer::Done {
@@ -285,11 +288,11 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-        let entries: Vec<_> = keys.iter().map(|key| reading(key)).collect();
+        let entries: Vec<_> = keys.iter().map(|key| get_of(key)).collect();
         let answers = self.servers.batch(&entries, Retry::Idempotent).await;
         let mut values: Vec<_> = answers.into_iter().map(|answer| answer.map(value)).collect();
         for (key, value) in keys.iter().zip(&mut values) {
-            // A plain reply does not tell an empty value from one that is about to be stored.
+            // The reply to a text `get` does not distinguish an empty value from a placeholder for one.
             if matches!(value, Ok(Some(bytes)) if bytes.is_empty()) {
                 *value = self.get(key).await;
             }
@@ -298,30 +301,30 @@ impl CacheStore for MemcachedStore {
     }
 
     async fn set_many(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Vec<Result<()>> {
-        let storing = |key, value: &Bytes| self.storing(key, value.clone(), ttl, Condition::Always);
-        let entries: Vec<_> = entries.iter().map(|(key, value)| storing(key, value)).collect();
+        let set = |key, value: &Bytes| self.set_of(key, value.clone(), ttl, Condition::Always);
+        let entries: Vec<_> = entries.iter().map(|(key, value)| set(key, value)).collect();
         let answers = self.servers.batch(&entries, Retry::Idempotent).await;
         answers.into_iter().map(|answer| answer.map(|_| ())).collect()
     }
 
     async fn delete_many(&self, keys: &[&str]) -> Vec<Result<bool>> {
-        let entries: Vec<_> = keys.iter().map(|key| deleting(key)).collect();
+        let entries: Vec<_> = keys.iter().map(|key| delete_of(key)).collect();
         let answers = self.servers.batch(&entries, Retry::Never).await;
         answers.into_iter().map(|answer| answer.map(|answer| answer == Answer::Done)).collect()
     }
 }
 
-/// What a URL says, as text.
+/// Returns the configuration that a URL describes, as a string.
 #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
 pub(super) fn understood(url: &str) -> String {
     format!("{:?}", Config::new(StoreUrl::parse(url).unwrap(), None).unwrap())
 }
 
-fn reading(key: &str) -> Result<Entry<'_>> {
+fn get_of(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::Get })
 }
 
-fn deleting(key: &str) -> Result<Entry<'_>> {
+fn delete_of(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::Delete { cas: None } })
 }
 
@@ -339,7 +342,7 @@ impl fmt::Display for MemcachedStore {
     }
 }
 
-/// Where the servers are and how they are reached: pools are no reading.
+/// The URL only, without the connections.
 impl fmt::Debug for MemcachedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemcachedStore").field("url", &self.url).finish_non_exhaustive()

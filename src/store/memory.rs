@@ -1,13 +1,13 @@
-//! A store in this process's memory: moka behind the gate.
+//! A store in this process's memory: a moka cache behind the fork gate.
 //!
-//! A child inherits the entries of its parent as they were at the fork, copy-on-write, if two things are known: that no
-//! thread was inside moka at the fork (the [gate] knows), and that moka's collector of garbage is not waiting for a
-//! thread that vanished (a probe knows, see [`collector`]). Where one of them fails the child starts empty, on the
-//! [`cold`] stand-in: a second moka would not do, since all of them share the one collector. See [`local`].
+//! A child inherits its parent's entries as they were at the fork, copy-on-write, under two conditions: no thread was
+//! inside moka at the fork, which the [gate] knows; and moka's garbage collector is not waiting for a thread that does
+//! not exist in the child, which a probe finds out (see [`collector`]). Otherwise the child starts empty, with a
+//! [`fallback`] cache. A second moka cache would not help, since all of them share one collector. [`per_process`]
+//! makes this decision.
 //!
-//! Every touch of a engine is a section of the gate, short and without a user's code in it. Only reads go straight to
-//! it; all else is a [`Change`] computed under the lock of its entry, so that no verb comes between the two halves of
-//! another.
+//! Every access to an engine is a section of the gate: short, and without the user's code. Reads access the engine
+//! directly. Everything else is a [`Change`] that is computed under the lock of its entry, so that it is atomic.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_coun
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
 use engine::{Change, Engine};
-use entry::{Entry, alone, drop_decoded};
+use entry::{Entry, compacted, drop_decoded};
 use per_process::PerProcess;
 use settings::{Bound, Weigh};
 
@@ -37,27 +37,26 @@ mod per_process;
 mod settings;
 mod usage;
 
-/// Keeps its entries in this process's memory.
+/// A store in this process's memory.
 ///
-/// Each entry has its own time to live, in milliseconds. A forked child inherits the entries that were there at the
-/// fork (*warm*), or starts empty (*cold*) where they cannot be trusted;
-/// [`after_fork`](crate::lifecycle::after_fork) reports which, and why. From then on parent and child change their
-/// entries apart.
+/// Each entry has its own time to live, in milliseconds. A forked child inherits the entries of its parent (*warm*), or
+/// starts empty (*cold*) if they cannot be used safely; [`after_fork`](crate::lifecycle::after_fork) reports which, and
+/// why. After the fork, parent and child change their entries independently.
 ///
 /// # The bound
 ///
-/// Bounded by bytes or by entries; what is used least is evicted first ([moka]'s TinyLFU). What counts is the memory
-/// that is in use, with the entries that were overwritten or evicted and are not freed yet. Above the bound, each
-/// writer frees what can be freed. Above a sixteenth more, it waits for at most 5 ms, and then stores nothing: the entry
-/// is gone, as if it had been evicted at once, and the write counts as [refused](MemoryUsage::refused). A quarter more
-/// than the bound, and a value for each thread that writes, is the most that is ever in use.
+/// The store is bounded by bytes or by entries, and evicts the least used entries first ([moka]'s TinyLFU). The bound
+/// counts the memory in use, including entries that were overwritten or evicted and are not freed yet. Above the
+/// bound, each writer frees as many of these as it can. More than a sixteenth above the bound, a writer waits for at
+/// most 5 ms and then stores nothing: the entry is gone, as if it had been evicted immediately, and the write counts
+/// as [refused](MemoryUsage::refused). At most a quarter more than the bound is ever in use, plus one value for each
+/// thread that writes.
 ///
-/// A value that was just set can be gone at once: a store that is full keeps a new entry only if it has been asked for
-/// more often than those that it would take the place of. Under random keys at the bound that is the end of some 0.3 to
-/// 0.6 % of the entries. In a cold child an entry of more than 97 % of the bound is never kept.
+/// A new entry may be evicted immediately: a full store keeps it only if it has been read more often than the entries
+/// that it would replace. With random keys at the bound, this happens to about 0.3 to 0.6 % of the entries. A cold
+/// child never keeps an entry of more than 97 % of the bound.
 ///
-/// An entry that has expired is not returned. Its memory is freed by a later operation, any one; while no operation
-/// comes, it stays.
+/// An expired entry is not returned. Its memory is freed by any later operation; without one, it stays allocated.
 ///
 /// [moka]: https://docs.rs/moka
 ///
@@ -79,7 +78,7 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// A store of at most 64 MiB.
+    /// Creates a store of at most 64 MiB.
     ///
     /// ```
     /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -90,7 +89,7 @@ impl MemoryStore {
         MemoryStore::builder().build()
     }
 
-    /// Settings for a store of another size.
+    /// Returns a builder, for a store of another size.
     ///
     /// ```
     /// use prefork_cache::stores::{AtFork, MemoryStore};
@@ -101,17 +100,17 @@ impl MemoryStore {
         MemoryBuilder::new()
     }
 
-    fn with(settings: MemoryBuilder) -> MemoryStore {
+    fn from_settings(settings: MemoryBuilder) -> MemoryStore {
         let MemoryBuilder { bound, at_fork, weigh_shared } = settings;
         MemoryStore { bound, at_fork, weigh_shared, local: ProcessLocal::new() }
     }
 
     fn local(&self) -> &PerProcess {
-        self.local.get_or_inherit(|inherited| self.bring_in(inherited))
+        self.local.get_or_inherit(|inherited| self.build_local(inherited))
     }
 
-    /// What a process uses, given what its parent used.
-    fn bring_in(&self, inherited: Option<&PerProcess>) -> PerProcess {
+    /// Builds the state of this process from the state that it inherited, if any.
+    fn build_local(&self, inherited: Option<&PerProcess>) -> PerProcess {
         match inherited {
             None => PerProcess::empty(self.bound, Refresh::Warm),
             Some(parent) => parent.inherited(self.bound, self.at_fork),
@@ -124,12 +123,12 @@ impl MemoryStore {
         if let Some(value) = local.read_frozen(key) {
             return Ok(Some(value));
         }
-        let found = inside(|| local.engine().get(key).map(|entry| entry.value.clone()));
-        // It may have been frozen in between.
+        let found = in_gate(|| local.engine().get(key).map(|entry| entry.value.clone()));
+        // The entry may have been frozen between the two reads.
         Ok(found.or_else(|| local.read_frozen(key)))
     }
 
-    /// An entry with a place for what it decodes to, unless that has no room.
+    /// Returns an entry, with a slot for its decoded value if there is room for that.
     fn read_shared(&self, key: &str) -> Option<Arc<Entry>> {
         let local = self.local();
         if local.read_frozen(key).is_some() {
@@ -138,7 +137,7 @@ impl MemoryStore {
             }
             local.lift(key);
         }
-        let entry = inside(|| local.engine().get(key))?;
+        let entry = in_gate(|| local.engine().get(key))?;
         Some(if entry.has_slot() { entry } else { self.add_slot(key, entry) })
     }
 
@@ -150,28 +149,28 @@ impl MemoryStore {
         if !fits || !engine.account().has_room() {
             return entry;
         }
-        inside(|| {
+        in_gate(|| {
             engine.change(key, |current| match current {
                 Some(current) if Arc::ptr_eq(current, &entry) => (Change::AddSlot { decoded }, ()),
                 _ => (Change::Keep, ()),
             });
-            engine.tidy();
+            engine.collect_if_full();
             engine.get(key)
         })
         .unwrap_or(entry)
     }
 
-    /// Computes a change from the live entry under `key`, and answers what `decide` says beside it. What it puts
-    /// weighs so much, or little.
+    /// Applies the change that `decide` computes from the live entry under `key`, and returns the other result of
+    /// `decide`. `weight` is the weight of a new value, or 0 for one whose size hardly matters.
     ///
-    /// Where there is no room, what was to be put is gone at once, as what is evicted.
+    /// If there is no room, a new value is not stored and the entry is removed, as if it had been evicted.
     fn change<R>(&self, key: &str, weight: u64, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let local = self.local();
         let (engine, reserved) = local.engine_with_room(weight);
         change_lifted(local, engine, key, |current| match decide(current) {
-            (Change::Put { .. }, answer) if reserved.is_none() => {
+            (Change::Put { .. }, result) if reserved.is_none() => {
                 engine.account().count_refusal();
-                (Change::Remove, answer)
+                (Change::Remove, result)
             }
             decided => decided,
         })
@@ -195,7 +194,7 @@ impl MemoryStore {
         }))
     }
 
-    /// A value that can be stored, in memory of its own, and its end.
+    /// Checks a key, value and time to live. Returns the value, in memory of its own, and the time of its expiry.
     fn checked(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<(Bytes, Option<Instant>)> {
         check_key(key)?;
         let expires_at = expires_at(ttl)?;
@@ -209,13 +208,13 @@ impl MemoryStore {
                 );
                 Err(Error::new(ErrorKind::ValueTooLarge, context))
             }
-            _ => Ok((alone(value), expires_at)),
+            _ => Ok((compacted(value), expires_at)),
         }
     }
 }
 
-/// Changes a live entry for which nothing is frozen. It is lifted first, and once more where another thread has frozen it
-/// before its turn came.
+/// Lifts an entry if it is frozen, and changes the live entry. If another thread freezes it between the two, it is
+/// lifted again.
 fn change_lifted<R>(
     local: &PerProcess,
     engine: &Engine,
@@ -225,26 +224,27 @@ fn change_lifted<R>(
     let mut decide = Some(decide);
     loop {
         local.lift(key);
-        let answer = inside(|| {
-            let answer = engine.change(key, |current| match decide.take_if(|_| local.read_frozen(key).is_none()) {
+        let result = in_gate(|| {
+            let result = engine.change(key, |current| match decide.take_if(|_| local.read_frozen(key).is_none()) {
                 Some(decide) => {
-                    let (change, answer) = decide(current);
-                    (change, Some(answer))
+                    let (change, result) = decide(current);
+                    (change, Some(result))
                 }
                 None => (Change::Keep, None),
             });
-            engine.tidy();
-            answer
+            engine.collect_if_full();
+            result
         });
-        if let Some(answer) = answer {
-            return answer;
+        if let Some(result) = result {
+            return result;
         }
     }
 }
 
-/// Does something to a engine, inside the gate. What it has dropped of a user's is dropped afterwards.
+/// Calls `work`, which accesses an engine, inside the gate. Decoded values that it dropped are dropped after leaving
+/// the gate, since that runs the user's code.
 #[inline]
-fn inside<R>(work: impl FnOnce() -> R) -> R {
+fn in_gate<R>(work: impl FnOnce() -> R) -> R {
     let pass = gate::enter();
     let result = work();
     drop(pass);
@@ -252,7 +252,7 @@ fn inside<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// In whole milliseconds, rounded up as the other stores do.
+/// Returns the time of expiry. The time to live is rounded up to whole milliseconds, as in the other stores.
 fn expires_at(ttl: Ttl) -> Result<Option<Instant>> {
     let whole_milliseconds = |duration| Duration::from_millis(super::milliseconds_rounded_up(duration));
     Ok(ttl.duration()?.map(|duration| Instant::now() + whole_milliseconds(duration)))
@@ -295,7 +295,7 @@ impl CacheStore for MemoryStore {
         Ok(())
     }
 
-    /// There is no connection to forget; the entries stay.
+    /// Does nothing: there are no connections, and the entries are kept.
     fn reset(&self) {}
 
     async fn reconnect(&self) -> Result<()> {
@@ -316,7 +316,7 @@ impl CacheStore for MemoryStore {
     }
 
     fn refresh(&self) -> Refresh {
-        self.local().came()
+        self.local().refresh()
     }
 
     async fn touch(&self, key: &str, ttl: Ttl) -> Result<bool> {
@@ -335,8 +335,8 @@ impl CacheStore for MemoryStore {
             let (number, expires_at) = current.map_or((&missing, expires_at), |entry| (&entry.value, entry.expires_at));
             match sum(key, number, by) {
                 Ok(sum) => {
-                    let text = sum.to_string().into_boxed_str().into_boxed_bytes();
-                    (Change::Put { value: text.into(), expires_at }, Ok(sum))
+                    let digits = sum.to_string().into_boxed_str().into_boxed_bytes();
+                    (Change::Put { value: digits.into(), expires_at }, Ok(sum))
                 }
                 Err(error) => (Change::Keep, Err(error)),
             }

@@ -1,4 +1,4 @@
-//! A store that remembers nothing.
+//! A store that keeps nothing.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -6,10 +6,11 @@ use bytes::Bytes;
 use super::{CacheStore, Ttl, When, check_key};
 use crate::error::Result;
 
-/// Takes everything and keeps nothing: each key is always absent. To switch a cache off without changing the program.
+/// A store that accepts every write and keeps nothing: every read is a miss. It switches a cache off without a change
+/// to the program.
 ///
-/// It checks keys and times to live as the other stores do. A conditional [`set`](CacheStore::set) answers as if there were
-/// never an entry, and [`increment`](CacheStore::increment) counts from 0 each time.
+/// Keys and times to live are checked as in the other stores. A conditional [`set`](CacheStore::set) returns what it
+/// would if there were no entry, and [`increment`](CacheStore::increment) always starts at 0.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::NullStore};
@@ -25,7 +26,7 @@ use crate::error::Result;
 pub struct NullStore {}
 
 impl NullStore {
-    /// A store that remembers nothing.
+    /// Creates the store.
     pub const fn new() -> NullStore {
         NullStore {}
     }

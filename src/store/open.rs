@@ -1,4 +1,4 @@
-//! Any store, from its URL.
+//! Opening any store by its URL.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use super::stores::NullStore;
 use super::url::{StoreUrl, invalid};
 use crate::error::Result;
 
-/// The store that a URL describes, so that a program's configuration can choose it. No I/O with a server; the files that
-/// options of TLS name are read. A store whose feature is off is not known.
+/// Opens the store that a URL describes, so that a program's configuration can choose it. Does no I/O with a server,
+/// but reads the files that TLS options name. The scheme of a store whose feature is off is unknown.
 ///
 /// The guide has [a table of all URLs and options](crate::guide::urls).
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an unknown scheme or option and for whatever cannot be
-/// understood, with that part named. A password is never shown.
+/// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an unknown scheme or option, and for any part that
+/// cannot be parsed. The error names the part, and never contains a password.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores};
@@ -44,7 +44,7 @@ pub fn from_url(url: &str) -> Result<Arc<dyn CacheStore>> {
     }
 }
 
-/// In the order of the table above.
+/// The known schemes, in the order of the match above.
 fn schemes() -> Vec<&'static str> {
     let of_stores: &[&[&str]] = &[
         #[cfg(feature = "memory")]

@@ -1,4 +1,4 @@
-//! The operations of a batch, and how a store without batches of its own carries them out.
+//! The operations of a batch, and their implementation by the other methods of a store.
 
 use bytes::Bytes;
 
@@ -33,7 +33,7 @@ pub enum Op<'a> {
         value: Bytes,
         /// How long the entry lives.
         ttl: Ttl,
-        /// On what condition it is stored.
+        /// The condition under which it is stored.
         when: When,
     },
     /// [`delete`](CacheStore::delete). Its outcome is [`Outcome::Done`].
@@ -45,70 +45,70 @@ pub enum Op<'a> {
     CompareAndSet {
         /// The entry's key.
         key: &'a str,
-        /// What the entry must hold; `None`: there must be no entry.
+        /// The value that the entry must have; `None`: there must be no entry.
         expected: Option<&'a [u8]>,
         /// The value to store; `None`: the entry is removed.
         new: Option<Bytes>,
         /// How long the entry lives.
         ttl: Ttl,
     },
-    /// Ends a [lease](Settle), and stores what was loaded under it. Its outcome is [`Outcome::Settled`].
+    /// Ends a [lease](Settle), and stores the value that was loaded under it. Its outcome is [`Outcome::Settled`].
     Settle(Settle<'a>),
 }
 
-/// The end of a lease: a key of its own beside an entry, whose holder loads the entry for all processes.
+/// The end of a lease. A lease is an entry under a key of its own, beside the entry that its holder loads for all
+/// processes.
 ///
-/// If the lease's value begins with `token`, the entry is stored, and the lease is removed or replaced by a mark.
-/// Otherwise the lease was taken from its holder, by a delete of the entry or by another holder, and nothing is
-/// changed.
+/// If the lease's value begins with `token`, the value is stored, and the lease is removed or replaced by a mark.
+/// Otherwise the lease was revoked by a delete of the entry, or taken by another holder, and nothing is changed.
 ///
-/// The lease is taken from its holder by a [set](Op::Set) on the condition that there is one, and the entry then
-/// deleted. A store that cannot settle atomically has that set, and what follows it in the batch, wait for a settle
-/// that has found its lease held and not yet stored; or else it may store the value and remove it again when the lease
-/// turns out to be lost. It never puts back what was there before.
+/// A delete revokes a lease by a [set](Op::Set) of the lease with [`When::IfPresent`], and then deletes the entry. A
+/// store that cannot settle atomically makes that set, and the operations after it in the batch, wait for any settle
+/// that has seen its lease held and has not stored its value yet. Alternatively, it may store the value and remove it
+/// again if the lease turns out to be lost. It never restores a previous value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settle<'a> {
     /// The key of the entry.
     pub key: &'a str,
     /// The key of its lease.
     pub lease: &'a str,
-    /// How the value of the holder's lease begins.
+    /// The beginning of the lease's value while the holder has it.
     pub token: &'a [u8],
-    /// What to store, if anything.
+    /// The value to store, if any.
     pub store: Option<Replacement<'a>>,
-    /// What is left in the place of the lease, and for how long; `None`: nothing.
+    /// The mark that replaces the lease, and its time to live; `None`: the lease is removed.
     pub mark: Option<(&'a [u8], Ttl)>,
 }
 
-/// A value to store in the place of what was seen.
+/// A value to store if the entry has not changed since it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replacement<'a> {
-    /// What the entry must hold, unless it has ended since; `None`: there must be no entry.
+    /// The value that the entry must have, unless the entry is gone; `None`: there must be no entry.
     pub seen: Option<&'a [u8]>,
-    /// The value.
+    /// The value to store.
     pub value: &'a Bytes,
     /// How long the entry lives.
     pub ttl: Ttl,
 }
 
-/// What an [operation](Op) of a batch has done.
+/// The result of an [operation](Op) of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Of a get: the value, or `None`.
+    /// The result of a get: the value, or `None`.
     Value(Option<Bytes>),
-    /// Of a set, a delete or a compare-and-set: whether it changed the entry.
+    /// The result of a set, a delete or a compare-and-set: whether it changed the entry.
     Done(bool),
-    /// Of a settle.
+    /// The result of a settle.
     Settled {
-        /// Whether the lease was the holder's.
+        /// Whether the holder still had the lease.
         was_held: bool,
-        /// Whether the value was stored, and is there.
+        /// Whether the value was stored, and not removed again.
         is_stored: bool,
     },
 }
 
 impl<'a> Op<'a> {
-    /// The key of the entry that is read or changed.
+    /// Returns the key of the entry that the operation reads or changes.
     ///
     /// ```
     /// assert_eq!(prefork_cache::Op::Delete { key: "motd" }.key(), "motd");
@@ -120,14 +120,14 @@ impl<'a> Op<'a> {
         }
     }
 
-    /// Whether it changes nothing.
+    /// Returns whether the operation only reads.
     pub(crate) fn is_read(&self) -> bool {
         matches!(self, Op::Get { .. })
     }
 }
 
 impl Outcome {
-    /// The value of a get.
+    /// Returns the value of a get.
     pub(crate) fn into_value(self) -> Option<Bytes> {
         match self {
             Outcome::Value(value) => value,
@@ -135,7 +135,7 @@ impl Outcome {
         }
     }
 
-    /// Whether a write has changed something.
+    /// Returns whether a write has changed something.
     pub(crate) fn is_done(&self) -> bool {
         match self {
             Outcome::Done(done) => *done,
@@ -145,12 +145,12 @@ impl Outcome {
     }
 }
 
-/// The gets of a batch that is nothing else.
+/// Returns a get for each key.
 pub(super) fn gets<'k>(keys: &[&'k str]) -> Vec<Op<'k>> {
     keys.iter().map(|key| Op::Get { key }).collect()
 }
 
-/// [`CacheStore::get_many`] as a batch.
+/// Implements [`CacheStore::get_many`] by a batch.
 pub(super) async fn get_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
     values(store.batch(&gets(keys)).await)
 }
@@ -159,7 +159,7 @@ pub(super) fn values(outcomes: Vec<Result<Outcome>>) -> Vec<Result<Option<Bytes>
     outcomes.into_iter().map(|outcome| outcome.map(Outcome::into_value)).collect()
 }
 
-/// [`CacheStore::set_many`] as a batch.
+/// Implements [`CacheStore::set_many`] by a batch.
 pub(super) async fn set_many<S: CacheStore + ?Sized>(
     store: &S,
     entries: &[(&str, Bytes)],
@@ -170,14 +170,14 @@ pub(super) async fn set_many<S: CacheStore + ?Sized>(
     store.batch(&operations).await.into_iter().map(|outcome| outcome.map(|_| ())).collect()
 }
 
-/// [`CacheStore::delete_many`] as a batch.
+/// Implements [`CacheStore::delete_many`] by a batch.
 #[cfg(feature = "redis")]
 pub(super) async fn delete_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<bool>> {
     let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Delete { key }).collect();
     store.batch(&operations).await.into_iter().map(|outcome| outcome.map(|outcome| outcome.is_done())).collect()
 }
 
-/// Carries out one operation by the verbs of a store.
+/// Carries out one operation by the other methods of a store.
 pub(super) async fn carry_out<S: CacheStore + ?Sized>(store: &S, operation: &Op<'_>) -> Result<Outcome> {
     match operation {
         Op::Get { key } => store.get_latest(key).await.map(Outcome::Value),
@@ -190,7 +190,8 @@ pub(super) async fn carry_out<S: CacheStore + ?Sized>(store: &S, operation: &Op<
     }
 }
 
-/// Looks first, so that hardly anything is stored that has to be removed.
+/// Implements a settle by reads and compare-and-sets. The lease is read first, so that a value is rarely stored and
+/// then removed again.
 pub(super) async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<Outcome> {
     const REVOKED: Outcome = Outcome::Settled { was_held: false, is_stored: false };
     if !is_held(store.get_latest(settle.lease).await?.as_deref(), settle.token) {
@@ -200,7 +201,7 @@ pub(super) async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: 
         Some(Replacement { seen, value, ttl }) => {
             let mut stored = store.compare_and_set(settle.key, seen, Some(value.clone()), ttl).await;
             if seen.is_some() && matches!(stored, Ok(false)) {
-                // It may have expired since.
+                // The entry may have expired since it was read.
                 stored = store.compare_and_set(settle.key, None, Some(value.clone()), ttl).await;
             }
             stored.map(|stored| stored.then_some(value))
@@ -218,7 +219,7 @@ pub(super) async fn carry_out_settle<S: CacheStore + ?Sized>(store: &S, settle: 
     Ok(REVOKED)
 }
 
-/// Ends a lease, whatever its holder has written behind the token. Returns whether it was still the holder's.
+/// Ends a lease, whatever its holder has written behind the token. Returns whether the holder still had it.
 pub(super) async fn release<S: CacheStore + ?Sized>(store: &S, settle: &Settle<'_>) -> Result<bool> {
     for _ in 0..CONFLICT_ATTEMPTS {
         let held = store.get_latest(settle.lease).await?;

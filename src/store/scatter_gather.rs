@@ -1,8 +1,8 @@
-//! A batch over several servers, each of which has some of the keys: what a ring of Memcached servers and the slots of a
-//! Redis cluster have in common.
+//! A batch over several servers, each of which has some of the keys: the common part of Memcached's ring and a Redis
+//! cluster.
 //!
-//! A batch is split by who has what, all of them are asked at once, and the answers are put in order. What a server
-//! turns away is sent on in the next round, to whom the fleet says.
+//! A batch is split by server, sent to all of them at once, and the answers are put in order. The items that a server
+//! rejects are sent in another round, to the servers that [`Fleet::send_on`] returns.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,20 +11,20 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::net::{ExchangeGroup, join_all};
 
-/// Several servers, and what is asked of them.
+/// Several servers, and the way to send requests to them.
 pub(super) trait Fleet: Sync {
-    /// One thing that is asked.
+    /// One operation of the batch.
     type Item: Sync;
     type Answer: Send;
-    /// A server, and how it is asked.
+    /// A server, and the way to send requests to it.
     type Member: Copy + Ord + Send + Sync;
-    /// What a batch has met with on its way.
+    /// The state of a batch that its rounds share.
     type Course: Send + Sync;
 
-    /// When a round has to be over.
+    /// Returns the deadline of a round that begins now.
     fn deadline(&self, course: &Self::Course) -> Instant;
 
-    /// An answer for each item, from one server.
+    /// Sends items to one server. Returns an answer for each, in order.
     fn ask(
         &self,
         member: Self::Member,
@@ -33,7 +33,8 @@ pub(super) trait Fleet: Sync {
         group: Option<&ExchangeGroup>,
     ) -> impl Future<Output = Vec<Result<Self::Answer>>> + Send;
 
-    /// What is to be asked in another round, after these answers.
+    /// Returns the items to send in another round, and their servers, after these answers. The batch is done when there
+    /// are none.
     fn send_on<'i>(
         &self,
         course: &mut Self::Course,
@@ -41,9 +42,9 @@ pub(super) trait Fleet: Sync {
     ) -> impl Future<Output = Vec<Route<'i, Self>>> + Send;
 }
 
-/// Whom an item goes to.
+/// An item and the server that it is sent to.
 pub(super) struct Route<'i, F: Fleet + ?Sized> {
-    /// Where its answer stands among those of the batch.
+    /// The index of the item in the batch.
     pub(super) place: usize,
     pub(super) item: &'i F::Item,
     pub(super) member: F::Member,
@@ -54,14 +55,15 @@ pub(super) struct Answered<'i, F: Fleet + ?Sized> {
     pub(super) answer: Result<F::Answer>,
 }
 
-/// The last answer to each item, and who has given it; `None` at the places of a batch that were never asked.
+/// Carries out a batch of `count` items. Returns the last answer to each item and the server that gave it; `None` for
+/// an item that had no route.
 pub(super) async fn carry_out<F: Fleet>(
     fleet: &F,
-    places: usize,
+    count: usize,
     mut routes: Vec<Route<'_, F>>,
     course: &mut F::Course,
 ) -> Vec<Option<(F::Member, Result<F::Answer>)>> {
-    let mut answers: Vec<_> = (0..places).map(|_| None).collect();
+    let mut answers: Vec<_> = (0..count).map(|_| None).collect();
     while !routes.is_empty() {
         let answered = round(fleet, routes, course).await;
         routes = fleet.send_on(course, &answered).await;
@@ -72,14 +74,14 @@ pub(super) async fn carry_out<F: Fleet>(
     answers
 }
 
-/// How much goes in one exchange with a server.
+/// The maximum size of one exchange with a server.
 pub(super) struct Part {
     pub(super) items: usize,
     pub(super) bytes: usize,
 }
 
-/// An answer for each item from one server, which is asked for a part at a time. Once it fails it is not asked for the
-/// rest, and `failed` has their answers.
+/// Sends items to one server in several exchanges, each of at most `most`. Returns an answer for each item. If an
+/// exchange fails, the remaining items are not sent, and `failed` returns their answers.
 pub(super) async fn in_parts<'i, I, A, F>(
     items: &'i [&'i I],
     most: Part,
@@ -107,19 +109,19 @@ where
     answers
 }
 
-/// What one member is asked.
+/// The items of one server in a round.
 struct Share<'i, I> {
-    places: Vec<usize>,
+    indices: Vec<usize>,
     items: Vec<&'i I>,
 }
 
-/// Asks all members at once. The answers are by member, and in the order of its items.
+/// Sends to all servers at once. Returns the answers grouped by server, in the order of each server's items.
 async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
     let mut shares: BTreeMap<F::Member, Share<'i, F::Item>> = BTreeMap::new();
     let count = routes.len();
     for Route { place, item, member } in routes {
-        let share = shares.entry(member).or_insert_with(|| Share { places: Vec::new(), items: Vec::new() });
-        share.places.push(place);
+        let share = shares.entry(member).or_insert_with(|| Share { indices: Vec::new(), items: Vec::new() });
+        share.indices.push(place);
         share.items.push(item);
     }
     let group = (shares.len() > 1).then(|| ExchangeGroup::until(fleet.deadline(course)));
@@ -135,7 +137,7 @@ async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::C
     };
     let mut answered = Vec::with_capacity(count);
     for ((member, share), answers) in shares.into_iter().zip(answers) {
-        let routes = share.places.into_iter().zip(share.items).map(|(place, item)| Route { place, item, member });
+        let routes = share.indices.into_iter().zip(share.items).map(|(place, item)| Route { place, item, member });
         answered.extend(routes.zip(answers).map(|(route, answer)| Answered { route, answer }));
     }
     answered

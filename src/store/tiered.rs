@@ -1,4 +1,4 @@
-//! A near store in front of an authoritative one.
+//! Two stores as one: a near store in front of an authoritative far store.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::error::Result;
 use crate::lifecycle::Refresh;
 use crate::server_stats::ServerStats;
 
-/// How long the near store may answer by default before the far one is asked again.
+/// The default time to live of entries in the near store.
 const DEFAULT_NEAR_TTL: Duration = Duration::from_secs(5);
 
-/// Reads from a near store first, and keeps the truth in a far one.
+/// A near store, usually memory, in front of a far store, which is the authoritative one.
 ///
-/// - A read asks the near store, then the far one, and fills the near one for at most
-///   [`near_ttl`](TieredStore::near_ttl).
-/// - `set` writes to the far store; then the near one is refreshed, or, where that fails, dropped.
-/// - Conditional writes, counters, compare-and-set, `append` and `touch` go to the far store alone, and the near entry is
-///   dropped.
+/// - A read looks in the near store, then in the far one. A value from the far store is stored in the near one, for at
+///   most [`near_ttl`](TieredStore::near_ttl).
+/// - `set` writes to the far store, then to the near one. If either write fails, the near entry is removed.
+/// - Conditional writes, counters, compare-and-set, `append` and `touch` go to the far store only, and the near entry
+///   is removed.
 /// - `delete` and `clear` go to both.
 ///
-/// The near store's failures are nobody's problem: it is passed by. Only `clear` and `reconnect` tell of them. What
-/// another process writes, or this one while a read is under way, shows here once the near entry has expired: the near
-/// time to live is how stale a read may be.
+/// Errors of the near store are ignored, except in `clear` and `reconnect`, which return them. A write by another
+/// process, or by this one while a read is in progress, becomes visible here when the near entry has expired: a read
+/// may be outdated by up to the near time to live.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::{MemoryStore, RedisStore, TieredStore}};
@@ -43,7 +43,7 @@ pub struct TieredStore<N, F> {
 }
 
 impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
-    /// `near` in front of `far`.
+    /// Creates a store that puts `near` in front of `far`.
     ///
     /// ```
     /// use prefork_cache::stores::{self, MemoryStore, TieredStore};
@@ -55,8 +55,8 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
         TieredStore { near, far, near_ttl: DEFAULT_NEAR_TTL }
     }
 
-    /// How long the near store may answer before the far one is asked again. From a millisecond to a hundred years.
-    /// Defaults to 5 s.
+    /// Sets the longest time to live of an entry in the near store, from a millisecond to a hundred years. Defaults to
+    /// 5 s.
     ///
     /// ```
     /// use prefork_cache::stores::{MemoryStore, NullStore, TieredStore};
@@ -70,7 +70,7 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
         self
     }
 
-    /// The time to live of a near entry, given that of the far one.
+    /// Returns the time to live of a near entry, given that of the far entry.
     fn bounded(&self, ttl: Ttl) -> Ttl {
         match ttl {
             Ttl::Never => Ttl::After(self.near_ttl),
@@ -83,7 +83,7 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
     }
 
     async fn fill(&self, key: &str, value: Bytes) {
-        // Only where there is none: a write that came meanwhile knows better than this read.
+        // Only if there is no entry: one that was stored in the meantime is newer than this value.
         let _ = self.near.set(key, value, Ttl::After(self.near_ttl), When::IfAbsent).await;
     }
 
@@ -111,7 +111,7 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
     }
 
     async fn get_latest(&self, key: &str) -> Result<Option<Bytes>> {
-        // Dropped first: what is written meanwhile fills the place, and this read then leaves it alone.
+        // The near entry is removed first. If it is written while this read is in progress, `fill` does not replace it.
         self.drop_near(key).await;
         let value = self.far.get_latest(key).await?;
         if let Some(value) = &value {
@@ -189,18 +189,18 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         appended
     }
 
-    /// The near store's.
     fn kept(&self, key: &str) -> Option<Kept> {
         self.near.kept(key)
     }
 
-    /// Both stores'. An entry of the near one expires there no later for being frozen.
+    /// Freezes both stores. A frozen entry of the near store keeps its time to live.
     fn freeze(&self) -> bool {
         let near = self.near.freeze();
         self.far.freeze() || near
     }
 
-    /// The far store's: the near entries are dropped before a read and after a write.
+    /// Carries out the batch on the far store. The near entries are removed before it, and those that it writes after
+    /// it.
     async fn batch(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let keys: Vec<&str> = operations.iter().map(Op::key).collect();
         let _ = self.near.delete_many(&keys).await;
@@ -217,11 +217,12 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         outcomes
     }
 
-    /// The pair's own: what one pair has loaded is not in the near store of another.
     fn servers(&self) -> Vec<ServerStats> {
         [self.near.servers(), self.far.servers()].concat()
     }
 
+    /// Returns an identity of its own, not the far store's: a value that is loaded through one pair is not in the near
+    /// store of another.
     fn identity(&self) -> Option<usize> {
         Some(std::ptr::from_ref(self).addr())
     }
@@ -232,8 +233,8 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         if missing.is_empty() {
             return results;
         }
-        let asked: Vec<&str> = missing.iter().map(|&index| keys[index]).collect();
-        for (&index, found) in missing.iter().zip(self.far.get_many(&asked).await) {
+        let missing_keys: Vec<&str> = missing.iter().map(|&index| keys[index]).collect();
+        for (&index, found) in missing.iter().zip(self.far.get_many(&missing_keys).await) {
             if let Ok(Some(value)) = &found {
                 self.fill(keys[index], value.clone()).await;
             }

@@ -1,4 +1,4 @@
-//! The options of TLS.
+//! The TLS options of a URL.
 
 use super::url::{StoreUrl, invalid};
 use crate::endpoint::Endpoint;
@@ -6,11 +6,12 @@ use crate::error::Result;
 use crate::net::{Tls, TlsOptions};
 
 impl StoreUrl {
-    /// How the connections to these servers are encrypted, if they are. Reads the files that are named.
+    /// Takes the TLS options, and reads the files that they name. Returns `None` if connections are not encrypted.
     ///
     /// # Errors
     ///
-    /// Options that contradict each other, or that say how where nothing is encrypted.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for options that contradict each other, and for any TLS
+    /// option of a URL without TLS; and the errors of [`Tls::new`] and [`Tls::check`].
     pub(super) fn take_tls(&mut self, is_encrypted: bool, endpoints: &[Endpoint]) -> Result<Option<Tls>> {
         let ca = self.options.take_text("tls_ca");
         let certificate = self.options.take_text("tls_cert");

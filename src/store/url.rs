@@ -1,8 +1,8 @@
-//! The URL of a store, taken apart.
+//! Parsing the URL of a store.
 //!
 //! `scheme://[user[:password]@]host[:port][,host[:port]...][/path][?option=value&...]`. A store takes the options that
-//! it knows by name and refuses whatever is left. No error and no `Debug` output shows anything from before the `@`; where
-//! that might be in an unexpected place (a password with a bare `/`, say), nothing of the URL is shown at all.
+//! it knows by name and refuses the others. No error and no `Debug` output contains anything from before the `@`. If
+//! the login might be elsewhere, say because of an unescaped `/` in a password, no part of the URL is shown at all.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,24 +28,26 @@ pub(crate) struct StoreUrl {
     pub(crate) scheme: String,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
-    /// What stands between the `@` and the path, as it was written.
+    /// The part between the `@` and the path, still percent-encoded.
     pub(crate) hosts: String,
-    /// From its first `/` on, as it was written; empty if there is none.
+    /// The path with its first `/`, still percent-encoded; empty if there is none.
     pub(crate) path: String,
     pub(crate) options: Options,
 }
 
 impl StoreUrl {
+    /// Parses a URL.
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`], as from everything in this module.
+    /// [`ErrorKind::InvalidUrl`], like every function of this module.
     pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| invalid("the URL does not begin with scheme://"))?;
         if !is_scheme(scheme) {
             return Err(invalid("the scheme of the URL is not a word of letters, digits, '+', '-' and '.'"));
         }
         if rest.contains('#') {
-            return Err(invalid("the URL has a '#': write %23 for one inside of a part"));
+            return Err(invalid("the URL has a '#': write it as %23"));
         }
         let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = location.split_at(location.find('/').unwrap_or(location.len()));
@@ -70,7 +72,7 @@ impl StoreUrl {
     }
 }
 
-/// As it was written, but for the passwords.
+/// The URL without its passwords.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
@@ -97,7 +99,7 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-/// The options of a URL that were not taken yet, and the names of those that were asked for.
+/// The options of a URL that were not taken yet, and the names of all options that the store knows.
 pub(crate) struct Options {
     left: Vec<(String, String)>,
     known: BTreeSet<&'static str>,
@@ -125,13 +127,13 @@ impl Options {
         Some(self.left.remove(position).1)
     }
 
-    /// A number, in the range of its type.
+    /// Takes a number in the range of its type.
     #[cfg(any(feature = "memory", feature = "__servers"))]
     pub(crate) fn take_number<N: FromStr>(&mut self, name: &'static str) -> Result<Option<N>> {
         self.take(name, "a number in the allowed range", |text| text.parse().ok())
     }
 
-    /// Refuses what nobody took.
+    /// Returns an error if an option was not taken.
     pub(crate) fn finish(self) -> Result<()> {
         let Some((unknown, _)) = self.left.first() else { return Ok(()) };
         let known: Vec<_> = self.known.into_iter().collect();
@@ -151,14 +153,14 @@ impl Options {
     }
 }
 
-/// Names only: a value may have been meant to be secret.
+/// The names only: a value may be secret.
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.left.iter().map(|(name, _)| name)).finish()
     }
 }
 
-/// An error about a store's URL. The context must hold nothing from before the `@`.
+/// Returns an error about a store's URL. The context must not contain anything from before the `@`.
 pub(crate) fn invalid(context: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUrl, context)
 }
@@ -178,16 +180,16 @@ fn parse_login(login: &str) -> Result<(Option<String>, Option<String>)> {
     Ok((Some(username).filter(|username| !username.is_empty()), password))
 }
 
-/// What means nothing in a URL, or nothing where it is used here.
-const HARMLESS: &AsciiSet =
+/// The characters to encode: all but those that have no meaning in a URL, or none in a user name or an option.
+const ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/').remove(b',');
 
 fn encode(text: &str) -> impl fmt::Display {
-    utf8_percent_encode(text, HARMLESS).to_string()
+    utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// Undoes percent-encoding. `what` names the part, whose text is not shown.
+/// Undoes percent-encoding. `what` names the part for the error, which does not contain the part itself.
 fn decode(text: &str, what: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(String::from).map_err(|_| invalid(format!("{what} is not UTF-8 once its percent-encoding is undone")))
+    decoded.map(String::from).map_err(|_| invalid(format!("{what} is not UTF-8 after percent-decoding")))
 }

@@ -1,4 +1,4 @@
-//! Memory that a master has frozen is there once, however many workers read it.
+//! Memory that a master has frozen is allocated once, however many workers read it.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use support::forks::{CHILD_TIME, Way, fork, try_fork_by};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario("by_workers_that_read_everything", by_workers_that_read_everything),
-        scenario("and_is_each_processs_own_to_change", each_processs_own),
-        scenario("and_not_at_all_by_a_child_that_starts_fresh", not_by_a_fresh_child),
+        scenario("and_changed_by_each_process_independently", changed_independently),
+        scenario("but_not_by_a_child_that_starts_fresh", not_by_a_fresh_child),
     ]
 }
 
@@ -31,12 +31,12 @@ fn by_workers_that_read_everything() {
     let frozen = private_memory(&cache, entries).saturating_sub(empty);
     let copies = u64::try_from(WORKERS * entries * 100 / 1024).expect("a number of kilobytes");
     println!(
-        "{entries} entries, {WORKERS} workers: {ordinary} kB of their own, frozen {frozen} kB; the copies: {copies} kB"
+        "{entries} entries, {WORKERS} workers: {ordinary} kB private, frozen {frozen} kB; the copies: {copies} kB"
     );
     assert!(frozen < copies / 10, "frozen entries are copied: {frozen} kB of {copies} kB");
 }
 
-/// Of all workers together, in kilobytes, once each has read everything twice.
+/// Returns the private memory of all workers together, in kilobytes, after each has read everything twice.
 fn private_memory(cache: &Cache, entries: usize) -> u64 {
     let read_everything = || {
         for number in (0..entries).chain(0..entries) {
@@ -59,7 +59,7 @@ fn private_kilobytes() -> u64 {
     private.map(|line| line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number")).sum()
 }
 
-fn each_processs_own() {
+fn changed_independently() {
     let (store, cache) = cache();
     for number in 0..100 {
         cache.blocking().set_raw(&key(number), "the master's", HOUR).expect("memory does not fail");

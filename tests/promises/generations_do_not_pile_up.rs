@@ -1,4 +1,5 @@
-//! Reforking: a process that was forked forks the next, and ends. Whatever a generation leaves behind must not pile up.
+//! Reforking: each process forks the next one, and ends. Memory and descriptors must not accumulate over the
+//! generations.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -21,10 +22,10 @@ use support::wait::{SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario("memory_that_is_inherited", || memory_stays_level(AtFork::Inherit, 0)),
-        scenario("memory_that_is_not", || memory_stays_level(AtFork::Fresh, 0)),
-        scenario("memory_that_is_inherited_beside_connections", || memory_stays_level(AtFork::Inherit, CONNECTIONS)),
-        scenario("memory_that_is_not_beside_connections", || memory_stays_level(AtFork::Fresh, CONNECTIONS)),
+        scenario("with_inherited_memory", || memory_stays_level(AtFork::Inherit, 0)),
+        scenario("with_memory_that_starts_fresh", || memory_stays_level(AtFork::Fresh, 0)),
+        scenario("with_inherited_memory_and_connections", || memory_stays_level(AtFork::Inherit, CONNECTIONS)),
+        scenario("with_memory_that_starts_fresh_and_connections", || memory_stays_level(AtFork::Fresh, CONNECTIONS)),
         scenario("a_loader_that_forks_in_a_loader_that_forks", a_loader_in_a_loader),
     ]
 }
@@ -32,7 +33,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const BOUND: u64 = 8 << 20;
 const CONNECTIONS: usize = 16;
 
-/// What a generation has in use.
+/// The memory and descriptors that a generation uses.
 #[derive(Clone, Copy, Debug)]
 struct Used {
     kilobytes: u64,
@@ -62,7 +63,7 @@ fn memory_stays_level(at_fork: AtFork, connections: usize) {
         }
     });
     assert_eq!(used.len(), generations, "the chain has broken");
-    // By then there is what the last three hold.
+    // From the sixth generation on, the memory of the last three generations is in use.
     let (early, late) = (most(&used[5..generations / 4]), most(&used[generations * 3 / 4..]));
     println!("{generations} generations, {at_fork:?}, {connections} connections: early {early:?}, late {late:?}");
     assert!(late.kilobytes < early.kilobytes + 4 * 1024, "memory has grown: {early:?}, then {late:?}");
@@ -92,9 +93,9 @@ fn most(used: &[Used]) -> Used {
     Used { kilobytes: most(|used| used.kilobytes), descriptors: most(|used| used.descriptors) }
 }
 
-/// Has each generation work, and report what it uses to this process.
+/// Runs `work` in each of a chain of forked processes. Each reports its usage to this process, and forks the next.
 fn chain(generations: usize, work: impl Fn(usize)) -> Vec<Used> {
-    set_child_subreaper(true).expect("an attribute of one's own");
+    set_child_subreaper(true).expect("a process may be a subreaper");
     let (reader, writer) = pipe().expect("a pipe");
     // SAFETY: this process has a single thread.
     let first = match unsafe { fork() }.expect("a child") {
@@ -127,7 +128,7 @@ fn live_on(generations: usize, writer: OwnedFd, work: impl Fn(usize)) -> ! {
         alarm::set(u32::try_from(CHILD_TIME.as_secs()).expect("a short time"));
         work(generation);
         let (kilobytes, descriptors) = (resident_kilobytes(), open().len());
-        reports.write_all(format!("{kilobytes} {descriptors}\n").as_bytes()).expect("somebody reads");
+        reports.write_all(format!("{kilobytes} {descriptors}\n").as_bytes()).expect("the first process reads");
         // SAFETY: this process has a single thread.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => {}
@@ -137,8 +138,8 @@ fn live_on(generations: usize, writer: OwnedFd, work: impl Fn(usize)) -> ! {
     exit_now(0)
 }
 
-/// Stack frames of three generations: the innermost returns through those of its parent and its grandparent, who refer to
-/// what each of them had.
+/// The innermost process returns through the stack frames of its parent and grandparent, which refer to the memory of
+/// each of them.
 fn a_loader_in_a_loader() {
     for at_fork in [AtFork::Inherit, AtFork::Fresh] {
         let cache = Cache::builder(MemoryStore::builder().max_bytes(BOUND).at_fork(at_fork).build()).build();
@@ -167,13 +168,13 @@ fn a_loader_in_a_loader() {
         let joined: Vec<String> = children.into_iter().map(|child| child.join()).collect();
         match reporter {
             Some(reporter) => reporter.run_and_exit(|| format!("generation {}", lifecycle::generation())),
-            // The child of the outer loader, and this process's own of the inner one.
+            // The child of the outer loader, and this process's child of the inner loader.
             None => assert_eq!(joined, ["generation 2", "generation 2"]),
         }
     }
 }
 
-/// Writes and reads back.
+/// Writes 2,000 values and reads each back.
 fn fill(cache: &Cache, when: &str) {
     for number in 0..2_000 {
         let key = format!("{when} {number}");

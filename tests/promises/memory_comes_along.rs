@@ -1,5 +1,5 @@
-//! Memory: a child inherits it warm where that is safe, and starts cold where it is not. It never hangs, never leaks, and no
-//! inherited value is wrong.
+//! Memory: a child inherits the entries (warm) if that is safe, and otherwise starts empty (cold). It never hangs,
+//! never leaks, and no inherited value is wrong.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,24 +23,24 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("warm_under_4_busy_threads", || under_busy_threads(4)),
         scenario("warm_under_16_busy_threads", || under_busy_threads(16)),
         scenario("warm_when_several_threads_fork_at_once", several_threads_fork_at_once),
-        scenario("right_and_without_a_leak_beside_a_foreign_pin", beside_a_foreign_pin),
-        scenario("cold_in_a_child_if_that_is_wanted", cold_if_wanted),
+        scenario("cold_and_without_a_leak_beside_a_foreign_pin", beside_a_foreign_pin),
+        scenario("cold_if_the_store_is_set_to_start_fresh", cold_if_set_to_start_fresh),
         scenario("warm_behind_a_backlog_of_garbage", behind_a_backlog),
-        scenario("warm_behind_a_backlog_of_other_peoples_garbage", behind_a_foreign_backlog),
+        scenario("warm_behind_a_backlog_of_another_librarys_garbage", behind_a_foreign_backlog),
         scenario("cold_later_if_a_backlog_hides_a_foreign_pin", a_backlog_hides_a_foreign_pin),
-        scenario("handed_on_by_a_cold_child", handed_on_by_a_cold_child),
-        scenario("as_bytes_alone", as_bytes_alone),
-        scenario("without_what_vanished_threads_have_given_up", without_the_garbage_of_vanished_threads),
+        scenario("from_a_cold_child_to_its_own_child", from_a_cold_child_to_its_child),
+        scenario("without_decoded_values", without_decoded_values),
+        scenario("without_counting_the_garbage_of_vanished_threads", without_the_garbage_of_vanished_threads),
     ]
 }
 
 const CAPACITY: u64 = 4_000;
-/// Set before the forks, and never again.
+/// The number of entries that are set before the forks and never changed.
 const STEADY: usize = 100;
-/// What the busy threads write and delete: together with the steady ones they fit.
+/// The number of entries that the busy threads write and delete. Together with the steady ones they fit into the store.
 const BUSY: usize = 2_000;
 
-/// What a child found: why it is cold, unless it is warm; and how much processor time its first operation took, in
+/// The findings of a child: why it is cold, or `None` if it is warm; and the processor time of its first operation, in
 /// microseconds.
 type Found = (Option<String>, u64);
 
@@ -52,13 +52,14 @@ fn under_busy_threads(threads: usize) {
     assert_mostly_warm(cold.values().sum(), forks);
 }
 
-/// One in a hundred may be cold; where the machine is too busy for threads to leave the store in time, a few more.
+/// Up to 1 % of the children may be cold, or 5 % in the short run: on a busy machine, threads may not leave the store
+/// in time.
 fn assert_mostly_warm(cold: usize, forks: usize) {
     let tolerated = forks / count(20, 100);
     assert!(cold <= tolerated, "{cold} of {forks} children were cold");
 }
 
-/// One thread's fork is over while another's is not: its handler must not let anybody in too early.
+/// When one thread's fork ends while another's is in progress, its handler must not open the gate too early.
 fn several_threads_fork_at_once() {
     const FORKERS: usize = 4;
     let cache = cache();
@@ -78,8 +79,8 @@ fn several_threads_fork_at_once() {
     assert_mostly_warm(cold.len(), FORKERS * forks);
 }
 
-/// Another user of moka's collector is pinned at the fork: the inherited collector will never run again. A child that
-/// does not find out at once, on a slow machine, does so while it writes.
+/// A thread outside of moka is pinned at the fork, so the inherited collector never frees anything again. On a slow
+/// machine a child may detect this only while it writes.
 fn beside_a_foreign_pin() {
     let cache = cache();
     let forks = count(200, 2_000);
@@ -94,7 +95,7 @@ fn beside_a_foreign_pin() {
     });
 }
 
-/// As many writes of one key, which evict no other, as the longest examination has steps.
+/// Writes one key, which evicts no other, as many times as the longest examination of the collector has flushes.
 fn cold_after_writes(cache: &Cache) -> Option<String> {
     let blocking = cache.blocking();
     let is_cold = (0..200_000).any(|_| {
@@ -104,7 +105,8 @@ fn cold_after_writes(cache: &Cache) -> Option<String> {
     is_cold.then(|| "the examination ended later".to_owned())
 }
 
-/// What was given up while another thread was looking, and can be dropped by now: a long way to the end of the queue.
+/// Garbage of this store, deferred while a thread was pinned, that can be dropped by now. It is ahead of the probe's
+/// marker in the queue.
 fn behind_a_backlog() {
     let cache = cache_of(10_000_000);
     let guard = crossbeam_epoch::pin();
@@ -127,11 +129,11 @@ fn behind_a_foreign_backlog() {
     assert!(grown < 16 * 1024, "{grown} kB");
 }
 
-/// The child sees that garbage is dropped, and goes on with what it inherited. Then no more is.
+/// The child sees that garbage is dropped, and continues with the inherited entries. Then the collector stalls.
 fn a_backlog_hides_a_foreign_pin() {
     let cache = cache();
     leave_a_backlog();
-    // From here on it can be dropped, but for the last of it.
+    // Now all of the backlog but the last part can be dropped.
     (0..4).for_each(|_| crossbeam_epoch::pin().flush());
     beside_a_pin(|| {
         let in_child = fork(|| {
@@ -139,13 +141,13 @@ fn a_backlog_hides_a_foreign_pin() {
             (reason, growth(&cache), cache.blocking().exists("steady 0").expect("memory does not fail"))
         });
         let (reason, grown, is_there) = in_child.join();
-        assert_eq!(reason, None, "a child that cannot know yet goes on");
-        assert!(!is_there, "what the collector holds up is given up");
+        assert_eq!(reason, None, "an undecided child is warm");
+        assert!(!is_there, "the fallback replaces the inherited entries");
         assert!(grown < 16 * 1024, "{grown} kB");
     });
 }
 
-/// Two million objects that the collector was kept from dropping.
+/// Defers the drop of two million objects while this thread is pinned.
 fn leave_a_backlog() {
     let guard = crossbeam_epoch::pin();
     let dropped = std::sync::Arc::new(AtomicUsize::new(0));
@@ -156,8 +158,8 @@ fn leave_a_backlog() {
     guard.flush();
 }
 
-/// The stand-in needs no collector: what is in it comes along like anything else.
-fn handed_on_by_a_cold_child() {
+/// The fallback needs no collector, so its entries are inherited.
+fn from_a_cold_child_to_its_child() {
     let cache = cache();
     beside_a_pin(|| {
         let in_child = fork(|| {
@@ -171,21 +173,21 @@ fn handed_on_by_a_cold_child() {
     });
 }
 
-/// A decoded value may hold a lock that a vanished thread holds, and a destructor that says goodbye on a connection: it
-/// is neither read nor dropped in a child.
-fn as_bytes_alone() {
+/// A decoded value may contain a lock that a vanished thread holds, or a destructor that writes to a connection. So a
+/// child neither uses nor drops inherited decoded values: it decodes the bytes again.
+fn without_decoded_values() {
     let cache = cache();
     cache.blocking().set("locked", &1, HOUR).expect("memory does not fail");
     let decoded: std::sync::Arc<Locked> = shared(&cache).expect("a hit");
     let lock = |stay: &dyn Fn()| {
-        let mut guard = decoded.0.lock().expect("nobody panics");
+        let mut guard = decoded.0.lock().expect("no panic");
         *guard = 2;
         stay();
     };
     beside("the value is locked", lock, || {
         let in_child = fork(|| {
             let own = shared(&cache).expect("a hit");
-            let number = *own.0.lock().expect("nobody panics");
+            let number = *own.0.lock().expect("no panic");
             let is_kept = std::sync::Arc::ptr_eq(&own, &shared(&cache).expect("a hit"));
             drop(own);
             cache.blocking().set("locked", &3, HOUR).expect("memory does not fail");
@@ -193,7 +195,7 @@ fn as_bytes_alone() {
             growth(&cache);
             (number, is_kept, DROPPED.load(Ordering::SeqCst))
         });
-        assert_eq!(in_child.join(), (1, true, 1), "its own alone");
+        assert_eq!(in_child.join(), (1, true, 1), "the child dropped only its own value");
     });
     assert_eq!(DROPPED.load(Ordering::SeqCst), 0);
 }
@@ -218,12 +220,12 @@ fn shared(cache: &Cache) -> Option<std::sync::Arc<Locked>> {
     cache.blocking().get_shared("locked").expect("memory does not fail")
 }
 
-/// It is never dropped in the child, and must not count there, or there would be no room for anything else.
+/// This garbage is never dropped in the child. It must not count there, or there would be no room for other entries.
 fn without_the_garbage_of_vanished_threads() {
     const SIZE: usize = 100_000;
     let store = std::sync::Arc::new(MemoryStore::builder().max_bytes(100 * SIZE as u64).build());
     let cache = Cache::register(std::sync::Arc::clone(&store));
-    let give_up = |stay: &dyn Fn()| {
+    let leave_garbage = |stay: &dyn Fn()| {
         for number in 0..90 {
             cache.blocking().set_raw(&number.to_string(), vec![1; SIZE], HOUR).expect("memory does not fail");
         }
@@ -237,7 +239,7 @@ fn without_the_garbage_of_vanished_threads() {
         drop(guard);
         stay();
     };
-    beside("the other thread has given up entries", give_up, || {
+    beside("the other thread has removed entries", leave_garbage, || {
         let in_child = fork(|| {
             assert_eq!(why_cold(), None);
             for number in 100..1_000 {
@@ -251,7 +253,7 @@ fn without_the_garbage_of_vanished_threads() {
     });
 }
 
-/// Does `work` while another thread stays where it calls what it is given.
+/// Calls `work` while another thread is inside `other`, at its call of the argument, which returns after `work`.
 fn beside<R>(what: &str, other: impl FnOnce(&dyn Fn()) + Send, work: impl FnOnce() -> R) -> R {
     let (arrived, done) = (Latch::new(), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -278,7 +280,7 @@ fn beside_a_pin<R>(work: impl FnOnce() -> R) -> R {
     beside("the other thread is pinned", pin, work)
 }
 
-fn cold_if_wanted() {
+fn cold_if_set_to_start_fresh() {
     let store = MemoryStore::builder().max_entries(CAPACITY).at_fork(prefork_cache::stores::AtFork::Fresh).build();
     let cache = Cache::register(store);
     cache.blocking().set("key", &"the parent's", MINUTE).expect("memory does not fail");
@@ -305,8 +307,8 @@ fn cache_of(entries: u64) -> Cache {
     cache
 }
 
-/// Forks this often, each time in the middle of what the busy threads do, and counts the reasons of cold children. Every
-/// hundredth child writes a lot.
+/// Forks `forks` times while the busy threads are at work, and counts the cold children by reason. Every hundredth
+/// child writes enough to show a leak.
 fn fork_often(cache: &Cache, busy: &Busy, forks: usize, look: impl Fn() -> Found) -> BTreeMap<String, usize> {
     let mut cold = BTreeMap::new();
     let mut longest = 0;
@@ -328,7 +330,7 @@ fn fork_often(cache: &Cache, busy: &Busy, forks: usize, look: impl Fn() -> Found
     cold
 }
 
-/// In the child.
+/// Checks, in the child, that every entry is right, and returns the findings.
 fn look(cache: &Cache) -> Found {
     let started = processor_time();
     let cold = why_cold();
@@ -351,7 +353,8 @@ fn look(cache: &Cache) -> Found {
     (cold, u64::try_from(first.as_micros()).expect("a short time"))
 }
 
-/// The first writes fill the store, the others replace what is in it.
+/// Fills the store, then replaces its entries. Returns by how many kilobytes the replacing has increased the resident
+/// memory.
 fn growth(cache: &Cache) -> u64 {
     let write = |from: usize, to: usize| {
         for number in from..to {
@@ -369,16 +372,17 @@ fn why_cold() -> Option<String> {
     match report.stores()[0].outcome().expect("memory does not fail") {
         Refresh::Warm => None,
         Refresh::Cold { reason } => Some((*reason).to_owned()),
-        other => panic!("memory came as {other}"),
+        other => panic!("memory was refreshed as {other}"),
     }
 }
 
-/// Of this process.
+/// Returns the processor time of this process.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("there is such a clock").into()
 }
 
-/// Threads that read, write and delete. They are paused while a child looks, which would not get far beside them.
+/// Threads that read, write and delete. They are paused while a child runs, which would otherwise get little processor
+/// time.
 #[derive(Default)]
 struct Busy {
     is_paused: AtomicBool,
@@ -386,7 +390,7 @@ struct Busy {
 }
 
 impl Busy {
-    /// Waits until they are in the middle of it.
+    /// Resumes the threads, and waits until they are at work.
     fn start(&self) {
         self.is_paused.store(false, Ordering::SeqCst);
         let before = self.rounds.load(Ordering::SeqCst);

@@ -1,5 +1,5 @@
-//! Memory: what a store holds, its garbage included, keeps to its bound, whatever the size of the values and the number of
-//! threads that write them.
+//! Memory: the entries of a store, including its garbage, stay within the bound, whatever the size of the values and
+//! the number of threads that write them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -15,28 +15,28 @@ use support::wait::{SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario("with_1_thread_that_writes", || while_written_by(1)),
-        scenario("with_8_threads_that_write", || while_written_by(8)),
-        scenario("counted_in_entries", counted_in_entries),
-        scenario("beside_threads_that_have_gone_idle", beside_idle_threads),
+        scenario("with_1_writing_thread", || with_writing_threads(1)),
+        scenario("with_8_writing_threads", || with_writing_threads(8)),
+        scenario("if_it_is_in_entries", if_it_is_in_entries),
+        scenario("beside_idle_threads", beside_idle_threads),
         scenario("for_parts_of_larger_buffers", for_parts_of_larger_buffers),
-        scenario("when_what_has_expired_is_cleared_away_by_a_reader", cleared_away_by_a_reader),
+        scenario("when_a_reader_removes_expired_entries", when_a_reader_removes_expired_entries),
     ]
 }
 
 const MIB: usize = 1 << 20;
 
-/// What a store and its threads take beside the entries.
-const UPKEEP: usize = 256 << 10;
+/// The memory of a store and its threads besides the entries.
+const OVERHEAD: usize = 256 << 10;
 
-fn while_written_by(threads: usize) {
+fn with_writing_threads(threads: usize) {
     for bound in if is_stress() { vec![16 * MIB, 64 * MIB] } else { vec![16 * MIB] } {
         for size in [1_000, 30_000, 300_000, 5_000_000] {
             let (store, cache) = store_of(bound);
             let before = start_measuring();
             let writes = (count(3, 20) * bound / size / threads).max(count(20, 200));
             write(&cache, threads, writes, bound / size * 2, size);
-            let allowed = bound * 5 / 4 + threads * size + UPKEEP;
+            let allowed = bound * 5 / 4 + threads * size + OVERHEAD;
             let (peak, idle) = (take_peak() - before, live() - before);
             println!(
                 "{threads} threads, {size} bytes, a bound of {bound}: peak {peak} ({:.2}), idle {idle} ({:.2}), {} of {} refused",
@@ -45,28 +45,31 @@ fn while_written_by(threads: usize) {
                 store.usage().refused,
                 writes * threads
             );
-            assert!(peak <= allowed, "{threads} threads, {size} bytes: {peak} bytes were live, allowed are {allowed}");
             assert!(
-                idle <= bound * 5 / 4 + UPKEEP,
-                "{threads} threads, {size} bytes: {idle} bytes are live while idle"
+                peak <= allowed,
+                "{threads} threads, {size} bytes: {peak} bytes were in use, allowed are {allowed}"
             );
-            assert!(idle >= bound / 4, "{threads} threads, {size} bytes: hardly anything is kept: {idle}");
+            assert!(
+                idle <= bound * 5 / 4 + OVERHEAD,
+                "{threads} threads, {size} bytes: {idle} bytes are in use while idle"
+            );
+            assert!(idle >= bound / 4, "{threads} threads, {size} bytes: only {idle} bytes are kept");
         }
     }
 }
 
-/// A bound in entries is one for the garbage too.
-fn counted_in_entries() {
+/// A bound in entries includes the garbage too.
+fn if_it_is_in_entries() {
     const SIZE: usize = MIB;
     let cache = Cache::builder(MemoryStore::builder().max_entries(8).build()).build();
     let before = start_measuring();
     write(&cache, 4, count(100, 1_000), 30, SIZE);
     let peak = take_peak() - before;
     println!("8 entries of {SIZE} bytes: peak {peak}");
-    assert!(peak <= (10 + 1 + 2 * 4) * SIZE + UPKEEP, "8 entries of {SIZE} bytes took {peak}");
+    assert!(peak <= (10 + 1 + 2 * 4) * SIZE + OVERHEAD, "8 entries of {SIZE} bytes took {peak}");
 }
 
-/// Nobody else can reach what an idle thread has given up: it must have seen to it itself.
+/// No other thread can free the garbage of an idle thread, so the thread must have freed it itself.
 fn beside_idle_threads() {
     const SIZE: usize = 1_000_000;
     let (bound, threads) = (16 * MIB, 8);
@@ -98,13 +101,13 @@ fn beside_idle_threads() {
         }
         let peak = take_peak() - before;
         println!("beside {threads} idle threads: peak {peak}");
-        assert!(peak <= bound * 5 / 4 + SIZE + UPKEEP, "{peak} bytes were live");
+        assert!(peak <= bound * 5 / 4 + SIZE + OVERHEAD, "{peak} bytes were in use");
         let kept = (0..100_000 + count(100, 1_000)).filter(|number| is_there(&cache, *number)).count();
         assert!(kept * SIZE >= bound / 2, "only {kept} values are kept");
     });
 }
 
-/// As those that a far store's reply is cut into.
+/// A value from a far store is a part of the buffer that its reply was read into.
 fn for_parts_of_larger_buffers() {
     let bound = 4 * MIB;
     let (_, cache) = store_of(bound);
@@ -115,11 +118,11 @@ fn for_parts_of_larger_buffers() {
     }
     let (peak, idle) = (take_peak() - before, live() - before);
     println!("parts of larger buffers: peak {peak}, idle {idle}");
-    assert!(peak <= bound * 5 / 4 + 100_000 + UPKEEP, "{peak} bytes were live");
+    assert!(peak <= bound * 5 / 4 + 100_000 + OVERHEAD, "{peak} bytes were in use");
 }
 
-/// A thread that only reads clears away what has expired, and then goes idle.
-fn cleared_away_by_a_reader() {
+/// A thread that only reads removes expired entries, and then is idle: their memory must be free.
+fn when_a_reader_removes_expired_entries() {
     const SIZE: usize = 1_000_000;
     let bound = 16 * MIB;
     let (_, cache) = store_of(bound);
@@ -134,7 +137,7 @@ fn cleared_away_by_a_reader() {
         }
         until("the values have expired", || (0..14).all(|number| !is_there(&cache, number)));
         scope.spawn(|| {
-            until("what has expired is cleared away", || {
+            until("the expired entries are freed", || {
                 is_there(&cache, 0);
                 live() - before < MIB
             });
@@ -152,7 +155,7 @@ fn store_of(bound: usize) -> (Arc<MemoryStore>, Cache) {
     (Arc::clone(&store), Cache::builder(store).build())
 }
 
-/// What is allocated now.
+/// Starts measuring the peak, and returns the number of bytes that are allocated now.
 fn start_measuring() -> usize {
     take_peak();
     live()

@@ -1,4 +1,4 @@
-//! Changes that depend on what is there.
+//! Changes that depend on the current entry: compare-and-set, and counters.
 
 use bytes::Bytes;
 
@@ -11,8 +11,8 @@ use crate::net::Retry;
 use crate::store::{CONFLICT_ATTEMPTS, Ttl, conflict, counter_overflow};
 
 impl Servers {
-    /// Read, compared here, and written if the server's version number is still the one that was read. All on one
-    /// server: another one's version numbers mean something else.
+    /// Reads the entry, compares it here, and writes if the server's version number (CAS) has not changed since the
+    /// read. Both go to the same server, since version numbers of different servers are unrelated.
     pub(super) async fn compare_and_set(
         &self,
         key: &str,
@@ -35,7 +35,8 @@ impl Servers {
                 None => Command::Delete { cas: Some(cas) },
             };
             let written = self.call_on(server, &Entry { key: stored.clone(), command }, Retry::Never).await?;
-            // Changed, but perhaps to the same value: by a touch, or by somebody who stores what was there.
+            // The version has changed, but perhaps not the value: by a touch, or by a client that stored the same
+            // value.
             if written != Answer::Changed {
                 return Ok(written == Answer::Done);
             }
@@ -53,7 +54,8 @@ impl Servers {
         Ok(answer == Answer::Done)
     }
 
-    /// The server counts in 64 bits without a sign. A sum that is beyond `i64::MAX`, or has gone round, is taken back.
+    /// Adds to a counter. The server counts in unsigned 64 bits. If the sum exceeds `i64::MAX` or has wrapped around,
+    /// the amount is subtracted again.
     pub(super) async fn increment(&self, key: &str, by: i64, ttl: Ttl) -> Result<i64> {
         let stored = Key::new(key)?;
         let step = if by < 0 { Step::Down(by.unsigned_abs()) } else { Step::Up(by.unsigned_abs()) };
@@ -61,9 +63,9 @@ impl Servers {
         let count = Entry { key: stored.clone(), command: Command::Count { step, create: Some(create) } };
         let (server, answer) = self.call(&count, Retry::Never).await?;
         let Answer::Number(sum) = answer else { return Err(conflict("counting", key)) };
-        let has_gone_round = by > 0 && sum < by.unsigned_abs();
+        let has_wrapped = by > 0 && sum < by.unsigned_abs();
         match i64::try_from(sum) {
-            Ok(sum) if !has_gone_round => Ok(sum),
+            Ok(sum) if !has_wrapped => Ok(sum),
             _ => {
                 let command = Command::Count { step: Step::Up(by.wrapping_neg().cast_unsigned()), create: None };
                 self.call_on(server, &Entry { key: stored, command }, Retry::Never).await?;

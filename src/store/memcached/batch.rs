@@ -1,8 +1,16 @@
-//! A batch of operations: one exchange with each server, and a second one for what depends on what is there.
+//! A batch of operations: one exchange with each server, and a second one for the writes that depend on what the first
+//! has read.
 //!
-//! A compare-and-set and a settle read in the first exchange, and write in the second by the version number that they
-//! have read, on the same server: another one's version numbers mean something else. A settle that stores has a
-//! [mark](super::settling) in between, which whoever takes its lease waits for.
+//! | operation | first exchange | second exchange |
+//! | --- | --- | --- |
+//! | get, set, delete, compare-and-set of a missing entry | the operation | |
+//! | compare-and-set | reads the entry | writes it |
+//! | settle without a value | reads the lease | ends it |
+//! | settle with a value | adds its mark; reads the mark, the lease and the entry | writes the entry, ends the lease, removes the mark |
+//! | set that revokes a lease | the set; reads the mark | |
+//!
+//! The second exchange writes by the version numbers (CAS) that the first has read, on the same server, since version
+//! numbers of different servers are unrelated. A [mark](super::settling) that a revoking set has read is waited for.
 
 use std::collections::HashSet;
 
@@ -12,8 +20,8 @@ use super::expiry::expiry;
 use super::key::Key;
 use super::meta::{Answer, Command, Condition};
 use super::servers::Entry;
-use super::settling::Settling;
-use super::{MemcachedStore, deleting, reading, value};
+use super::settling::SettlingMark;
+use super::{MemcachedStore, delete_of, get_of, value};
 use crate::error::Result;
 use crate::net::Retry;
 use crate::store::operation::{is_held, release};
@@ -21,66 +29,65 @@ use crate::store::{CacheStore, Op, Outcome, Replacement, Settle, Ttl, When};
 
 const REVOKED: Outcome = Outcome::Settled { was_held: false, is_stored: false };
 
-/// What the first exchange has shown of an operation.
+/// The state of an operation after the first exchange.
 enum Step {
+    /// The operation is complete.
     Known(Result<Outcome>),
-    /// The second exchange writes, at this place.
-    Swap {
-        at: usize,
-    },
-    Settle {
-        stored_at: Option<usize>,
-        lease_at: usize,
-    },
+    /// A compare-and-set whose write is at this index of the second exchange.
+    Swap { at: usize },
+    /// A settle whose writes of the entry and the lease are at these indices of the second exchange.
+    Settle { stored_at: Option<usize>, lease_at: usize },
 }
 
-/// The second exchange: entries, each on the server that has shown what it depends on.
+/// The second exchange: commands, each with the server that has the version number it depends on.
 type Writes<'o> = Vec<(usize, Result<Entry<'o>>)>;
 
 impl MemcachedStore {
+    /// Carries out a batch, in several parts if an operation depends on the second exchange of an earlier one.
     pub(super) async fn carry_out(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let mut outcomes = Vec::with_capacity(operations.len());
         while outcomes.len() < operations.len() {
             let rest = &operations[outcomes.len()..];
-            outcomes.extend(self.carry_out_together(&rest[..independent(rest)]).await);
+            outcomes.extend(self.carry_out_together(&rest[..count_independent(rest)]).await);
         }
         outcomes
     }
 
-    /// Operations none of which has to wait for the second exchange of another.
+    /// Carries out operations of which none depends on the second exchange of another.
     async fn carry_out_together(&self, operations: &[Op<'_>]) -> Vec<Result<Outcome>> {
         let mut entries = Vec::with_capacity(operations.len());
-        let mut begins = Vec::with_capacity(operations.len());
-        let settling: Vec<Option<Settling>> = operations.iter().map(|operation| Settling::of(operation)).collect();
+        let mut starts = Vec::with_capacity(operations.len());
+        let settling: Vec<Option<SettlingMark>> =
+            operations.iter().map(|operation| SettlingMark::for_operation(operation)).collect();
         for (operation, settling) in operations.iter().zip(&settling) {
-            begins.push(entries.len());
+            starts.push(entries.len());
             if let (Some(settling), Op::Settle(_)) = (settling, operation) {
-                entries.push(self.storing(
+                entries.push(self.set_of(
                     &settling.key,
                     settling.value.clone(),
                     self.settling_ttl(),
                     Condition::IfAbsent,
                 ));
-                entries.push(reading_with_cas(&settling.key));
+                entries.push(get_with_cas_of(&settling.key));
             }
             self.push_first(operation, &mut entries);
             if let (Some(settling), Op::Set { .. }) = (settling, operation) {
-                entries.push(reading(&settling.key));
+                entries.push(get_of(&settling.key));
             }
         }
         let retry = if operations.iter().all(Op::is_read) { Retry::Idempotent } else { Retry::Never };
         let answers = self.servers.batch_located(&entries, retry).await;
         let mut writes = Vec::new();
         let mut steps = Vec::with_capacity(operations.len());
-        let mut under_way = Vec::new();
-        for ((operation, begin), settling) in operations.iter().zip(begins).zip(&settling) {
-            let answers = &answers[begin..];
+        let mut found_marks = Vec::new();
+        for ((operation, start), settling) in operations.iter().zip(starts).zip(&settling) {
+            let answers = &answers[start..];
             match (settling, operation) {
                 (Some(settling), Op::Settle(settle)) => {
                     steps.push(marked_step(settle, settling, answers, &mut writes));
                     continue;
                 }
-                (Some(settling), _) => under_way.extend(settling.is_under_way(&answers[1].1)),
+                (Some(settling), _) => found_marks.extend(settling.found(&answers[1].1)),
                 (None, _) => {}
             }
             steps.push(next_step(operation, answers, &mut writes));
@@ -90,29 +97,29 @@ impl MemcachedStore {
         for (operation, step) in operations.iter().zip(steps) {
             outcomes.push(self.finish(operation, step, &written).await);
         }
-        if !under_way.is_empty() {
-            self.until_settled(&under_way).await;
-            self.delete_again(&under_way, operations, &mut outcomes).await;
+        if !found_marks.is_empty() {
+            self.wait_until_settled(&found_marks).await;
+            self.delete_again(&found_marks, operations, &mut outcomes).await;
         }
         outcomes
     }
 
-    /// Adds what an operation asks in the first exchange: one entry, or for a settle two.
+    /// Adds the commands of an operation to the first exchange: one, or two for a settle with a value.
     fn push_first<'o>(&self, operation: &Op<'o>, entries: &mut Vec<Result<Entry<'o>>>) {
         entries.push(match operation {
-            Op::Get { key } | Op::CompareAndSet { key, expected: None, new: None, .. } => reading(key),
-            Op::Set { key, value, ttl, when } => self.storing(key, value.clone(), *ttl, (*when).into()),
-            Op::Delete { key } => deleting(key),
+            Op::Get { key } | Op::CompareAndSet { key, expected: None, new: None, .. } => get_of(key),
+            Op::Set { key, value, ttl, when } => self.set_of(key, value.clone(), *ttl, (*when).into()),
+            Op::Delete { key } => delete_of(key),
             Op::CompareAndSet { key, expected: None, new: Some(value), ttl } => {
-                self.storing(key, value.clone(), *ttl, Condition::IfAbsent)
+                self.set_of(key, value.clone(), *ttl, Condition::IfAbsent)
             }
             Op::CompareAndSet { key, expected: Some(_), new, ttl } => {
-                self.check_new(key, new.as_ref(), *ttl).and_then(|()| reading_with_cas(key))
+                self.check_new(key, new.as_ref(), *ttl).and_then(|()| get_with_cas_of(key))
             }
-            Op::Settle(settle) => reading_with_cas(settle.lease),
+            Op::Settle(settle) => get_with_cas_of(settle.lease),
         });
         if let Op::Settle(Settle { key, store: Some(Replacement { value, ttl, .. }), .. }) = operation {
-            entries.push(self.check_new(key, Some(value), *ttl).and_then(|()| reading_with_cas(key)));
+            entries.push(self.check_new(key, Some(value), *ttl).and_then(|()| get_with_cas_of(key)));
         }
     }
 
@@ -124,13 +131,13 @@ impl MemcachedStore {
 
     async fn finish(&self, operation: &Op<'_>, step: Step, written: &[Result<Answer>]) -> Result<Outcome> {
         match (operation, step) {
-            // A plain reply does not tell an empty value from one that is about to be stored.
+            // The reply to a text `get` does not distinguish an empty value from a placeholder for one.
             (Op::Get { key }, Step::Known(Ok(Outcome::Value(Some(value))))) if value.is_empty() => {
                 self.get(key).await.map(Outcome::Value)
             }
             (_, Step::Known(outcome)) => outcome,
             (Op::CompareAndSet { key, expected, new, ttl }, Step::Swap { at }) => match written[at].clone()? {
-                // By a touch perhaps, or by a write of the same value.
+                // The version has changed, perhaps by a touch or a write of the same value.
                 Answer::Changed => self.compare_and_set(key, *expected, new.clone(), *ttl).await.map(Outcome::Done),
                 answer => Ok(Outcome::Done(answer == Answer::Done)),
             },
@@ -141,7 +148,7 @@ impl MemcachedStore {
         }
     }
 
-    /// What was stored although the lease was lost in the meantime is removed.
+    /// Completes a settle. If the lease was lost before the value was stored, the value is removed.
     async fn finish_settle(
         &self,
         settle: &Settle<'_>,
@@ -150,13 +157,13 @@ impl MemcachedStore {
     ) -> Result<Outcome> {
         let was_held = match ended {
             Ok(Answer::Done) => Ok(true),
-            // By its holder's own beat, or by somebody else.
+            // The lease has changed: by its holder's heartbeat, or by another process.
             Ok(Answer::Changed) => release(self, settle).await,
             Ok(_) => Ok(false),
             Err(error) => Err(error.clone()),
         };
         let is_stored = matches!(stored, Some(Ok(Answer::Done)));
-        // A write that has failed may have taken effect all the same.
+        // A failed write may have taken effect.
         let may_be_stored = is_stored || matches!(stored, Some(Err(_)));
         if !matches!(was_held, Ok(true))
             && may_be_stored
@@ -173,8 +180,9 @@ impl MemcachedStore {
     }
 }
 
-/// How many of these go together: up to the first on a key that another of them writes in the second exchange.
-fn independent(operations: &[Op<'_>]) -> usize {
+/// Returns how many of the operations can be carried out together: those before the first on a key that another of them
+/// writes in the second exchange.
+fn count_independent(operations: &[Op<'_>]) -> usize {
     let mut unfinished = HashSet::new();
     let position = operations.iter().position(|operation| {
         let lease = if let Op::Settle(settle) = operation { Some(settle.lease) } else { None };
@@ -190,10 +198,11 @@ fn independent(operations: &[Op<'_>]) -> usize {
     position.unwrap_or(operations.len())
 }
 
-/// Of a settle that stores: not without its mark, which is removed behind what it stores.
+/// Returns the next step of a settle with a value. Without its mark, it does not store the value. The mark is removed
+/// by the last write.
 fn marked_step<'o>(
     settle: &Settle<'o>,
-    settling: &'o Settling,
+    settling: &'o SettlingMark,
     answers: &[(usize, Result<Answer>)],
     writes: &mut Writes<'o>,
 ) -> Step {
@@ -202,9 +211,9 @@ fn marked_step<'o>(
         (Err(error), _) | (_, Err(error)) => return Step::Known(Err(error.clone())),
         (Ok(Answer::Done), Ok(Answer::Value { cas, .. })) => Some(*cas),
         (_, Ok(mark)) => {
-            // One that nobody will remove is out of the way of the next.
-            if let Some(cas) = Settling::is_left_behind(mark) {
-                writes.push((*server, writing(&settling.key, None, Condition::IfUnchanged { cas })));
+            // A mark whose process has ended is removed, so that the next settle can add its own.
+            if let Some(cas) = SettlingMark::abandoned_cas(mark) {
+                writes.push((*server, write_of(&settling.key, None, Condition::IfUnchanged { cas })));
             }
             None
         }
@@ -212,12 +221,12 @@ fn marked_step<'o>(
     let allowed = if mark_cas.is_some() { *settle } else { Settle { store: None, ..*settle } };
     let step = next_step(&Op::Settle(allowed), &answers[2..], writes);
     if let Some(cas) = mark_cas {
-        writes.push((*server, writing(&settling.key, None, Condition::IfUnchanged { cas })));
+        writes.push((*server, write_of(&settling.key, None, Condition::IfUnchanged { cas })));
     }
     step
 }
 
-/// `answers` begins with those to this operation.
+/// Returns the next step of an operation, and adds its writes. `answers` begins with the answers to this operation.
 fn next_step<'o>(operation: &Op<'o>, answers: &[(usize, Result<Answer>)], writes: &mut Writes<'o>) -> Step {
     let (server, answer) = &answers[0];
     let answer = match answer {
@@ -233,15 +242,15 @@ fn next_step<'o>(operation: &Op<'o>, answers: &[(usize, Result<Answer>)], writes
         Op::CompareAndSet { key, expected: Some(expected), new, ttl } => match answer {
             Answer::Value { value, cas } if value == *expected => {
                 let new = new.clone().map(|value| (value, *ttl));
-                writes.push((*server, writing(key, new, Condition::IfUnchanged { cas })));
+                writes.push((*server, write_of(key, new, Condition::IfUnchanged { cas })));
                 return Step::Swap { at: writes.len() - 1 };
             }
             _ => Outcome::Done(false),
         },
         Op::Settle(settle) => match answer {
             Answer::Value { value, cas } if is_held(Some(&value), settle.token) => {
-                let held = settle.store.as_ref().map(|_| &answers[1]);
-                return settling(settle, held, (*server, cas), writes);
+                let current = settle.store.as_ref().map(|_| &answers[1]);
+                return settle_step(settle, current, (*server, cas), writes);
             }
             _ => REVOKED,
         },
@@ -249,16 +258,17 @@ fn next_step<'o>(operation: &Op<'o>, answers: &[(usize, Result<Answer>)], writes
     Step::Known(Ok(outcome))
 }
 
-/// First the value is stored, if the entry is as it was seen; then the lease ends.
-fn settling<'o>(
+/// Returns the next step of a settle whose lease is held, and adds its writes: first the value, if the entry has not
+/// changed since it was seen; then the end of the lease.
+fn settle_step<'o>(
     settle: &Settle<'o>,
-    held: Option<&(usize, Result<Answer>)>,
+    current: Option<&(usize, Result<Answer>)>,
     (server, lease_cas): (usize, u64),
     writes: &mut Writes<'o>,
 ) -> Step {
     let mut stored_at = None;
-    if let (Some(Replacement { seen, value, ttl }), Some((server, held))) = (settle.store, held) {
-        let condition = match (held, seen) {
+    if let (Some(Replacement { seen, value, ttl }), Some((server, current))) = (settle.store, current) {
+        let condition = match (current, seen) {
             (Ok(Answer::Value { value, cas }), Some(seen)) if value == seen => {
                 Ok(Some(Condition::IfUnchanged { cas: *cas }))
             }
@@ -268,22 +278,22 @@ fn settling<'o>(
         };
         let write = condition.map(|condition| condition.map(|condition| (condition, (value.clone(), ttl))));
         if let Some(entry) = write.transpose() {
-            let entry = entry.and_then(|(condition, new)| writing(settle.key, Some(new), condition));
+            let entry = entry.and_then(|(condition, new)| write_of(settle.key, Some(new), condition));
             writes.push((*server, entry));
             stored_at = Some(writes.len() - 1);
         }
     }
     let mark = settle.mark.map(|(mark, ttl)| (Bytes::copy_from_slice(mark), ttl));
-    writes.push((server, writing(settle.lease, mark, Condition::IfUnchanged { cas: lease_cas })));
+    writes.push((server, write_of(settle.lease, mark, Condition::IfUnchanged { cas: lease_cas })));
     Step::Settle { stored_at, lease_at: writes.len() - 1 }
 }
 
-fn reading_with_cas(key: &str) -> Result<Entry<'_>> {
+fn get_with_cas_of(key: &str) -> Result<Entry<'_>> {
     Ok(Entry { key: Key::new(key)?, command: Command::GetWithCas })
 }
 
-/// A write, or without a value a delete.
-fn writing(key: &str, new: Option<(Bytes, Ttl)>, condition: Condition) -> Result<Entry<'_>> {
+/// Returns a set, or a delete if there is no new value.
+fn write_of(key: &str, new: Option<(Bytes, Ttl)>, condition: Condition) -> Result<Entry<'_>> {
     let command = match (new, condition) {
         (Some((value, ttl)), condition) => Command::Set { value, expiry: expiry(ttl)?, condition },
         (None, Condition::IfUnchanged { cas }) => Command::Delete { cas: Some(cas) },

@@ -1,4 +1,4 @@
-//! A store on Memcached, from a URL and options that are methods.
+//! The builder of a Memcached store: a URL, and a method for each option.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use super::MemcachedStore;
 use crate::error::Result;
 use crate::store::builder::{Given, common_setters, setters, text};
 
-/// What a [`MemcachedStore`] is made of; from [`MemcachedStore::builder`].
+/// A builder of a [`MemcachedStore`]; see [`MemcachedStore::builder`].
 ///
-/// A method sets the option of the same name, over what the URL says.
+/// Each method sets the option of the same name, and overrides the URL.
 ///
 /// ```
 /// use prefork_cache::stores::MemcachedStore;
@@ -25,9 +25,9 @@ common_setters!(MemcachedBuilder, "MemcachedStore", "memcached://localhost", "me
 
 setters! {
     MemcachedBuilder, "MemcachedStore", "memcached://localhost", OWN:
-    /// Whether the keys of a server that is down go to the others meanwhile. Defaults to `true`.
+    /// Sets whether the keys of a server that is down go to the other servers until it is back. Defaults to `true`.
     failover: bool = text, "false";
-    /// How many shares of the keys each server has, in their order. Defaults to one each.
+    /// Sets the weight of each server, in order: its share of the keys. Defaults to 1 each.
     weights: impl IntoIterator<Item = u32> = weights, "[10, 5, 1]";
 }
 
@@ -40,18 +40,18 @@ impl MemcachedBuilder {
         MemcachedBuilder { given: Given::new(url) }
     }
 
-    /// The names of the methods that are options.
+    /// Returns the names of the methods that set an option.
     #[cfg(all(test, feature = "memory", feature = "redis", feature = "memcached", feature = "tls"))]
     pub(in crate::store) fn options() -> Vec<&'static str> {
         [MemcachedBuilder::COMMON, MemcachedBuilder::TLS, MemcachedBuilder::OWN].concat()
     }
 
-    /// Builds the store, and reads its certificates. No I/O with the servers.
+    /// Builds the store, and reads its certificates. Does no I/O with the servers.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for what is not understood, in the URL or among the
-    /// options, and [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used.
+    /// [`ErrorKind::InvalidUrl`](crate::ErrorKind::InvalidUrl) for an invalid URL or option, and
+    /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for a file that cannot be used.
     ///
     /// ```
     /// use prefork_cache::stores::MemcachedStore;
@@ -65,7 +65,7 @@ impl MemcachedBuilder {
     }
 }
 
-/// Nothing of it: the URL may have a password.
+/// No fields: the URL may contain a password.
 impl fmt::Debug for MemcachedBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemcachedBuilder").finish_non_exhaustive()

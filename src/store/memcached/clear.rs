@@ -1,4 +1,4 @@
-//! Removing every entry under a prefix: list, and delete what was listed.
+//! Removing every entry with a prefix: the keys are listed, and those listed are deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use super::crawler::Listing;
 use super::key::Key;
 use super::meta::{Answer, Command};
-use super::servers::{Entry, Server, Servers, told};
+use super::servers::{Entry, Server, Servers, traced};
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::pause;
 use crate::net::Retry;
 
-/// How often a server whose crawler is busy is asked again, and after what time.
+/// How often a listing is attempted while the server's crawler is busy, and the pause between two attempts.
 const ATTEMPTS: usize = 100;
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Servers {
-    /// Clears every server, also those after one that fails.
+    /// Clears every server, even after one of them fails.
     pub(super) async fn clear(&self, prefix: &str) -> Result<()> {
         let mut outcome = Ok(());
         for server in self.iter() {
@@ -25,7 +25,7 @@ impl Servers {
         outcome
     }
 
-    /// Listing by listing, until one has them all.
+    /// Lists and deletes keys until a listing is complete.
     async fn clear_one(&self, server: &Server, prefix: &str) -> Result<()> {
         let delete = |stored| Entry { key: Key::listed(stored), command: Command::Delete { cas: None } };
         loop {
@@ -52,9 +52,9 @@ async fn list(server: &Server, prefix: &str) -> Result<(Vec<Vec<u8>>, bool)> {
     let prefix = Arc::from(prefix.as_bytes());
     for _ in 0..ATTEMPTS {
         let listing = server.crawler.call(&prefix, Retry::Idempotent, None);
-        match told(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
+        match traced(server, || ("lru_crawler".to_owned(), 1), listing, refused).await? {
             Listing::Keys(keys, has_more) => {
-                // A listing is rare: no connection is kept for the next.
+                // Listings are rare, so the connection is not kept for another.
                 server.crawler.reset();
                 return Ok((keys, has_more));
             }

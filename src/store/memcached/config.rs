@@ -1,4 +1,4 @@
-//! What a `memcached://` URL says.
+//! The configuration of a Memcached store, parsed from its URL.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
@@ -12,7 +12,7 @@ pub(in crate::store) const SCHEMES: &[&str] = &["memcached", "memcacheds", "memc
 
 const DEFAULT_PORT: u16 = 11211;
 
-/// What a server takes if it is not told otherwise.
+/// The largest value that a server accepts by default, in bytes.
 pub(super) const DEFAULT_MAX_VALUE: usize = 1024 * 1024;
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Config {
     pub(super) access: Access,
 }
 
-/// What it takes to be let in by the servers.
+/// The settings for access to the servers: TLS and login.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     pub(super) tls: Option<Tls>,
@@ -42,7 +42,7 @@ impl Config {
             settings: options.take_settings()?,
             failover: options.take_bool("failover")?.unwrap_or(true),
             max_value: options.take_number("max_value")?.map_or(DEFAULT_MAX_VALUE, NonZeroUsize::get),
-            servers: weigh(endpoints, options.take_text("weights").as_deref())?,
+            servers: with_weights(endpoints, options.take_text("weights").as_deref())?,
             access: Access { tls, login },
         };
         options.finish()?;
@@ -70,12 +70,12 @@ fn endpoints(url: &StoreUrl) -> Result<Vec<Endpoint>> {
     Ok(endpoints)
 }
 
-/// Memcached has no default user, and separates the name from the password by a space.
+/// Takes the login from the URL. Memcached has no default user, and separates the name from the password by a space.
 fn take_login(url: &mut StoreUrl, callback: Option<Callback>) -> Result<Login> {
     let username = url.username.clone();
     let login = Login::take(url, callback)?;
-    let wants_a_name = matches!(login, Login::Fixed(_) | Login::File { .. });
-    if wants_a_name && username.is_none() {
+    let needs_username = matches!(login, Login::Fixed(_) | Login::File { .. });
+    if needs_username && username.is_none() {
         return Err(invalid("a login on memcached has a user name: write user:password@"));
     }
     if username.is_some_and(|name| name.contains(char::is_whitespace)) {
@@ -84,7 +84,7 @@ fn take_login(url: &mut StoreUrl, callback: Option<Callback>) -> Result<Login> {
     Ok(login)
 }
 
-fn weigh(endpoints: Vec<Endpoint>, weights: Option<&str>) -> Result<Vec<(Endpoint, u32)>> {
+fn with_weights(endpoints: Vec<Endpoint>, weights: Option<&str>) -> Result<Vec<(Endpoint, u32)>> {
     let Some(text) = weights else {
         return Ok(endpoints.into_iter().map(|endpoint| (endpoint, 1)).collect());
     };
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn everything() {
+    fn all_options() {
         let url = "memcached://a,[::1]:2/?weights=10,5&failover=false&max_value=10&timeout=20ms";
         let config = parse(url).unwrap();
         assert_eq!(shown(&config), ["a:11211 x10", "[::1]:2 x5"]);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_part() {
+    fn an_error_names_the_invalid_part() {
         let refusals = [
             ("redis://a", "\"redis\""),
             ("memcached://a/0", "\"/0\""),

@@ -1,8 +1,8 @@
-//! What a server holds, as its LRU crawler lists it.
+//! Listing the keys of a server with its LRU crawler.
 //!
-//! It goes by the hash table (`metadump hash`): a listing by the LRU queues (`all`) leaves out entries that were read a
-//! moment ago and wait for their place in a queue. A listing may take longer than an ordinary exchange, so it goes over
-//! a link of its own.
+//! The listing walks the hash table (`metadump hash`). A listing by the LRU queues (`all`) omits entries that were
+//! just read and are waiting to be moved within a queue. A listing may take longer than an ordinary exchange, so it
+//! has a link of its own.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Accepted, Connection, Frame, Marking, Protocol, Settings, Timeouts, Tls, WriteBuffer};
 
-/// How long a server may take to list its keys.
-const LISTING: Duration = Duration::from_secs(60);
+/// The timeout of a listing.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn crawl_settings(settings: Settings) -> Settings {
-    let exchange = settings.timeouts.exchange.max(LISTING);
+    let exchange = settings.timeouts.exchange.max(LISTING_TIMEOUT);
     // A server makes one listing at a time.
     Settings { timeouts: Timeouts { exchange, ..settings.timeouts }, pool_size: 1, ..settings }
 }
@@ -39,14 +39,14 @@ impl Crawler {
     }
 }
 
-/// How many bytes of keys are kept of one listing.
-const KEPT: usize = 64 << 20;
+/// The maximum memory for the keys of one listing, in bytes. Further keys are dropped.
+const MAX_KEPT: usize = 64 << 20;
 
 #[derive(Debug)]
 pub(super) enum Listing {
-    /// The keys as they are stored, and whether there are more.
+    /// The stored keys, and whether there are more.
     Keys(Vec<Vec<u8>>, bool),
-    /// The crawler is at work for somebody else.
+    /// The crawler is working for another client.
     Busy,
     Refused(String),
 }
@@ -55,14 +55,14 @@ pub(super) enum Listing {
 pub(super) struct Partial {
     prefix: Arc<[u8]>,
     keys: Vec<Vec<u8>>,
-    /// How many bytes they have.
+    /// The memory that all keys with the prefix need, in bytes.
     size: usize,
     ended: Option<Listing>,
 }
 
 impl Protocol for Crawler {
     type Framing = LineFraming;
-    /// What the keys start with.
+    /// The prefix of the keys to list.
     type Request = Arc<[u8]>;
     type Partial = Partial;
     type Reply = Listing;
@@ -110,7 +110,7 @@ impl Protocol for Crawler {
         partial.ended = if let Some(key) = listed_key(line) {
             if starts_with(&key, &partial.prefix) {
                 partial.size += key.len() + size_of::<Vec<u8>>();
-                if partial.size <= KEPT {
+                if partial.size <= MAX_KEPT {
                     partial.keys.push(key.into_owned());
                 }
             }
@@ -133,7 +133,7 @@ impl Protocol for Crawler {
     }
 
     fn finish(partial: Partial) -> Listing {
-        let has_more = partial.size > KEPT;
+        let has_more = partial.size > MAX_KEPT;
         partial.ended.unwrap_or(Listing::Keys(partial.keys, has_more))
     }
 
@@ -142,7 +142,7 @@ impl Protocol for Crawler {
     }
 }
 
-/// `key=<percent-encoded> exp=... la=...`
+/// Returns the key in a line `key=<percent-encoded> exp=... la=...`.
 fn listed_key(line: &[u8]) -> Option<Cow<'_, [u8]>> {
     let key = line.strip_prefix(b"key=")?.split(|byte| *byte == b' ').next()?;
     Some(percent_decode(key).into())

@@ -1,17 +1,17 @@
-//! What Memcached says when it refuses, and what that means.
+//! The error replies of Memcached, and their meaning.
 //!
-//! None of it counts as a failure of the server: one that answers is up. Only where it lets no connection in it is left
-//! alone like one that is down.
+//! An error reply does not count as a failure of the server: a server that responds is up. The exception is a refused
+//! connection, after which the server is treated as down.
 
 use crate::error::ErrorKind::{self, Auth, NotANumber, Protocol, Server, Unsupported, ValueTooLarge};
 use crate::store::error_reply::Connection::{self, GivenUp, Kept};
 use crate::store::error_reply::ErrorReply;
 use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
 
-/// What stands in the place of a value that was not kept.
+/// The error text of a value that was not read because it is too large.
 pub(super) const LARGER_THAN_ALLOWED: &str = "its value is larger than max_value";
 
-/// What an error reply contains. The first line that fits counts.
+/// The meaning of an error reply that contains a string. The first row that matches counts.
 const TABLE: &[(&str, ErrorKind, Lasts, Connection)] = &[
     ("too large", ValueTooLarge, OnAndOn, Kept),
     (LARGER_THAN_ALLOWED, ValueTooLarge, OnAndOn, Kept),
@@ -21,7 +21,7 @@ const TABLE: &[(&str, ErrorKind, Lasts, Connection)] = &[
     ("authentication failure", Auth, OnAndOn, GivenUp),
     ("non-numeric", NotANumber, OnAndOn, Kept),
     ("bad data chunk", Protocol, Briefly, GivenUp),
-    // Of a proxy, about the server behind it.
+    // A proxy sends it about the server behind it.
     ("SERVER_ERROR", Server, Briefly, Kept),
     ("CLIENT_ERROR", Server, OnAndOn, Kept),
 ];
@@ -29,6 +29,6 @@ const TABLE: &[(&str, ErrorKind, Lasts, Connection)] = &[
 const ANY_OTHER: ErrorReply = ErrorReply { kind: Unsupported, lasts: OnAndOn, connection: Kept };
 
 pub(super) fn refusal(text: &str) -> ErrorReply {
-    let fits = |(part, ..): &&(&str, ErrorKind, Lasts, Connection)| text.contains(part);
-    TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
+    let matches = |(part, ..): &&(&str, ErrorKind, Lasts, Connection)| text.contains(part);
+    TABLE.iter().find(matches).map_or(ANY_OTHER, |&(_, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }

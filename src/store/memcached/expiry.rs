@@ -1,24 +1,24 @@
-//! A time to live in the server's terms.
+//! Times to live in the server's encoding.
 
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Ttl;
 
-/// The longest time that counts from now, in seconds: 30 days. What is larger is a point in time, in seconds since
-/// 1970.
+/// The longest relative time, in seconds: 30 days. The server takes a larger number as a Unix time.
 const LONGEST_RELATIVE: u64 = 60 * 60 * 24 * 30;
 
-/// How the server is told about `ttl`, in whole seconds, rounded up; 0 stands for ever.
+/// Encodes `ttl` in whole seconds, rounded up; 0 stands for an entry that never expires.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidTtl`] for zero, and where it ends beyond the server's 32-bit calendar (January 2038).
+/// [`ErrorKind::InvalidTtl`] for a TTL of zero or of more than a hundred years, and for one that ends beyond the
+/// server's 32-bit calendar (January 2038).
 pub(super) fn expiry(ttl: Ttl) -> Result<u32> {
     let Some(duration) = ttl.duration()? else { return Ok(0) };
     let seconds = duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0));
-    let told = if seconds <= LONGEST_RELATIVE { seconds } else { now().saturating_add(seconds) };
-    i32::try_from(told).map(i32::cast_unsigned).map_err(|_| {
+    let encoded = if seconds <= LONGEST_RELATIVE { seconds } else { now().saturating_add(seconds) };
+    i32::try_from(encoded).map(i32::cast_unsigned).map_err(|_| {
         let context = format!("a TTL of {seconds} s ends later than memcached can express (January 2038)");
         Error::new(ErrorKind::InvalidTtl, context)
     })
@@ -49,14 +49,14 @@ mod tests {
     }
 
     #[test]
-    fn beyond_thirty_days_it_is_a_date() {
+    fn more_than_thirty_days_are_sent_as_a_unix_time() {
         assert_eq!(seconds(Duration::from_secs(2_592_000)), 2_592_000);
         let date = seconds(Duration::from_secs(2_592_001));
         assert!((0..=2).contains(&(now() + 2_592_001 - date)), "{date}");
     }
 
     #[test]
-    fn zero_and_the_far_future_are_refused() {
+    fn zero_and_a_time_after_2038_are_refused() {
         for duration in [Duration::ZERO, Duration::from_secs(1 << 31), Duration::MAX] {
             assert_eq!(expiry(Ttl::After(duration)).unwrap_err().kind(), ErrorKind::InvalidTtl);
         }

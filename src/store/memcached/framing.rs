@@ -1,4 +1,10 @@
-//! Where a frame of Memcached's protocols ends: behind a line, or behind the value that the line announces.
+//! The frames of Memcached's protocols. A frame ends after a line, or after the value whose length the line gives.
+//!
+//! | state | the bytes so far are | next |
+//! | --- | --- | --- |
+//! | `Line` | a part of a line | complete; `Value`; or `Large`, when the line gives the length of a large value |
+//! | `Value` | a line and a part of its small value | complete |
+//! | `Large` | a line; the large value is read elsewhere | complete |
 
 use memchr::memchr;
 
@@ -11,12 +17,12 @@ pub(super) struct LineFraming(State);
 
 #[derive(Debug)]
 enum State {
-    /// In a line, of which so much was searched for its end.
+    /// In a line. The first `searched` bytes contain no line end.
     Line { searched: usize },
-    /// In a small value; the frame ends there.
+    /// In a small value. The frame ends at `end`.
     Value { end: usize },
-    /// Behind a large value.
-    Large { place: usize },
+    /// After a large value, which is not among the bytes. The line ends at `line_end`.
+    Large { line_end: usize },
 }
 
 impl LineFraming {
@@ -33,22 +39,22 @@ impl LineFraming {
 impl Framing for LineFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         let end = match self.0 {
-            State::Large { place } => return Ok(self.complete(place)),
+            State::Large { line_end } => return Ok(self.complete(line_end)),
             State::Value { end } => end,
             State::Line { searched } => {
                 let Some(length) = memchr(b'\n', &bytes[searched..]) else {
                     self.0 = State::Line { searched: bytes.len() };
                     let is_bounded = bytes.len() <= LONGEST_LINE;
-                    return if is_bounded { Ok(Scan::Partial) } else { Err("a line without an end".to_owned()) };
+                    return if is_bounded { Ok(Scan::Partial) } else { Err("a line that is too long".to_owned()) };
                 };
-                let place = searched + length + 1;
-                match announced(&bytes[..place])? {
-                    None => return Ok(self.complete(place)),
+                let line_end = searched + length + 1;
+                match announced(&bytes[..line_end])? {
+                    None => return Ok(self.complete(line_end)),
                     Some(length) if length > LARGE => {
-                        self.0 = State::Large { place };
-                        return Ok(Scan::Large { place, length });
+                        self.0 = State::Large { line_end };
+                        return Ok(Scan::Large { place: line_end, length });
                     }
-                    Some(length) => place + length + 2,
+                    Some(length) => line_end + length + 2,
                 }
             }
         };
@@ -61,12 +67,12 @@ impl Framing for LineFraming {
     }
 }
 
-/// The length of the value that follows a line: `VA <length> ...` or `VALUE <key> <flags> <length> ...`.
+/// Returns the length of the value that follows a line `VA <length> ...` or `VALUE <key> <flags> <length>`.
 fn announced(line: &[u8]) -> Result<Option<usize>, String> {
     let mut words = without_end(line).split(|byte| *byte == b' ');
     let digits = match line {
         [b'V', b'A', b' ', ..] => words.nth(1),
-        // The last of its words.
+        // The length is the last word.
         [b'V', b'A', b'L', b'U', b'E', b' ', ..] => words.next_back(),
         _ => return Ok(None),
     };
@@ -79,9 +85,9 @@ fn announced(line: &[u8]) -> Result<Option<usize>, String> {
     length.map(Some).ok_or_else(|| format!("{}, which is no reply", show(line)))
 }
 
-/// The line that a frame begins with, without its end, and what follows it.
+/// Splits a frame into its line, without the line end, and the rest.
 pub(super) fn split(frame: &[u8]) -> (&[u8], &[u8]) {
-    let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |place| place + 1));
+    let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |newline| newline + 1));
     (without_end(line), rest)
 }
 
@@ -94,7 +100,7 @@ mod tests {
     use super::{Framing, LARGE, LineFraming, Scan};
 
     #[test]
-    fn a_frame_is_a_line_with_the_value_that_it_announces() {
+    fn a_frame_is_a_line_and_the_value_whose_length_it_gives() {
         let frames: [&[u8]; 6] =
             [b"HD O1\r\n", b"VA 3 O1\r\na\nb\r\n", b"VALUE k 0 0\r\n\r\n", b"END\r\n", b"key=VA exp=1\n", b"ERROR\r\n"];
         let wire = frames.concat();
@@ -110,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_value_is_left_out() {
+    fn a_large_value_is_not_part_of_the_frame() {
         let length = LARGE + 1;
         let line = format!("VA {length}\r\n");
         let mut framing = LineFraming::new();
@@ -119,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_or_without_a_bound_is_refused() {
+    fn an_invalid_or_endless_reply_is_refused() {
         let long = "x".repeat(20_000);
         for (wire, why) in [
             ("VA x\r\n", "no reply"),
             ("VALUE k 0 x\r\n", "no reply"),
             ("VA 1\r\nabc\r\n", "does not end"),
-            (&long, "without an end"),
+            (&long, "too long"),
         ] {
             let error = LineFraming::new().scan(wire.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -1,10 +1,10 @@
-//! How a key is written on the wire and stored by the server, as Dalli does it.
+//! The form of a key on the wire and on the server, as in Dalli.
 //!
-//! Plain keys (ASCII, no whitespace, no control characters) of up to 250 bytes go as they are. Others go as base64, and
-//! the server stores what that stands for. What is too long for either is digested: as much of the key as there is room
-//! for, `:md5:`, and the MD5 of the whole.
+//! Plain keys (ASCII, no whitespace, no control characters) of up to 250 bytes are sent unchanged. Others are sent as
+//! base64, and the server stores the decoded bytes. A key that is too long for either is digested: the longest prefix
+//! that fits, `:md5:`, and the MD5 of the whole key.
 //!
-//! A key that looks like a digest is digested itself, so that nobody can name another key's entry.
+//! A key that has the form of a digested key is digested itself, so that no key can name another key's entry.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,27 +14,29 @@ use md5::{Digest, Md5};
 use crate::error::Result;
 use crate::store::{check_key, key_of_lease};
 
-/// What the server accepts, on the wire.
+/// The longest key that the server accepts on the wire, in bytes.
 pub(super) const LONGEST: usize = 250;
-/// What fits into that as base64.
+/// The longest key whose base64 form fits into that.
 const LONGEST_ENCODED: usize = LONGEST / 4 * 3;
 const SEPARATOR: &str = ":md5:";
 const DIGEST: usize = SEPARATOR.len() + 32;
-/// How much of a long key stays readable, where that much of it is plain. Dalli's number, in which one byte is wasted.
+/// The length of the prefix of a digested key, if the prefix is plain. Dalli's number, which wastes one byte.
 const PLAIN_PREFIX: usize = LONGEST - 1 - DIGEST;
-/// How much of any other long key stays readable, but for what a character in the way takes off.
+/// The longest prefix of any other digested key. It may be up to 3 bytes shorter, to end between two characters.
 const ENCODED_PREFIX: usize = LONGEST_ENCODED - DIGEST;
 const SHORTEST_PREFIX: usize = ENCODED_PREFIX - 3;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key<'a> {
     stored: Cow<'a, [u8]>,
-    /// For a lease: how the key is stored whose lease it is.
+    /// For the key of a lease: the stored form of the key that it is for.
     leased: Option<Cow<'a, [u8]>>,
     base64: Option<Vec<u8>>,
 }
 
 impl Key<'_> {
+    /// Encodes a key.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) for the empty key.
@@ -45,30 +47,31 @@ impl Key<'_> {
         Ok(Key { stored, leased: key_of_lease(key).map(|key| self::stored(key).0), base64 })
     }
 
-    /// A key as the server listed it. Another program may have written it, so it may be anything that a server accepts.
+    /// Encodes a key that the server has listed. Another program may have written it, so it may be any bytes that a
+    /// server accepts.
     pub(super) fn listed(stored: Vec<u8>) -> Key<'static> {
         let breaks_the_line = stored.iter().any(|byte| *byte <= b' ' || *byte == 0x7f);
         let base64 = breaks_the_line.then(|| base64(&stored));
         Key { stored: Cow::Owned(stored), leased: None, base64 }
     }
 
-    /// What the server knows the entry by.
+    /// Returns the key that the server stores.
     #[cfg(test)]
     fn stored(&self) -> &[u8] {
         &self.stored
     }
 
-    /// What the ring hashes. A lease is on the server of the key that it is for.
+    /// Returns the bytes that the ring hashes. A lease is on the server of the key that it is for.
     pub(super) fn routed_by(&self) -> &[u8] {
         self.leased.as_ref().unwrap_or(&self.stored)
     }
 
-    /// What goes into a command.
+    /// Returns the key as it is written into a command.
     pub(super) fn wire(&self) -> &[u8] {
         self.base64.as_deref().unwrap_or(&self.stored)
     }
 
-    /// Whether the command has to say that the key is base64.
+    /// Returns whether the key is sent as base64, which the command has to declare.
     pub(super) fn is_base64(&self) -> bool {
         self.base64.is_some()
     }
@@ -81,13 +84,13 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// Whether a key that is stored like this starts with `prefix`. Of a digested key only the readable part counts: what
-/// followed it, nobody knows.
+/// Returns whether a stored key starts with `prefix`. Of a digested key, only the readable part is compared, since the
+/// rest is not stored.
 pub(super) fn starts_with(stored: &[u8], prefix: &[u8]) -> bool {
     split_digest(stored).unwrap_or(stored).starts_with(prefix)
 }
 
-/// What the server stores, and whether that is plain.
+/// Returns the stored form of a key, and whether it is plain.
 fn stored(key: &str) -> (Cow<'_, [u8]>, bool) {
     let bytes = key.as_bytes();
     let is_plain = is_plain(bytes);
@@ -114,7 +117,7 @@ fn digested(key: &str) -> String {
     format!("{prefix}{SEPARATOR}{:x}", Md5::digest(key))
 }
 
-/// The readable part of what has the form of a digested key.
+/// Returns the readable part of a stored key that has the form of a digested one.
 fn split_digest(stored: &[u8]) -> Option<&[u8]> {
     let (prefix, digest) = stored.split_at_checked(stored.len().checked_sub(DIGEST)?)?;
     let hex = digest.strip_prefix(SEPARATOR.as_bytes())?;
@@ -171,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_key_goes_as_it_is() {
+    fn a_plain_key_is_sent_unchanged() {
         for key in ["a", "user:42", &"a".repeat(250)] {
             assert_eq!((wire(key).as_str(), Key::new(key).unwrap().is_base64()), (key, false));
         }
     }
 
     #[test]
-    fn an_odd_key_goes_as_base64_and_is_stored_as_it_is() {
+    fn any_other_key_is_sent_as_base64_and_stored_unchanged() {
         assert_eq!(wire("a key"), "YSBrZXk=");
         for key in ["a key", "a\r\nflush_all", "\0", "\x7f", "clé", &" ".repeat(186)] {
             assert_eq!((stored(key).as_str(), Key::new(key).unwrap().is_base64()), (key, true));
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_key_the_server_takes_it() {
+    fn every_key_is_sent_in_a_form_that_the_server_accepts() {
         let parts = ["a".repeat(400), " ".repeat(400), "é".repeat(200), "日".repeat(200), "a😀".repeat(100)];
         for head in 0..400 {
             for part in &parts {
@@ -207,17 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_names_the_entry_of_a_digested_key() {
+    fn no_key_names_the_entry_of_a_digested_key() {
         for long in ["a".repeat(300), " ".repeat(300), format!("{}é{}", "a".repeat(147), "b".repeat(200))] {
             let digested = stored(&long);
-            let of_that = stored(&digested);
-            assert_ne!(of_that, digested);
-            assert_ne!(stored(&of_that), of_that);
+            let digested_twice = stored(&digested);
+            assert_ne!(digested_twice, digested);
+            assert_ne!(stored(&digested_twice), digested_twice);
         }
     }
 
     #[test]
-    fn a_prefix_reaches_the_readable_part_of_a_digested_key() {
+    fn a_prefix_is_compared_with_the_readable_part_of_a_digested_key() {
         let long = stored(&"a".repeat(300));
         assert!(starts_with(long.as_bytes(), "a".repeat(212).as_bytes()));
         assert!(!starts_with(long.as_bytes(), "a".repeat(213).as_bytes()));
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_key_goes_back_as_it_came() {
+    fn a_listed_key_is_sent_back_unchanged_or_as_base64() {
         assert_eq!(Key::listed(b"\xff".repeat(240)).wire(), b"\xff".repeat(240));
         assert_eq!(Key::listed(b"a key".to_vec()).wire(), b"YSBrZXk=");
     }

@@ -1,20 +1,20 @@
-//! The login of the text protocol: a `set` whose value is the user name and the password (`memcached -Y`).
+//! The login of the text protocol (`memcached -Y`): a `set` whose value is the user name and the password.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Connection, Protocol};
 use crate::store::credentials::{Credentials, Login};
 
-/// Logs in, where there is a login, before anything else is said.
+/// Logs in, if the store has credentials. Must be the first exchange of a connection.
 pub(super) async fn log_in<P: Protocol>(protocol: &P, connection: &mut Connection<P>, login: &Login) -> Result<()> {
     let Some(credentials) = login.credentials()? else { return Ok(()) };
-    let let_in = log_in_as(protocol, connection, &credentials).await;
-    let_in.map_err(|error| credentials.hidden_in(protocol.endpoint(), error))
+    let outcome = log_in_as(protocol, connection, &credentials).await;
+    outcome.map_err(|error| credentials.hidden_in(protocol.endpoint(), error))
 }
 
 async fn log_in_as<P: Protocol>(protocol: &P, connection: &mut Connection<P>, credentials: &Credentials) -> Result<()> {
     let endpoint = protocol.endpoint();
     let login = format!("{} {}", credentials.username().unwrap_or_default(), credentials.secret());
-    // To a server that wants no login it is a value, which must not stay: it ends where it begins.
+    // A server without logins stores the value, which must not stay: a TTL of -1 makes it expire immediately.
     let command = format!("set prefork-cache 0 -1 {}\r\n{login}\r\n", login.len());
     match connection.ask_raw(command.as_bytes()).await?.as_slice() {
         b"STORED\r\n" => Ok(()),
@@ -24,7 +24,7 @@ async fn log_in_as<P: Protocol>(protocol: &P, connection: &mut Connection<P>, cr
         b"ERROR Too many open connections\r\n" => {
             Err(Error::new(ErrorKind::Server, format!("{endpoint} has too many open connections")))
         }
-        // Whatever else it says may be what it was sent.
-        _ => Err(Error::new(ErrorKind::Auth, format!("{endpoint} did not take the login"))),
+        // Any other reply may repeat the credentials.
+        _ => Err(Error::new(ErrorKind::Auth, format!("{endpoint} did not accept the login"))),
     }
 }

@@ -1,7 +1,9 @@
-//! Which server has a key: Dalli's ring, so that Ruby programs on the same servers find the same entries.
+//! The ring: which server has a key. It is Dalli's consistent hashing, so that Ruby programs on the same servers find
+//! the same entries.
 //!
-//! Each server has points on a circle of 32-bit numbers, by SHA-1 of its name; a key belongs to the point at or below
-//! its CRC-32. Where the owner is down, the key is hashed again, with the number of the try in front.
+//! Each server has points on a circle of 32-bit numbers, given by the SHA-1 of its name. A key belongs to the server
+//! of the point at or below the key's CRC-32. If that server is down, the key is hashed again, prefixed with the
+//! number of the attempt.
 
 use std::iter;
 
@@ -13,12 +15,12 @@ const TRIES: usize = 20;
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// Ascending. Empty where there is one server: it has every key.
+    /// The points and their servers, in ascending order. Empty if there is only one server, which has every key.
     points: Vec<(u32, usize)>,
 }
 
 impl Ring {
-    /// Of the names and weights of the servers, whose places in the list are what the ring answers.
+    /// Creates a ring from the names and weights of the servers. The ring returns indices into this list.
     pub(super) fn new(servers: &[(String, u32)]) -> Ring {
         if servers.len() == 1 {
             return Ring { points: Vec::new() };
@@ -37,7 +39,8 @@ impl Ring {
         if self.points.is_empty() { 0 } else { self.at(crc32fast::hash(key)) }
     }
 
-    /// The owner of a key, and then whom to ask where those before are down. A server may come up more than once.
+    /// Returns the owner of a key, followed by the servers to try if all before are down. A server may occur more than
+    /// once.
     pub(super) fn candidates<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
         let others = (0..TRIES - 1).map(|attempt| self.at(rehash(attempt, key)));
         iter::once(self.owner(key)).chain(others)
@@ -62,7 +65,7 @@ fn rehash(attempt: usize, key: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The expected values were taken from Dalli.
+/// The expected values are from Dalli.
 #[cfg(test)]
 mod tests {
     use super::Ring;
@@ -72,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_points_are_dallis() {
+    fn the_points_agree_with_dalli() {
         let points = three().points;
         assert_eq!(points.len(), 480);
         assert_eq!(points[0], (6_134_957, 1));
@@ -80,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owners_are_dallis() {
+    fn the_owners_agree_with_dalli() {
         let ring = three();
         for (key, expected) in [("foo", 2), ("bar", 2), ("baz", 1), ("key1", 1), ("user:42", 1)] {
             assert_eq!(ring.owner(key.as_bytes()), expected, "{key}");
@@ -88,13 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn below_the_first_point_is_the_last() {
+    fn a_hash_below_the_first_point_belongs_to_the_last_point() {
         assert_eq!(crc32fast::hash(b"wrap257"), 4_666_679);
         assert_eq!(three().owner(b"wrap257"), 0);
     }
 
     #[test]
-    fn failover_goes_where_dalli_goes() {
+    fn failover_agrees_with_dalli() {
         let ring = three();
         for (key, expected) in [("baz", 0), ("key1", 2), ("user:42", 2)] {
             assert_eq!(ring.candidates(key.as_bytes()).find(|server| *server != 1), Some(expected), "{key}");
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_share_out_the_points() {
+    fn points_are_shared_out_by_weight() {
         let ring = Ring::new(
             &[("10.0.0.1", 10), ("10.0.0.2", 5), ("10.0.0.3", 1)]
                 .map(|(host, weight)| (format!("{host}:11211"), weight)),

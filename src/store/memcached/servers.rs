@@ -1,8 +1,8 @@
-//! The servers, and which of them is asked for a key.
+//! The servers, and the choice of the server for a key.
 //!
-//! A key is its owner's as long as that one is up. Where the owner is known to be down, or cannot be dialled, the
-//! ring's next server is asked, in the same call; where it fails in the middle of an exchange, the call fails, since
-//! nobody knows whether it took effect.
+//! A key belongs to its owner on the ring as long as that server is up. If the owner is down or cannot be dialled, the
+//! same call is sent to the ring's next server. If a server fails during an exchange, the call fails, since it is
+//! unknown whether it took effect.
 
 use std::collections::hash_map::RandomState;
 use std::future::Future;
@@ -24,8 +24,9 @@ use crate::store::scatter_gather::{self, Answered, Fleet, Part, Route};
 use crate::store::wrong_count;
 use crate::telemetry;
 
-/// The size of one exchange of a batch: less than what the kernels on both sides take from us while the server is busy
-/// sending replies that we do not read yet. A larger command goes alone.
+/// The maximum size of one exchange of a batch. It is less than the kernels' socket buffers on both sides, which take
+/// the commands while the server is still sending replies that this side does not read yet. A larger command is sent
+/// alone.
 const EXCHANGE: Part = Part { items: usize::MAX, bytes: 64 * 1024 };
 
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(super) struct Servers {
     ring: Ring,
     failover: bool,
     timeouts: Timeouts,
-    /// Of this process: siblings would go on from the same number.
+    /// Process-local, since two processes would otherwise continue from the same number.
     next_token: ProcessLocal<AtomicU64>,
 }
 
@@ -44,12 +45,12 @@ pub(super) struct Server {
     pub(super) crawler: Link<Crawler>,
 }
 
-/// A batch of commands, each of which goes to one server.
+/// A batch of commands, each for one server.
 struct Batch<'e> {
     servers: &'e Servers,
     retry: Retry,
-    /// Whether what one server cannot be asked is asked of another one.
-    leads_on: bool,
+    /// Whether commands for a server that is down are sent to another one.
+    fails_over: bool,
 }
 
 /// A command on a key.
@@ -81,7 +82,7 @@ impl Servers {
         }
     }
 
-    /// The first of so many tokens that no other command has.
+    /// Reserves `count` consecutive tokens that no other command has, and returns the first.
     pub(super) fn tokens(&self, count: usize) -> u64 {
         let next = self.next_token.get_or_init(|| AtomicU64::new(RandomState::new().hash_one(0_u8) >> 32));
         next.fetch_add(count as u64, Ordering::Relaxed)
@@ -91,14 +92,15 @@ impl Servers {
         self.servers.iter()
     }
 
-    /// Asks whoever has the key now. Says which server that is, for whatever has to follow on the same one.
+    /// Sends a command to the server that has the key now. Returns the server too, for a command that has to follow on
+    /// the same one.
     pub(super) async fn call(&self, entry: &Entry<'_>, retry: Retry) -> Result<(&Server, Answer)> {
         let mut index = self.ring.owner(entry.key.routed_by());
         let mut down = Vec::new();
         loop {
             let server = &self.servers[index];
             match self.call_on(server, entry, retry).await {
-                Err(error) if self.leads_on(&error) => {
+                Err(error) if self.fails_over(&error) => {
                     down.push(index);
                     index = self.route(&entry.key, &down).ok_or(error)?;
                 }
@@ -109,16 +111,16 @@ impl Servers {
 
     pub(super) async fn call_on(&self, server: &Server, entry: &Entry<'_>, retry: Retry) -> Result<Answer> {
         let mut answers = self.exchange(server, &[entry], retry, None).await?;
-        answers.pop().expect("an exchange answers every command")
+        answers.pop().expect("an exchange has an answer for every command")
     }
 
-    /// An answer for each entry, in their order. Those of one server go join_all, and the servers work at the same
-    /// time.
+    /// Sends the commands of each server together, to all servers at once. Returns an answer for each, in order.
     pub(super) async fn batch(&self, entries: &[Result<Entry<'_>>], retry: Retry) -> Vec<Result<Answer>> {
         self.batch_located(entries, retry).await.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// The same, with the server that has answered each, for whatever has to follow on that one.
+    /// Does the same as [`batch`](Servers::batch), and returns the server of each answer too, for a command that has to
+    /// follow on the same one.
     pub(super) async fn batch_located(
         &self,
         entries: &[Result<Entry<'_>>],
@@ -130,7 +132,7 @@ impl Servers {
         self.carry_out(located.collect(), retry, self.failover).await
     }
 
-    /// An answer for each entry, from the server that it names and from no other.
+    /// Sends each command to the given server and to no other. Returns an answer for each, in order.
     pub(super) async fn batch_on(&self, entries: &[(usize, Result<Entry<'_>>)], retry: Retry) -> Vec<Result<Answer>> {
         let located = entries.iter().map(|(server, entry)| match entry {
             Ok(entry) => Ok((*server, entry)),
@@ -143,17 +145,18 @@ impl Servers {
         &self,
         entries: Vec<Result<(usize, &Entry<'_>)>>,
         retry: Retry,
-        leads_on: bool,
+        fails_over: bool,
     ) -> Vec<(usize, Result<Answer>)> {
-        let batch = Batch { servers: self, retry, leads_on };
-        let in_order = entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?)));
-        let routes = in_order.map(|(place, &(member, item))| Route { place, item, member }).collect();
+        let batch = Batch { servers: self, retry, fails_over };
+        let valid = entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?)));
+        let routes = valid.map(|(place, &(member, item))| Route { place, item, member }).collect();
         let answers = scatter_gather::carry_out(&batch, entries.len(), routes, &mut Vec::new()).await;
         let refused = |entry: Result<_>| (0, Err(entry.err().unwrap_or_else(wrong_count)));
         entries.into_iter().zip(answers).map(|(entry, answer)| answer.unwrap_or_else(|| refused(entry))).collect()
     }
 
-    /// An answer for each entry from one server. Once it fails it is not asked for the rest.
+    /// Sends commands to one server, in several exchanges if they are large. Returns an answer for each. If an exchange
+    /// fails, the remaining commands are not sent and get the same error.
     pub(super) async fn ask(
         &self,
         server: &Server,
@@ -182,15 +185,15 @@ impl Servers {
         };
         let failure =
             |answers: &Vec<Result<Answer>>| answers.iter().find_map(|answer| Some(answer.as_ref().err()?.kind()));
-        told(server, || operation(entries), exchange, failure).await
+        traced(server, || operation(entries), exchange, failure).await
     }
 
     fn route(&self, key: &Key<'_>, down: &[usize]) -> Option<usize> {
         self.ring.candidates(key.routed_by()).find(|server| !down.contains(server))
     }
 
-    /// Whether the ring's next server is to be asked after this.
-    fn leads_on(&self, error: &Error) -> bool {
+    /// Returns whether the ring's next server is tried after this error.
+    fn fails_over(&self, error: &Error) -> bool {
         self.failover && matches!(error.kind(), ErrorKind::Connect | ErrorKind::Unavailable)
     }
 }
@@ -218,21 +221,21 @@ impl<'e> Fleet for Batch<'e> {
     }
 
     async fn send_on<'i>(&self, down: &mut Vec<usize>, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
-        let leads_on = |answered: &&Answered<'i, Self>| {
-            self.leads_on && answered.answer.as_ref().is_err_and(|error| self.servers.leads_on(error))
+        let fails_over = |answered: &&Answered<'i, Self>| {
+            self.fails_over && answered.answer.as_ref().is_err_and(|error| self.servers.fails_over(error))
         };
-        let turned_away: Vec<_> = answered.iter().filter(leads_on).map(|answered| &answered.route).collect();
-        down.extend(turned_away.iter().map(|route| route.member));
+        let rejected: Vec<_> = answered.iter().filter(fails_over).map(|answered| &answered.route).collect();
+        down.extend(rejected.iter().map(|route| route.member));
         let next = |route: &&Route<'i, Self>| {
             let member = self.servers.route(&route.item.key, down)?;
             Some(Route { place: route.place, item: route.item, member })
         };
-        turned_away.iter().filter_map(next).collect()
+        rejected.iter().filter_map(next).collect()
     }
 }
 
-/// An exchange that is told of.
-pub(super) fn told<T: Send, F: Future<Output = Result<T>> + Send>(
+/// Wraps an exchange in a telemetry span.
+pub(super) fn traced<T: Send, F: Future<Output = Result<T>> + Send>(
     server: &Server,
     operation: impl FnOnce() -> (String, usize) + Send,
     exchange: F,
@@ -241,14 +244,14 @@ pub(super) fn told<T: Send, F: Future<Output = Result<T>> + Send>(
     telemetry::exchange("memcached", server.link.endpoint(), None, operation, exchange, failure)
 }
 
-/// What an exchange is called in a trace, and of how many commands it consists. All of them do the same.
+/// Returns the name of an exchange in a trace, which has the first command's verb, and the number of its commands.
 fn operation(entries: &[&Entry<'_>]) -> (String, usize) {
     let verb = entries.first().map_or("", |entry| entry.command.verb());
     let name = if entries.len() > 1 { format!("BATCH {verb}") } else { verb.to_owned() };
     (name, entries.len())
 }
 
-/// What a server is called on the ring.
+/// Returns the name of a server on the ring.
 fn ring_name(endpoint: &Endpoint) -> String {
     match endpoint {
         Endpoint::Tcp { host, port } => format!("{host}:{port}"),
@@ -257,7 +260,7 @@ fn ring_name(endpoint: &Endpoint) -> String {
     }
 }
 
-/// What an error reply to a command means.
+/// Returns the error that an error reply to a command means.
 fn refused(server: &Server, entry: &Entry<'_>, text: &str) -> Error {
     let (key, endpoint) = (&entry.key, server.link.endpoint());
     let refusal = refusal(text);

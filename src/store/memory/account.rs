@@ -1,13 +1,13 @@
-//! What the entries of a store take, counted exactly.
+//! The exact size of all entries of a store that are not freed yet.
 //!
-//! moka's own weight is no measure of memory: an entry that it has given up stays in a bag of crossbeam's until every
-//! thread has moved on, and a thread that has gone idle keeps its bag. So an entry is counted when it is made, and no
-//! longer counted when it is dropped, whoever drops it and whenever. Counted in stripes, so that writers do not wait for
-//! one cache line.
+//! moka's own weight does not measure memory. An entry that moka has removed stays in one of crossbeam's garbage bags
+//! until every pinned thread has moved on, and an idle thread keeps its bag. So an entry is counted from when it is
+//! created until it is dropped, on whichever thread that happens. The counter is striped, so that writers do not
+//! contend for one cache line.
 //!
-//! The bags take memory themselves, two kilobytes each, and moka fills one with each change. They are counted beside the
-//! entries: where a thread that is looking at an entry does not get the processor, none is emptied, and small values take
-//! less than the bags that they are given up in.
+//! The bags take memory themselves, 2 kB each, and moka fills one with each change. They are counted beside the
+//! entries: while a pinned thread waits for the processor, no bag is emptied, and the bags take more memory than the
+//! small values in them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -17,22 +17,23 @@ use crate::lifecycle::thread_stripe;
 
 const STRIPES: usize = 8;
 
-/// What a change leaves to the collector, in bytes, beside the entry: a bag for what it replaces, one for the lock of the
-/// key, and one or two for what it evicts.
-const BAGS: u64 = 8192;
+/// The size in bytes of the bags that one change leaves to the collector, without the entries in them: a bag for the
+/// replaced entry, one for the lock of the key, and one or two for evicted entries.
+const BAGS_PER_CHANGE: u64 = 8192;
 
-/// Of entries that are smaller than such a part of the bound, several threads may put one each into the last room.
-const LIGHT: u64 = 128;
+/// An entry that is smaller than this fraction of the bound is stored without a reservation, so several threads may
+/// store one each in the last free room.
+const UNRESERVED_FRACTION: u64 = 128;
 
-/// So many changes may be left to the collector whatever the bound.
-const FEW: u64 = 16;
+/// The number of uncollected changes that are allowed whatever the bound: their bags are not counted.
+const UNCOUNTED_CHANGES: u64 = 16;
 
-/// In the unit of the bound: bytes, or entries.
+/// The counters of a store, in the unit of the bound: bytes, or entries.
 #[derive(Debug)]
 pub(super) struct Account {
     bound: Bound,
     stripes: [Stripe; STRIPES],
-    /// Garbage that came through a fork in the bags of threads that did not: it is never dropped here.
+    /// Inherited garbage in the bags of threads that do not exist in this process. It is never dropped here.
     written_off: AtomicI64,
     refused: AtomicU64,
     frozen: AtomicU64,
@@ -41,14 +42,14 @@ pub(super) struct Account {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Stripe {
-    taken: AtomicI64,
-    /// Changes of which the bags are not emptied yet.
+    used: AtomicI64,
+    /// The number of changes whose bags are not emptied yet.
     uncollected: AtomicI64,
 }
 
 impl Account {
     pub(super) fn new(bound: Bound) -> Arc<Account> {
-        let stripes = [const { Stripe { taken: AtomicI64::new(0), uncollected: AtomicI64::new(0) } }; STRIPES];
+        let stripes = [const { Stripe { used: AtomicI64::new(0), uncollected: AtomicI64::new(0) } }; STRIPES];
         Arc::new(Account {
             bound,
             stripes,
@@ -62,13 +63,13 @@ impl Account {
         self.bound
     }
 
-    /// Whether what there is, garbage included, keeps to the bound.
+    /// Returns whether the entries and the garbage are within the bound.
     pub(super) fn is_within_bound(&self) -> bool {
         self.total() <= self.bound.limit()
     }
 
-    /// Whether there may be more. Up to a sixteenth above the bound, since what is overwritten takes its time to go, and
-    /// up to a quarter above it with the bags.
+    /// Returns whether there is room for another entry. The limit is a sixteenth above the bound, since overwritten
+    /// entries are freed later, and a quarter above it if the bags are counted.
     pub(super) fn has_room(&self) -> bool {
         self.has_room_beside(0)
     }
@@ -76,27 +77,28 @@ impl Account {
     fn has_room_beside(&self, reserved: u64) -> bool {
         let (limit, total) = (self.bound.limit(), self.total().saturating_sub(reserved));
         let bags = match self.bound {
-            Bound::Bytes(_) => self.uncollected().saturating_sub(FEW) * BAGS,
+            Bound::Bytes(_) => self.uncollected().saturating_sub(UNCOUNTED_CHANGES) * BAGS_PER_CHANGE,
             Bound::Entries(_) => 0,
         };
         total <= limit.saturating_add(limit / 16) && total + bags <= limit.saturating_add(limit / 4)
     }
 
-    /// Room for an entry of this weight, until the reservation is dropped; `None` if there is none.
+    /// Reserves room for an entry of this weight, until the reservation is dropped. Returns `None` if there is no room.
     pub(super) fn reserve(self: &Arc<Self>, weight: u64) -> Option<Reservation> {
-        if weight <= self.bound.limit() / LIGHT {
+        if weight <= self.bound.limit() / UNRESERVED_FRACTION {
             return self.has_room().then_some(Reservation(None));
         }
         let charge = Charge::new(self, weight);
         self.has_room_beside(weight).then(|| Reservation(Some(charge)))
     }
 
+    /// Returns the size of the entries, live and frozen, and of the garbage.
     pub(super) fn total(&self) -> u64 {
-        let counted: i64 = self.stripes.iter().map(|stripe| stripe.taken.load(Ordering::Relaxed)).sum();
+        let counted: i64 = self.stripes.iter().map(|stripe| stripe.used.load(Ordering::Relaxed)).sum();
         u64::try_from(counted - self.written_off.load(Ordering::Relaxed)).unwrap_or(0) + self.frozen()
     }
 
-    /// What is frozen counts, and does not come and go.
+    /// Returns the size of the frozen tables.
     pub(super) fn frozen(&self) -> u64 {
         self.frozen.load(Ordering::Relaxed)
     }
@@ -105,18 +107,18 @@ impl Account {
         self.frozen.store(frozen, Ordering::Relaxed);
     }
 
-    /// What is left of the bound for the live layer.
+    /// Returns the part of the bound that the frozen tables leave to the live entries.
     pub(super) fn live_limit(&self) -> u64 {
         self.bound.limit().saturating_sub(self.frozen()).max(1)
     }
 
-    /// How many changes have left something to the collector that is not dropped yet.
+    /// Returns the number of changes whose bags the collector has not emptied yet.
     pub(super) fn uncollected(&self) -> u64 {
         let counted: i64 = self.stripes.iter().map(|stripe| stripe.uncollected.load(Ordering::Relaxed)).sum();
         u64::try_from(counted).unwrap_or(0)
     }
 
-    /// Counts a change of this thread until the collector has emptied the bag that is open now.
+    /// Counts a change of this thread until the collector has emptied the thread's current bag.
     pub(super) fn count_bag(self: &Arc<Self>) {
         let account = Arc::clone(self);
         let stripe = thread_stripe() % STRIPES;
@@ -124,7 +126,7 @@ impl Account {
         crossbeam_epoch::pin().defer(move || account.stripes[stripe].uncollected.fetch_sub(1, Ordering::Relaxed));
     }
 
-    /// Leaves out of account whatever there is beside `alive`, and what is frozen.
+    /// Stops counting everything but `alive` and the frozen tables.
     pub(super) fn write_off_all_but(&self, alive: u64) {
         let garbage = self.total().saturating_sub(alive + self.frozen());
         self.written_off.fetch_add(signed(garbage), Ordering::Relaxed);
@@ -141,11 +143,11 @@ impl Account {
     }
 
     fn add(&self, amount: i64) {
-        self.stripes[thread_stripe() % STRIPES].taken.fetch_add(amount, Ordering::Relaxed);
+        self.stripes[thread_stripe() % STRIPES].used.fetch_add(amount, Ordering::Relaxed);
     }
 }
 
-/// What one entry takes, counted for as long as it lives.
+/// The size of one entry, which is counted until the charge is dropped.
 #[derive(Debug)]
 pub(super) struct Charge {
     account: Arc<Account>,
@@ -169,7 +171,7 @@ impl Drop for Charge {
     }
 }
 
-/// Room that other threads do not take, for as long as it lives.
+/// Room that other threads cannot use until the reservation is dropped.
 #[derive(Debug)]
 pub(super) struct Reservation(#[expect(dead_code, reason = "it counts until it is dropped")] Option<Charge>);
 
@@ -183,7 +185,7 @@ mod tests {
     use crate::store::memory::settings::Bound;
 
     #[test]
-    fn what_is_dropped_is_no_longer_counted_whoever_drops_it() {
+    fn an_entry_that_any_thread_drops_is_no_longer_counted() {
         let account = Account::new(Bound::Bytes(1_000));
         let charges: Vec<Charge> = (0..10).map(|_| Charge::new(&account, 130)).collect();
         assert_eq!((account.total(), account.is_within_bound(), account.has_room()), (1_300, false, false));
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_off_is_no_longer_counted() {
+    fn garbage_that_is_written_off_is_no_longer_counted() {
         let account = Account::new(Bound::Bytes(1_000));
         let (_alive, _stuck) = (Charge::new(&account, 600), Charge::new(&account, 900));
         account.write_off_all_but(600);

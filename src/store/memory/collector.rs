@@ -1,23 +1,34 @@
-//! Whether crossbeam's collector of garbage, which every moka of a process shares, still collects.
+//! Detects whether crossbeam's garbage collector, which all moka caches of a process share, still works after a fork.
 //!
-//! It frees nothing that a pinned thread could still see. A thread that was pinned at the fork, moka's or a stranger's
-//! (rayon's, say), does not exist in the child and never unpins: from then on nothing is freed, and memory grows without
-//! bound. So a child has the collector drop a marker before it relies on it.
+//! The collector frees nothing that a pinned thread could still access. A thread that was pinned at the fork, in moka
+//! or in another library (rayon, say), does not exist in the child and never unpins. From then on nothing is freed,
+//! and memory grows without bound. So before a child relies on the collector, it defers the drop of a marker and
+//! checks that the marker is dropped.
 //!
 //! # Busy or stalled
 //!
-//! The collector drops in the order in which things were given up, eight bags of 64 at each flush, so a marker behind a
-//! long backlog takes thousands of flushes. A backlog is no reason to give up: what tells a stalled collector is that
-//! flush after flush drops nothing. A flush that has dropped something has dropped an entry of ours, or the marker, or
-//! has taken its time: with nothing to drop it takes some 35 ns, and 6 us to drop what eight bags hold. How long is
-//! long is measured on a collector of the probe's own, which has nothing to drop.
+//! The collector drops garbage in the order in which it was deferred, eight bags of 64 objects at each flush, so a
+//! marker behind a long backlog needs thousands of flushes. A backlog alone does not mean that the collector has
+//! stalled. It has stalled if many flushes in a row drop nothing. A flush has dropped something if it has dropped an
+//! entry of this crate or the marker, or if it has taken long: a flush takes about 35 ns if there is nothing to drop,
+//! and 6 us to drop eight bags. The threshold is measured on a separate collector of the probe, which has nothing to
+//! drop.
 //!
-//! Another thread of this process may be pinned for a while, too. Where there is one, a collector counts as stalled only
-//! after some time.
+//! | the flush | counts as | the verdict |
+//! | --- | --- | --- |
+//! | has dropped the marker | | alive |
+//! | has dropped an entry | progress; the fruitless flushes start at 0 again | undecided |
+//! | has taken long | neither | undecided |
+//! | nothing of this, and fewer than 64 are fruitless in a row | fruitless | undecided |
+//! | nothing of this, at least 64 in a row, for more than 20 ms or in a process with one thread | fruitless | stalled |
+//! | has dropped no marker, after more than 200,000 others | | stalled |
 //!
-//! A child that has not found out in [`BUDGET`] goes on, undecided: each later write flushes once, until there is a
-//! [`Verdict`]. What was dropped before a foreign thread was pinned may be a long backlog too, so that verdict may be a bad
-//! one. A stalled collector stays so in all children of its process.
+//! Another thread of this process may be pinned for a while. In a process with other threads, the collector therefore
+//! counts as stalled only after [`MIN_STALL`].
+//!
+//! A child without a verdict after [`BUDGET`] continues undecided: each later write flushes once, until there is a
+//! [`Verdict`]. That verdict may still be that the collector has stalled, since the backlog may have been deferred
+//! before the pinned thread was pinned. A stalled collector stays stalled in all children of the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -29,20 +40,20 @@ use nix::time::{ClockId, clock_gettime};
 use super::entry;
 use crate::lifecycle::{FIRST_GENERATION, ProcessLocal, generation};
 
-/// How much processor time a child spends at once.
+/// The processor time of one examination.
 const BUDGET: Duration = Duration::from_millis(1);
 
-/// So many flushes in a row that drop nothing tell a stalled collector.
-const FRUITLESS: u32 = 64;
+/// The number of fruitless flushes in a row after which the collector counts as stalled.
+const MAX_FRUITLESS: u32 = 64;
 
-/// How long they take at least in a process with other threads, which may be pinned.
-const LONG: Duration = Duration::from_millis(20);
+/// The time that these flushes must span in a process with other threads, which may be pinned.
+const MIN_STALL: Duration = Duration::from_millis(20);
 
-/// A flush that takes so many times longer than one with nothing to drop has dropped something.
-const BUSY: u32 = 20;
+/// A flush has dropped something if it takes this many times as long as a flush with nothing to drop.
+const BUSY_FACTOR: u32 = 20;
 
-/// How many flushes there are to a verdict at most: no backlog takes as many.
-const MOST: u32 = 200_000;
+/// The number of flushes after which the collector counts as stalled in any case. No backlog needs as many.
+const MAX_FLUSHES: u32 = 200_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -51,12 +62,12 @@ pub(super) enum Verdict {
     Stalled,
 }
 
-/// The last generation that came to a verdict, doubled; odd if that was a bad one.
+/// Twice the last generation with a verdict, plus one if the verdict was [`Verdict::Stalled`].
 static KNOWN: AtomicU64 = AtomicU64::new(0);
 
 static PROBE: ProcessLocal<Probe> = ProcessLocal::new();
 
-/// What this process knows so far. A load and a compare.
+/// Returns the verdict of this process so far. A load and a compare.
 #[inline]
 pub(super) fn verdict() -> Verdict {
     let generation = generation();
@@ -70,26 +81,26 @@ pub(super) fn verdict() -> Verdict {
     }
 }
 
-/// Looks for [`BUDGET`] at most.
+/// Flushes until there is a verdict, for at most [`BUDGET`].
 pub(super) fn examine() -> Verdict {
     let deadline = processor_time() + BUDGET;
     loop {
-        let verdict = look_on();
-        // With each flush: one that drops what a parent's threads have given up copies pages, and takes its time.
+        let verdict = examine_once();
+        // Checked after each flush: one that drops garbage of the parent's threads copies pages, which is slow.
         if verdict != Verdict::Undecided || processor_time() > deadline {
             return verdict;
         }
-        if PROBE.get_or_init(Probe::begin).fruitless.load(Ordering::Relaxed) >= FRUITLESS {
-            // Another thread is pinned, perhaps, and waits for the processor.
+        if PROBE.get_or_init(Probe::begin).fruitless.load(Ordering::Relaxed) >= MAX_FRUITLESS {
+            // Perhaps another thread is pinned and waits for the processor.
             thread::yield_now();
         }
     }
 }
 
-/// Looks once, unless there is a verdict.
-pub(super) fn look_on() -> Verdict {
+/// Flushes once, unless there is a verdict.
+pub(super) fn examine_once() -> Verdict {
     let before = verdict();
-    // A caller that is pinned itself keeps the collector from moving on.
+    // A caller that is pinned itself keeps the collector from advancing.
     if before != Verdict::Undecided || crossbeam_epoch::is_pinned() {
         return before;
     }
@@ -105,12 +116,13 @@ struct Probe {
     /// Whether the marker was dropped.
     is_dropped: Arc<AtomicBool>,
     flushes: AtomicU32,
-    /// The last flushes that have dropped nothing, and since when.
+    /// The number of fruitless flushes in a row.
     fruitless: AtomicU32,
+    /// When the first of them was, in nanoseconds since the probe began.
     fruitless_since: AtomicU64,
     begun: Instant,
-    /// What takes longer was no flush without anything to drop.
-    idle: Duration,
+    /// A flush that takes longer has dropped something.
+    longest_idle: Duration,
 }
 
 impl Probe {
@@ -124,11 +136,11 @@ impl Probe {
             fruitless: AtomicU32::new(0),
             fruitless_since: AtomicU64::new(0),
             begun: Instant::now(),
-            idle: idle_flush() * BUSY,
+            longest_idle: idle_flush_time() * BUSY_FACTOR,
         }
     }
 
-    /// Whether the collector is alive, if that is known now.
+    /// Flushes once. Returns whether the collector is alive, if that is known now.
     fn flush(&self) -> Option<bool> {
         let dropped = entry::dropped_by_this_thread();
         let started = Instant::now();
@@ -137,14 +149,14 @@ impl Probe {
         if self.is_dropped.load(Ordering::Acquire) {
             return Some(true);
         }
-        if self.flushes.fetch_add(1, Ordering::Relaxed) > MOST {
+        if self.flushes.fetch_add(1, Ordering::Relaxed) > MAX_FLUSHES {
             return Some(false);
         }
         if entry::dropped_by_this_thread() != dropped {
             self.fruitless.store(0, Ordering::Relaxed);
             return None;
         }
-        if took > self.idle {
+        if took > self.longest_idle {
             return None;
         }
         let since_begin = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -153,29 +165,29 @@ impl Probe {
             self.fruitless_since.store(since_begin, Ordering::Relaxed);
         }
         let lasted = Duration::from_nanos(since_begin - self.fruitless_since.load(Ordering::Relaxed).min(since_begin));
-        let is_stalled =
-            fruitless >= FRUITLESS && (lasted > LONG || (fruitless.is_multiple_of(FRUITLESS) && is_alone()));
+        let is_stalled = fruitless >= MAX_FRUITLESS
+            && (lasted > MIN_STALL || (fruitless.is_multiple_of(MAX_FRUITLESS) && is_single_threaded()));
         is_stalled.then_some(false)
     }
 }
 
-/// How long a flush takes that has nothing to drop.
-fn idle_flush() -> Duration {
+/// Measures how long a flush takes if there is nothing to drop.
+fn idle_flush_time() -> Duration {
     let participant = crossbeam_epoch::Collector::new().register();
     let flush = |_| {
         let started = Instant::now();
         participant.pin().flush();
         started.elapsed()
     };
-    (0..16).map(flush).min().expect("some of them")
+    (0..16).map(flush).min().expect("there are 16 flushes")
 }
 
-/// Whether this process has a single thread, as far as can be told.
-fn is_alone() -> bool {
+/// Returns whether this process is known to have a single thread.
+fn is_single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.take(2).count() == 1)
 }
 
-/// Of this thread. Where there is no such clock, none has passed.
+/// Returns the processor time of this thread, or zero if there is no such clock.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
@@ -185,7 +197,7 @@ mod tests {
     use super::Probe;
 
     #[test]
-    fn a_process_whose_threads_are_alive_collects() {
+    fn the_collector_of_a_process_without_a_vanished_thread_is_alive() {
         let probe = Probe::begin();
         let found = (0..10_000).find_map(|_| {
             std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! Where the entries are: in moka, or in the stand-in for it. One interface to both.
+//! One interface to the two caches that may hold the entries: moka, or the fallback.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,20 +12,21 @@ use super::fallback::Fallback;
 use super::settings::Bound;
 use crate::lifecycle::gate;
 
-/// An entry is dropped once the collector has moved on twice since it was given up: two flushes, and one to spare.
+/// The number of flushes that free removed entries. The collector drops an entry once it has advanced twice since the
+/// entry was removed: two flushes, and one to spare.
 const FLUSHES: usize = 3;
 
-/// So many of moka's units are one of the bound's, in entries: a fraction must not be lost.
+/// The weight in moka of one entry, if the bound is in entries. It is more than 1, so that scaling loses no fraction.
 const SCALE_OF_ENTRIES: u64 = 256;
 
-/// What is to become of an entry.
+/// A change to an entry.
 pub(super) enum Change {
     Keep,
     Put {
         value: Bytes,
         expires_at: Option<Instant>,
     },
-    /// The same entry, with a place for what it decodes to, which takes so many bytes.
+    /// Adds a slot for the decoded value, whose size in bytes is `decoded`.
     AddSlot {
         decoded: usize,
     },
@@ -33,7 +34,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// What is to be put in the place of `current`, if anything.
+    /// Returns the entry that replaces `current`, if any.
     pub(super) fn entry(self, account: &Arc<Account>, key: &str, current: Option<&Arc<Entry>>) -> Option<Arc<Entry>> {
         match self {
             Change::Keep | Change::Remove => None,
@@ -43,7 +44,7 @@ impl Change {
     }
 }
 
-/// The entries, and what they take.
+/// The entries, and the account of their size.
 #[derive(Clone, Debug)]
 pub(super) struct Engine {
     entries: Entries,
@@ -68,7 +69,7 @@ impl Engine {
         Engine { entries: Entries::Moka(moka), account }
     }
 
-    pub(super) fn cold(bound: Bound) -> Engine {
+    pub(super) fn fallback(bound: Bound) -> Engine {
         Engine { entries: Entries::Fallback(Arc::new(Fallback::new(bound))), account: Account::new(bound) }
     }
 
@@ -76,7 +77,8 @@ impl Engine {
         &self.account
     }
 
-    /// Inside the gate, where others may use it: what is frozen takes its part of the bound.
+    /// Sets the size of the frozen tables, which reduces the limit of the live entries. Must be called inside the gate
+    /// if other threads may use the engine.
     pub(super) fn set_frozen(&self, frozen: u64) {
         self.account.set_frozen(frozen);
         if let Entries::Fallback(fallback) = &self.entries {
@@ -88,7 +90,7 @@ impl Engine {
         matches!(self.entries, Entries::Moka(_))
     }
 
-    /// Inside the gate.
+    /// Returns the live entry under a key. Must be called inside the gate.
     #[inline]
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         match &self.entries {
@@ -97,17 +99,18 @@ impl Engine {
         }
     }
 
-    /// Inside the gate, and under the lock of the entry.
+    /// Applies the change that `decide` computes from the current entry, under the lock of the entry. Returns the other
+    /// result of `decide`. Must be called inside the gate.
     pub(super) fn change<R>(&self, key: &str, decide: impl FnOnce(Option<&Arc<Entry>>) -> (Change, R)) -> R {
         let moka = match &self.entries {
             Entries::Fallback(fallback) => return fallback.change(&self.account, key, decide),
             Entries::Moka(moka) => moka,
         };
-        let mut answer = None;
+        let mut result = None;
         moka.entry_by_ref(key).and_compute_with(|current| {
             let current = current.as_ref().map(|current| current.value());
-            let (change, said) = decide(current);
-            answer = Some(said);
+            let (change, decided) = decide(current);
+            result = Some(decided);
             if !matches!(change, Change::Keep) {
                 self.account.count_bag();
             }
@@ -116,20 +119,20 @@ impl Engine {
                 change => change.entry(&self.account, key, current).map_or(Op::Nop, Op::Put),
             }
         });
-        answer.expect("moka calls what it is given once")
+        result.expect("moka calls the closure once")
     }
 
-    /// Inside the gate, after a change.
+    /// Frees garbage if the store is over its bound. Must be called inside the gate, after a change.
     #[inline]
-    pub(super) fn tidy(&self) {
+    pub(super) fn collect_if_full(&self) {
         if !self.account.is_within_bound() {
             self.collect();
         }
     }
 
-    /// Inside the gate: evicts what is over the bound, and has what was given up dropped, as far as no other thread is
-    /// looking at it. Nothing of it is left in this thread's own bag, which no other thread could reach: moka empties the
-    /// bag after each change of an entry.
+    /// Evicts the entries over the bound, and frees removed entries, unless another thread is accessing them. Must be
+    /// called inside the gate. No garbage stays in this thread's own bag, which no other thread could reach: moka
+    /// flushes the bag after each change of an entry.
     pub(super) fn collect(&self) {
         let Entries::Moka(moka) = &self.entries else { return };
         moka.run_pending_tasks();
@@ -141,7 +144,8 @@ impl Engine {
         }
     }
 
-    /// Inside the gate: has dropped what was given up until no more of it can be. A child would copy the pages that it lies on.
+    /// Frees removed entries until no more can be freed: a child that frees them would copy their pages. Must be called
+    /// inside the gate.
     pub(super) fn collect_all(&self) {
         let Entries::Moka(moka) = &self.entries else { return };
         moka.run_pending_tasks();
@@ -154,8 +158,8 @@ impl Engine {
         }
     }
 
-    /// Inside the gate of a child whose collector is alive: what is still counted beside the entries lies in the bags of
-    /// threads that do not exist here.
+    /// Stops counting the garbage in the bags of threads that do not exist in this process: all that is still counted
+    /// after a collection, apart from the entries. Must be called inside the gate, in a child whose collector is alive.
     pub(super) fn write_off_garbage(&self) {
         let Entries::Moka(moka) = &self.entries else { return };
         moka.run_pending_tasks();
@@ -165,7 +169,8 @@ impl Engine {
         self.account.write_off_all_but(scaled_down(&self.account, moka.weighted_size()));
     }
 
-    /// The entries, as they come. Outside of the gate, as below.
+    /// Returns the entries, in no particular order. Must be called outside of the gate, which is entered for one entry
+    /// at a time.
     pub(super) fn entries(&self) -> Vec<(Arc<String>, Arc<Entry>)> {
         match &self.entries {
             Entries::Fallback(fallback) => {
@@ -183,7 +188,8 @@ impl Engine {
         }
     }
 
-    /// Removes the entries whose keys start with `prefix`. Outside of the gate, which is entered for one entry at a time.
+    /// Removes the entries whose keys start with `prefix`. Must be called outside of the gate, which is entered for one
+    /// entry at a time.
     pub(super) fn clear(&self, prefix: &str) {
         match &self.entries {
             Entries::Fallback(fallback) => {
@@ -211,7 +217,8 @@ fn scale(bound: Bound) -> u64 {
     }
 }
 
-/// moka's capacity is fixed. Where a part of the bound is frozen, an entry weighs as much more.
+/// Returns the weight of an entry in moka. moka's capacity is fixed, so if a part of the bound is frozen, each entry
+/// weighs more in proportion.
 fn scaled_up(account: &Account, weight: u32) -> u32 {
     let (limit, left) = (u128::from(account.bound().limit()), u128::from(account.live_limit()));
     u32::try_from(u128::from(weight) * u128::from(scale(account.bound())) * limit / left).unwrap_or(u32::MAX)
@@ -222,7 +229,7 @@ fn scaled_down(account: &Account, weight: u64) -> u64 {
     u64::try_from(u128::from(weight) * left / limit.max(1) / u128::from(scale(account.bound()))).unwrap_or(u64::MAX)
 }
 
-/// Each entry's own time to live, in moka's terms.
+/// Passes each entry's own time to live to moka.
 struct PerEntry;
 
 impl PerEntry {

@@ -1,4 +1,4 @@
-//! An entry: a value, its end, and what it takes.
+//! An entry: a value, its time of expiry, and the charge for its size.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::account::{Account, Charge};
 use crate::lifecycle::{ProcessSlot, gate};
 use crate::store::kept::{Keep, Slot};
 
-/// Shared values up to this size are copied into a memory of their own.
-const SMALL: usize = 64 << 10;
+/// The size in bytes up to which a shared value is copied into memory of its own.
+const MAX_COPIED: usize = 64 << 10;
 
 thread_local! {
     static DROPPED: Cell<u64> = const { Cell::new(0) };
@@ -22,7 +22,7 @@ thread_local! {
 pub(super) struct Entry {
     pub(super) value: Bytes,
     pub(super) expires_at: Option<Instant>,
-    /// For what the value decodes to, once it was read as a shared one.
+    /// For the decoded value; present once the entry was read by a shared read.
     slot: Option<Slot>,
     charge: Charge,
 }
@@ -33,7 +33,7 @@ impl Entry {
         Arc::new(Entry { value, expires_at, slot: None, charge })
     }
 
-    /// The same, with a place for what it decodes to, which takes so many bytes.
+    /// Returns a copy with a slot for the decoded value, whose size in bytes is `decoded`.
     pub(super) fn with_slot(&self, account: &Arc<Account>, key: &str, decoded: usize) -> Arc<Entry> {
         let charge = Charge::new(account, account.bound().weigh(key, self.value.len() + decoded));
         let (value, expires_at) = (self.value.clone(), self.expires_at);
@@ -44,7 +44,7 @@ impl Entry {
         self.slot.is_some()
     }
 
-    /// In the unit of the bound, as far as moka can count.
+    /// Returns the weight in the unit of the bound, at most `u32::MAX`, which is moka's limit.
     pub(super) fn weight(&self) -> u32 {
         u32::try_from(self.charge.amount()).unwrap_or(u32::MAX)
     }
@@ -72,31 +72,32 @@ impl Drop for Entry {
         if let Some(slot) = self.slot.take()
             && gate::is_inside()
         {
-            // Where a thread ends it is dropped at once.
+            // If the thread is ending, the slot is dropped here.
             let _ = DECODED.try_with(|decoded| decoded.borrow_mut().push(slot));
         }
     }
 }
 
-/// Drops the decoded values of the entries that this thread has dropped inside the gate: that is a user's code.
-/// Outside of the gate.
+/// Drops the decoded values of entries that this thread has dropped inside the gate. Must be called outside of the
+/// gate, since their destructors are the user's code.
 #[inline]
 pub(super) fn drop_decoded() {
     let decoded = DECODED.with(|decoded| if decoded.borrow().is_empty() { None } else { Some(decoded.take()) });
     drop(decoded);
 }
 
-/// How many entries this thread has dropped.
+/// Returns the number of entries that this thread has dropped.
 pub(super) fn dropped_by_this_thread() -> u64 {
     DROPPED.get()
 }
 
-/// The value in memory that holds nothing else: neither the room that a writer's buffer had left, nor the whole of a
-/// buffer that the value is a small part of. Such memory would not be counted.
-pub(super) fn alone(value: Bytes) -> Bytes {
+/// Returns the value in an allocation that contains nothing else: neither the spare capacity of a writer's buffer, nor
+/// the rest of a buffer of which the value is a small part. Such memory would not be counted. A shared value of more
+/// than [`MAX_COPIED`] bytes is returned unchanged.
+pub(super) fn compacted(value: Bytes) -> Bytes {
     match value.try_into_mut() {
         Ok(own) => Vec::from(own).into_boxed_slice().into(),
-        Err(shared) if shared.len() <= SMALL => Bytes::copy_from_slice(&shared),
+        Err(shared) if shared.len() <= MAX_COPIED => Bytes::copy_from_slice(&shared),
         Err(shared) => shared,
     }
 }
@@ -105,28 +106,28 @@ pub(super) fn alone(value: Bytes) -> Bytes {
 mod tests {
     use bytes::{Bytes, BytesMut};
 
-    use super::alone;
+    use super::compacted;
 
-    fn room_of(value: Bytes) -> usize {
-        value.try_into_mut().expect("an only reference").capacity()
+    fn capacity_of(value: Bytes) -> usize {
+        value.try_into_mut().expect("the only reference").capacity()
     }
 
     #[test]
-    fn a_value_keeps_no_room_that_it_does_not_use() {
+    fn a_stored_value_has_no_spare_capacity() {
         let mut roomy = Vec::with_capacity(4_096);
         roomy.extend([7; 100]);
-        let value = alone(roomy.into());
+        let value = compacted(roomy.into());
         assert_eq!(&*value, [7; 100]);
-        assert_eq!(room_of(value), 100);
+        assert_eq!(capacity_of(value), 100);
     }
 
     #[test]
-    fn a_part_of_a_buffer_does_not_keep_the_whole() {
+    fn a_part_of_a_buffer_does_not_keep_the_whole_buffer_allocated() {
         let mut buffer = BytesMut::zeroed(1 << 20);
         let part = buffer.split_to(100).freeze();
-        assert_eq!(room_of(alone(part)), 100);
+        assert_eq!(capacity_of(compacted(part)), 100);
         let only_reference = Bytes::from(vec![7; 1 << 20]).slice(1_000..1_100);
-        assert_eq!(room_of(alone(only_reference)), 100);
-        assert_eq!(alone(Bytes::from_static(b"static")), "static");
+        assert_eq!(capacity_of(compacted(only_reference)), 100);
+        assert_eq!(compacted(Bytes::from_static(b"static")), "static");
     }
 }

@@ -1,4 +1,4 @@
-//! Freezing, and lifting what is frozen.
+//! Freezing entries, and lifting frozen ones.
 
 use std::sync::Arc;
 
@@ -8,23 +8,25 @@ use super::engine::{Change, Engine};
 use super::frozen::{Frozen, Table};
 use super::per_process::PerProcess;
 use super::settings::Bound;
-use super::{MemoryStore, inside};
+use super::{MemoryStore, in_gate};
 
 impl MemoryStore {
-    /// Moves what is there into a table that is never written, for forked children to read without copying it. Returns
-    /// whether there is a new table.
+    /// Moves the entries into a table that is never written, so that forked children read it without copying it.
+    /// Returns whether there is a new table.
     ///
-    /// For a master that has warmed its cache, before it forks. A read of an ordinary entry writes to memory, so that a
-    /// child soon has a copy of all that it reads. A read of a frozen one does not; what is frozen is there once, however
-    /// many children read it. It is written, deleted and expires like anything else, in each process by itself; it is
-    /// never evicted. A [shared read](crate::Cache::get_shared) makes an ordinary entry of it, in the process that reads.
+    /// A master calls it after it has filled its cache and before it forks. A read of an ordinary entry writes to
+    /// memory, so a child soon has a copy of every page that it reads. A read of a frozen entry writes nothing, so the
+    /// entry is in memory once, however many children read it. Frozen entries can be overwritten and deleted, and
+    /// expire, like any other, in each process independently. They are never evicted. A [shared
+    /// read](crate::Cache::get_shared) makes the entry an ordinary one in the process that reads it.
     ///
-    /// What is frozen takes 24 bytes beside key and value, and a place in an index, instead of 384. It counts toward the
-    /// bound for as long as the process lives, also when it was overwritten, since it is never freed; up to seven eighths
-    /// of the bound can be frozen, and the rest stays as it is. Freezing again adds a table of what was written since, if
-    /// that is at least a tenth of what is frozen. There are four tables at most.
+    /// A frozen entry takes 24 bytes and a slot in an index, besides its key and value, instead of 384 bytes. It
+    /// counts toward the bound for as long as the process lives, even when it was overwritten, since it is never
+    /// freed. At most seven eighths of the bound are frozen; the other entries stay ordinary ones. Freezing again adds
+    /// a table of the entries that were written since, if there are at least a tenth as many as there are frozen ones.
+    /// There are at most four tables.
     ///
-    /// A child inherits what is frozen also where it is cold otherwise, unless it was asked to start
+    /// A child inherits frozen entries even if it is cold otherwise, unless it was set to start
     /// [fresh](super::AtFork::Fresh).
     ///
     /// ```
@@ -45,13 +47,13 @@ impl MemoryStore {
 }
 
 impl PerProcess {
-    /// The value of an entry that is frozen and was not written since.
+    /// Returns the value of a frozen entry that was not written since.
     #[inline]
     pub(super) fn read_frozen(&self, key: &str) -> Option<Bytes> {
         self.frozen.get()?.find(key).map(Frozen::value)
     }
 
-    /// Has the live layer answer for a key from now on.
+    /// Moves a frozen entry to the live entries, so that it can be changed.
     #[inline]
     pub(super) fn lift(&self, key: &str) {
         if let Some(frozen) = self.frozen.get().and_then(|table| table.find(key)) {
@@ -67,16 +69,16 @@ impl PerProcess {
     }
 
     fn freeze(&self, bound: Bound) -> bool {
-        let _turn = self.freezing.lock();
+        let _guard = self.freezing.lock();
         let engine = self.engine_to_write();
         let older = self.frozen.get();
         let mut entries = engine.entries();
         let is_worth_it = older.is_none_or(|older| !older.is_last() && entries.len() * 10 >= older.unwritten());
-        let most = bound.limit() / 8 * 7;
-        let mut taken = engine.account().frozen();
+        let limit = bound.limit() / 8 * 7;
+        let mut frozen = engine.account().frozen();
         entries.retain(|(key, entry)| {
-            let fits = taken + bound.weigh(key, entry.value.len()) <= most;
-            taken += if fits { bound.weigh(key, entry.value.len()) } else { 0 };
+            let fits = frozen + bound.weigh(key, entry.value.len()) <= limit;
+            frozen += if fits { bound.weigh(key, entry.value.len()) } else { 0 };
             fits
         });
         if !is_worth_it || entries.is_empty() {
@@ -85,7 +87,7 @@ impl PerProcess {
         let table = Table::new(&entries, older);
         self.frozen.set(table);
         for (key, entry) in entries {
-            inside(|| {
+            in_gate(|| {
                 engine.change(&key, |current| match current {
                     Some(current) if Arc::ptr_eq(current, &entry) => {
                         table.take_over(&key);
@@ -95,7 +97,7 @@ impl PerProcess {
                 });
             });
         }
-        inside(|| {
+        in_gate(|| {
             engine.set_frozen(bound.of_table(table));
             engine.collect_all();
         });
@@ -104,7 +106,7 @@ impl PerProcess {
 }
 
 impl Bound {
-    /// What a table counts for.
+    /// Returns the weight of a table.
     pub(super) fn of_table(self, table: &Table) -> u64 {
         match self {
             Bound::Bytes(_) => table.size() as u64,
@@ -116,7 +118,7 @@ impl Bound {
 #[cold]
 fn lift(engine: &Engine, key: &str, frozen: Frozen) {
     let is_this = |value: &Bytes| value.as_ptr() == frozen.value().as_ptr();
-    inside(|| {
+    in_gate(|| {
         let has_room = engine.account().has_room();
         let is_put = engine.change(key, |current| {
             if current.is_some() || frozen.is_written() || !has_room {
@@ -126,7 +128,7 @@ fn lift(engine: &Engine, key: &str, frozen: Frozen) {
         });
         let was_written = frozen.mark();
         if is_put && was_written {
-            // Another thread has cleared it in between.
+            // Another thread has cleared the entry in the meantime.
             engine.change(key, |current| match current {
                 Some(current) if is_this(&current.value) => (Change::Remove, ()),
                 _ => (Change::Keep, ()),

@@ -1,20 +1,30 @@
-//! Entries in a table that is never written, for children to read without copying it.
+//! A table of entries that is never written, so that children read it without copying it.
 //!
-//! A read in moka writes: reference counts, a log of reads, an order of use. In a forked child each such write copies a
-//! page. What is frozen is in one leaked `Vec<u8>`, found by an index of `u32`; a hit writes nothing there.
+//! A read in moka writes: reference counts, a log of reads, an order of use. In a forked child, each such write copies
+//! a page. The keys and values of a table are in one leaked `Vec<u8>`, with an index of `u32`. A hit writes nothing
+//! there.
 //!
-//! # What was written since
+//! # The written bits
 //!
-//! Beside the table there is a bit for each entry, which each process copies for itself: whether the entry was written,
-//! deleted, cleared or has expired since. From then on the live layer has the say. The bit is set once and stays, so an
-//! old value never comes back, whatever is evicted. An entry is *lifted* into the live layer before anything is changed
-//! in it, and only then is its bit set: a reader in between finds the same value in either place, and so does a child
-//! that was forked in between. Whatever else such a child cannot trust, what is frozen and not marked is what its parent
-//! had.
+//! Beside the table there is a bit for each entry, on pages that each process copies when it sets one. It is set when
+//! the entry is overwritten, deleted, cleared or has expired. From then on the live entries, in the engine, are
+//! authoritative for the key. The bit is never cleared again, so an old value never reappears, whatever is evicted.
 //!
-//! Freezing goes the other way, entry by entry, under the lock of the entry: a new table begins with all of its bits set,
-//! and a bit is cleared, this one time, while the live layer still holds the very entry that was copied. A reader that
-//! looked too early here and too late there looks here again.
+//! | entry | bit | live entry | a reader finds |
+//! | --- | --- | --- | --- |
+//! | being frozen | set | the same value | the live entry |
+//! | frozen | clear | none, or the same value while it is frozen or lifted | the frozen entry |
+//! | lifted | set | the same value | the live entry |
+//! | written | set | the new value, or none | the live entry |
+//!
+//! To change an entry, it is *lifted* first: copied to the live entries, and only then is its bit set. A reader in
+//! between finds the same value in either of them, and so does a child that is forked in between. Even a child that
+//! cannot use the inherited live entries can use the frozen ones: a frozen entry whose bit is not set has its parent's
+//! value.
+//!
+//! Freezing goes the other way, entry by entry, under the lock of the entry. A new table has all bits set. A bit is
+//! cleared only while the live entry is still the one that was copied; then the live entry is removed. A reader that
+//! reads the table before this and the live entries after it finds neither, so it reads the table again.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -26,10 +36,10 @@ use foldhash::quality::RandomState;
 
 use super::entry::Entry;
 
-/// How many tables there are at most: none is ever freed.
-const MOST: usize = 4;
+/// The maximum number of tables, since none is ever freed.
+const MAX_TABLES: usize = 4;
 
-/// The end of an entry that has none.
+/// The time of expiry of an entry that never expires.
 const NEVER: u64 = u64::MAX;
 
 const WORD: usize = 64;
@@ -39,26 +49,28 @@ pub(super) struct Table {
     /// The keys and values.
     bytes: &'static [u8],
     records: Vec<Record>,
-    /// The number of a record, and one more, at or behind the place of its key's hash; 0 ends the search.
+    /// A hash table with linear probing: the index of a record plus one, at or after the position of its key's hash; 0
+    /// ends the search.
     index: Vec<u32>,
     hasher: RandomState,
     written: Vec<AtomicU64>,
     unwritten: AtomicUsize,
     begun: Instant,
-    /// What was frozen before.
+    /// The previous table.
     older: Option<&'static Table>,
 }
 
 #[derive(Debug)]
 struct Record {
+    /// Where the key begins in the bytes. The value follows it.
     at: usize,
     key_length: u32,
     value_length: u32,
-    /// In nanoseconds since the table was begun.
+    /// In nanoseconds since `begun`, or [`NEVER`].
     expires_at: u64,
 }
 
-/// An entry that is frozen and was not written since.
+/// A reference to an entry of a table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frozen {
     table: &'static Table,
@@ -66,7 +78,7 @@ pub(super) struct Frozen {
 }
 
 impl Table {
-    /// A table of these entries, all marked as written.
+    /// Creates a table of these entries, all marked as written.
     pub(super) fn new(entries: &[(Arc<String>, Arc<Entry>)], older: Option<&'static Table>) -> &'static Table {
         let (begun, hasher) = (Instant::now(), RandomState::default());
         let mut bytes = Vec::with_capacity(entries.iter().map(|(key, entry)| key.len() + entry.value.len()).sum());
@@ -82,28 +94,28 @@ impl Table {
             records.push(Record { at: bytes.len(), key_length, value_length, expires_at });
             bytes.extend_from_slice(key.as_bytes());
             bytes.extend_from_slice(&entry.value);
-            let mut place = hasher.hash_one(key.as_bytes()) as usize & (index.len() - 1);
-            while index[place] != 0 {
-                place = (place + 1) & (index.len() - 1);
+            let mut position = hasher.hash_one(key.as_bytes()) as usize & (index.len() - 1);
+            while index[position] != 0 {
+                position = (position + 1) & (index.len() - 1);
             }
-            index[place] = number;
+            index[position] = number;
         }
         let written = (0..records.len().div_ceil(WORD)).map(|_| AtomicU64::new(u64::MAX)).collect();
         let (bytes, unwritten) = (Vec::leak(bytes), AtomicUsize::new(0));
         Box::leak(Box::new(Table { bytes, records, index, hasher, written, unwritten, begun, older }))
     }
 
-    /// Whether there may be one more.
+    /// Returns whether there may be no further table.
     pub(super) fn is_last(&self) -> bool {
-        self.tables().count() >= MOST
+        self.tables().count() >= MAX_TABLES
     }
 
-    /// How many entries are frozen and were not written since.
+    /// Returns the number of frozen entries that were not written since.
     pub(super) fn unwritten(&self) -> usize {
         self.tables().map(|table| table.unwritten.load(Ordering::Relaxed)).sum()
     }
 
-    /// What the tables take, in bytes, whatever was written since.
+    /// Returns the size of all tables in bytes, including entries that were written since.
     pub(super) fn size(&self) -> usize {
         let size = |table: &Table| {
             table.bytes.len() + size_of_val(&*table.records) + size_of_val(&*table.index) + size_of_val(&*table.written)
@@ -111,18 +123,18 @@ impl Table {
         self.tables().map(size).sum()
     }
 
-    /// How many entries were frozen, whatever was written since.
+    /// Returns the number of entries in all tables, including those that were written since.
     pub(super) fn len(&self) -> usize {
         self.tables().map(|table| table.records.len()).sum()
     }
 
-    /// The entry under a key, unless it was written since.
+    /// Returns the frozen entry under a key, unless it was written since.
     #[inline]
     pub(super) fn find(&'static self, key: &str) -> Option<Frozen> {
         self.tables().find_map(|table| table.find_here(key)).filter(|found| !found.has_expired())
     }
 
-    /// Marks what begins with `prefix` as written.
+    /// Marks the entries whose keys start with `prefix` as written.
     pub(super) fn clear(&'static self, prefix: &str) {
         for table in self.tables() {
             for number in 0..table.records.len() {
@@ -133,7 +145,7 @@ impl Table {
         }
     }
 
-    /// Has the table, and no longer the live layer, answer for an entry that it was made of.
+    /// Clears the bit of an entry, so that readers find it in the table instead of among the live entries.
     pub(super) fn take_over(&'static self, key: &str) {
         if let Some(number) = self.number_of(key) {
             self.written[number / WORD].fetch_and(!(1 << (number % WORD)), Ordering::AcqRel);
@@ -141,7 +153,7 @@ impl Table {
         }
     }
 
-    /// This one and the older ones.
+    /// Returns this table and the older ones.
     #[inline]
     fn tables(&self) -> impl Iterator<Item = &Table> {
         std::iter::successors(Some(self), |table| table.older)
@@ -156,13 +168,13 @@ impl Table {
 
     #[inline]
     fn number_of(&self, key: &str) -> Option<usize> {
-        let mut place = self.hasher.hash_one(key.as_bytes()) as usize & (self.index.len() - 1);
+        let mut position = self.hasher.hash_one(key.as_bytes()) as usize & (self.index.len() - 1);
         loop {
-            let number = (self.index[place] as usize).checked_sub(1)?;
+            let number = (self.index[position] as usize).checked_sub(1)?;
             if self.key(number) == key.as_bytes() {
                 return Some(number);
             }
-            place = (place + 1) & (self.index.len() - 1);
+            position = (position + 1) & (self.index.len() - 1);
         }
     }
 
@@ -193,7 +205,7 @@ impl Frozen {
         self.table.written[self.number / WORD].load(Ordering::Acquire) >> (self.number % WORD) & 1 == 1
     }
 
-    /// Marks it as written. Returns whether it was.
+    /// Marks the entry as written. Returns whether it was marked before.
     pub(super) fn mark(self) -> bool {
         let bit = 1 << (self.number % WORD);
         let was_written = self.table.written[self.number / WORD].fetch_or(bit, Ordering::AcqRel) & bit != 0;

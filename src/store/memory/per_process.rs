@@ -1,4 +1,11 @@
-//! What one process uses, and how it comes by it after a fork.
+//! The state of a memory store in one process, and how a child derives it from its parent's.
+//!
+//! | the parent's state is | `at_fork` | the child has |
+//! | --- | --- | --- |
+//! | intact, and the collector is alive | `Inherit` | the parent's engine and frozen tables (warm) |
+//! | intact, and the collector is undecided | `Inherit` | the same, and a fallback in reserve (warm) |
+//! | not intact, or the collector has stalled | `Inherit` | a fallback, and the parent's frozen tables (cold) |
+//! | any | `Fresh` | an empty engine without frozen tables (cold) |
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,102 +19,105 @@ use super::settings::{AtFork, Bound};
 use crate::lifecycle::{FIRST_GENERATION, Leaked, Refresh, gate, generation};
 use crate::sync::Lock;
 
-/// How long a writer waits for room.
+/// The longest time that a writer waits for room.
 const PATIENCE: Duration = Duration::from_millis(5);
 
-const STALLED: &str = "a vanished thread holds up the collector of garbage";
+const STALLED: &str = "a thread that does not exist in this process has stalled the garbage collector";
 
 #[derive(Debug)]
 pub(super) struct PerProcess {
     engine: Engine,
-    /// Takes over if the collector, undecided at first, turns out to have stalled.
-    stand_in: Option<Engine>,
-    /// The generation in which the engine was last known to be whole.
-    whole_in: u64,
-    came: Refresh,
+    /// Replaces the engine if the collector, undecided at first, turns out to have stalled.
+    fallback: Option<Engine>,
+    /// The generation in which the engine was last known to be intact.
+    intact_in: u64,
+    refresh: Refresh,
     /// Whether garbage of the parent's threads is still counted, or the collector is not known to be alive.
-    is_unsettled: AtomicBool,
-    /// What the parent used and this process does not, with the generation in which that was whole.
+    needs_check: AtomicBool,
+    /// The parent's engine, which this process does not use, and the generation in which it was intact.
     superseded: Option<(Engine, u64)>,
     pub(super) frozen: Leaked<Table>,
-    /// One thread freezes at a time.
+    /// Held by the thread that freezes.
     pub(super) freezing: Lock<()>,
 }
 
 impl PerProcess {
-    /// An empty one: moka, unless it cannot be trusted in this process.
-    pub(super) fn empty(bound: Bound, came: Refresh) -> PerProcess {
+    /// Creates an empty state: on moka, or on a fallback if moka cannot be used in this process.
+    pub(super) fn empty(bound: Bound, refresh: Refresh) -> PerProcess {
         let is_intact = gate::intact_since(FIRST_GENERATION).is_ok();
         if is_intact && verdict_or_examine() != Verdict::Stalled {
-            PerProcess::new(Engine::moka(bound), bound, came)
+            PerProcess::new(Engine::moka(bound), bound, refresh)
         } else {
-            PerProcess::new(Engine::cold(bound), bound, came)
+            PerProcess::new(Engine::fallback(bound), bound, refresh)
         }
     }
 
-    /// What a child uses, of which this is the parent's.
+    /// Creates the state of a child from `self`, its parent's.
     pub(super) fn inherited(&self, bound: Bound, at_fork: AtFork) -> PerProcess {
-        let (engine, whole_in) = (self.engine(), self.whole_in);
+        let (engine, intact_in) = (self.engine(), self.intact_in);
         if at_fork == AtFork::Fresh {
-            let came = Refresh::Cold { reason: "it was asked to start fresh" };
-            return PerProcess { superseded: Some((engine.clone(), whole_in)), ..self.fresh(bound, came) };
+            let refresh = Refresh::Cold { reason: "the store is set to start fresh" };
+            return PerProcess { superseded: Some((engine.clone(), intact_in)), ..self.fresh(bound, refresh) };
         }
-        let local = match trust(engine, whole_in) {
+        let local = match check_usable(engine, intact_in) {
             Ok(()) => PerProcess::new(engine.clone(), bound, Refresh::Warm),
-            Err(reason) => PerProcess::new(Engine::cold(bound), bound, Refresh::Cold { reason }),
+            Err(reason) => PerProcess::new(Engine::fallback(bound), bound, Refresh::Cold { reason }),
         };
-        local.with_frozen(self.frozen.get(), bound).settled()
+        local.with_frozen(self.frozen.get(), bound).checked()
     }
 
-    /// With what the parent has frozen, which can always be trusted.
+    /// Adds the parent's frozen tables, which can always be used.
     fn with_frozen(self, table: Option<&'static Table>, bound: Bound) -> PerProcess {
-        for engine in [Some(&self.engine), self.stand_in.as_ref()].into_iter().flatten() {
+        for engine in [Some(&self.engine), self.fallback.as_ref()].into_iter().flatten() {
             engine.set_frozen(table.map_or(0, |table| bound.of_table(table)));
         }
         PerProcess { frozen: Leaked::new(table), ..self }
     }
 
-    /// An empty one, of which this is the parent's: what the parent inherited and did not use, emptied. A chain of
-    /// processes, each forked by the one before, would otherwise hold the entries of them all. What the parent itself
-    /// used stays as it is: its pages are shared, and to empty it would copy them.
-    fn fresh(&self, bound: Bound, came: Refresh) -> PerProcess {
+    /// Creates an empty state for a child from `self`, its parent's. The engine that the parent inherited and did not
+    /// use is cleared and used again. Otherwise a chain of processes, each forked by the previous one, would keep the
+    /// entries of all of them. The engine that the parent did use is not cleared: its pages are shared, and clearing
+    /// would copy them.
+    fn fresh(&self, bound: Bound, refresh: Refresh) -> PerProcess {
         match &self.superseded {
-            Some((engine, whole_in)) if trust(engine, *whole_in).is_ok() => {
+            Some((engine, intact_in)) if check_usable(engine, *intact_in).is_ok() => {
                 engine.clear("");
-                PerProcess::new(engine.clone(), bound, came).with_frozen(None, bound).settled()
+                PerProcess::new(engine.clone(), bound, refresh).with_frozen(None, bound).checked()
             }
-            _ => PerProcess::empty(bound, came),
+            _ => PerProcess::empty(bound, refresh),
         }
     }
 
-    fn new(engine: Engine, bound: Bound, came: Refresh) -> PerProcess {
+    fn new(engine: Engine, bound: Bound, refresh: Refresh) -> PerProcess {
         let is_undecided = engine.needs_collector() && collector::verdict() == Verdict::Undecided;
-        let is_unsettled = engine.needs_collector() && generation() != FIRST_GENERATION;
+        let needs_check = engine.needs_collector() && generation() != FIRST_GENERATION;
         PerProcess {
             engine,
-            stand_in: is_undecided.then(|| Engine::cold(bound)),
-            whole_in: generation(),
-            came,
-            is_unsettled: AtomicBool::new(is_unsettled),
+            fallback: is_undecided.then(|| Engine::fallback(bound)),
+            intact_in: generation(),
+            refresh,
+            needs_check: AtomicBool::new(needs_check),
             superseded: None,
             frozen: Leaked::new(None),
             freezing: Lock::new("freezing", ()),
         }
     }
 
-    pub(super) fn came(&self) -> Refresh {
-        self.came.clone()
+    /// Returns how the store was brought into this process.
+    pub(super) fn refresh(&self) -> Refresh {
+        self.refresh.clone()
     }
 
     #[inline]
     pub(super) fn engine(&self) -> &Engine {
-        match &self.stand_in {
-            Some(stand_in) if collector::verdict() == Verdict::Stalled => stand_in,
+        match &self.fallback {
+            Some(fallback) if collector::verdict() == Verdict::Stalled => fallback,
             _ => &self.engine,
         }
     }
 
-    /// The same for a write, and room for an entry of this weight, for which it waits a little. Outside of the gate.
+    /// Returns the engine for a write, with room for an entry of this weight. If there is no room, waits for it for at
+    /// most [`PATIENCE`]. Must be called outside of the gate.
     #[inline]
     pub(super) fn engine_with_room(&self, weight: u64) -> (&Engine, Option<Reservation>) {
         let engine = self.engine_to_write();
@@ -117,8 +127,8 @@ impl PerProcess {
         }
     }
 
-    /// A collector of which it is not known whether it is alive is looked at in the meantime, and may be found to be
-    /// the reason.
+    /// Waits for room. An undecided collector is examined in the meantime. If it has stalled, which may be why there
+    /// is no room, the fallback is used.
     #[cold]
     fn wait_for_room<'a>(&'a self, engine: &'a Engine, weight: u64) -> (&'a Engine, Option<Reservation>) {
         let started = Instant::now();
@@ -139,42 +149,44 @@ impl PerProcess {
         }
     }
 
-    /// The same, after a look at whether the collector is alive, if that is not known.
+    /// Returns the engine for a write. Before that, examines the collector once if there is no verdict yet.
     #[inline]
     pub(super) fn engine_to_write(&self) -> &Engine {
-        if self.is_unsettled.load(Ordering::Relaxed) {
-            self.settle();
+        if self.needs_check.load(Ordering::Relaxed) {
+            self.check_collector();
         }
         self.engine()
     }
 
-    fn settled(self) -> PerProcess {
-        self.settle();
+    fn checked(self) -> PerProcess {
+        self.check_collector();
         self
     }
 
+    /// Examines the collector once. When it is known to be alive, stops counting the garbage of the parent's threads.
     #[cold]
-    fn settle(&self) {
+    fn check_collector(&self) {
         let _pass = gate::enter();
-        let is_settled = match collector::look_on() {
+        let is_decided = match collector::examine_once() {
             Verdict::Undecided => false,
             Verdict::Alive => {
-                if self.is_unsettled.swap(false, Ordering::Relaxed) {
+                if self.needs_check.swap(false, Ordering::Relaxed) {
                     self.engine.write_off_garbage();
                 }
                 true
             }
             Verdict::Stalled => true,
         };
-        if is_settled {
-            self.is_unsettled.store(false, Ordering::Relaxed);
+        if is_decided {
+            self.needs_check.store(false, Ordering::Relaxed);
         }
     }
 }
 
-/// Whether a engine, which was whole in generation `whole_in`, can be used in this process; if not, why.
-fn trust(engine: &Engine, whole_in: u64) -> Result<(), &'static str> {
-    gate::intact_since(whole_in)?;
+/// Checks that an engine, which was intact in generation `intact_in`, can be used in this process. The error is the
+/// reason why it cannot.
+fn check_usable(engine: &Engine, intact_in: u64) -> Result<(), &'static str> {
+    gate::intact_since(intact_in)?;
     if engine.needs_collector() && verdict_or_examine() == Verdict::Stalled { Err(STALLED) } else { Ok(()) }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::MemoryStore;
 
-/// What a [`MemoryStore`] holds by default, in bytes: 64 MiB.
+/// The default bound of a [`MemoryStore`], in bytes: 64 MiB.
 const DEFAULT_BYTES: u64 = 64 << 20;
 
-/// What an entry takes beside its key and value, in bytes: measured, with moka's share.
+/// The size of an entry without its key and value, in bytes: measured, including moka's part.
 const OVERHEAD: usize = 384;
 
-/// How much a [`MemoryStore`] holds.
+/// The bound of a [`MemoryStore`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bound {
     Bytes(u64),
@@ -25,7 +25,7 @@ impl Bound {
         }
     }
 
-    /// What an entry counts for.
+    /// Returns the weight of an entry, in the unit of the bound.
     pub(super) fn weigh(self, key: &str, value_length: usize) -> u64 {
         match self {
             Bound::Bytes(_) => (key.len() + value_length + OVERHEAD) as u64,
@@ -34,7 +34,7 @@ impl Bound {
     }
 }
 
-/// What becomes of a [`MemoryStore`]'s entries in a forked child.
+/// Which entries of a [`MemoryStore`] a forked child starts with.
 ///
 /// ```
 /// use prefork_cache::stores::{AtFork, MemoryStore};
@@ -44,14 +44,14 @@ impl Bound {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtFork {
-    /// The child has what its parent had, where that can be trusted. The default.
+    /// The child inherits its parent's entries, if they can be used safely. The default.
     #[default]
     Inherit,
     /// The child starts empty.
     Fresh,
 }
 
-/// Makes a [`MemoryStore`]; see [`MemoryStore::builder`].
+/// A builder of a [`MemoryStore`]; see [`MemoryStore::builder`].
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::{AtFork, MemoryStore}};
@@ -67,7 +67,7 @@ pub struct MemoryBuilder {
     pub(super) weigh_shared: Weigh,
 }
 
-/// What a decoded value takes, given the encoded one.
+/// Estimates the size of a decoded value from the encoded one.
 #[derive(Clone)]
 pub(super) struct Weigh(Arc<Weigher>);
 
@@ -94,11 +94,11 @@ impl MemoryBuilder {
         }
     }
 
-    /// Holds at most so many bytes: values, keys, and 384 for each entry. Defaults to 64 MiB. A value that is larger
-    /// than all of it is refused.
+    /// Sets the bound in bytes, of values, keys and 384 bytes for each entry. Defaults to 64 MiB. A value that is
+    /// larger than the bound is refused.
     ///
-    /// While entries are overwritten there may be up to a quarter more, and one value for each thread that writes; see
-    /// [`MemoryStore`].
+    /// While entries are overwritten, up to a quarter more may be in use, and one value for each thread that writes;
+    /// see [`MemoryStore`].
     ///
     /// ```
     /// use prefork_cache::{Cache, ErrorKind, stores::MemoryStore};
@@ -113,7 +113,7 @@ impl MemoryBuilder {
         self
     }
 
-    /// Holds at most so many entries (at least one), however large, instead of so many bytes.
+    /// Sets the bound as a number of entries (at least 1) of any size, instead of bytes.
     ///
     /// ```
     /// use prefork_cache::stores::MemoryStore;
@@ -125,7 +125,7 @@ impl MemoryBuilder {
         self
     }
 
-    /// What becomes of the entries in a forked child. Defaults to [`AtFork::Inherit`].
+    /// Sets which entries a forked child starts with. Defaults to [`AtFork::Inherit`].
     ///
     /// ```
     /// use prefork_cache::stores::{AtFork, MemoryStore};
@@ -137,9 +137,10 @@ impl MemoryBuilder {
         self
     }
 
-    /// How many bytes the decoded value of a [shared read](crate::Cache::get_shared) takes, given what the store keeps of
-    /// it, encoded. They count toward [`max_bytes`](MemoryBuilder::max_bytes), from the first shared read of an entry
-    /// on. Defaults to the length of what is encoded. A value that would not fit is decoded at each read.
+    /// Sets a function that estimates the size in bytes of the decoded value of a [shared
+    /// read](crate::Cache::get_shared), given the encoded value. The size counts toward
+    /// [`max_bytes`](MemoryBuilder::max_bytes), from the first shared read of an entry on. Defaults to the length of
+    /// the encoded value. A value that would not fit is decoded at each read.
     ///
     /// ```
     /// use prefork_cache::stores::MemoryStore;
@@ -152,8 +153,8 @@ impl MemoryBuilder {
         self
     }
 
-    /// The store, empty.
+    /// Builds the store, which is empty.
     pub fn build(self) -> MemoryStore {
-        MemoryStore::with(self)
+        MemoryStore::from_settings(self)
     }
 }

@@ -1,8 +1,8 @@
-//! What a memory store holds, for reports.
+//! The memory usage of a store, for reports.
 
 use super::MemoryStore;
 
-/// What a [`MemoryStore`] holds in this process.
+/// The usage of a [`MemoryStore`] in this process.
 ///
 /// ```
 /// use prefork_cache::{Cache, stores::MemoryStore};
@@ -18,16 +18,16 @@ use super::MemoryStore;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryUsage {
-    /// In the unit of the bound, bytes or entries: what there is, with what was given up and is not freed yet.
+    /// The entries, including removed ones that are not freed yet, in the unit of the bound: bytes or entries.
     pub held: u64,
-    /// How much of it is [frozen](MemoryStore::freeze).
+    /// The part of `held` that is [frozen](MemoryStore::freeze).
     pub frozen: u64,
-    /// How many writes have stored nothing, since there was no room for 5 ms.
+    /// The number of writes that stored nothing, since there was no room for 5 ms.
     pub refused: u64,
 }
 
 impl MemoryStore {
-    /// What the store holds in this process, and how often it had no room.
+    /// Returns the store's usage in this process, and how often it had no room.
     ///
     /// ```
     /// use prefork_cache::stores::MemoryStore;

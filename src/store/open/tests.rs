@@ -1,4 +1,4 @@
-//! The table of URLs and options in the guide is what the code knows.
+//! The tables of URLs and options in the guide agree with the code.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use crate::stores::{MemcachedBuilder, RedisBuilder};
 const GUIDE: &str = include_str!("../../guide/urls.md");
 const STORES: [&str; 3] = ["memory", "redis", "memcached"];
 
-/// The cells of the rows of the table with this head.
+/// Returns the cells of each row of the table with this head.
 fn rows(head: &str) -> Vec<Vec<&'static str>> {
     let table = GUIDE.lines().skip_while(|line| *line != head).skip(2).take_while(|line| line.starts_with('|'));
     table.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()).collect()
 }
 
-/// The options of a store, with their defaults.
+/// Returns the options of a store and their defaults, as documented.
 fn documented(store: &str) -> Vec<(&'static str, &'static str)> {
     let rows = rows("| option | stores | default | meaning |");
     let of_store = rows.iter().filter(|row| row[1].split(", ").any(|named| named == store));
@@ -29,13 +29,13 @@ fn known(store: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_schemes() {
+fn the_schemes_are_documented() {
     let documented = rows("| URL | store |").into_iter().map(|row| row[0].split_once("://").unwrap().0);
     assert_eq!(documented.collect::<Vec<_>>(), schemes());
 }
 
 #[test]
-fn the_options_of_urls() {
+fn the_options_of_urls_are_documented() {
     for store in STORES {
         let documented: BTreeSet<_> = documented(store).into_iter().map(|(name, _)| name.to_owned()).collect();
         assert_eq!(documented, known(store), "{store}");
@@ -43,7 +43,7 @@ fn the_options_of_urls() {
 }
 
 #[test]
-fn the_options_of_builders() {
+fn the_options_of_builders_are_documented() {
     let builders = [("redis", RedisBuilder::options()), ("memcached", MemcachedBuilder::options())];
     for (store, methods) in builders {
         let documented = documented(store).into_iter().map(|(name, _)| name).filter(|name| *name != "db");
@@ -53,19 +53,19 @@ fn the_options_of_builders() {
 }
 
 #[test]
-fn the_defaults() {
+fn the_documented_defaults_are_the_defaults() {
     let redis = |url: &str| crate::store::redis::understood(url);
     let memcached = |url: &str| crate::store::memcached::understood(url);
     for (store, understood) in [("redis", &redis as &dyn Fn(&str) -> String), ("memcached", &memcached)] {
         for (name, default) in documented(store).into_iter().filter(|(_, default)| !default.is_empty()) {
-            // Some are to be given only where they mean something.
-            let place = match name {
+            // Some options are accepted only by some schemes.
+            let url = match name {
                 "topology_refresh" => format!("{store}+sentinel://localhost/mymaster"),
                 name if name.starts_with("tls_") => format!("{store}s://localhost"),
                 _ => format!("{store}://localhost"),
             };
-            let given = understood(&format!("{place}?{name}={default}"));
-            assert_eq!(given, understood(&place), "{name} of {store}");
+            let given = understood(&format!("{url}?{name}={default}"));
+            assert_eq!(given, understood(&url), "{name} of {store}");
         }
     }
     let memory = |options: &str| format!("{:?}", from_url(&format!("memory://{options}")).unwrap());

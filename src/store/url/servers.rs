@@ -1,4 +1,4 @@
-//! What the URLs of stores on servers have in common: hosts, sockets, and the options of connections.
+//! The common parts of the URLs of stores with servers: hosts, sockets, and the options of connections.
 
 use std::net::Ipv6Addr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -11,16 +11,16 @@ use crate::error::Result;
 use crate::execution::LONGEST;
 use crate::net::{Settings, Timeouts};
 
-/// The room that the kernel has for the path of a Unix socket.
+/// The longest path of a Unix socket that the kernel accepts, in bytes.
 const LONGEST_SOCKET_PATH: usize = 107;
 
 impl StoreUrl {
-    /// The hosts, separated by commas, each with a port or the default one.
+    /// Parses the hosts, which are separated by commas. A host without a port gets the default port.
     pub(crate) fn tcp_endpoints(&self, default_port: u16) -> Result<Vec<Endpoint>> {
         self.hosts.split(',').map(|host| parse_host(host, default_port)).collect()
     }
 
-    /// The path as those of Unix sockets, separated by commas. There must be no host.
+    /// Parses the path as paths of Unix sockets, which are separated by commas. There must be no host.
     pub(crate) fn unix_endpoints(&self) -> Result<Vec<Endpoint>> {
         if !self.hosts.is_empty() {
             let scheme = &self.scheme;
@@ -31,7 +31,7 @@ impl StoreUrl {
 }
 
 impl Options {
-    /// Gives an option, in the place of the one of that name if there is one.
+    /// Sets an option, replacing an option of the same name.
     pub(crate) fn set(&mut self, name: &str, value: String) {
         match self.left.iter_mut().find(|(given, _)| given == name) {
             Some((_, given)) => *given = value,
@@ -48,7 +48,7 @@ impl Options {
         self.take(name, "true or false", |text| text.parse().ok())
     }
 
-    /// A duration such as `500ms`, `2s`, `1m`, `1h` or `2`, which is in seconds.
+    /// Takes a duration such as `500ms`, `2s`, `1m`, `1h` or `2`, which is in seconds.
     pub(crate) fn take_duration(&mut self, name: &'static str) -> Result<Option<Duration>> {
         self.take(
             name,
@@ -57,7 +57,7 @@ impl Options {
         )
     }
 
-    /// The same, or `off`.
+    /// Takes a duration, or `Some(None)` for `off`.
     fn take_duration_or_off(&mut self, name: &'static str) -> Result<Option<Option<Duration>>> {
         self.take(name, "off, or a duration above zero and up to a day, such as 60s or 5m", |text| match text {
             "off" => Some(None),
@@ -65,7 +65,7 @@ impl Options {
         })
     }
 
-    /// What every store with connections can be told.
+    /// Takes the options that every store with servers has.
     pub(crate) fn take_settings(&mut self) -> Result<Settings> {
         let default = Settings::default();
         Ok(Settings {
@@ -114,12 +114,13 @@ fn check_host(host: &str) -> Result<&str> {
     Ok(host)
 }
 
-/// Whether it is written as the name or the IPv4 address of a host is.
+/// Returns whether a string has the form of a host name or an IPv4 address.
 pub(crate) fn is_host(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|char| char.is_ascii_alphanumeric() || "-._".contains(char))
 }
 
-/// Does not show what is no number: it may be the password of a login without its `@`.
+/// Parses a port. The error does not contain the text if it is not a number: it may be the password of a login whose
+/// `@` is missing.
 fn parse_port(host: &str, text: &str) -> Result<u16> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number {

@@ -16,7 +16,7 @@ fn hosts(text: &str) -> String {
 }
 
 #[test]
-fn every_part_is_found() {
+fn all_parts_are_parsed() {
     let mut url = StoreUrl::parse("Redis+TLS://me%40home:p%2Fa%3Ass@[::1]:1,b/3?timeout=2s&x=%26").unwrap();
     assert_eq!(url.scheme, "redis+tls");
     assert_eq!(url.username.as_deref(), Some("me@home"));
@@ -33,7 +33,7 @@ fn a_login_may_be_a_password_alone() {
 }
 
 #[test]
-fn hosts_have_ports() {
+fn hosts_have_a_port_or_get_the_default_port() {
     assert_eq!(hosts("a"), "a:7");
     assert_eq!(hosts("a:1,10.0.0.1,[::1],[fe80::2]:65535,my-cache_1.example"), {
         "a:1 10.0.0.1:7 [::1]:7 [fe80::2]:65535 my-cache_1.example:7"
@@ -41,7 +41,7 @@ fn hosts_have_ports() {
 }
 
 #[test]
-fn the_offending_part_is_named() {
+fn an_error_names_the_invalid_part() {
     assert!(refusal("x://a,,b").contains("empty"));
     assert!(refusal("x://").contains("empty"));
     assert!(refusal("x://a:70000").contains("70000"));
@@ -60,7 +60,7 @@ fn the_offending_part_is_named() {
 }
 
 #[test]
-fn nothing_of_a_login_is_shown() {
+fn no_error_or_debug_output_contains_a_login() {
     let urls = [
         "x://user:hunter2@",
         "x://user:hun%fftunter2@host",
@@ -83,7 +83,7 @@ fn nothing_of_a_login_is_shown() {
 }
 
 #[test]
-fn socket_paths_are_absolute_and_fit() {
+fn socket_paths_are_absolute_and_at_most_107_bytes_long() {
     let sockets = |url: &str| StoreUrl::parse(url).unwrap().unix_endpoints();
     let shown: Vec<_> = sockets("x:///run/a.sock,/run/b%2Cc%3F").unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["/run/a.sock", "/run/b,c?"]);
@@ -109,7 +109,7 @@ fn durations_have_units() {
 }
 
 #[test]
-fn settings_are_taken_and_the_rest_is_refused() {
+fn settings_are_taken_and_unknown_options_are_refused() {
     let mut plain = StoreUrl::parse("x://a").unwrap().options;
     assert_eq!(plain.take_settings().unwrap(), Settings::default());
     plain.finish().unwrap();
