@@ -26,7 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("cold_and_without_a_leak_beside_a_foreign_pin", beside_a_foreign_pin),
         scenario("cold_if_the_store_is_set_to_start_fresh", cold_if_set_to_start_fresh),
         scenario("warm_behind_a_backlog_of_garbage", behind_a_backlog),
-        scenario("warm_behind_a_backlog_of_another_librarys_garbage", behind_a_foreign_backlog),
+        scenario("warm_behind_a_backlog_of_garbage_of_another_library", behind_a_foreign_backlog),
         scenario("cold_later_if_a_backlog_hides_a_foreign_pin", a_backlog_hides_a_foreign_pin),
         scenario("from_a_cold_child_to_its_own_child", from_a_cold_child_to_its_child),
         scenario("without_decoded_values", without_decoded_values),
