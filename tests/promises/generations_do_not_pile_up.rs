@@ -3,7 +3,6 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
@@ -18,7 +17,7 @@ use crate::harness::{Scenario, count, scenario};
 use support::descriptors::{connected_to, open, resident_kilobytes};
 use support::forks::{self, CHILD_TIME, Side, Way, exit_now};
 use support::servers::{Kind, Server};
-use support::wait::{SetOnDrop, until};
+use support::wait::until;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -70,21 +69,21 @@ fn memory_stays_level(at_fork: AtFork, connections: usize) {
     assert!(late.descriptors <= early.descriptors, "descriptors have grown: {early:?}, then {late:?}");
 }
 
-/// Reads and writes on as many threads, until each had a connection of its own.
+/// Writes on that many threads at once, each over a connection of its own: the server holds the writes back until then.
 fn use_connections(server: &Server, cache: &Cache, connections: usize, generation: usize) {
-    let done = AtomicBool::new(false);
     let work = &|thread: usize| {
         let key = format!("thread {thread}");
-        while !done.load(Ordering::Relaxed) {
-            cache.blocking().set(&key, &(thread, generation), HOUR).expect("the server runs");
-            let found: Option<(usize, usize)> = cache.blocking().get(&key).expect("the server runs");
-            assert_eq!(found, Some((thread, generation)));
-        }
+        cache.blocking().set(&key, &(thread, generation), HOUR).expect("the server runs");
+        let found: Option<(usize, usize)> = cache.blocking().get(&key).expect("the server runs");
+        assert_eq!(found, Some((thread, generation)));
     };
+    // A server that is not known to be up is dialled by one caller at a time.
+    work(0);
+    assert!(server.ask("CLIENT PAUSE 60000 WRITE").starts_with("+OK"));
     thread::scope(|scope| {
         (0..connections).for_each(|thread| _ = scope.spawn(move || work(thread)));
-        let _done = SetOnDrop(&done);
         until("a connection for each thread", || connected_to(server.port()).len() == connections);
+        assert!(server.ask("CLIENT UNPAUSE").starts_with("+OK"));
     });
 }
 
