@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{ProcessLocal, Registration};
+use crate::lifecycle::{ProcessLocal, Registration, Registry};
 use crate::store::{CacheStore, Ttl};
 use crate::sync::Lock;
 use background::Background;
@@ -73,6 +73,12 @@ mod shared;
 mod stats;
 mod value;
 mod wait_clock;
+
+/// All registered caches, with their names.
+static CACHES: Registry<(String, Cache)> = Registry::new();
+
+/// Longer waits would overflow the clock.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Typed values in a [store](crate::stores), usable in any process, forked or not.
 ///

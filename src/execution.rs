@@ -33,7 +33,7 @@ pub(crate) enum Execution {
 }
 
 /// The longest timeout. A longer one might overflow an [`Instant`].
-pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The execution mode that a thread was set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,13 +160,13 @@ pub(crate) fn in_slice<R>(end: Instant, work: impl FnOnce() -> R) -> R {
 }
 
 /// Runs a user's code outside of the mode set by [`inline`] or [`in_slice`].
-pub(crate) fn lifted<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn outside_inline<R>(work: impl FnOnce() -> R) -> R {
     with(&THREAD_MODE, ThreadMode::Detected, work)
 }
 
 /// Runs `work`; exchanges that it begins have this timeout instead of the store's.
 pub(crate) fn within<R>(timeout: Duration, work: impl FnOnce() -> R) -> R {
-    with(&TIMEOUT, Some(timeout.min(LONGEST)), work)
+    with(&TIMEOUT, Some(timeout.min(MAX_TIMEOUT)), work)
 }
 
 /// Runs a future; exchanges that it begins have this timeout, but at most the time that is left until `deadline`.

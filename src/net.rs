@@ -35,8 +35,8 @@ mod tokio_stream;
 mod wait_queue;
 mod write_buffer;
 
-pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign, show};
-pub(crate) use dial::{ask_once, share_of};
+pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign_reply_error, show};
+pub(crate) use dial::{ask_once, share_of_deadline};
 pub(crate) use discovery::{Address, Directory, Discovery};
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use join_all::{ExchangeGroup, join_all};

@@ -66,9 +66,9 @@ pub(crate) fn render(page: &Page<'_>) -> String {
         let words_title = Text(t!("ui.words", locale = language, customer = page.customer));
         let words_help = Text(t!("ui.words_help", locale = language));
         let kept = Text(match page.audience {
-            Audience::EveryWorker => t!("ui.kept_shared", locale = language),
-            Audience::OneWorker => t!("ui.kept_per_worker", locale = language),
-            Audience::NoWorker => t!("ui.kept_nowhere", locale = language),
+            Audience::Every => t!("ui.kept_shared", locale = language),
+            Audience::One => t!("ui.kept_per_worker", locale = language),
+            Audience::Zero => t!("ui.kept_nowhere", locale = language),
         });
         let forms = list(KEYS.iter().zip(&defaults), |(key, default)| form(page, key, default));
         let served_by = served_by(page);

@@ -49,9 +49,9 @@ pub(crate) struct Shop {
 /// The workers that see a text which one worker has stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Audience {
-    EveryWorker,
-    OneWorker,
-    NoWorker,
+    Every,
+    One,
+    Zero,
 }
 
 #[derive(Default, Deserialize)]
@@ -74,9 +74,9 @@ impl Shop {
     /// Opens the cache, without I/O.
     pub(crate) fn open(options: &Options) -> Shop {
         let audience = match options.store.name() {
-            "memory" => Audience::OneWorker,
-            "null" => Audience::NoWorker,
-            _ => Audience::EveryWorker,
+            "memory" => Audience::One,
+            "null" => Audience::Zero,
+            _ => Audience::Every,
         };
         let all = Cache::builder(Arc::clone(&options.store)).name("widgets").namespace("widgets-example").register();
         let cache = all.namespace(&options.customer);
@@ -138,7 +138,7 @@ async fn show(State(shop): State<Arc<Shop>>, query: Result<Query<PageQuery>, Que
     let notice = query.saved.filter(|key| KEYS.contains(&key.as_str())).zip(query.by).map(|(key, by)| {
         let saved = t!("ui.saved", locale = language, key = key, worker = by);
         let worker = std::process::id();
-        if shop.audience == Audience::OneWorker && by != worker {
+        if shop.audience == Audience::One && by != worker {
             return Notice::bad(format!("{saved} {}", t!("ui.not_here", locale = language, worker = worker)));
         }
         Notice::good(saved)

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Begun, Cache, Expiry, Loaded, LockGuard, Stats};
 use crate::error::Result;
-use crate::execution::{inline, lifted};
+use crate::execution::{inline, outside_inline};
 use crate::store::Ttl;
 
 /// The operations of a [`Cache`], run inline on the calling thread, without a runtime or another thread. See
@@ -210,7 +210,7 @@ impl<'a> Blocking<'a> {
     where
         T: Serialize + DeserializeOwned,
     {
-        now!(self.cache.fetch(key, expiry, async move || lifted(load)))
+        now!(self.cache.fetch(key, expiry, async move || outside_inline(load)))
     }
 
     /// As [`Cache::fetch_raw`], with a loader that blocks.
@@ -224,7 +224,7 @@ impl<'a> Blocking<'a> {
         expiry: impl Into<Expiry>,
         load: impl FnOnce() -> Result<V, E>,
     ) -> Result<Bytes, E> {
-        now!(self.cache.fetch_raw(key, expiry, async move || lifted(load)))
+        now!(self.cache.fetch_raw(key, expiry, async move || outside_inline(load)))
     }
 
     /// As [`Cache::fetch_loaded`], with a loader that blocks.
@@ -236,7 +236,7 @@ impl<'a> Blocking<'a> {
     where
         T: Serialize + DeserializeOwned,
     {
-        now!(self.cache.fetch_loaded(key, async move || lifted(load)))
+        now!(self.cache.fetch_loaded(key, async move || outside_inline(load)))
     }
 
     /// As [`Cache::fetch_many`], with a loader that blocks.
@@ -254,7 +254,7 @@ impl<'a> Blocking<'a> {
         T: Serialize + DeserializeOwned + Clone,
         E: Clone,
     {
-        now!(self.cache.fetch_many(keys, expiry, |missing| ready(lifted(|| load(&missing)))))
+        now!(self.cache.fetch_many(keys, expiry, |missing| ready(outside_inline(|| load(&missing)))))
     }
 
     /// As [`Cache::fetch_many_loaded`], with a loader that blocks.
@@ -271,7 +271,7 @@ impl<'a> Blocking<'a> {
         T: Serialize + DeserializeOwned + Clone,
         E: Clone,
     {
-        now!(self.cache.fetch_many_loaded(keys, |missing| ready(lifted(|| load(&missing)))))
+        now!(self.cache.fetch_many_loaded(keys, |missing| ready(outside_inline(|| load(&missing)))))
     }
 
     /// As [`Cache::fetch_begin`]. Complete the claim with [`Claim::blocking_complete`](crate::Claim::blocking_complete)

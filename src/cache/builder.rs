@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use super::clock::Clock;
 use super::codec::Codec;
-use super::handle::CACHES;
 use super::key::Prefix;
-use super::{Cache, Expiry, Observe, Settings, Shared};
+use super::{CACHES, Cache, Expiry, LONGEST_WAIT, Observe, Settings, Shared};
 use crate::error::Error;
 use crate::lifecycle::{ProcessLocal, Registration};
 use crate::store::CacheStore;
 
 const DEFAULT_NAME: &str = "default";
-/// Longer waits would overflow the clock.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Default for Settings {
     fn default() -> Settings {

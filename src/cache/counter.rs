@@ -26,7 +26,7 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn increment(&self, key: &str, by: i64, expiry: impl Into<Expiry>) -> Result<i64> {
-        let ttl = self.counted(self.begin(expiry.into()))?.bare;
+        let ttl = self.counted(self.begin(expiry.into()))?.raw_ttl;
         let store = self.store()?;
         let mut buffer = KeyBuffer::default();
         let key = self.key(key, &mut buffer)?;

@@ -260,7 +260,7 @@ impl Cache {
     }
 
     fn raw(&self, bytes: Bytes, expiry: Expiry) -> Result<Sealed> {
-        Ok(Sealed { bytes, ttl: self.begin(expiry)?.bare })
+        Ok(Sealed { bytes, ttl: self.begin(expiry)?.raw_ttl })
     }
 
     /// Stores an encoded value.

@@ -69,7 +69,7 @@ enum End {
 pub(super) struct Lifetime {
     pub(super) ttl: Ttl,
     /// TTL of raw bytes, which have no stale time.
-    pub(super) bare: Ttl,
+    pub(super) raw_ttl: Ttl,
     /// `None` for an entry that never expires.
     pub(super) times: Option<Times>,
 }
@@ -226,7 +226,7 @@ impl Expiry {
         let fresh = self.shortened(requested);
         let ttl = Ttl::After(fresh.saturating_add(self.stale_for));
         let times = self.times(fresh, ttl, clock)?;
-        Ok(Lifetime { ttl, bare: Ttl::After(fresh), times: Some(times) })
+        Ok(Lifetime { ttl, raw_ttl: Ttl::After(fresh), times: Some(times) })
     }
 
     /// [`begin`](Expiry::begin) for one of several values stored with one TTL, the longest. With jitter, each value
@@ -239,7 +239,7 @@ impl Expiry {
             times.stale_from = times.stale_from.min(times.expired_from);
         }
         let ttl = Ttl::After(requested.saturating_add(self.stale_for));
-        Ok(Lifetime { ttl, bare: Ttl::After(requested), times: Some(times) })
+        Ok(Lifetime { ttl, raw_ttl: Ttl::After(requested), times: Some(times) })
     }
 
     /// Returns how long the value is fresh, before jitter; `None` if it never expires.
@@ -289,7 +289,7 @@ impl Default for Expiry {
 }
 
 impl Lifetime {
-    const UNLIMITED: Lifetime = Lifetime { ttl: Ttl::Never, bare: Ttl::Never, times: None };
+    const UNLIMITED: Lifetime = Lifetime { ttl: Ttl::Never, raw_ttl: Ttl::Never, times: None };
 }
 
 impl From<Duration> for Expiry {
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(Expiry::NEVER.begin(&Clock::system()).unwrap(), Lifetime::UNLIMITED);
         assert_eq!(Expiry::after(MINUTE).begin(&Clock::system()).unwrap().ttl, Ttl::After(MINUTE));
         let stale = Expiry::after(MINUTE).stale_for(MINUTE).begin(&Clock::system()).unwrap();
-        assert_eq!((stale.ttl, stale.bare), (Ttl::After(2 * MINUTE), Ttl::After(MINUTE)));
+        assert_eq!((stale.ttl, stale.raw_ttl), (Ttl::After(2 * MINUTE), Ttl::After(MINUTE)));
         let at =
             Expiry::at(SystemTime::now() + MINUTE).begin(&Clock::system()).unwrap().ttl.duration().unwrap().unwrap();
         assert!(at <= MINUTE, "{at:?}");

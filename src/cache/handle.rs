@@ -3,13 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::builder::LONGEST_WAIT;
-use super::{Blocking, Builder, Cache, Stats};
+use super::{Blocking, Builder, CACHES, Cache, LONGEST_WAIT, Stats};
 use crate::error::Result;
-use crate::lifecycle::Registry;
 use crate::store::{CacheStore, stores};
-
-pub(super) static CACHES: Registry<(String, Cache)> = Registry::new();
 
 impl Cache {
     /// Registers a store under the name "default", for the life of the process and of its children. No I/O.

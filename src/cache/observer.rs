@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use super::Observe;
 use crate::error::Error;
-use crate::execution::lifted;
+use crate::execution::outside_inline;
 use crate::telemetry;
 
 thread_local! {
@@ -28,7 +28,7 @@ pub(super) fn report(cache: &str, verb: &'static str, error: &Error, on_error: O
     let _reported = Reported;
     telemetry::failed(cache, verb, error);
     if let Some(on_error) = on_error {
-        lifted(|| on_error(&error.with_origin(cache, verb)));
+        outside_inline(|| on_error(&error.with_origin(cache, verb)));
     }
 }
 

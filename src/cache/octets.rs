@@ -98,12 +98,12 @@ impl Octets<'_> {
 
 impl Cache {
     pub(super) fn seal_octets(&self, key: &str, value: &Bytes, expiry: Expiry) -> Result<Sealed> {
-        let Lifetime { ttl, bare, times } = self.begin(expiry)?;
+        let Lifetime { ttl, raw_ttl, times } = self.begin(expiry)?;
         let has_states = times.is_some_and(|times| (times.refresh_from, times.stale_from) != (NEVER, NEVER));
         if has_states || envelope::is_like_envelope(value) {
             return Ok(Sealed { bytes: self.envelop_octets(key, value, times)?, ttl });
         }
-        Ok(Sealed { bytes: value.clone(), ttl: bare })
+        Ok(Sealed { bytes: value.clone(), ttl: raw_ttl })
     }
 
     /// Returns the form that [`open_octets`](Cache::open_octets) reads, without times.

@@ -32,11 +32,11 @@ impl Cache {
     /// # Ok::<(), prefork_cache::Error>(())
     /// ```
     pub async fn touch(&self, key: &str, expiry: impl Into<Expiry>) -> Result<bool> {
-        let Lifetime { ttl, bare, times } = self.counted(self.begin(expiry.into()))?;
+        let Lifetime { ttl, raw_ttl, times } = self.counted(self.begin(expiry.into()))?;
         for _ in 0..CONFLICT_ATTEMPTS {
             let Some(held) = self.read(key).await? else { return Ok(false) };
             match Envelope::open(self.prefix.mark(key), &held) {
-                Err(_) => return self.touch_raw(key, bare).await,
+                Err(_) => return self.touch_raw(key, raw_ttl).await,
                 Ok(envelope) if envelope.is_expired(self.clock()) => return Ok(false),
                 Ok(_) => {}
             }

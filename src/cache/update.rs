@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Cache, Expiry};
 use crate::error::Result;
-use crate::execution::lifted;
+use crate::execution::outside_inline;
 use crate::store::{CONFLICT_ATTEMPTS, conflict};
 
 impl Cache {
@@ -44,7 +44,7 @@ impl Cache {
         for _ in 0..CONFLICT_ATTEMPTS {
             let held = self.get_raw(key).await?;
             let current = held.as_ref().and_then(|held| self.value("update", key, held));
-            let new = lifted(|| change(current));
+            let new = outside_inline(|| change(current));
             let sealed = self.counted(new.as_ref().map(|new| self.seal_readable(key, new, expiry)).transpose())?;
             if (held.is_none() && sealed.is_none()) || self.swap(key, held.as_deref(), sealed).await? {
                 return Ok(new);

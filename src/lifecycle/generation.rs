@@ -1,4 +1,4 @@
-//! The generation of a process, by which it is told from its parent.
+//! The generation of a process, which distinguishes it from its parent.
 //!
 //! The generation is 1 where this crate was first used, and one more in each child. Siblings share a generation; a
 //! child never has its parent's.

@@ -381,14 +381,14 @@ pub(super) fn malformed(endpoint: &Endpoint, what: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{endpoint} sent {what}"))
 }
 
-pub(crate) fn foreign(endpoint: &Endpoint) -> Error {
+pub(crate) fn foreign_reply_error(endpoint: &Endpoint) -> Error {
     malformed(endpoint, "a reply to another request")
 }
 
 /// The error for a frame that is not the reply to the awaited marker, and whether it is temporary: then the connection
 /// may be used again.
 pub(super) fn unproven<P: Protocol>(protocol: &P, frame: &Frame<'_>) -> (Error, bool) {
-    protocol.refused_marker(frame).unwrap_or_else(|| (foreign(protocol.endpoint()), false))
+    protocol.refused_marker(frame).unwrap_or_else(|| (foreign_reply_error(protocol.endpoint()), false))
 }
 
 pub(super) fn surplus(endpoint: &Endpoint) -> Error {

@@ -121,7 +121,7 @@ async fn connect_to_one_of<S, F: Future<Output = io::Result<S>>>(
 ) -> io::Result<S> {
     let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
     for (index, address) in addresses.iter().enumerate() {
-        let connected = connect(*address, share_of(deadline, addresses.len() - index)).await;
+        let connected = connect(*address, share_of_deadline(deadline, addresses.len() - index)).await;
         // The lack of a local address concerns this address only (on a machine without IPv6, for example). The error
         // of the address before it is more useful.
         let is_unavailable = matches!(&connected, Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable);
@@ -172,7 +172,7 @@ fn numeric(host: &str, port: u16) -> Option<SocketAddr> {
 }
 
 /// The deadline of the first of `steps` steps that share the time until `deadline` equally.
-pub(crate) fn share_of(deadline: Instant, steps: usize) -> Instant {
+pub(crate) fn share_of_deadline(deadline: Instant, steps: usize) -> Instant {
     let now = Instant::now();
     now + deadline.saturating_duration_since(now) / u32::try_from(steps).unwrap_or(u32::MAX).max(1)
 }

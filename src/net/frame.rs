@@ -50,7 +50,7 @@ pub(crate) enum Scan {
         length: usize,
     },
     /// Complete, but no part of any reply: the server sent it unsolicited.
-    Unasked {
+    Push {
         length: usize,
     },
 }
@@ -186,7 +186,7 @@ impl<F: Framing> FrameReader<F> {
                     let data = (is_wanted && fits).then(Vec::new);
                     self.value = Some(LargeValue { place, whole, received: 0, data });
                 }
-                Scan::Unasked { length } => {
+                Scan::Push { length } => {
                     self.start += length;
                     self.large.clear();
                 }

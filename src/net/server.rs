@@ -133,7 +133,7 @@ impl<P: Protocol> Server<P> {
     #[cold]
     fn login_refused_error(&self) -> Error {
         let is_looked_up = self.protocol.discovery().is_some();
-        let why = if is_looked_up { "was not found, or has let nobody in" } else { "has let nobody in" };
+        let why = if is_looked_up { "was not found, or refused the login" } else { "refused the login" };
         self.unavailable(why, &self.login_breaker)
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::url::{StoreUrl, invalid};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execution::lifted;
+use crate::execution::outside_inline;
 
 /// The number of consecutive bytes of a password that must not be shown.
 const REVEALING: usize = 6;
@@ -143,7 +143,7 @@ impl Login {
                 Ok(Some(Credentials { username: username.clone(), password: read_password(path)? }))
             }
             Login::Callback(callback) => {
-                let called = catch_unwind(AssertUnwindSafe(|| lifted(|| callback())));
+                let called = catch_unwind(AssertUnwindSafe(|| outside_inline(|| callback())));
                 let called =
                     called.map_err(|_| Error::new(ErrorKind::Auth, "the callback for credentials panicked"))?;
                 let failed =

@@ -214,7 +214,7 @@ impl MemoryStore {
 }
 
 /// Lifts an entry if it is frozen, and changes the live entry. If another thread freezes it between the two, it is
-/// lifted again.
+/// outside_inline again.
 fn change_lifted<R>(
     local: &PerProcess,
     engine: &Engine,

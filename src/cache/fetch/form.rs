@@ -170,7 +170,7 @@ impl Form for Raw {
     }
 
     fn seal(&self, cache: &Cache, _key: &str, expiry: Expiry) -> Result<Sealed> {
-        Ok(Sealed { bytes: self.0.clone(), ttl: cache.begin(expiry)?.bare })
+        Ok(Sealed { bytes: self.0.clone(), ttl: cache.begin(expiry)?.raw_ttl })
     }
 
     fn share(&self, _cache: &Cache, _key: &str) -> Result<Bytes> {

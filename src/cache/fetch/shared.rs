@@ -14,7 +14,7 @@ use crate::cache::blocking::at_once;
 use crate::cache::freshness::Freshness;
 use crate::cache::{Blocking, Cache, Expiry, Sealed};
 use crate::error::Result;
-use crate::execution::lifted;
+use crate::execution::outside_inline;
 
 impl Cache {
     /// [`fetch`](Cache::fetch) that returns a shared value, as [`get_shared`](Cache::get_shared) does: decoded once in
@@ -69,7 +69,7 @@ impl Blocking<'_> {
     where
         T: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
-        at_once(pin!(self.cache().fetch_shared(key, expiry, async move || lifted(load))))
+        at_once(pin!(self.cache().fetch_shared(key, expiry, async move || outside_inline(load))))
     }
 }
 

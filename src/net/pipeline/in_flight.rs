@@ -13,7 +13,7 @@ use super::request_queue::Awaited;
 use super::slot::Slot;
 use super::{Failure, Progress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign, is_proof, surplus, unproven};
+use crate::net::connection::{Accepted, Marking, Protocol, Token, foreign_reply_error, is_proof, surplus, unproven};
 use crate::net::frame::Frame;
 
 /// The longest wait for a reply, as a multiple of the timeout.
@@ -135,7 +135,7 @@ impl<P: Protocol> InFlight<P> {
                 self.awaited.pop_front();
                 return Ok(false);
             }
-            Some(Awaited::Reply(_)) => return Err(foreign(protocol.endpoint())),
+            Some(Awaited::Reply(_)) => return Err(foreign_reply_error(protocol.endpoint())),
             None => return Err(surplus(protocol.endpoint())),
         };
         request.is_begun = true;

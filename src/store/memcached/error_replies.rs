@@ -4,31 +4,31 @@
 //! connection, after which the server is treated as down.
 
 use crate::error::ErrorKind::{self, Auth, NotANumber, Protocol, Server, Unsupported, ValueTooLarge};
-use crate::store::error_reply::Connection::{self, GivenUp, Kept};
+use crate::store::error_reply::Connection::{self, Closed, Kept};
 use crate::store::error_reply::ErrorReply;
-use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
+use crate::store::error_reply::Persistence::{self, Permanent, Transient};
 
 /// The error text of a value that was not read because it is too large.
 pub(super) const LARGER_THAN_ALLOWED: &str = "its value is larger than max_value";
 
 /// The meaning of an error reply that contains a string. The first row that matches counts.
-const TABLE: &[(&str, ErrorKind, Lasts, Connection)] = &[
-    ("too large", ValueTooLarge, OnAndOn, Kept),
-    (LARGER_THAN_ALLOWED, ValueTooLarge, OnAndOn, Kept),
-    ("out of memory", Server, Briefly, Kept),
-    ("Too many open connections", Server, Briefly, GivenUp),
-    ("unauthenticated", Auth, OnAndOn, GivenUp),
-    ("authentication failure", Auth, OnAndOn, GivenUp),
-    ("non-numeric", NotANumber, OnAndOn, Kept),
-    ("bad data chunk", Protocol, Briefly, GivenUp),
+const TABLE: &[(&str, ErrorKind, Persistence, Connection)] = &[
+    ("too large", ValueTooLarge, Permanent, Kept),
+    (LARGER_THAN_ALLOWED, ValueTooLarge, Permanent, Kept),
+    ("out of memory", Server, Transient, Kept),
+    ("Too many open connections", Server, Transient, Closed),
+    ("unauthenticated", Auth, Permanent, Closed),
+    ("authentication failure", Auth, Permanent, Closed),
+    ("non-numeric", NotANumber, Permanent, Kept),
+    ("bad data chunk", Protocol, Transient, Closed),
     // A proxy sends it about the server behind it.
-    ("SERVER_ERROR", Server, Briefly, Kept),
-    ("CLIENT_ERROR", Server, OnAndOn, Kept),
+    ("SERVER_ERROR", Server, Transient, Kept),
+    ("CLIENT_ERROR", Server, Permanent, Kept),
 ];
 
-const ANY_OTHER: ErrorReply = ErrorReply { kind: Unsupported, lasts: OnAndOn, connection: Kept };
+const ANY_OTHER: ErrorReply = ErrorReply { kind: Unsupported, lasts: Permanent, connection: Kept };
 
 pub(super) fn refusal(text: &str) -> ErrorReply {
-    let matches = |(part, ..): &&(&str, ErrorKind, Lasts, Connection)| text.contains(part);
+    let matches = |(part, ..): &&(&str, ErrorKind, Persistence, Connection)| text.contains(part);
     TABLE.iter().find(matches).map_or(ANY_OTHER, |&(_, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }

@@ -216,7 +216,7 @@ impl Protocol for Meta {
 
     fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         let text = error_text(without_end(frame.bytes))?;
-        Some((self.refused(&text), refusal(&text).is_for_the_moment()))
+        Some((self.refused(&text), refusal(&text).is_transient()))
     }
 
     fn finish(partial: Partial) -> Answers {
@@ -224,6 +224,6 @@ impl Protocol for Meta {
     }
 
     fn is_last(answers: &Answers) -> bool {
-        answers.iter().any(|answer| answer.as_ref().is_err_and(|text| refusal(text).gives_up()))
+        answers.iter().any(|answer| answer.as_ref().is_err_and(|text| refusal(text).closes_connection()))
     }
 }

@@ -13,8 +13,8 @@
 //! | entry | bit | live entry | a reader finds |
 //! | --- | --- | --- | --- |
 //! | being frozen | set | the same value | the live entry |
-//! | frozen | clear | none, or the same value while it is frozen or lifted | the frozen entry |
-//! | lifted | set | the same value | the live entry |
+//! | frozen | clear | none, or the same value while it is frozen or outside_inline | the frozen entry |
+//! | outside_inline | set | the same value | the live entry |
 //! | written | set | the new value, or none | the live entry |
 //!
 //! To change an entry, it is *lifted* first: copied to the live entries, and only then is its bit set. A reader in

@@ -8,53 +8,53 @@ use std::borrow::Cow;
 use redis::ServerError;
 
 use crate::error::ErrorKind::{self, Auth, Protocol, Server, Unsupported, ValueTooLarge};
-use crate::store::error_reply::Connection::{self, AllGivenUp, GivenUp, Kept};
+use crate::store::error_reply::Connection::{self, AllClosed, Closed, Kept};
 use crate::store::error_reply::ErrorReply;
-use crate::store::error_reply::Lasts::{self, Briefly, OnAndOn};
+use crate::store::error_reply::Persistence::{self, Permanent, Transient};
 
 /// The code that an error reply begins with, a part of the message that follows, and their meaning. The first matching
 /// line is used.
-const TABLE: &[(&str, &str, ErrorKind, Lasts, Connection)] = &[
-    ("READONLY", "", Server, Briefly, AllGivenUp),
-    ("MASTERDOWN", "", Server, Briefly, AllGivenUp),
-    ("LOADING", "", Server, Briefly, Kept),
-    ("BUSY", "", Server, Briefly, Kept),
-    ("OOM", "", Server, Briefly, Kept),
-    ("MISCONF", "", Server, Briefly, Kept),
-    ("NOREPLICAS", "", Server, Briefly, Kept),
-    ("TRYAGAIN", "", Server, Briefly, Kept),
-    ("CLUSTERDOWN", "", Server, Briefly, Kept),
-    ("MOVED", "", Unsupported, OnAndOn, Kept),
-    ("ASK", "", Unsupported, OnAndOn, Kept),
-    ("CROSSSLOT", "", Unsupported, OnAndOn, Kept),
-    ("NOAUTH", "", Auth, OnAndOn, GivenUp),
-    ("WRONGPASS", "", Auth, OnAndOn, GivenUp),
-    ("DENIED", "", Auth, OnAndOn, GivenUp),
-    ("NOPERM", "", Unsupported, OnAndOn, Kept),
-    ("TOOLARGE", "", ValueTooLarge, OnAndOn, Kept),
-    ("NOPROTO", "", Unsupported, OnAndOn, Kept),
-    ("SHUTDOWN", "", Server, Briefly, GivenUp),
-    ("ERR", "-READONLY", Server, Briefly, AllGivenUp),
-    ("ERR", "user executing the script", Unsupported, OnAndOn, Kept),
-    ("ERR", "max number of clients", Server, Briefly, GivenUp),
-    ("ERR", "server is closing", Server, Briefly, GivenUp),
-    ("ERR", "shutting down", Server, Briefly, GivenUp),
-    ("ERR", "upstream", Server, Briefly, Kept),
-    ("ERR", "DB index is out of range", Unsupported, OnAndOn, GivenUp),
-    ("ERR", "invalid DB index", Unsupported, OnAndOn, GivenUp),
-    ("ERR", "invalid password", Auth, OnAndOn, GivenUp),
-    ("ERR", "invalid username-password pair", Auth, OnAndOn, GivenUp),
-    ("ERR", "without any password configured", Auth, OnAndOn, GivenUp),
-    ("ERR", "no password is set", Auth, OnAndOn, GivenUp),
-    ("ERR", "invalid bulk length", ValueTooLarge, OnAndOn, GivenUp),
-    ("ERR", "exceeds maximum allowed size", ValueTooLarge, OnAndOn, Kept),
-    ("ERR", "Protocol error", Protocol, Briefly, GivenUp),
-    ("ERR", "cluster support disabled", Unsupported, OnAndOn, Kept),
-    ("ERR", "unknown command", Unsupported, OnAndOn, Kept),
-    ("ERR", "unsupported command", Unsupported, OnAndOn, Kept),
+const TABLE: &[(&str, &str, ErrorKind, Persistence, Connection)] = &[
+    ("READONLY", "", Server, Transient, AllClosed),
+    ("MASTERDOWN", "", Server, Transient, AllClosed),
+    ("LOADING", "", Server, Transient, Kept),
+    ("BUSY", "", Server, Transient, Kept),
+    ("OOM", "", Server, Transient, Kept),
+    ("MISCONF", "", Server, Transient, Kept),
+    ("NOREPLICAS", "", Server, Transient, Kept),
+    ("TRYAGAIN", "", Server, Transient, Kept),
+    ("CLUSTERDOWN", "", Server, Transient, Kept),
+    ("MOVED", "", Unsupported, Permanent, Kept),
+    ("ASK", "", Unsupported, Permanent, Kept),
+    ("CROSSSLOT", "", Unsupported, Permanent, Kept),
+    ("NOAUTH", "", Auth, Permanent, Closed),
+    ("WRONGPASS", "", Auth, Permanent, Closed),
+    ("DENIED", "", Auth, Permanent, Closed),
+    ("NOPERM", "", Unsupported, Permanent, Kept),
+    ("TOOLARGE", "", ValueTooLarge, Permanent, Kept),
+    ("NOPROTO", "", Unsupported, Permanent, Kept),
+    ("SHUTDOWN", "", Server, Transient, Closed),
+    ("ERR", "-READONLY", Server, Transient, AllClosed),
+    ("ERR", "user executing the script", Unsupported, Permanent, Kept),
+    ("ERR", "max number of clients", Server, Transient, Closed),
+    ("ERR", "server is closing", Server, Transient, Closed),
+    ("ERR", "shutting down", Server, Transient, Closed),
+    ("ERR", "upstream", Server, Transient, Kept),
+    ("ERR", "DB index is out of range", Unsupported, Permanent, Closed),
+    ("ERR", "invalid DB index", Unsupported, Permanent, Closed),
+    ("ERR", "invalid password", Auth, Permanent, Closed),
+    ("ERR", "invalid username-password pair", Auth, Permanent, Closed),
+    ("ERR", "without any password configured", Auth, Permanent, Closed),
+    ("ERR", "no password is set", Auth, Permanent, Closed),
+    ("ERR", "invalid bulk length", ValueTooLarge, Permanent, Closed),
+    ("ERR", "exceeds maximum allowed size", ValueTooLarge, Permanent, Kept),
+    ("ERR", "Protocol error", Protocol, Transient, Closed),
+    ("ERR", "cluster support disabled", Unsupported, Permanent, Kept),
+    ("ERR", "unknown command", Unsupported, Permanent, Kept),
+    ("ERR", "unsupported command", Unsupported, Permanent, Kept),
 ];
 
-const ANY_OTHER: ErrorReply = ErrorReply { kind: Server, lasts: OnAndOn, connection: Kept };
+const ANY_OTHER: ErrorReply = ErrorReply { kind: Server, lasts: Permanent, connection: Kept };
 
 pub(super) fn classify(error: &ServerError) -> ErrorReply {
     let details = error.details().unwrap_or_default();
@@ -65,7 +65,8 @@ pub(super) fn classify(error: &ServerError) -> ErrorReply {
         word if word.contains(|char: char| char.is_ascii_lowercase()) => ("ERR", format!("{word} {details}").into()),
         code => (code, Cow::from(details)),
     };
-    let fits = |(code, part, ..): &&(&str, &str, ErrorKind, Lasts, Connection)| *code == said && contains(&text, part);
+    let fits =
+        |(code, part, ..): &&(&str, &str, ErrorKind, Persistence, Connection)| *code == said && contains(&text, part);
     TABLE.iter().find(fits).map_or(ANY_OTHER, |&(_, _, kind, lasts, connection)| ErrorReply { kind, lasts, connection })
 }
 
@@ -80,7 +81,7 @@ mod tests {
 
     use super::{ErrorReply, TABLE, classify};
     use crate::error::ErrorKind;
-    use crate::store::error_reply::Lasts;
+    use crate::store::error_reply::Persistence;
 
     fn said(line: &str) -> ErrorReply {
         match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
@@ -100,8 +101,8 @@ mod tests {
     #[test]
     fn repeated_arguments_of_a_command_are_ignored() {
         let unknown = said("ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' ");
-        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
+        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Persistence::Permanent));
         let unknown = said("ERR unknown command 'GETDEL', with args beginning with: 'upstream', 'invalid password' ");
-        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Lasts::OnAndOn));
+        assert_eq!((unknown.kind, unknown.lasts), (ErrorKind::Unsupported, Persistence::Permanent));
     }
 }

@@ -29,9 +29,11 @@ use super::resp::{self, RespFraming};
 use super::role::expect_master;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Address, Connection, Discovery, Frame, Marking, Protocol, Tls, WriteBuffer, foreign};
+use crate::net::{
+    Accepted, Address, Connection, Discovery, Frame, Marking, Protocol, Tls, WriteBuffer, foreign_reply_error,
+};
 use crate::store::credentials::{Credentials, Login};
-use crate::store::error_reply::Lasts;
+use crate::store::error_reply::Persistence;
 use crate::telemetry;
 
 /// The marker commands, whose reply is their token. Each constant is the command up to the token.
@@ -170,7 +172,7 @@ impl Resp {
 /// transient.
 fn is_final(error: &ServerError) -> bool {
     let meaning = classify(error);
-    meaning.kind == ErrorKind::Auth || meaning.lasts == Lasts::Briefly
+    meaning.kind == ErrorKind::Auth || meaning.lasts == Persistence::Transient
 }
 
 impl Protocol for Resp {
@@ -241,7 +243,7 @@ impl Protocol for Resp {
             // A check that the server responds. Any reply will do that does not end the connection.
             let answer = self.ask(connection, commands::get("prefork-cache")).await?;
             if let Err(error) = answer
-                && classify(&error).gives_up()
+                && classify(&error).closes_connection()
             {
                 return Err(server_error(connection.endpoint(), &error));
             }
@@ -258,18 +260,18 @@ impl Protocol for Resp {
             };
             match resp::value(Frame { bytes: &bytes, large: Vec::new() }) {
                 // The server does not accept this connection.
-                Ok(Value::ServerError(error)) if classify(&error).gives_up() => {
+                Ok(Value::ServerError(error)) if classify(&error).closes_connection() => {
                     return Err(server_error(connection.endpoint(), &error));
                 }
                 // Transient: the server is busy or loading, so the marker may work later.
-                Ok(Value::ServerError(error)) if classify(&error).is_for_the_moment() => {
+                Ok(Value::ServerError(error)) if classify(&error).is_transient() => {
                     return Ok(Marking::EveryWrite(command));
                 }
                 // Permanent: the server refuses this marker from this account, or from all.
                 Ok(Value::ServerError(_)) => {}
                 // A proxy that replies to PING itself.
                 Ok(Value::SimpleString(pong)) if command == PING && pong == "PONG" => {}
-                _ => return Err(foreign(connection.endpoint())),
+                _ => return Err(foreign_reply_error(connection.endpoint())),
             }
         }
         if !self.has_warned_of_markers.swap(true, Ordering::Relaxed) {
@@ -330,7 +332,7 @@ impl Protocol for Resp {
     fn refused_marker(&self, frame: &Frame<'_>) -> Option<(Error, bool)> {
         match redis::parse_redis_value(frame.bytes) {
             Ok(Value::ServerError(error)) => {
-                Some((server_error(self.endpoint(), &error), classify(&error).is_for_the_moment()))
+                Some((server_error(self.endpoint(), &error), classify(&error).is_transient()))
             }
             _ => None,
         }
@@ -341,10 +343,10 @@ impl Protocol for Resp {
     }
 
     fn is_last(replies: &Replies) -> bool {
-        reply::errors(replies).any(|error| classify(error).gives_up())
+        reply::errors(replies).any(|error| classify(error).closes_connection())
     }
 
     fn is_replaced(replies: &Replies) -> bool {
-        reply::errors(replies).any(|error| classify(error).is_left())
+        reply::errors(replies).any(|error| classify(error).is_replaced())
     }
 }

@@ -7,7 +7,7 @@ use super::error_replies::classify;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::credentials::Credentials;
-use crate::store::error_reply::{ErrorReply, Lasts};
+use crate::store::error_reply::{ErrorReply, Persistence};
 use crate::store::{counter_overflow, not_a_number};
 
 /// A reply that is not an error.
@@ -125,7 +125,7 @@ pub(super) fn greeting_error(endpoint: &Endpoint, login: Option<&Credentials>, e
 pub(super) fn login_error(endpoint: &Endpoint, login: &Credentials, error: &ServerError) -> Error {
     let meaning = classify(error);
     let meaning =
-        if meaning.lasts == Lasts::Briefly { meaning } else { ErrorReply { kind: ErrorKind::Auth, ..meaning } };
+        if meaning.lasts == Persistence::Transient { meaning } else { ErrorReply { kind: ErrorKind::Auth, ..meaning } };
     error_with(endpoint, meaning, error, without_password(Some(login), error))
 }
 

@@ -70,7 +70,7 @@ struct Container {
 impl Framing for RespFraming {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String> {
         let scan = self.0.scan(bytes)?;
-        if matches!(scan, Scan::Complete { .. } | Scan::Unasked { .. }) {
+        if matches!(scan, Scan::Complete { .. } | Scan::Push { .. }) {
             self.0.reset();
         }
         Ok(scan)
@@ -144,7 +144,7 @@ impl Scanner {
             }
         }
         let length = self.position;
-        Ok(if self.is_push { Scan::Unasked { length } } else { Scan::Complete { length } })
+        Ok(if self.is_push { Scan::Push { length } } else { Scan::Complete { length } })
     }
 
     fn partial(&self, bytes: &[u8]) -> Result<Scan, String> {
@@ -350,7 +350,7 @@ mod tests {
             match framing.scan(&wire[start..end])? {
                 Scan::Partial => {}
                 Scan::Large { .. } => panic!("none of them is large"),
-                Scan::Unasked { length } => start += length,
+                Scan::Push { length } => start += length,
                 Scan::Complete { length } => {
                     frames.push(wire[start..start + length].to_vec());
                     start += length;
@@ -456,7 +456,7 @@ mod tests {
         let length = LARGE + 1;
         let push = [format!(">1\r\n${length}\r\n").as_bytes(), &vec![b'x'; length], b"\r\n"].concat();
         let mut framing = RespFraming::default();
-        assert_eq!(framing.scan(&push), Ok(Scan::Unasked { length: push.len() }), "no string is taken out of it");
+        assert_eq!(framing.scan(&push), Ok(Scan::Push { length: push.len() }), "no string is taken out of it");
         let huge = format!(">1\r\n${}\r\n{}", 2 * MAX_PUSH, "x".repeat(MAX_PUSH));
         assert!(RespFraming::default().scan(huge.as_bytes()).unwrap_err().contains("a push of more"));
     }

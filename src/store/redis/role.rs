@@ -9,7 +9,7 @@ use super::reply::{server_error, unexpected};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Connection;
-use crate::store::error_reply::Lasts;
+use crate::store::error_reply::Persistence;
 
 /// Checks that the server is a master. Returns false if the account may use neither `ROLE` nor `INFO`, so that the role
 /// could not be checked.
@@ -31,7 +31,7 @@ pub(super) async fn expect_master(protocol: &Resp, connection: &mut Connection<R
                     None => Err(unexpected(connection.endpoint(), "a role")),
                 };
             }
-            Err(error) if classify(&error).gives_up() || classify(&error).lasts == Lasts::Briefly => {
+            Err(error) if classify(&error).closes_connection() || classify(&error).lasts == Persistence::Transient => {
                 return Err(server_error(connection.endpoint(), &error));
             }
             Err(_) => {}

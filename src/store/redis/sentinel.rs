@@ -19,7 +19,7 @@ use super::reply::{login_error, server_error};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;
-use crate::net::{Directory, Discovery, Protocol, Settings, Tls, ask_once, share_of};
+use crate::net::{Directory, Discovery, Protocol, Settings, Tls, ask_once, share_of_deadline};
 use crate::store::credentials::{Credentials, Login};
 use crate::store::url::{StoreUrl, invalid, is_host};
 
@@ -135,7 +135,7 @@ impl Directory for Sentinels {
         for step in 0..members {
             let index = (first + step) % members;
             // One share is left for the dial of the master.
-            let share = share_of(deadline, members - step + 1);
+            let share = share_of_deadline(deadline, members - step + 1);
             match self.ask_one(index, execution, share, settings).await {
                 Ok(endpoint) => {
                     self.first.store(index, Ordering::Relaxed);
@@ -152,7 +152,7 @@ impl Directory for Sentinels {
         let members = self.sentinels.len();
         let mut named = Vec::new();
         for index in 0..members {
-            let share = share_of(deadline, members - index);
+            let share = share_of_deadline(deadline, members - index);
             if let Ok(endpoint) = self.ask_one(index, execution, share, settings).await {
                 named.push((index, endpoint));
             }

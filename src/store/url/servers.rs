@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Options, StoreUrl, decode, invalid};
 use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::execution::LONGEST;
+use crate::execution::MAX_TIMEOUT;
 use crate::net::{Settings, Timeouts};
 
 /// The longest path of a Unix socket that the kernel accepts, in bytes.
@@ -152,5 +152,5 @@ fn parse_duration(text: &str) -> Option<Duration> {
         "h" => Duration::from_secs(number.checked_mul(60 * 60)?),
         _ => return None,
     };
-    (Duration::ZERO < duration && duration <= LONGEST).then_some(duration)
+    (Duration::ZERO < duration && duration <= MAX_TIMEOUT).then_some(duration)
 }

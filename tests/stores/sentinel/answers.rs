@@ -121,7 +121,7 @@ fn sentinels_that_have_crashed() {
         let _ = client.get("k").unwrap_err();
         let unavailable = client.get("k").unwrap_err();
         assert_eq!(unavailable.kind(), ErrorKind::Unavailable);
-        let words = "mymaster was not found, or has let nobody in, and is not tried again before retry_after is over";
+        let words = "mymaster was not found, or refused the login, and is not tried again before retry_after is over";
         assert_eq!(unavailable.to_string(), words);
     }
 }
