@@ -42,6 +42,7 @@ pub(crate) mod gate;
 mod generation;
 mod history;
 #[cfg(feature = "__injection")]
+#[doc(hidden)]
 pub mod injection;
 mod leaked;
 pub(crate) mod ledger;

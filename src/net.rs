@@ -26,7 +26,9 @@ mod link;
 #[cfg(feature = "tokio")]
 mod pipeline;
 mod pool;
+mod retry;
 mod server;
+mod settings;
 mod socket;
 mod stream;
 mod tls;
@@ -40,8 +42,9 @@ pub(crate) use dial::{ask_once, share_of_deadline};
 pub(crate) use discovery::{Address, Directory, Discovery};
 pub(crate) use frame::{Frame, Framing, Scan};
 pub(crate) use join_all::{ExchangeGroup, join_all};
-pub(crate) use link::{Link, Retry};
-pub(crate) use server::{Settings, Timeouts};
+pub(crate) use link::Link;
+pub(crate) use retry::Retry;
+pub(crate) use settings::{Settings, Timeouts};
 pub(crate) use tls::{Tls, TlsOptions};
 pub(crate) use write_buffer::WriteBuffer;
 

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Protocol};
-use super::server::Settings;
+use super::settings::Settings;
 use super::socket::{Connecting, Socket};
 use super::stream::{BlockingStream, ByteStream};
 use super::tls;

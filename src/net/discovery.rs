@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::clock::{later, milliseconds};
-use super::server::Settings;
+use super::settings::Settings;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::Execution;

@@ -16,7 +16,9 @@ use super::join_all::ExchangeGroup;
 #[cfg(feature = "tokio")]
 use super::pipeline;
 use super::pool::{Checkout, NoCheckout};
-use super::server::{Server, Settings, full};
+use super::retry::Retry;
+use super::server::{Server, full};
+use super::settings::Settings;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::{Execution, exchange_timeout, execution, slice_end};
@@ -24,16 +26,6 @@ use crate::execution::{Execution, exchange_timeout, execution, slice_end};
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::io_errors::timed_out;
 use crate::server_stats::ServerStats;
-
-/// Whether a request may be sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Retry {
-    /// The request is sent a second time if a reused connection fails before a byte of the reply. It is not sent again
-    /// after a timeout.
-    Idempotent,
-    /// The request is sent once. A reused connection is checked before it is used.
-    Never,
-}
 
 /// The way to a server over one protocol.
 pub(crate) struct Link<P: Protocol>(Arc<Server<P>>);

@@ -52,7 +52,7 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use super::connection::Protocol;
-use super::link::Retry;
+use super::retry::Retry;
 use super::server::{Server, full};
 use super::wait_queue::Waiter;
 use crate::error::{Error, ErrorKind, Result};

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use super::{CacheStore, Kept, Ttl, When, check_key, counter_overflow, parse_counter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{ProcessLocal, Refresh, gate};
-use engine::{Change, Engine};
+use change::Change;
+use engine::Engine;
 use entry::{Entry, compacted, drop_decoded};
 use per_process::PerProcess;
 use settings::{Bound, Weigh};
@@ -27,6 +28,7 @@ pub use settings::{AtFork, MemoryBuilder};
 pub use usage::MemoryUsage;
 
 mod account;
+mod change;
 mod collector;
 mod engine;
 mod entry;

@@ -24,7 +24,8 @@ use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{CHECK_AFTER_IDLE, Connection, Marking, Protocol, at_least_one, malformed};
 use crate::net::io_errors::{io_error, timed_out};
-use crate::net::server::{Admissions, Server, Settings};
+use crate::net::server::{Admissions, Server};
+use crate::net::settings::Settings;
 use crate::net::wait_queue::Limited;
 
 /// The number of bytes that are received before the task yields to others.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::execution::exchange_timeout;
 use crate::lifecycle::runtime::RuntimeId;
 use crate::net::connection::{Marking, Protocol, Token, Tokens};
-use crate::net::link::Retry;
+use crate::net::retry::Retry;
 use crate::net::server::{Server, full};
 use crate::net::wait_queue::{Limited, WaitQueue, Waiter};
 use crate::net::write_buffer::WriteBuffer;

@@ -319,7 +319,7 @@ mod tests {
 
     use super::{ByteStream, Endpoint, Execution, Result, Tls, secure};
     use crate::net::dial::dial;
-    use crate::net::server::Settings;
+    use crate::net::settings::Settings;
     use crate::net::tls::TlsOptions;
 
     const TIMEOUT: Duration = Duration::from_secs(20);

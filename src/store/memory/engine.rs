@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use moka::ops::compute::Op;
 
 use super::account::Account;
+use super::change::Change;
 use super::entry::Entry;
 use super::fallback::Fallback;
 use super::settings::Bound;
@@ -18,31 +18,6 @@ const FLUSHES: usize = 3;
 
 /// The weight in moka of one entry, if the bound is in entries. It is more than 1, so that scaling loses no fraction.
 const SCALE_OF_ENTRIES: u64 = 256;
-
-/// A change to an entry.
-pub(super) enum Change {
-    Keep,
-    Put {
-        value: Bytes,
-        expires_at: Option<Instant>,
-    },
-    /// Adds a slot for the decoded value, whose size in bytes is `decoded`.
-    AddSlot {
-        decoded: usize,
-    },
-    Remove,
-}
-
-impl Change {
-    /// Returns the entry that replaces `current`, if any.
-    pub(super) fn entry(self, account: &Arc<Account>, key: &str, current: Option<&Arc<Entry>>) -> Option<Arc<Entry>> {
-        match self {
-            Change::Keep | Change::Remove => None,
-            Change::Put { value, expires_at } => Some(Entry::new(account, key, value, expires_at)),
-            Change::AddSlot { decoded } => current.map(|current| current.with_slot(account, key, decoded)),
-        }
-    }
-}
 
 /// The entries, and the account of their size.
 #[derive(Clone, Debug)]

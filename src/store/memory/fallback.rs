@@ -12,7 +12,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
 use super::account::Account;
-use super::engine::Change;
+use super::change::Change;
 use super::entry::Entry;
 use super::settings::Bound;
 use crate::sync::Lock;
@@ -99,7 +99,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::account::Account;
-    use super::super::engine::Change;
+    use super::super::change::Change;
     use super::super::settings::Bound;
     use super::Fallback;
 

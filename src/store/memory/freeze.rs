@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::engine::{Change, Engine};
+use super::change::Change;
+use super::engine::Engine;
 use super::frozen::{Frozen, Table};
 use super::per_process::PerProcess;
 use super::settings::Bound;
