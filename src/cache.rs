@@ -109,8 +109,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 ///   [`set_many`](Cache::set_many), [`delete_many`](Cache::delete_many). All entries of a namespace:
 ///   [`clear`](Cache::clear).
 /// - Locks among processes: [`lock`](Cache::lock).
-/// - Connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats). Shutdown:
-///   [`close`](Cache::close).
+/// - Connections: [`reset`](Cache::reset), [`reconnect`](Cache::reconnect), [`stats`](Cache::stats). Memory
+///   before a fork: [`freeze`](Cache::freeze). Shutdown: [`close`](Cache::close).
 ///
 /// # Cancel safety
 ///
