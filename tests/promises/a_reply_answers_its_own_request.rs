@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use prefork_cache::{Cache, Result};
 
-use crate::callers::{MINUTE, cache_at, current_thread_runtime};
+use crate::callers::{HOUR, cache_at, current_thread_runtime};
 use crate::harness::{Mode, Scenario, count, with_each_server_and_mode};
 use support::forks::fork;
 use support::proxy::{Fault, Proxy};
@@ -42,7 +42,7 @@ fn under_network_faults(kind: Kind, mode: Mode) {
     let cache = cache_at(kind, proxy.port(), OPTIONS);
     for number in 0..KEYS {
         let key = key(number);
-        until("every key is set", || cache.blocking().set(&key, &value(&key), MINUTE).is_ok());
+        until("every key is set", || cache.blocking().set(&key, &value(&key), HOUR).is_ok());
     }
     proxy.plan(|number, piece| fault(number, piece.len()));
     let operations = count(10_000, 100_000);
@@ -110,14 +110,14 @@ fn operate_concurrently(mode: Mode, cache: &Cache, operations: usize) -> Outcome
 fn operate(cache: &Cache, number: usize, outcomes: &Outcomes) {
     let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
     match number % 5 {
-        0 => outcomes.count_set(cache.blocking().set(&keys[0], &value(&keys[0]), MINUTE)),
+        0 => outcomes.count_set(cache.blocking().set(&keys[0], &value(&keys[0]), HOUR)),
         1 => {
             let keys_read = keys.each_ref().map(String::as_str);
             keys.iter()
                 .zip(cache.blocking().get_many(&keys_read))
                 .for_each(|(key, result)| outcomes.count_get(key, result));
         }
-        2 => outcomes.count_set(cache.blocking().increment("counter", 1, MINUTE).map(|_| ())),
+        2 => outcomes.count_set(cache.blocking().increment("counter", 1, HOUR).map(|_| ())),
         _ => outcomes.count_get(&keys[0], cache.blocking().get(&keys[0])),
     }
 }
@@ -127,19 +127,19 @@ async fn operate_or_cancel(cache: &Cache, number: usize, outcomes: &Outcomes) {
     let keys = [key(number), key(number * 7 + 1), key(number * 11 + 2)];
     let operate = async {
         match number % 5 {
-            0 => outcomes.count_set(cache.set(&keys[0], &value(&keys[0]), MINUTE).await),
+            0 => outcomes.count_set(cache.set(&keys[0], &value(&keys[0]), HOUR).await),
             1 => {
                 let keys_read = keys.each_ref().map(String::as_str);
                 let results = cache.get_many(&keys_read).await;
                 keys.iter().zip(results).for_each(|(key, result)| outcomes.count_get(key, result));
             }
-            2 => outcomes.count_set(cache.increment("counter", 1, MINUTE).await.map(|_| ())),
+            2 => outcomes.count_set(cache.increment("counter", 1, HOUR).await.map(|_| ())),
             _ => outcomes.count_get(&keys[0], cache.get(&keys[0]).await),
         }
     };
     let patience = match random(number) % 4 {
         0 => Duration::from_micros((random(number + 1) % 1_000) as u64),
-        _ => MINUTE,
+        _ => HOUR,
     };
     if tokio::time::timeout(patience, operate).await.is_err() {
         outcomes.cancelled.fetch_add(1, Ordering::SeqCst);
