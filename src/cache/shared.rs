@@ -114,8 +114,9 @@ impl Cache {
     {
         let (value, freshness) = self.open(verb, key, kept.bytes())?;
         let value = Arc::new(value);
-        if let Ok(envelope) = Envelope::open(self.prefix.mark(key), kept.bytes()) {
-            kept.keep(Opened { label: envelope.label(self.prefix.mark(key)), value: Arc::clone(&value) });
+        let mark = self.prefix.mark(key);
+        if let Ok(envelope) = Envelope::open(mark, kept.bytes()) {
+            kept.keep(Opened { label: envelope.label(mark), value: Arc::clone(&value) });
         }
         Some((value, freshness))
     }

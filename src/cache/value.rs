@@ -47,14 +47,13 @@ pub(super) fn encode<T: Serialize + ?Sized>(header: Header<'_>, key: &str, value
         |Refusal(source)| Error::with_source(ErrorKind::Encode, format!("encoding the value of {key:?}"), source);
     let seen = check(value, header.codec).map_err(|unreadable| refused(unreadable.into()))?;
     if header.codec == Codec::MessagePack && seen.packs_octets() {
-        let packed =
-            Header { packs_octets: true, ..header }.wrap(|body| write_packed(value, body).map_err(Refusal::from));
+        let packed = Header { packs_octets: true, ..header }.wrap(|body| write_packed(value, body).map_err(Refusal));
         // It fails for a sequence in which only the first element is such a number.
         if let Ok(packed) = packed {
             return Ok(packed);
         }
     }
-    header.wrap(|body| header.codec.write(value, body).map_err(Refusal::from)).map_err(refused)
+    header.wrap(|body| header.codec.write(value, body).map_err(Refusal)).map_err(refused)
 }
 
 /// [`encode`] that also checks that the value can be read back.
@@ -105,12 +104,6 @@ impl From<TooLong> for Refusal {
 impl From<Unreadable> for Refusal {
     fn from(unreadable: Unreadable) -> Refusal {
         Refusal(unreadable.into())
-    }
-}
-
-impl From<Unwritable> for Refusal {
-    fn from(unwritable: Unwritable) -> Refusal {
-        Refusal(unwritable)
     }
 }
 

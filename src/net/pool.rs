@@ -125,9 +125,9 @@ impl<C: Send> Pool<C> {
     }
 }
 
-/// Frees the memory of the parent's idle connections, whose sockets are cut already. In a chain of processes, each forked
-/// by the one before, it would pile up. Where the fork went round its handlers, another thread may have held a lock of the
-/// allocator: then the memory is leaked.
+/// Frees the memory of the parent's idle connections, whose sockets are cut already. It would accumulate in a chain of
+/// processes, each forked by the one before. If the fork bypassed its handlers, another thread may have held a lock of
+/// the allocator, and the memory is leaked.
 fn free_idle<C>(inherited: &Lock<State<C>>) {
     if let Some(mut state) = inherited.try_lock()
         && gate::intact_since(state.built_in).is_ok()

@@ -133,11 +133,10 @@ impl PerProcess {
     fn wait_for_room<'a>(&'a self, engine: &'a Engine, weight: u64) -> (&'a Engine, Option<Reservation>) {
         let started = Instant::now();
         loop {
-            let pass = gate::enter();
-            if collector::examine() != Verdict::Undecided {
+            if verdict_or_examine() != Verdict::Undecided {
+                let _pass = gate::enter();
                 engine.collect();
             }
-            drop(pass);
             let current = self.engine();
             let reserved = current.account().reserve(weight);
             if reserved.is_some() || started.elapsed() > PATIENCE {
