@@ -37,7 +37,7 @@ mod tokio_stream;
 mod wait_queue;
 mod write_buffer;
 
-pub(crate) use connection::{Accepted, Connection, Marking, Protocol, foreign_reply_error, show};
+pub(crate) use connection::{Accepted, Connection, Marking, Protocol, Token, foreign_reply_error, show};
 pub(crate) use dial::{ask_once, share_of_deadline};
 pub(crate) use discovery::{Address, Directory, Discovery};
 pub(crate) use frame::{Frame, Framing, Scan};

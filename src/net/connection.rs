@@ -11,10 +11,11 @@
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::discovery::Discovery;
-use super::frame::{Frame, FrameReader, Framing};
+use super::frame::{Cut, Frame, FrameReader, Framing};
 use super::join_all::ExchangeGroup;
 use super::stream::ByteStream;
 use super::tls::Tls;
@@ -92,6 +93,20 @@ pub(crate) trait Protocol: Debug + Send + Sync + Sized + 'static {
     /// If the frame cannot be part of the reply. The connection must not be used again.
     fn accept(&self, partial: &mut Self::Partial, frame: Frame<'_>) -> Result<Accepted>;
 
+    /// Adds complete frames of the most frequent kind at the beginning of `bytes` to a reply, if `bytes` begins with
+    /// such frames: without a scan, in order to be faster than [`accept`](Protocol::accept). Stops before the reply to
+    /// the marker with this token. Returns the length of the frames, and whether the reply is complete, which is then
+    /// not proven.
+    fn accept_run(&self, _: &mut Self::Partial, _bytes: &[u8], _marker: Option<&Token>) -> (usize, bool) {
+        (0, false)
+    }
+
+    /// Returns the length of the reply to the marker with this token if `bytes` begins with it, or 0: without a scan,
+    /// like [`accept_run`](Protocol::accept_run).
+    fn accept_marker(&self, _bytes: &[u8], _token: &Token) -> usize {
+        0
+    }
+
     /// The last error reply among the frames of this reply.
     fn refusal(&self, partial: &Self::Partial) -> Option<Error>;
 
@@ -135,7 +150,7 @@ pub(crate) enum Marking {
 }
 
 /// A random number of 64 bits, as 16 letters of 4 bits each.
-pub(super) type Token = [u8; 16];
+pub(crate) type Token = [u8; 16];
 
 /// The generator of a connection's tokens, from a random seed.
 #[derive(Debug)]
@@ -296,7 +311,7 @@ impl<P: Protocol> Connection<P> {
             Ok(()) => Ok(exchange),
             Err(error) => {
                 // The server may have sent the reason why it stopped reading, such as a value above its limit.
-                let _ = self.receive_reply(protocol, &mut exchange.partial).await;
+                let _ = poll_fn(|cx| self.poll_reply(protocol, &mut exchange.partial, cx)).await;
                 Err(protocol.refusal(&exchange.partial).unwrap_or(error))
             }
         }
@@ -314,16 +329,15 @@ impl<P: Protocol> Connection<P> {
 
     /// Receives the reply and its proof: the second half of an exchange.
     pub(super) async fn receive(&mut self, protocol: &P, mut exchange: Exchange<P>) -> Result<P::Reply> {
-        let proven = self.receive_reply(protocol, &mut exchange.partial).await?;
+        let proven = poll_fn(|cx| self.poll_reply(protocol, &mut exchange.partial, cx)).await?;
         if let (Marking::WhereUnproven(command), false) = (self.marking, proven) {
             exchange.marker = Some(self.tokens.write_marker(command, &mut self.outgoing));
             self.flush().await?;
         }
         if let Some(token) = exchange.marker {
-            let marker = self.frame().await;
-            let marker = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
-            if !is_proof(&marker, &token) {
-                let (error, is_temporary) = unproven(protocol, &marker);
+            let marker = poll_fn(|cx| self.poll_marker(protocol, &token, cx)).await;
+            let refusal = marker.map_err(|error| protocol.refusal(&exchange.partial).unwrap_or(error))?;
+            if let Some((error, is_temporary)) = refusal {
                 self.expect_no_surplus()?;
                 self.is_usable_after_error = is_temporary;
                 return Err(protocol.refusal(&exchange.partial).unwrap_or(error));
@@ -335,15 +349,53 @@ impl<P: Protocol> Connection<P> {
 
     /// Fails if anything but unsolicited frames has arrived after the reply.
     fn expect_no_surplus(&mut self) -> Result<()> {
-        let more = self.frames.next().map_err(|what| malformed(&self.endpoint, &what))?;
-        if more.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(&self.endpoint)) }
+        if self.next_cut()?.is_none() && self.frames.is_empty() { Ok(()) } else { Err(surplus(&self.endpoint)) }
     }
 
-    /// Receives a complete reply. Returns whether it is proven.
-    async fn receive_reply(&mut self, protocol: &P, partial: &mut P::Partial) -> Result<bool> {
+    /// Receives the rest of a reply. Returns whether it is proven.
+    fn poll_reply(&mut self, protocol: &P, partial: &mut P::Partial, cx: &mut Context<'_>) -> Poll<Result<bool>> {
         loop {
-            if let Accepted::Complete { proven } = protocol.accept(partial, self.frame().await?)? {
-                return Ok(proven);
+            let mut is_complete = false;
+            self.frames.take(|bytes| {
+                let (length, completed) = protocol.accept_run(partial, bytes, None);
+                is_complete = completed;
+                length
+            });
+            if is_complete {
+                return Poll::Ready(Ok(false));
+            }
+            match self.next_frame()? {
+                Some(frame) => {
+                    if let Accepted::Complete { proven } = protocol.accept(partial, frame)? {
+                        return Poll::Ready(Ok(proven));
+                    }
+                }
+                None => ready!(self.poll_more(cx))?,
+            }
+        }
+    }
+
+    /// Receives the reply to the marker. If it is another one, returns the error, and whether that is temporary.
+    fn poll_marker(
+        &mut self,
+        protocol: &P,
+        token: &Token,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(Error, bool)>>> {
+        loop {
+            let mut is_proven = false;
+            self.frames.take(|bytes| {
+                let length = protocol.accept_marker(bytes, token);
+                is_proven = length > 0;
+                length
+            });
+            if is_proven {
+                return Poll::Ready(Ok(None));
+            }
+            match self.next_frame()? {
+                Some(frame) if is_proof(&frame, token) => return Poll::Ready(Ok(None)),
+                Some(frame) => return Poll::Ready(Ok(Some(unproven(protocol, &frame)))),
+                None => ready!(self.poll_more(cx))?,
             }
         }
     }
@@ -355,17 +407,32 @@ impl<P: Protocol> Connection<P> {
     }
 
     async fn frame(&mut self) -> Result<Frame<'_>> {
-        let Connection { endpoint, stream, frames, has_received, .. } = self;
-        let cut = loop {
-            if let Some(cut) = frames.next().map_err(|what| malformed(endpoint, &what))? {
-                break cut;
+        let cut = poll_fn(|cx| {
+            loop {
+                match self.next_cut()? {
+                    Some(cut) => return Poll::Ready(Ok(cut)),
+                    None => ready!(self.poll_more(cx))?,
+                }
             }
-            let received = poll_fn(|cx| stream.poll_receive(cx, frames.space())).await;
-            let count = at_least_one(received).map_err(|error| io_error("receive from", endpoint, error))?;
-            frames.received(count);
-            *has_received = true;
-        };
-        Ok(frames.frame(cut))
+        });
+        cut.await.map(|cut| self.frames.frame(cut))
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame<'_>>> {
+        Ok(self.next_cut()?.map(|cut| self.frames.frame(cut)))
+    }
+
+    fn next_cut(&mut self) -> Result<Option<Cut>> {
+        self.frames.next().map_err(|what| malformed(&self.endpoint, &what))
+    }
+
+    /// Receives more bytes.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let received = ready!(self.stream.poll_receive(cx, self.frames.space()));
+        let count = at_least_one(received).map_err(|error| io_error("receive from", &self.endpoint, error))?;
+        self.frames.received(count);
+        self.has_received = true;
+        Poll::Ready(Ok(()))
     }
 }
 

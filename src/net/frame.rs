@@ -83,6 +83,8 @@ pub(super) struct FrameReader<F> {
     /// The large value that is being received, and those before it in its frame.
     value: Option<LargeValue>,
     large: LargeValues,
+    /// Whether the framing has scanned a part of the frame at `start`.
+    is_scanned: bool,
     /// The length of the longest value that is kept. `None` during the greeting.
     longest_value: Option<usize>,
 }
@@ -101,7 +103,16 @@ struct LargeValue {
 impl<F: Framing> FrameReader<F> {
     pub(super) fn new(framing: F) -> FrameReader<F> {
         let buffer = vec![0; BUFFER];
-        FrameReader { framing, buffer, start: 0, end: 0, value: None, large: Vec::new(), longest_value: None }
+        FrameReader {
+            framing,
+            buffer,
+            start: 0,
+            end: 0,
+            value: None,
+            large: Vec::new(),
+            is_scanned: false,
+            longest_value: None,
+        }
     }
 
     /// Ends the greeting: from now on, values of up to this length are kept.
@@ -147,6 +158,14 @@ impl<F: Framing> FrameReader<F> {
         }
     }
 
+    /// Lets `accept` take complete frames from the beginning of the received bytes. It returns their length.
+    #[inline]
+    pub(super) fn take(&mut self, accept: impl FnOnce(&[u8]) -> usize) {
+        if !self.is_scanned && self.start < self.end {
+            self.start += accept(&self.buffer[self.start..self.end]);
+        }
+    }
+
     /// Cuts the next frame off, if all of it has arrived.
     ///
     /// # Errors
@@ -173,7 +192,9 @@ impl<F: Framing> FrameReader<F> {
                 }
                 self.large.push(value.finish()?);
             }
-            match self.framing.scan(&self.buffer[self.start..self.end])? {
+            let scan = self.framing.scan(&self.buffer[self.start..self.end])?;
+            self.is_scanned = matches!(scan, Scan::Partial | Scan::Large { .. });
+            match scan {
                 Scan::Partial if self.end - self.start > self.longest_frame() => {
                     return Err(format!("a reply of more than {} bytes", self.longest_frame()));
                 }

@@ -150,8 +150,7 @@ impl<P: Protocol> Driver<P> {
             && self.guard.in_flight.lacks_proof()
         {
             let Connection { tokens, outgoing, .. } = &mut self.connection;
-            let marker = Awaited::Marker(tokens.write_marker(command, outgoing));
-            self.guard.in_flight.push(marker, Instant::now());
+            self.guard.in_flight.push_marker(tokens.write_marker(command, outgoing));
             self.send(cx)?;
         }
         self.wake_waiters();
@@ -193,7 +192,7 @@ impl<P: Protocol> Driver<P> {
             }
             (self.arrived, self.arrived_since) = (0, now);
         }
-        request_queue.appended.drain(..).for_each(|awaited| guard.in_flight.push(awaited, now));
+        guard.in_flight.append(&mut request_queue.appended, now);
         request_queue.outgoing.move_to(&mut connection.outgoing);
         drop(request_queue);
         refresh_address(&guard.server, guard.pipeline.runtime);
@@ -224,11 +223,14 @@ impl<P: Protocol> Driver<P> {
             let count = at_least_one(count).map_err(|error| io_error("receive from", &connection.endpoint, error))?;
             connection.frames.received(count);
             received += count;
-            while let Some(cut) = connection
-                .frames
-                .next_if(in_flight.is_next_wanted())
-                .map_err(|what| malformed(&connection.endpoint, &what))?
-            {
+            loop {
+                connection.frames.take(|bytes| {
+                    let (length, proves) = in_flight.accept_run(protocol, connection.marking, bytes);
+                    has_proven |= proves;
+                    length
+                });
+                let cut = connection.frames.next_if(in_flight.is_next_wanted());
+                let Some(cut) = cut.map_err(|what| malformed(&connection.endpoint, &what))? else { break };
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;
             }
             if received >= RECEIVE_BUDGET {

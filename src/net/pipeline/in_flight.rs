@@ -89,16 +89,24 @@ impl<P: Protocol> InFlight<P> {
         self.awaited.is_empty()
     }
 
-    /// Adds a request or marker. The timeout of a request begins.
-    pub(super) fn push(&mut self, mut awaited: Awaited<P>, now: Instant) {
-        match &mut awaited {
-            Awaited::Reply(request) => {
-                (request.taken, request.active_time) = (Some(now), self.active_time);
-                self.has_extra_time |= !request.extra_time.is_zero();
+    /// Takes requests and markers over. The timeouts of the requests begin.
+    pub(super) fn append(&mut self, taken: &mut VecDeque<Awaited<P>>, now: Instant) {
+        for awaited in &mut *taken {
+            match awaited {
+                Awaited::Reply(request) => {
+                    (request.taken, request.active_time) = (Some(now), self.active_time);
+                    self.has_extra_time |= !request.extra_time.is_zero();
+                }
+                Awaited::Marker(token) => self.markers.push_back(*token),
             }
-            Awaited::Marker(token) => self.markers.push_back(*token),
         }
-        self.awaited.push_back(awaited);
+        self.awaited.append(taken);
+    }
+
+    /// Adds a marker.
+    pub(super) fn push_marker(&mut self, token: Token) {
+        self.markers.push_back(token);
+        self.awaited.push_back(Awaited::Marker(token));
     }
 
     /// Returns whether held replies wait for a proof and no reply or marker that could bring one is in flight.
@@ -114,15 +122,52 @@ impl<P: Protocol> InFlight<P> {
         }
     }
 
+    /// Adds frames at the beginning of `bytes` to the replies that they belong to, and hands out proven replies, as far
+    /// as [`Protocol::accept_run`] and [`Protocol::accept_marker`] go. Returns the length of the frames, and whether
+    /// they proved replies.
+    pub(super) fn accept_run(&mut self, protocol: &P, marking: Marking, bytes: &[u8]) -> (usize, bool) {
+        let (mut taken, mut has_proven) = (0, false);
+        let Marking::EveryWrite(_) = marking else { return (taken, has_proven) };
+        while let (Some(awaited), Some(marker)) = (self.awaited.get_mut(self.held), self.markers.front()) {
+            let rest = &bytes[taken..];
+            let (length, is_complete) = match awaited {
+                Awaited::Reply(request) => {
+                    let (length, is_complete) = protocol.accept_run(&mut request.partial, rest, Some(marker));
+                    request.is_begun |= length > 0;
+                    self.held += usize::from(is_complete);
+                    (length, is_complete)
+                }
+                Awaited::Marker(token) => {
+                    let length = protocol.accept_marker(rest, token);
+                    if length > 0 {
+                        has_proven = true;
+                        self.end_marker();
+                    }
+                    (length, length > 0)
+                }
+            };
+            taken += length;
+            if !is_complete {
+                break;
+            }
+        }
+        (taken, has_proven)
+    }
+
+    /// Hands the replies before a marker out, after the right reply to it.
+    fn end_marker(&mut self) {
+        self.markers.pop_front();
+        self.hand_out();
+        self.awaited.pop_front();
+    }
+
     /// Adds a frame to the reply that it belongs to. Returns whether it proved replies; these are handed out.
     pub(super) fn accept(&mut self, protocol: &P, marking: Marking, frame: Frame<'_>) -> Result<bool> {
         let is_marker = self.markers.front().is_some_and(|token| is_proof(&frame, token));
         let request = match self.awaited.get_mut(self.held) {
             Some(Awaited::Reply(request)) if !is_marker => request,
             Some(Awaited::Marker(_)) if is_marker => {
-                self.markers.pop_front();
-                self.hand_out();
-                self.awaited.pop_front();
+                self.end_marker();
                 return Ok(true);
             }
             Some(Awaited::Marker(_)) => {
@@ -249,6 +294,7 @@ impl<P: Protocol> InFlight<P> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::task::Waker;
     use std::time::Duration;
 
@@ -330,7 +376,8 @@ mod tests {
         let mut in_flight = InFlight::<Plain>::new();
         let push = |in_flight: &mut InFlight<Plain>| {
             let slot = Arc::new(Slot::new(Waker::noop()));
-            in_flight.push(Awaited::Reply(Request::new(slot, (), false, Duration::ZERO)), Instant::now());
+            let request = Request::new(slot, (), false, Duration::ZERO);
+            in_flight.append(&mut VecDeque::from([Awaited::Reply(request)]), Instant::now());
         };
         let late = Error::new(ErrorKind::Timeout, "late");
         push(&mut in_flight);
@@ -342,7 +389,7 @@ mod tests {
         push(&mut in_flight);
         let frame = Frame { bytes: b"", large: Vec::new() };
         let token = *b"0123456789abcdef";
-        in_flight.push(Awaited::Marker(token), Instant::now());
+        in_flight.push_marker(token);
         in_flight.accept(&protocol, Marking::EveryWrite(b""), frame).unwrap();
         let deadline = in_flight.deadline(TIMEOUT).unwrap();
         in_flight.expire(deadline, TIMEOUT, &late);

@@ -1,5 +1,6 @@
 //! The queue that callers of a pipeline append to and its driver takes from, and its capacity.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -52,7 +53,7 @@ pub(in crate::net) struct Pipeline<P: Protocol> {
 /// The requests that callers have appended since the driver last took them.
 pub(super) struct RequestQueue<P: Protocol> {
     pub(super) outgoing: WriteBuffer,
-    pub(super) appended: Vec<Awaited<P>>,
+    pub(super) appended: VecDeque<Awaited<P>>,
     /// The load after the last marker in `outgoing`.
     pub(super) unmarked: Load,
     /// `None` until the pipeline is connected.
@@ -79,7 +80,7 @@ impl<P: Protocol> Pipeline<P> {
     pub(super) fn new(runtime: RuntimeId, is_extra: bool) -> Result<Pipeline<P>> {
         let request_queue = RequestQueue {
             outgoing: WriteBuffer::default(),
-            appended: Vec::new(),
+            appended: VecDeque::new(),
             unmarked: Load::NONE,
             marking: None,
             tokens: Tokens::new()?,
@@ -181,7 +182,7 @@ impl<P: Protocol> RequestQueue<P> {
             && self.unmarked.requests > 0
         {
             let token = self.tokens.write_marker(command, &mut self.outgoing);
-            self.appended.push(Awaited::Marker(token));
+            self.appended.push_back(Awaited::Marker(token));
             self.unmarked = Load::NONE;
         }
     }
@@ -225,7 +226,8 @@ impl<P: Protocol> Route<P> {
         let slot = Arc::new(Slot::new(waker));
         let timeout = server.timeouts().exchange;
         let extra = exchange_timeout(timeout).saturating_sub(timeout);
-        request_queue.appended.push(Awaited::Reply(Request::new(Arc::clone(&slot), partial, self.may_reroute, extra)));
+        let awaited = Request::new(Arc::clone(&slot), partial, self.may_reroute, extra);
+        request_queue.appended.push_back(Awaited::Reply(awaited));
         request_queue.must_check |= retry == Retry::Never;
         let length = request_queue.outgoing.len() - before;
         request_queue.count(length);

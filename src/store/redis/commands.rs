@@ -98,17 +98,18 @@ fn is_error(reply: &Value) -> bool {
 }
 
 impl Command {
+    #[inline]
     pub(super) fn new(name: &'static str, expected: Expected) -> Command {
         const ORDINARY: usize = 64;
-        let packed = Vec::with_capacity(ORDINARY);
-        Command { name, arguments: 0, packed, large: None, expected, replies: 1 }.with(name)
+        let mut packed = Vec::with_capacity(ORDINARY);
+        pack(&mut packed, name.as_bytes());
+        Command { name, arguments: 1, packed, large: None, expected, replies: 1 }
     }
 
+    #[inline]
     pub(super) fn with(mut self, argument: impl AsRef<[u8]>) -> Command {
-        let argument = argument.as_ref();
-        self.begin(argument.len());
-        self.packed.extend_from_slice(argument);
-        self.packed.extend_from_slice(b"\r\n");
+        self.arguments += 1;
+        pack(&mut self.packed, argument.as_ref());
         self
     }
 
@@ -126,33 +127,28 @@ impl Command {
         if value.len() <= LARGE {
             return self.with(value);
         }
-        self.begin(value.len());
-        self.large = Some((self.packed.len(), value));
-        self.packed.extend_from_slice(b"\r\n");
-        self
-    }
-
-    fn begin(&mut self, length: usize) {
         self.arguments += 1;
-        self.packed.extend_from_slice(header(b'$', length, &mut [0; MAX_HEADER]));
+        push_header(&mut self.packed, b'$', value.len());
+        self.large = Some((self.packed.len(), value));
+        self.packed.extend_from_slice(LINE_END);
+        self
     }
 
     /// Appends another get to this one and returns true, or returns false if this is not a get. A batch may have
     /// thousands of gets; a buffer for each took more than a third of the client's time.
+    #[inline]
     pub(super) fn append_get(&mut self, key: &str) -> bool {
         if self.name != GET {
             return false;
         }
         self.packed.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
-        self.packed.extend_from_slice(header(b'$', key.len(), &mut [0; MAX_HEADER]));
-        self.packed.extend_from_slice(key.as_bytes());
-        self.packed.extend_from_slice(b"\r\n");
+        pack(&mut self.packed, key.as_bytes());
         self.replies += 1;
         true
     }
 
     fn write(&self, outgoing: &mut WriteBuffer) {
-        outgoing.buffer().extend_from_slice(header(b'*', self.arguments, &mut [0; MAX_HEADER]));
+        push_header(outgoing.buffer(), b'*', self.arguments);
         let (before, after) =
             self.packed.split_at(self.large.as_ref().map_or(self.packed.len(), |(position, _)| *position));
         outgoing.buffer().extend_from_slice(before);
@@ -163,24 +159,42 @@ impl Command {
     }
 }
 
+const LINE_END: &[u8] = b"\r\n";
+
 const MAX_HEADER: usize = 24;
 
-/// Formats the header of a frame: its kind, and its length or count.
+/// Appends an argument: its header, its bytes and a line end.
 #[inline]
-fn header(kind: u8, mut number: usize, space: &mut [u8; MAX_HEADER]) -> &[u8] {
-    let mut start = MAX_HEADER - 2;
-    space[start..].copy_from_slice(b"\r\n");
-    loop {
+fn pack(packed: &mut Vec<u8>, argument: &[u8]) {
+    packed.reserve(MAX_HEADER + argument.len() + LINE_END.len());
+    push_header(packed, b'$', argument.len());
+    packed.extend_from_slice(argument);
+    packed.extend_from_slice(LINE_END);
+}
+
+/// Appends the header of a frame: its kind, its length or count, and a line end.
+#[inline]
+fn push_header(packed: &mut Vec<u8>, kind: u8, number: usize) {
+    let digit = |number: usize| b'0' + (number % 10) as u8;
+    match number {
+        0..10 => packed.extend_from_slice(&[kind, digit(number), b'\r', b'\n']),
+        10..100 => packed.extend_from_slice(&[kind, digit(number / 10), digit(number), b'\r', b'\n']),
+        _ => push_long_header(packed, kind, number),
+    }
+}
+
+fn push_long_header(packed: &mut Vec<u8>, kind: u8, mut number: usize) {
+    let mut header = [0; MAX_HEADER];
+    let mut start = MAX_HEADER - LINE_END.len();
+    header[start..].copy_from_slice(LINE_END);
+    while number > 0 {
         start -= 1;
-        space[start] = b'0' + (number % 10) as u8;
+        header[start] = b'0' + (number % 10) as u8;
         number /= 10;
-        if number == 0 {
-            break;
-        }
     }
     start -= 1;
-    space[start] = kind;
-    &space[start..]
+    header[start] = kind;
+    packed.extend_from_slice(&header[start..]);
 }
 
 /// Commands that are sent in one write.

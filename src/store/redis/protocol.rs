@@ -30,7 +30,7 @@ use super::role::expect_master;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{
-    Accepted, Address, Connection, Discovery, Frame, Marking, Protocol, Tls, WriteBuffer, foreign_reply_error,
+    Accepted, Address, Connection, Discovery, Frame, Marking, Protocol, Tls, Token, WriteBuffer, foreign_reply_error,
 };
 use crate::store::credentials::{Credentials, Login};
 use crate::store::error_reply::Persistence;
@@ -320,6 +320,26 @@ impl Protocol for Resp {
         partial.replies.push(value);
         let is_complete = partial.replies.len() == partial.expected.len();
         Ok(if is_complete { Accepted::Complete { proven: false } } else { Accepted::Incomplete })
+    }
+
+    fn accept_run(&self, partial: &mut Partial, bytes: &[u8], marker: Option<&Token>) -> (usize, bool) {
+        let Partial { expected, replies } = partial;
+        let mut taken = 0;
+        while expected.get(replies.len()) == Some(&Expected::Value)
+            && let Some((value, length)) = resp::short_value(&bytes[taken..])
+            && marker.is_none_or(|token| value != token)
+        {
+            replies.push(Value::BulkString(value.to_vec()));
+            taken += length;
+        }
+        (taken, replies.len() == expected.len())
+    }
+
+    fn accept_marker(&self, bytes: &[u8], token: &Token) -> usize {
+        match resp::short_value(bytes) {
+            Some((value, length)) if value == token => length,
+            _ => 0,
+        }
     }
 
     fn refusal(&self, partial: &Partial) -> Option<Error> {

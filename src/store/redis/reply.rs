@@ -95,11 +95,14 @@ pub(super) fn unexpected(endpoint: &Endpoint, wanted: &str) -> Error {
 }
 
 /// Returns the errors among replies, with those among the replies of a transaction.
+#[inline]
 pub(super) fn errors(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
     fn inner(reply: &Value) -> &[Value] {
         if let Value::Array(replies) = reply { replies } else { std::slice::from_ref(reply) }
     }
-    replies.iter().flat_map(inner).filter_map(|reply| match reply {
+    // Most replies are skipped at once.
+    let some = replies.iter().filter(|reply| matches!(reply, Value::Array(_) | Value::ServerError(_)));
+    some.flat_map(inner).filter_map(|reply| match reply {
         Value::ServerError(error) => Some(error),
         _ => None,
     })

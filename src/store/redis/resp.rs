@@ -231,13 +231,24 @@ enum Header {
 /// and that of the string.
 #[inline]
 fn short_string(bytes: &[u8]) -> Option<(usize, usize)> {
-    let digits = bytes.strip_prefix(b"$")?;
-    let count = digits.iter().take(5).take_while(|byte| byte.is_ascii_digit()).count();
-    let is_header = (1..=4).contains(&count) && digits[count..].starts_with(b"\r\n");
-    is_header.then(|| {
-        let length = digits[..count].iter().fold(0, |length, digit| 10 * length + usize::from(digit - b'0'));
-        (b"$".len() + count + b"\r\n".len(), length)
-    })
+    const LONGEST: usize = b"$9999\r\n".len();
+    let mut length = 0;
+    for (index, byte) in bytes.strip_prefix(b"$")?.iter().take(LONGEST).enumerate() {
+        match byte {
+            b'0'..=b'9' if index < 4 => length = 10 * length + usize::from(byte - b'0'),
+            b'\r' if index > 0 && bytes.get(index + 2) == Some(&b'\n') => return Some((index + 3, length)),
+            _ => break,
+        }
+    }
+    None
+}
+
+/// Returns the value of a frame that is a short string, and the length of the frame, if `bytes` begins with all of it.
+#[inline]
+pub(super) fn short_value(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (header, length) = short_string(bytes)?;
+    let end = header + length;
+    bytes[end.min(bytes.len())..].starts_with(b"\r\n").then(|| (&bytes[header..end], end + 2))
 }
 
 #[inline]
@@ -338,7 +349,7 @@ impl<'a> Values<'a> {
 mod tests {
     use redis::{Value, parse_redis_value};
 
-    use super::{Frame, Framing, LARGE, MAX_PUSH, MAX_VALUES, RespFraming, Scan, integer, value};
+    use super::{Frame, Framing, LARGE, MAX_PUSH, MAX_VALUES, RespFraming, Scan, integer, short_value, value};
 
     /// Returns the frames in `wire`, which arrives byte by byte, without pushes.
     fn frames(wire: &[u8]) -> Result<Vec<Vec<u8>>, String> {
@@ -407,6 +418,26 @@ mod tests {
             let cut_short = [&string[..string.len() - 2], b"77"].concat();
             assert!(RespFraming::default().scan(&cut_short).unwrap_err().contains("does not end"), "{length}");
         }
+    }
+
+    #[test]
+    fn short_values_are_the_strings_that_have_arrived_completely() {
+        for reply in REPLIES {
+            let is_string = reply.starts_with(b"$") && reply != b"$-1\r\n";
+            let behind = [reply, b"+OK\r\n"].concat();
+            for wire in [reply, &behind] {
+                let expected = is_string.then(|| (&reply[4..reply.len() - 2], reply.len()));
+                assert_eq!(short_value(wire), expected, "{}", wire.escape_ascii());
+            }
+            for end in 0..reply.len() {
+                assert_eq!(short_value(&reply[..end]), None, "{}", reply[..end].escape_ascii());
+            }
+        }
+        for wire in [&b"$3\r\nabc\n\r"[..], b"$10\r\nshort\r\n", b"$\r\n\r\n", b"$00001\r\na\r\n", b"$1\ra\r\n"] {
+            assert_eq!(short_value(wire), None, "{}", wire.escape_ascii());
+        }
+        let longest = [b"$9999\r\n".as_slice(), &[b'x'; 9999], b"\r\n"].concat();
+        assert_eq!(short_value(&longest).map(|(value, length)| (value.len(), length)), Some((9999, longest.len())));
     }
 
     #[test]
