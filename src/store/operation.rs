@@ -145,14 +145,10 @@ impl Outcome {
     }
 }
 
-/// Returns a get for each key.
-pub(super) fn gets<'k>(keys: &[&'k str]) -> Vec<Op<'k>> {
-    keys.iter().map(|key| Op::Get { key }).collect()
-}
-
 /// Implements [`CacheStore::get_many`] by a batch.
 pub(super) async fn get_many<S: CacheStore + ?Sized>(store: &S, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
-    values(store.batch(&gets(keys)).await)
+    let operations: Vec<Op<'_>> = keys.iter().map(|key| Op::Get { key }).collect();
+    values(store.batch(&operations).await)
 }
 
 pub(super) fn values(outcomes: Vec<Result<Outcome>>) -> Vec<Result<Option<Bytes>>> {

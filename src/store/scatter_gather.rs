@@ -4,7 +4,6 @@
 //! A batch is split by server, sent to all of them at once, and the answers are put in order. The items that a server
 //! rejects are sent in another round, to the servers that [`Fleet::send_on`] returns.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Instant;
 
@@ -33,43 +32,69 @@ pub(super) trait Fleet: Sync {
         group: Option<&ExchangeGroup>,
     ) -> impl Future<Output = Vec<Result<Self::Answer>>> + Send;
 
-    /// Returns the items to send in another round, and their servers, after these answers. The batch is done when there
-    /// are none.
+    /// Returns the items to send in another round, after the round `sent`. The batch is done when there are none.
     fn send_on<'i>(
         &self,
         course: &mut Self::Course,
-        answered: &[Answered<'i, Self>],
-    ) -> impl Future<Output = Vec<Route<'i, Self>>> + Send;
+        sent: &Round<'i, Self>,
+        answers: &[LastAnswer<Self>],
+    ) -> impl Future<Output = Round<'i, Self>> + Send;
 }
 
-/// An item and the server that it is sent to.
-pub(super) struct Route<'i, F: Fleet + ?Sized> {
-    /// The index of the item in the batch.
-    pub(super) place: usize,
-    pub(super) item: &'i F::Item,
-    pub(super) member: F::Member,
+/// The last answer to an item, and the server that gave it. `None` for an item that was not sent.
+pub(super) type LastAnswer<F> = Option<(<F as Fleet>::Member, Result<<F as Fleet>::Answer>)>;
+
+/// The items that are sent at once, by server. The servers are in their order.
+pub(super) struct Round<'i, F: Fleet + ?Sized>(Vec<Share<'i, F>>);
+
+/// The items of one server.
+struct Share<'i, F: Fleet + ?Sized> {
+    member: F::Member,
+    /// The index of each item in the batch.
+    places: Vec<usize>,
+    items: Vec<&'i F::Item>,
 }
 
-pub(super) struct Answered<'i, F: Fleet + ?Sized> {
-    pub(super) route: Route<'i, F>,
-    pub(super) answer: Result<F::Answer>,
+impl<'i, F: Fleet + ?Sized> Round<'i, F> {
+    pub(super) fn new() -> Round<'i, F> {
+        Round(Vec::new())
+    }
+
+    /// Adds an item, for a server. `place` is its index in the batch.
+    #[inline]
+    pub(super) fn add(&mut self, member: F::Member, place: usize, item: &'i F::Item) {
+        let index = self.0.binary_search_by_key(&member, |share| share.member).unwrap_or_else(|index| {
+            self.0.insert(index, Share { member, places: Vec::new(), items: Vec::new() });
+            index
+        });
+        self.0[index].places.push(place);
+        self.0[index].items.push(item);
+    }
+
+    /// Returns the items, each with its server and its index in the batch. Those of one server are in their order.
+    pub(super) fn items(&self) -> impl Iterator<Item = (F::Member, usize, &'i F::Item)> {
+        self.0.iter().flat_map(|Share { member, places, items }| {
+            places.iter().zip(items).map(|(place, item)| (*member, *place, *item))
+        })
+    }
 }
 
-/// Carries out a batch of `count` items. Returns the last answer to each item and the server that gave it; `None` for
-/// an item that had no route.
+/// Carries out a batch of `count` items. Returns the last answer to each.
 pub(super) async fn carry_out<F: Fleet>(
     fleet: &F,
     count: usize,
-    mut routes: Vec<Route<'_, F>>,
+    mut round: Round<'_, F>,
     course: &mut F::Course,
-) -> Vec<Option<(F::Member, Result<F::Answer>)>> {
-    let mut answers: Vec<_> = (0..count).map(|_| None).collect();
-    while !routes.is_empty() {
-        let answered = round(fleet, routes, course).await;
-        routes = fleet.send_on(course, &answered).await;
-        for Answered { route, answer } in answered {
-            answers[route.place] = Some((route.member, answer));
+) -> Vec<LastAnswer<F>> {
+    let mut answers: Vec<LastAnswer<F>> = (0..count).map(|_| None).collect();
+    while !round.0.is_empty() {
+        let answered = ask_all(fleet, &round, course).await;
+        for (Share { member, places, .. }, of_member) in round.0.iter().zip(answered) {
+            for (place, answer) in places.iter().zip(of_member) {
+                answers[*place] = Some((*member, answer));
+            }
         }
+        round = fleet.send_on(course, &round, &answers).await;
     }
     answers
 }
@@ -109,36 +134,16 @@ where
     answers
 }
 
-/// The items of one server in a round.
-struct Share<'i, I> {
-    indices: Vec<usize>,
-    items: Vec<&'i I>,
-}
-
-/// Sends to all servers at once. Returns the answers grouped by server, in the order of each server's items.
-async fn round<'i, F: Fleet>(fleet: &F, routes: Vec<Route<'i, F>>, course: &F::Course) -> Vec<Answered<'i, F>> {
-    let mut shares: BTreeMap<F::Member, Share<'i, F::Item>> = BTreeMap::new();
-    let count = routes.len();
-    for Route { place, item, member } in routes {
-        let share = shares.entry(member).or_insert_with(|| Share { indices: Vec::new(), items: Vec::new() });
-        share.indices.push(place);
-        share.items.push(item);
-    }
+/// Sends to all servers at once. Returns the answers of each.
+async fn ask_all<F: Fleet>(fleet: &F, round: &Round<'_, F>, course: &F::Course) -> Vec<Vec<Result<F::Answer>>> {
+    let Round(shares) = round;
     let group = (shares.len() > 1).then(|| ExchangeGroup::until(fleet.deadline(course)));
-    let answers = {
-        let mut asked = Vec::with_capacity(shares.len());
-        for (member, share) in &shares {
-            asked.push(fleet.ask(*member, &share.items, course, group.as_ref()));
-        }
-        match asked.len() {
-            1 => vec![asked.remove(0).await],
-            _ => join_all(asked).await,
-        }
-    };
-    let mut answered = Vec::with_capacity(count);
-    for ((member, share), answers) in shares.into_iter().zip(answers) {
-        let routes = share.indices.into_iter().zip(share.items).map(|(place, item)| Route { place, item, member });
-        answered.extend(routes.zip(answers).map(|(route, answer)| Answered { route, answer }));
+    let mut asked = Vec::with_capacity(shares.len());
+    for Share { member, items, .. } in shares {
+        asked.push(fleet.ask(*member, items, course, group.as_ref()));
     }
-    answered
+    match asked.len() {
+        1 => vec![asked.remove(0).await],
+        _ => join_all(asked).await,
+    }
 }

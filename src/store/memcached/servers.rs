@@ -20,7 +20,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::ProcessLocal;
 use crate::net::{ExchangeGroup, Link, Retry, Timeouts};
-use crate::store::scatter_gather::{self, Answered, Fleet, Part, Route};
+use crate::store::scatter_gather::{self, Fleet, LastAnswer, Part, Round};
 use crate::store::wrong_count;
 use crate::telemetry;
 
@@ -148,9 +148,13 @@ impl Servers {
         fails_over: bool,
     ) -> Vec<(usize, Result<Answer>)> {
         let batch = Batch { servers: self, retry, fails_over };
-        let valid = entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref().ok()?)));
-        let routes = valid.map(|(place, &(member, item))| Route { place, item, member }).collect();
-        let answers = scatter_gather::carry_out(&batch, entries.len(), routes, &mut Vec::new()).await;
+        let mut round = Round::new();
+        for (place, entry) in entries.iter().enumerate() {
+            if let Ok((server, entry)) = entry {
+                round.add(*server, place, *entry);
+            }
+        }
+        let answers = scatter_gather::carry_out(&batch, entries.len(), round, &mut Vec::new()).await;
         let refused = |entry: Result<_>| (0, Err(entry.err().unwrap_or_else(wrong_count)));
         entries.into_iter().zip(answers).map(|(entry, answer)| answer.unwrap_or_else(|| refused(entry))).collect()
     }
@@ -220,17 +224,25 @@ impl<'e> Fleet for Batch<'e> {
         self.servers.ask(&self.servers.servers[server], entries, self.retry, group).await
     }
 
-    async fn send_on<'i>(&self, down: &mut Vec<usize>, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
-        let fails_over = |answered: &&Answered<'i, Self>| {
-            self.fails_over && answered.answer.as_ref().is_err_and(|error| self.servers.fails_over(error))
+    async fn send_on<'i>(
+        &self,
+        down: &mut Vec<usize>,
+        sent: &Round<'i, Self>,
+        answers: &[LastAnswer<Self>],
+    ) -> Round<'i, Self> {
+        let fails_over = |place: usize| match &answers[place] {
+            Some((_, Err(error))) => self.fails_over && self.servers.fails_over(error),
+            _ => false,
         };
-        let rejected: Vec<_> = answered.iter().filter(fails_over).map(|answered| &answered.route).collect();
-        down.extend(rejected.iter().map(|route| route.member));
-        let next = |route: &&Route<'i, Self>| {
-            let member = self.servers.route(&route.item.key, down)?;
-            Some(Route { place: route.place, item: route.item, member })
-        };
-        rejected.iter().filter_map(next).collect()
+        let rejected: Vec<_> = sent.items().filter(|(_, place, _)| fails_over(*place)).collect();
+        down.extend(rejected.iter().map(|(server, ..)| *server));
+        let mut next = Round::new();
+        for (_, place, entry) in rejected {
+            if let Some(server) = self.servers.route(&entry.key, down) {
+                next.add(server, place, entry);
+            }
+        }
+        next
     }
 }
 

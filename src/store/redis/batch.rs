@@ -36,14 +36,19 @@ impl<'a> Commands<'a> {
         Commands { scripts, has_source: (false, false), commands: Vec::new() }
     }
 
-    /// Appends the command of an operation. Consecutive gets share one [`Command`].
+    /// Appends a get. Consecutive gets share one [`Command`].
+    pub(super) fn push_get(&mut self, key: &str) {
+        if !self.commands.last_mut().is_some_and(|before| before.append_get(key)) {
+            self.commands.push(commands::get(key));
+        }
+    }
+
+    /// Appends the command of an operation.
     pub(super) fn push(&mut self, operation: &Op<'_>) -> Result<()> {
         let command = match operation {
             Op::Get { key } => {
-                if self.commands.last_mut().is_some_and(|before| before.append_get(key)) {
-                    return Ok(());
-                }
-                commands::get(key)
+                self.push_get(key);
+                return Ok(());
             }
             Op::Set { key, value, ttl, when } => commands::set(key, value, *ttl, *when)?,
             Op::Delete { key } => commands::unlink(&[*key]),

@@ -7,20 +7,19 @@ use std::fmt;
 use std::time::Instant;
 
 use self::learning::{IfRunning, TopologyRefresh};
-pub(super) use self::operations::Gets;
 use self::redirection::{Mode, Progress, Target, redirection_error, too_many_redirections};
 pub(super) use self::table::Node;
-use self::table::Table;
+use self::table::{Index, Table, uncovered};
 use super::clear::clear;
 use super::commands::{self, Request};
 use super::config::{Access, Replicas};
 use super::exchange::{exchange, reconnect};
-use super::protocol::Replies;
+use super::protocol::{Replies, Resp};
 use super::reply::{self, Reply};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::execution::{exchange_timeout, until};
-use crate::net::{ExchangeGroup, Retry, Settings, Timeouts, join_all};
+use crate::net::{ExchangeGroup, Link, Retry, Settings, Timeouts, join_all};
 use crate::server_stats::ServerStats;
 use crate::store::hash_slot::slot;
 
@@ -53,8 +52,16 @@ impl Cluster {
 
     /// Exchanges a request with the node that has a key, and follows redirections. Returns the replies and the node's
     /// endpoint.
-    pub(super) async fn call(&self, key: &str, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
-        let slot = slot(key);
+    pub(super) fn call(
+        &self,
+        key: &str,
+        request: &Request,
+        retry: Retry,
+    ) -> impl Future<Output = Result<(Replies, &Endpoint)>> + Send {
+        self.call_in(slot(key), request, retry)
+    }
+
+    async fn call_in(&self, slot: u16, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
         let deadline = self.deadline();
         let mut first_attempt = None;
         if !self.refresh.is_stale()
@@ -70,15 +77,29 @@ impl Cluster {
 
     /// Like [`call`](Cluster::call), for a read that a replica may serve.
     pub(super) async fn read(&self, key: &str, request: &Request) -> Result<(Replies, &Endpoint)> {
-        if let Some((index, reader)) = self.table.reader(slot(key)) {
-            match exchange(reader, request, Retry::Idempotent, None).await {
-                Ok(replies) if reply::errors(&replies).next().is_none() => return Ok((replies, reader.endpoint())),
-                // The replica redirects the read or refuses it, so the master is asked.
-                Ok(_) => {}
-                Err(_) => self.refresh.mark_stale(Some(index)),
+        let slot = slot(key);
+        if let Some(replica) = self.table.reader(slot)
+            && let Some(read) = Box::pin(self.read_from(replica, request)).await
+        {
+            return Ok(read);
+        }
+        self.call_in(slot, request, Retry::Idempotent).await
+    }
+
+    /// Returns `None` if the replica fails, or if it redirects the read or refuses it: then the master is asked.
+    async fn read_from<'t>(
+        &self,
+        (index, reader): (Index, &'t Link<Resp>),
+        request: &Request,
+    ) -> Option<(Replies, &'t Endpoint)> {
+        match exchange(reader, request, Retry::Idempotent, None).await {
+            Ok(replies) if reply::errors(&replies).next().is_none() => Some((replies, reader.endpoint())),
+            Ok(_) => None,
+            Err(_) => {
+                self.refresh.mark_stale(Some(index));
+                None
             }
         }
-        self.call(key, request, Retry::Idempotent).await
     }
 
     /// Sends a request to the nodes that redirections name, until one executes it.
@@ -95,7 +116,7 @@ impl Cluster {
             Some(attempt) => attempt,
             None => {
                 self.ensure_owners(std::iter::once(slot), deadline).await?;
-                let target = self.first_target(slot)?;
+                let target = self.owner(slot).ok_or_else(|| uncovered(slot))?;
                 (target, self.ask(target, request, retry, deadline).await)
             }
         };

@@ -9,7 +9,6 @@ use redis::Value;
 
 use super::chunks::{self, in_chunks};
 use super::clear::clear;
-use super::cluster::Gets;
 use super::commands::{self, Command, Request};
 use super::exchange::{exchange, reconnect};
 use super::protocol::Replies;
@@ -185,7 +184,7 @@ impl CacheStore for RedisStore {
             Servers::One(link) => {
                 in_chunks(operations, size, |part| chunks::carry_out(link, &self.scripts, part)).await
             }
-            Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations, Gets::FromMasters).await),
+            Servers::Cluster(cluster) => Ok(cluster.batch(self, &self.scripts, &operations).await),
         };
         crate::store::batch(checked, carry_out).await
     }
@@ -193,12 +192,7 @@ impl CacheStore for RedisStore {
     async fn get_many(&self, keys: &[&str]) -> Vec<Result<Option<Bytes>>> {
         let get = async |keys: Vec<&str>| match &self.servers {
             Servers::One(link) => in_chunks(keys, |key| key.len(), |keys| chunks::get(link, keys)).await,
-            Servers::Cluster(cluster) => {
-                let operations = operation::gets(&keys);
-                let operations: Vec<&Op<'_>> = operations.iter().collect();
-                let outcomes = cluster.batch(self, &self.scripts, &operations, Gets::FromReplicas).await;
-                Ok(operation::values(outcomes))
-            }
+            Servers::Cluster(cluster) => Ok(cluster.get_many(self, &self.scripts, &keys).await),
         };
         crate::store::batch(checked(keys), get).await
     }

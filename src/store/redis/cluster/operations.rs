@@ -8,21 +8,22 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
+use bytes::Bytes;
 use redis::Value;
 
 use super::Cluster;
 use super::redirection::{Mode, Progress, Redirection, Target, redirection_error, too_many_redirections};
-use super::table::Node;
+use super::table::{Node, uncovered};
 use crate::error::{Error, Result};
-use crate::net::{ExchangeGroup, Link};
+use crate::net::{ExchangeGroup, Link, Retry};
 use crate::store::hash_slot::slot;
-use crate::store::operation::carry_out_settle;
+use crate::store::operation::{self, carry_out_settle};
 use crate::store::redis::batch::{self, Commands, Scripts};
 use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::protocol::Resp;
-use crate::store::redis::reply;
-use crate::store::scatter_gather::{Answered, Fleet, Part, Route, carry_out, in_parts};
+use crate::store::redis::reply::{self, Reply};
+use crate::store::scatter_gather::{Fleet, LastAnswer, Part, Round, carry_out, in_parts};
 use crate::store::{CacheStore, Op, Outcome};
 
 /// The maximum size of one write to a node.
@@ -30,7 +31,7 @@ const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
 
 /// Where gets are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store::redis) enum Gets {
+enum Gets {
     /// From the masters, which have the latest value.
     FromMasters,
     /// From the replicas, which may lag behind.
@@ -44,8 +45,15 @@ struct Nodes<'o> {
 }
 
 struct Item<'o> {
-    operation: &'o Op<'o>,
+    work: Work<'o>,
     slot: u16,
+}
+
+#[derive(Clone, Copy)]
+enum Work<'o> {
+    /// A get of this key, without an [`Op`]: they are large, and a read may be of thousands of keys.
+    Get(&'o str),
+    Operation(&'o Op<'o>),
 }
 
 enum Answer {
@@ -69,7 +77,6 @@ impl Cluster {
         store: &S,
         scripts: &Scripts,
         operations: &[&Op<'_>],
-        gets: Gets,
     ) -> Vec<Result<Outcome>> {
         let mut outcomes = Vec::with_capacity(operations.len());
         for part in operations.chunk_by(|one, other| !is_on_two_slots(one) && !is_on_two_slots(other)) {
@@ -77,73 +84,106 @@ impl Cluster {
                 [Op::Settle(settle)] if is_on_two_slots(part[0]) => {
                     outcomes.push(carry_out_settle(store, settle).await);
                 }
-                part => match self.carry_out(store, scripts, part, gets).await {
-                    Ok(carried_out) => outcomes.extend(carried_out),
-                    Err(error) => outcomes.extend(part.iter().map(|_| Err(error.clone()))),
-                },
+                part => {
+                    let items = part.iter().map(|operation| Item::new(Work::Operation(operation))).collect();
+                    outcomes.extend(self.carry_out(store, scripts, items, Gets::FromMasters).await);
+                }
             }
         }
         outcomes
+    }
+
+    /// Reads keys, from replicas if they are preferred. Returns a value for each, in their order.
+    pub(in crate::store::redis) async fn get_many<S: CacheStore>(
+        &self,
+        store: &S,
+        scripts: &Scripts,
+        keys: &[&str],
+    ) -> Vec<Result<Option<Bytes>>> {
+        let items = keys.iter().map(|key| Item::new(Work::Get(key))).collect();
+        operation::values(self.carry_out(store, scripts, items, Gets::FromReplicas).await)
     }
 
     async fn carry_out<S: CacheStore>(
         &self,
         store: &S,
         scripts: &Scripts,
-        operations: &[&Op<'_>],
+        items: Vec<Item<'_>>,
         gets: Gets,
-    ) -> Result<Vec<Result<Outcome>>> {
-        let items: Vec<Item<'_>> = operations.iter().map(|operation| Item::new(operation)).collect();
+    ) -> Vec<Result<Outcome>> {
         let deadline = self.deadline();
-        self.ensure_owners(items.iter().map(|item| item.slot), deadline).await?;
-        let parts =
-            items.len() / PART.items + items.iter().map(|item| batch::size(item.operation)).sum::<usize>() / PART.bytes;
+        if let Err(error) = self.ensure_owners(items.iter().map(|item| item.slot), deadline).await {
+            return items.iter().map(|_| Err(error.clone())).collect();
+        }
+        let parts = items.len() / PART.items + items.iter().map(Item::size).sum::<usize>() / PART.bytes;
         let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
         let mut batch = Batch { progress: Progress::new(deadline + more), removed: HashSet::new() };
-        let mut unrouted = HashMap::new();
-        let mut routes = Vec::with_capacity(items.len());
+        let mut round = Round::new();
         for (place, item) in items.iter().enumerate() {
-            match self.target_of(item, gets) {
-                Ok(member) => routes.push(Route { place, item, member }),
-                Err(error) => _ = unrouted.insert(place, error),
+            if let Some(target) = self.target_of(item, gets) {
+                round.add(target, place, item);
             }
         }
-        let answers = carry_out(&Nodes { cluster: self, scripts }, items.len(), routes, &mut batch).await;
+        let answers = carry_out(&Nodes { cluster: self, scripts }, items.len(), round, &mut batch).await;
         let mut outcomes = Vec::with_capacity(answers.len());
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
-            let answer = answer.map(|(_, answer)| answer);
-            outcomes.push(match (answer, item.operation) {
-                // The slot is being moved, and one of the two keys is on the new node already.
-                (Some(Ok(Answer::Redirected(Redirection::Ask(_) | Redirection::Split, _))), Op::Settle(settle)) => {
-                    carry_out_settle(store, settle).await
-                }
-                (None, _) => Err(unrouted.remove(&place).unwrap_or_else(crate::store::wrong_count)),
-                (Some(Ok(Answer::Redirected(redirection, error))), _) => {
-                    Err(too_many_redirections(item.slot, &redirection, error))
-                }
-                (Some(Ok(Answer::Outcome(Outcome::Done(false)))), _) if batch.removed.contains(&place) => {
+            outcomes.push(match answer {
+                Some((_, Ok(Answer::Outcome(Outcome::Done(false))))) if batch.removed.contains(&place) => {
                     Ok(Outcome::Done(true))
                 }
-                (Some(Ok(Answer::Outcome(outcome))), _) => Ok(outcome),
-                (Some(Err(error)), _) => Err(error),
+                Some((_, Ok(Answer::Outcome(outcome)))) => Ok(outcome),
+                Some((_, Ok(Answer::Redirected(redirection, error)))) => match (&redirection, item.work) {
+                    // The slot is being moved, and one of the two keys is on the new node already.
+                    (Redirection::Ask(_) | Redirection::Split, Work::Operation(Op::Settle(settle))) => {
+                        carry_out_settle(store, settle).await
+                    }
+                    _ => Err(too_many_redirections(item.slot, &redirection, error)),
+                },
+                Some((_, Err(error))) => Err(error),
+                None => Err(uncovered(item.slot)),
             });
         }
-        Ok(outcomes)
+        outcomes
     }
 
-    fn target_of(&self, item: &Item<'_>, gets: Gets) -> Result<Target> {
+    /// Returns `None` if no node has the slot.
+    fn target_of(&self, item: &Item<'_>, gets: Gets) -> Option<Target> {
         if gets == Gets::FromReplicas
             && let Some((index, _)) = self.table.reader(item.slot)
         {
-            return Ok(Target { index, mode: Mode::Replica });
+            return Some(Target { index, mode: Mode::Replica });
         }
-        self.first_target(item.slot)
+        self.owner(item.slot)
     }
 }
 
 impl<'o> Item<'o> {
-    fn new(operation: &'o Op<'o>) -> Item<'o> {
-        Item { operation, slot: slot(operation.key()) }
+    fn new(work: Work<'o>) -> Item<'o> {
+        let key = match work {
+            Work::Get(key) => key,
+            Work::Operation(operation) => operation.key(),
+        };
+        Item { work, slot: slot(key) }
+    }
+
+    /// Returns whether it is executed again after an operation that it has overtaken.
+    fn is_executed_again(&self) -> bool {
+        matches!(self.work, Work::Get(_) | Work::Operation(Op::Get { .. } | Op::Delete { .. }))
+    }
+
+    fn is_read(&self) -> bool {
+        match self.work {
+            Work::Get(_) => true,
+            Work::Operation(operation) => operation.is_read(),
+        }
+    }
+
+    /// Returns the approximate size on the wire, in bytes.
+    fn size(&self) -> usize {
+        match self.work {
+            Work::Get(key) => key.len(),
+            Work::Operation(operation) => batch::size(operation),
+        }
     }
 }
 
@@ -171,44 +211,50 @@ impl<'o> Fleet for Nodes<'o> {
         batch: &Batch,
         group: Option<&ExchangeGroup>,
     ) -> Vec<Result<Answer>> {
-        let size = |item: &Item<'o>| batch::size(item.operation);
         let exchange = |part| self.exchange(target, part, &batch.progress, group);
-        in_parts(items, PART, size, exchange, |item, error| self.failed(target, item, error)).await
+        in_parts(items, PART, Item::size, exchange, |item, error| self.failed(target, item, error)).await
     }
 
-    async fn send_on<'i>(&self, batch: &mut Batch, answered: &[Answered<'i, Self>]) -> Vec<Route<'i, Self>> {
-        let redirection_of = |answered: &Answered<'i, Self>| match &answered.answer {
-            Ok(Answer::Redirected(redirection, _)) => Some((answered.route.item.slot, redirection.clone())),
+    async fn send_on<'i>(
+        &self,
+        batch: &mut Batch,
+        sent: &Round<'i, Self>,
+        answers: &[LastAnswer<Self>],
+    ) -> Round<'i, Self> {
+        let mut next_round = Round::new();
+        let redirection_of = |(_, place, item): (Target, usize, &Item<'o>)| match &answers[place] {
+            Some((_, Ok(Answer::Redirected(redirection, _)))) => Some((item.slot, redirection.clone())),
             _ => None,
         };
-        let redirections: Vec<(u16, Redirection)> = answered.iter().filter_map(redirection_of).collect();
+        let redirections: Vec<(u16, Redirection)> = sent.items().filter_map(redirection_of).collect();
         if redirections.is_empty() {
-            return Vec::new();
+            return next_round;
         }
-        let Ok(targets) = self.cluster.prepare(&mut batch.progress, &redirections).await else { return Vec::new() };
+        let Ok(targets) = self.cluster.prepare(&mut batch.progress, &redirections).await else { return next_round };
         let mut targets = targets.into_iter();
         let mut sent_on: HashMap<(Target, u16), Target> = HashMap::new();
-        let mut routes = Vec::with_capacity(redirections.len());
-        for Answered { route: Route { place, item, member }, answer } in answered {
-            let overtaken = (*member, item.slot);
-            let next = match answer {
-                Ok(Answer::Redirected(..)) => {
+        for (target, place, item) in sent.items() {
+            let overtaken = (target, item.slot);
+            let next = match &answers[place] {
+                Some((_, Ok(Answer::Redirected(..)))) => {
                     let next = targets.next().flatten();
                     sent_on.extend(next.map(|target| (overtaken, target)));
                     next
                 }
-                Ok(Answer::Outcome(outcome)) if matches!(item.operation, Op::Get { .. } | Op::Delete { .. }) => {
+                Some((_, Ok(Answer::Outcome(outcome)))) if item.is_executed_again() => {
                     let next = sent_on.get(&overtaken).copied();
                     if next.is_some() && outcome.is_done() {
-                        batch.removed.insert(*place);
+                        batch.removed.insert(place);
                     }
                     next
                 }
                 _ => None,
             };
-            routes.extend(next.map(|member| Route { place: *place, item: *item, member }));
+            if let Some(next) = next {
+                next_round.add(next, place, item);
+            }
         }
-        routes
+        next_round
     }
 }
 
@@ -227,10 +273,13 @@ impl Nodes<'_> {
             if target.mode == Mode::Asking {
                 commands.commands.push(commands::asking());
             }
-            commands.push(item.operation)?;
+            match item.work {
+                Work::Get(key) => commands.push_get(key),
+                Work::Operation(operation) => commands.push(operation)?,
+            }
         }
         let request = Request::several(commands.commands);
-        let retry = batch::retry(items.iter().map(|item| item.operation));
+        let retry = if items.iter().all(|item| item.is_read()) { Retry::Idempotent } else { Retry::Never };
         let exchange = exchange(link, &request, retry, group);
         let mut replies = self.cluster.in_time(progress.deadline, exchange).await?;
         if target.mode == Mode::Asking {
@@ -247,7 +296,15 @@ impl Nodes<'_> {
         }
     }
 
+    #[inline]
     fn answer(&self, target: Target, node: &Node, item: &Item<'_>, value: Value) -> Result<Answer> {
+        match (item.work, value) {
+            (Work::Get(_), Value::BulkString(bytes)) => Ok(Answer::Outcome(Outcome::Value(Some(bytes.into())))),
+            (_, value) => self.examine(target, node, item, value),
+        }
+    }
+
+    fn examine(&self, target: Target, node: &Node, item: &Item<'_>, value: Value) -> Result<Answer> {
         let redirection = match &value {
             Value::ServerError(error) if reply::is_unknown_script(&value) => Some((Redirection::UnknownScript, error)),
             Value::ServerError(error) => {
@@ -258,7 +315,11 @@ impl Nodes<'_> {
         if let Some((redirection, error)) = redirection {
             return Ok(Answer::Redirected(redirection, redirection_error(node, error)));
         }
-        match batch::outcome(item.operation, value, node.endpoint()) {
+        let outcome = match item.work {
+            Work::Get(_) => Reply::read(value, node.endpoint()).map(Outcome::Value),
+            Work::Operation(operation) => batch::outcome(operation, value, node.endpoint()),
+        };
+        match outcome {
             Ok(outcome) => Ok(Answer::Outcome(outcome)),
             Err(error) if target.mode == Mode::Replica => {
                 Ok(Answer::Redirected(Redirection::Failed(target.index), error))
@@ -268,7 +329,7 @@ impl Nodes<'_> {
     }
 
     fn failed(&self, target: Target, item: &Item<'_>, error: &Error) -> Result<Answer> {
-        let redirection = self.cluster.redirection_after(error, target.index, item.operation.is_read());
+        let redirection = self.cluster.redirection_after(error, target.index, item.is_read());
         redirection.map_or_else(|| Err(error.clone()), |redirection| Ok(Answer::Redirected(redirection, error.clone())))
     }
 }

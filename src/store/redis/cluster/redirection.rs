@@ -21,7 +21,7 @@ use redis::{ServerError, Value};
 
 use super::Cluster;
 use super::learning::IfRunning;
-use super::table::{Index, Node, uncovered};
+use super::table::{Index, Node};
 use super::topology::endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::execution::pause;
@@ -188,7 +188,7 @@ impl Cluster {
         }
     }
 
-    fn owner(&self, slot: u16) -> Option<Target> {
+    pub(super) fn owner(&self, slot: u16) -> Option<Target> {
         self.table.owner(slot).map(|(index, _)| Target { index, mode: Mode::Owner })
     }
 
@@ -211,10 +211,6 @@ impl Cluster {
             let _ = self.refresh_topology(deadline, IfRunning::Skip).await;
         }
         Ok(())
-    }
-
-    pub(super) fn first_target(&self, slot: u16) -> Result<Target> {
-        self.owner(slot).ok_or_else(|| uncovered(slot))
     }
 }
 
