@@ -37,6 +37,8 @@ mod tokio_stream;
 mod wait_queue;
 mod write_buffer;
 
+#[cfg(feature = "redis")]
+pub(crate) use clock::Stopwatch;
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, Token, foreign_reply_error, show};
 pub(crate) use dial::{ask_once, share_of_deadline};
 pub(crate) use discovery::{Address, Directory, Discovery};

@@ -19,7 +19,7 @@ use super::reply::{self, Reply};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::execution::{exchange_timeout, until};
-use crate::net::{ExchangeGroup, Link, Retry, Settings, Timeouts, join_all};
+use crate::net::{ExchangeGroup, Link, Retry, Settings, Stopwatch, Timeouts, join_all};
 use crate::server_stats::ServerStats;
 use crate::store::hash_slot::slot;
 
@@ -28,6 +28,15 @@ mod operations;
 mod redirection;
 mod table;
 mod topology;
+
+/// Where gets are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gets {
+    /// From the masters, which have the latest value.
+    FromMasters,
+    /// From the replicas, which may lag behind.
+    FromReplicas,
+}
 
 #[derive(Debug)]
 pub(super) struct Cluster {
@@ -58,11 +67,26 @@ impl Cluster {
         request: &Request,
         retry: Retry,
     ) -> impl Future<Output = Result<(Replies, &Endpoint)>> + Send {
-        self.call_in(slot(key), request, retry)
+        self.call_in(slot(key), request, retry, Gets::FromMasters)
     }
 
-    async fn call_in(&self, slot: u16, request: &Request, retry: Retry) -> Result<(Replies, &Endpoint)> {
-        let deadline = self.deadline();
+    /// Like [`call`](Cluster::call), for a read that a replica may serve.
+    pub(super) fn read(
+        &self,
+        key: &str,
+        request: &Request,
+    ) -> impl Future<Output = Result<(Replies, &Endpoint)>> + Send {
+        self.call_in(slot(key), request, Retry::Idempotent, Gets::FromReplicas)
+    }
+
+    async fn call_in(&self, slot: u16, request: &Request, retry: Retry, gets: Gets) -> Result<(Replies, &Endpoint)> {
+        if gets == Gets::FromReplicas
+            && let Some(replica) = self.table.reader(slot)
+            && let Some(read) = Box::pin(self.read_from(replica, request)).await
+        {
+            return Ok(read);
+        }
+        let time = Stopwatch::start();
         let mut first_attempt = None;
         if !self.refresh.is_stale()
             && let Some((index, node)) = self.table.owner(slot)
@@ -72,18 +96,8 @@ impl Cluster {
                 outcome => first_attempt = Some((Target { index, mode: Mode::Owner }, outcome)),
             }
         }
+        let deadline = self.deadline() - time.elapsed();
         Box::pin(self.call_redirected(slot, request, retry, deadline, first_attempt)).await
-    }
-
-    /// Like [`call`](Cluster::call), for a read that a replica may serve.
-    pub(super) async fn read(&self, key: &str, request: &Request) -> Result<(Replies, &Endpoint)> {
-        let slot = slot(key);
-        if let Some(replica) = self.table.reader(slot)
-            && let Some(read) = Box::pin(self.read_from(replica, request)).await
-        {
-            return Ok(read);
-        }
-        self.call_in(slot, request, Retry::Idempotent).await
     }
 
     /// Returns `None` if the replica fails, or if it redirects the read or refuses it: then the master is asked.

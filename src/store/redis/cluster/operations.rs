@@ -11,9 +11,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use redis::Value;
 
-use super::Cluster;
 use super::redirection::{Mode, Progress, Redirection, Target, redirection_error, too_many_redirections};
 use super::table::{Node, uncovered};
+use super::{Cluster, Gets};
 use crate::error::{Error, Result};
 use crate::net::{ExchangeGroup, Link, Retry};
 use crate::store::hash_slot::slot;
@@ -28,15 +28,6 @@ use crate::store::{CacheStore, Op, Outcome};
 
 /// The maximum size of one write to a node.
 const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
-
-/// Where gets are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gets {
-    /// From the masters, which have the latest value.
-    FromMasters,
-    /// From the replicas, which may lag behind.
-    FromReplicas,
-}
 
 /// The nodes of a cluster, as a fleet that executes a batch.
 struct Nodes<'o> {
