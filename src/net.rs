@@ -42,7 +42,7 @@ pub(crate) use clock::Stopwatch;
 pub(crate) use connection::{Accepted, Connection, Marking, Protocol, Token, foreign_reply_error, show};
 pub(crate) use dial::{ask_once, share_of_deadline};
 pub(crate) use discovery::{Address, Directory, Discovery};
-pub(crate) use frame::{Frame, Framing, Scan};
+pub(crate) use frame::{Frame, Framing, Scan, short_length, short_value};
 pub(crate) use join_all::{ExchangeGroup, join_all};
 pub(crate) use link::Link;
 pub(crate) use retry::Retry;

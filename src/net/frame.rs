@@ -35,6 +35,31 @@ pub(crate) trait Framing: Debug + Send {
     fn scan(&mut self, bytes: &[u8]) -> Result<Scan, String>;
 }
 
+/// Parses a length of at most four digits and the line end after it. Returns the length of both, and the parsed length.
+#[inline]
+pub(crate) fn short_length(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut length = 0;
+    for (index, byte) in bytes.iter().take(b"9999\r".len()).enumerate() {
+        match byte {
+            b'0'..=b'9' if index < b"9999".len() => length = 10 * length + usize::from(byte - b'0'),
+            b'\r' if index > 0 && bytes.get(index + 1) == Some(&b'\n') => {
+                return Some((index + LINE_END.len(), length));
+            }
+            _ => break,
+        }
+    }
+    None
+}
+
+/// Returns a value after its length, each with a line end, and the length of all that, if `bytes` begins with it and
+/// the length has at most four digits.
+#[inline]
+pub(crate) fn short_value(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (start, length) = short_length(bytes)?;
+    let end = start + length;
+    bytes.get(end..)?.starts_with(LINE_END).then(|| (&bytes[start..end], end + LINE_END.len()))
+}
+
 /// The result of a scan.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Scan {

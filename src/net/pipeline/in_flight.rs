@@ -127,12 +127,15 @@ impl<P: Protocol> InFlight<P> {
     /// they proved replies.
     pub(super) fn accept_run(&mut self, protocol: &P, marking: Marking, bytes: &[u8]) -> (usize, bool) {
         let (mut taken, mut has_proven) = (0, false);
-        let Marking::EveryWrite(_) = marking else { return (taken, has_proven) };
-        while let (Some(awaited), Some(marker)) = (self.awaited.get_mut(self.held), self.markers.front()) {
+        if matches!(marking, Marking::Impossible) {
+            return (taken, has_proven);
+        }
+        while let Some(awaited) = self.awaited.get_mut(self.held) {
             let rest = &bytes[taken..];
             let (length, is_complete) = match awaited {
                 Awaited::Reply(request) => {
-                    let (length, is_complete) = protocol.accept_run(&mut request.partial, rest, Some(marker));
+                    let marker = self.markers.front();
+                    let (length, is_complete) = protocol.accept_run(&mut request.partial, rest, marker);
                     request.is_begun |= length > 0;
                     self.held += usize::from(is_complete);
                     (length, is_complete)

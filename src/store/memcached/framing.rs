@@ -85,6 +85,15 @@ fn announced(line: &[u8]) -> Result<Option<usize>, String> {
     length.map(Some).ok_or_else(|| format!("{}, which is no reply", show(line)))
 }
 
+/// Returns the value of a frame `VALUE <key> <flags> <length>` with this key, and the length of the frame, if `bytes`
+/// begins with all of it and the length has at most four digits.
+pub(super) fn short_value<'b>(bytes: &'b [u8], key: &[u8]) -> Option<(&'b [u8], usize)> {
+    let flags = bytes.strip_prefix(b"VALUE ")?.strip_prefix(key)?.strip_prefix(b" ")?;
+    let digits = flags.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (value, length) = crate::net::short_value(flags[digits..].strip_prefix(b" ")?)?;
+    (digits > 0).then(|| (value, b"VALUE ".len() + key.len() + digits + 2 * b" ".len() + length))
+}
+
 /// Splits a frame into its line, without the line end, and the rest.
 pub(super) fn split(frame: &[u8]) -> (&[u8], &[u8]) {
     let (line, rest) = frame.split_at(memchr(b'\n', frame).map_or(frame.len(), |newline| newline + 1));
@@ -97,7 +106,7 @@ pub(super) fn without_end(line: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use super::{Framing, LARGE, LineFraming, Scan};
+    use super::{Framing, LARGE, LineFraming, Scan, short_value};
 
     #[test]
     fn a_frame_is_a_line_and_the_value_whose_length_it_gives() {
@@ -122,6 +131,26 @@ mod tests {
         let mut framing = LineFraming::new();
         assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Large { place: line.len(), length }));
         assert_eq!(framing.scan(line.as_bytes()), Ok(Scan::Complete { length: line.len() }));
+    }
+
+    #[test]
+    fn a_short_value_is_one_that_has_arrived_completely_under_its_key() {
+        let wire = b"VALUE key 4294967295 4\r\n\r\nab\r\n";
+        for behind in [&b""[..], b"VALUE other 0 0\r\n\r\n"] {
+            assert_eq!(short_value(&[wire, behind].concat(), b"key"), Some((&b"\r\nab"[..], wire.len())));
+        }
+        for end in 0..wire.len() {
+            assert_eq!(short_value(&wire[..end], b"key"), None, "{}", wire[..end].escape_ascii());
+        }
+        for other in [
+            "VALUE key2 0 1\r\na\r\n",
+            "VALUE key 1\r\na\r\n",
+            "VALUE key  1\r\na\r\n",
+            "VALUE key x 1\r\na\r\n",
+            "END\r\n",
+        ] {
+            assert_eq!(short_value(other.as_bytes(), b"key"), None, "{other}");
+        }
     }
 
     #[test]

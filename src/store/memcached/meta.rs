@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use memcache::exp::{MetaResponse, ReturnCode, parse_meta_result};
 
 use self::command::Expected;
@@ -20,11 +21,11 @@ pub(super) use self::request::Request;
 use self::request::{Awaited, Commands};
 use super::config::Access;
 use super::error_replies::refusal;
-use super::framing::{LineFraming, split, without_end};
+use super::framing::{LineFraming, short_value, split, without_end};
 use super::login::log_in;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Accepted, Connection, Frame, Marking, Protocol, Tls, WriteBuffer, show};
+use crate::net::{Accepted, Connection, Frame, Marking, Protocol, Tls, Token, WriteBuffer, show};
 
 mod command;
 mod reply;
@@ -208,6 +209,22 @@ impl Protocol for Meta {
         partial.complete += 1;
         let is_complete = partial.complete == partial.commands.awaited.len();
         Ok(if is_complete { Accepted::Complete { proven } } else { Accepted::Incomplete })
+    }
+
+    /// Takes the values of a text `get` in the order of its keys, until one is absent.
+    fn accept_run(&self, partial: &mut Partial, bytes: &[u8], _: Option<&Token>) -> (usize, bool) {
+        let Partial { commands, complete, values, answers } = partial;
+        let mut taken = 0;
+        if let Awaited::Values(keys) = &commands.awaited[*complete] {
+            while let Some(key) = keys.get(*values)
+                && let Some((value, length)) = short_value(&bytes[taken..], &commands.outgoing.bytes()[key.clone()])
+            {
+                answers.push(Ok(Answer::Value { value: Bytes::copy_from_slice(value), cas: 0 }));
+                *values += 1;
+                taken += length;
+            }
+        }
+        (taken, false)
     }
 
     fn refusal(&self, partial: &Partial) -> Option<Error> {

@@ -19,7 +19,7 @@ use std::vec::IntoIter;
 use arrayvec::ArrayVec;
 use redis::{RedisResult, Value, parse_redis_value};
 
-use crate::net::{Frame, Framing, LARGE, Scan};
+use crate::net::{self, Frame, Framing, LARGE, Scan, short_length};
 
 /// The maximum depth of nested values in a frame, and the maximum number of its values.
 const MAX_DEPTH: usize = 32;
@@ -231,24 +231,15 @@ enum Header {
 /// and that of the string.
 #[inline]
 fn short_string(bytes: &[u8]) -> Option<(usize, usize)> {
-    const LONGEST: usize = b"$9999\r\n".len();
-    let mut length = 0;
-    for (index, byte) in bytes.strip_prefix(b"$")?.iter().take(LONGEST).enumerate() {
-        match byte {
-            b'0'..=b'9' if index < 4 => length = 10 * length + usize::from(byte - b'0'),
-            b'\r' if index > 0 && bytes.get(index + 2) == Some(&b'\n') => return Some((index + 3, length)),
-            _ => break,
-        }
-    }
-    None
+    let (header, length) = short_length(bytes.strip_prefix(b"$")?)?;
+    Some((b"$".len() + header, length))
 }
 
 /// Returns the value of a frame that is a short string, and the length of the frame, if `bytes` begins with all of it.
 #[inline]
 pub(super) fn short_value(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let (header, length) = short_string(bytes)?;
-    let end = header + length;
-    bytes[end.min(bytes.len())..].starts_with(b"\r\n").then(|| (&bytes[header..end], end + 2))
+    let (value, length) = net::short_value(bytes.strip_prefix(b"$")?)?;
+    Some((value, b"$".len() + length))
 }
 
 #[inline]
