@@ -114,7 +114,7 @@ impl Case {
     fn new(server: &Server, way: Way, damage: Damage, callers: usize) -> Case {
         let proxy = Proxy::with_frames(server);
         // A lost reply is noticed when its timeout expires, at the latest. Nothing else here should take that long.
-        let timeout = if damage == Damage::Lost { "500ms" } else { "20s" };
+        let timeout = if damage == Damage::Lost { "2s" } else { "20s" };
         let options =
             format!("timeout={timeout}&connect_timeout=20s&pool_size={callers}&failures=1000000&retry_after=1ms");
         let store = stores::from_url(&url_of(server.kind(), proxy.port(), &options)).unwrap();
