@@ -217,6 +217,9 @@ async fn open<P: Protocol>(
 ) -> Result<Connection<P>> {
     if let Some(group) = group {
         group.let_finish().await;
+        if server.is_doubtful() {
+            group.let_dial().await;
+        }
         if group.is_over() {
             return Err(timed_out("connect to", server.protocol.endpoint()));
         }

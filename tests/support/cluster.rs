@@ -23,6 +23,8 @@ pub struct Cluster {
     /// Masters first.
     nodes: Vec<Server>,
     encryption: Option<Encryption>,
+    /// The nodes that announce another port than their own, with that port.
+    announced: Vec<(usize, u16)>,
 }
 
 impl Cluster {
@@ -42,12 +44,9 @@ impl Cluster {
     }
 
     fn of(masters: u16, replicas: u16, encryption: Option<Encryption>) -> Cluster {
-        let tls: &[&str] =
-            if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
-        let arguments = [tls, &["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"]].concat();
-        let node = |_| Server::cluster_node(encryption.as_ref(), &arguments);
+        let node = |_| start_node(encryption.as_ref());
         let nodes: Vec<Server> = (0..masters * (1 + replicas)).map(node).collect();
-        let cluster = Cluster { nodes, encryption };
+        let cluster = Cluster { nodes, encryption, announced: Vec::new() };
         cluster.join(masters);
         cluster
     }
@@ -62,15 +61,8 @@ impl Cluster {
         }
     }
 
-    /// Makes the nodes know each other and agree on the slots.
-    fn join(&self, masters: u16) {
-        for (number, node) in (0..masters).zip(&self.nodes) {
-            let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
-            let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
-            let mut node = connection(node);
-            expect_ok(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
-            expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
-        }
+    /// Introduces the nodes, and waits until they know each other.
+    fn wait_until_known(&self) {
         self.meet();
         let mut met = Instant::now();
         let count = self.nodes.len();
@@ -83,6 +75,18 @@ impl Cluster {
             }
             self.nodes.iter().all(knows_all)
         });
+    }
+
+    /// Makes the nodes know each other and agree on the slots.
+    fn join(&self, masters: u16) {
+        for (number, node) in (0..masters).zip(&self.nodes) {
+            let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
+            let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
+            let mut node = connection(node);
+            expect_ok(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
+            expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
+        }
+        self.wait_until_known();
         let (masters, replicas) = self.nodes.split_at(usize::from(masters));
         for (replica, master) in replicas.iter().zip(masters.iter().cycle()) {
             let id: String = cmd("CLUSTER").arg("MYID").query(&mut connection(master)).expect("the id of a node");
@@ -148,7 +152,7 @@ impl Cluster {
 
     fn master_of(&self, range: &Range) -> usize {
         let port = range.nodes[0];
-        self.nodes.iter().position(|node| plain_port(node.port()) == port).expect("a node of this cluster")
+        (0..self.nodes.len()).find(|node| self.listed_port(*node) == port).expect("a node of this cluster")
     }
 
     fn running(&self) -> &Server {
@@ -160,7 +164,7 @@ impl Cluster {
     }
 
     fn agrees(&self, slot: u16, owner: usize) -> bool {
-        let owner = plain_port(self.nodes[owner].port());
+        let owner = self.listed_port(owner);
         let views = self.nodes.iter().filter(|node| node.is_running()).map(|node| {
             let range = slots(node).into_iter().find(|range| range.has(slot));
             let info = node.ask("CLUSTER INFO");
@@ -174,6 +178,30 @@ impl Cluster {
     /// Kills a node, like a crash.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
+    }
+
+    /// Starts another node, which is introduced to the others and has no slots. Returns its index.
+    pub fn add_master(&mut self) -> usize {
+        self.nodes.push(start_node(self.encryption.as_ref()));
+        self.wait_until_known();
+        let new = self.nodes.len() - 1;
+        until("the new node serves", || self.nodes[new].ask("CLUSTER INFO").contains("cluster_state:ok\r\n"));
+        new
+    }
+
+    /// Makes a node give other nodes and clients this port instead of its own, and waits until all nodes give it.
+    pub fn announce(&mut self, node: usize, port: u16) {
+        let set = ["SET", "cluster-announce-port", &port.to_string()];
+        expect_ok(cmd("CONFIG").arg(&set).query(&mut connection(&self.nodes[node])));
+        let knows = |node: &Server| slots(node).iter().any(|range| range.nodes.contains(&port));
+        until("the nodes know the announced port", || self.nodes.iter().all(knows));
+        self.announced.push((node, port));
+    }
+
+    /// The port that a node has in the topology.
+    fn listed_port(&self, node: usize) -> u16 {
+        let announced = self.announced.iter().find(|(announcing, _)| *announcing == node);
+        announced.map_or_else(|| plain_port(self.nodes[node].port()), |(_, port)| *port)
     }
 
     /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
@@ -271,6 +299,13 @@ impl Move<'_> {
         // Otherwise the next move could start from an outdated view.
         until("the nodes agree on the owner of a slot", || self.cluster.agrees(self.slot, self.to));
     }
+}
+
+/// Starts a node that knows no other one.
+fn start_node(encryption: Option<&Encryption>) -> Server {
+    let tls: &[&str] = if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
+    let timing = ["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"];
+    Server::cluster_node(encryption, &[tls, &timing].concat())
 }
 
 fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {

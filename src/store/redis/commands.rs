@@ -257,6 +257,11 @@ pub(super) fn cluster_slots() -> Command {
     Command::new("CLUSTER", Expected::Anything).with("SLOTS")
 }
 
+/// Asks for the slots of the node itself, and those that it is moving.
+pub(super) fn cluster_nodes() -> Command {
+    Command::new("CLUSTER", Expected::Anything).with("NODES")
+}
+
 const GET: &str = "GET";
 
 pub(super) fn get(key: &str) -> Command {

@@ -1,5 +1,6 @@
 //! Stores on a cluster of real servers, and on fake nodes.
 
+mod clearing;
 mod lies;
 mod moves;
 mod replicas;

@@ -220,7 +220,7 @@ impl Nodes<'_> {
         progress: &Progress,
         group: Option<&ExchangeGroup>,
     ) -> Result<Vec<Result<Answer>>> {
-        let node = self.cluster.node(target)?;
+        let node = self.cluster.node(target.index)?;
         let link = self.link(target, node);
         let mut commands = Commands::new(self.scripts);
         for item in items {
