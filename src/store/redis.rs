@@ -134,8 +134,9 @@ mod verbs;
 /// - **[`clear`](crate::CacheStore::clear)** clears all masters at once. If one of them fails, it fails and names the
 ///   node, and the others are cleared. It removes the entries that existed when it began, also while slots are moved:
 ///   each node is asked (`CLUSTER NODES`) for slots that it has given away, and the nodes that have received them are
-///   cleared again. An entry may remain only if it is moved in each of eight passes, or to a node and back in one pass. Each exchange has the whole `timeout`. [`reconnect`](crate::CacheStore::reconnect) dials every
-///   master; [`Stats::servers`](crate::Stats) lists every node.
+///   cleared again. An entry may remain only if it is moved in each of eight passes, or to a node and back in one
+///   pass. Each exchange has the whole `timeout`. [`reconnect`](crate::CacheStore::reconnect) dials every master;
+///   [`Stats::servers`](crate::Stats) lists every node.
 /// - **Replicas** are read with `replicas=prefer`, and only by [`get`](crate::CacheStore::get) and
 ///   [`get_many`](crate::CacheStore::get_many). A key is always read from the same replica, or from the master if the
 ///   replica does not respond. Replication is asynchronous, so a read may not see yet what an earlier call has stored.

@@ -204,6 +204,21 @@ impl Cluster {
         announced.map_or_else(|| plain_port(self.nodes[node].port()), |(_, port)| *port)
     }
 
+    /// Promotes a replica without loss, by `CLUSTER FAILOVER`, and waits until all nodes know it as a master.
+    pub fn promote(&self, replica: usize) {
+        let port = self.listed_port(replica);
+        let knows = |node: &Server| slots(node).iter().any(|range| range.nodes[0] == port);
+        let mut asked: Option<Instant> = None;
+        until("a replica is promoted", || {
+            // The command is refused while the link to the master is down, and an election may fail.
+            if asked.is_none_or(|asked| asked.elapsed() > HANDSHAKE) && !knows(&self.nodes[replica]) {
+                let _ = cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut connection(&self.nodes[replica]));
+                asked = Some(Instant::now());
+            }
+            self.nodes.iter().filter(|node| node.is_running()).all(knows)
+        });
+    }
+
     /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
     /// it.
     pub fn remove_replica(&self, replica: usize) {

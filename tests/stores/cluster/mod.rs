@@ -3,6 +3,7 @@
 mod clearing;
 mod lies;
 mod moves;
+mod promotions;
 mod replicas;
 mod views;
 mod whole;
