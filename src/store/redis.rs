@@ -128,9 +128,9 @@ mod verbs;
 ///   redirections; a blocking call that has to dial takes at most twice as long. If a node does not respond, the
 ///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned.
 /// - **Batches** are split by node, with up to 4,096 commands or 1 MiB in one write, and sent to all nodes at once.
-///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a delete that
-///   was executed before an earlier operation is executed again after it. A settle whose two keys are on two nodes
-///   while a slot is being moved is executed step by step.
+///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a get, a delete
+///   or an unconditional set that was executed before an earlier operation on its key is executed again after it. A
+///   settle whose two keys are on two nodes while a slot is being moved is executed step by step.
 /// - **[`clear`](crate::CacheStore::clear)** clears all masters at once. If one of them fails, it fails and names the
 ///   node, and the others are cleared. It removes the entries that existed when it began, also while slots are moved:
 ///   each node is asked (`CLUSTER NODES`) for slots that it has given away, and the nodes that have received them are

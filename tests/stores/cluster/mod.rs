@@ -5,6 +5,7 @@ mod lies;
 mod moves;
 mod promotions;
 mod replicas;
+mod scripts;
 mod views;
 mod whole;
 

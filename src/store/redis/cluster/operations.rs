@@ -1,9 +1,10 @@
 //! Batches of operations on a cluster: one write to each node at a time, to all nodes at once.
 //!
 //! While a slot is being moved, some of its keys are on the old node and some on the new one. If an operation is
-//! redirected and a later operation on the same slot is not, the later one is executed first. If that is a get or a
-//! delete, which may be executed twice, it is executed again after the redirected one. This keeps a delete final: it
-//! removes the lease first.
+//! redirected and a later one is not, the later one is executed first. It is executed again after the redirected one if
+//! both are on the same key, or if it is a delete and the other one is a set that may revoke the key's lease. This keeps
+//! a delete final: it revokes the lease first. Only a get, a delete or an unconditional set may be executed twice, and
+//! only if no other operation on its key has been executed after it.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -16,14 +17,14 @@ use super::table::Node;
 use crate::error::{Error, Result};
 use crate::net::{ExchangeGroup, Link};
 use crate::store::hash_slot::slot;
-use crate::store::operation::carry_out_settle;
+use crate::store::operation::{self, carry_out_settle};
 use crate::store::redis::batch::{self, Commands, Scripts};
 use crate::store::redis::commands::{self, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::protocol::Resp;
 use crate::store::redis::reply;
 use crate::store::scatter_gather::{Answered, Fleet, Part, Route, carry_out, in_parts};
-use crate::store::{CacheStore, Op, Outcome};
+use crate::store::{CacheStore, Op, Outcome, When};
 
 /// The maximum size of one write to a node.
 const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
@@ -57,7 +58,7 @@ enum Answer {
 /// The progress of a batch.
 struct Batch {
     progress: Progress,
-    /// The positions of deletes that have removed an entry and are executed again.
+    /// The positions of operations that have changed an entry and are executed again.
     removed: HashSet<usize>,
 }
 
@@ -110,12 +111,22 @@ impl Cluster {
         }
         let answers = carry_out(&Nodes { cluster: self, scripts }, items.len(), routes, &mut batch).await;
         let mut outcomes = Vec::with_capacity(answers.len());
+        // The keys of settles that are executed here, after the other operations of the batch.
+        let mut settled = HashSet::new();
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
             let answer = answer.map(|(_, answer)| answer);
             outcomes.push(match (answer, item.operation) {
                 // The slot is being moved, and one of the two keys is on the new node already.
                 (Some(Ok(Answer::Redirected(Redirection::Ask(_) | Redirection::Split, _))), Op::Settle(settle)) => {
+                    settled.insert(settle.key);
                     carry_out_settle(store, settle).await
+                }
+                (Some(Ok(Answer::Outcome(before))), operation)
+                    if settled.contains(operation.key()) && may_be_repeated_at(&items, place) =>
+                {
+                    let again = operation::carry_out(store, operation).await;
+                    let has_changed = before.is_done() || batch.removed.contains(&place);
+                    again.map(|again| if has_changed { Outcome::Done(true) } else { again })
                 }
                 (None, _) => Err(unrouted.remove(&place).unwrap_or_else(crate::store::wrong_count)),
                 (Some(Ok(Answer::Redirected(redirection, error))), _) => {
@@ -187,29 +198,82 @@ impl<'o> Fleet for Nodes<'o> {
         }
         let Ok(targets) = self.cluster.prepare(&mut batch.progress, &redirections).await else { return Vec::new() };
         let mut targets = targets.into_iter();
-        let mut sent_on: HashMap<(Target, u16), Target> = HashMap::new();
+        let mut sent_on = SentOn::new(answered);
         let mut routes = Vec::with_capacity(redirections.len());
-        for Answered { route: Route { place, item, member }, answer } in answered {
-            let overtaken = (*member, item.slot);
+        for (number, Answered { route: Route { place, item, member }, answer }) in answered.iter().enumerate() {
             let next = match answer {
-                Ok(Answer::Redirected(..)) => {
-                    let next = targets.next().flatten();
-                    sent_on.extend(next.map(|target| (overtaken, target)));
-                    next
-                }
-                Ok(Answer::Outcome(outcome)) if matches!(item.operation, Op::Get { .. } | Op::Delete { .. }) => {
-                    let next = sent_on.get(&overtaken).copied();
+                Ok(Answer::Redirected(..)) => targets.next().flatten(),
+                Ok(Answer::Outcome(outcome)) => {
+                    let next = sent_on.after_overtaken(*member, item, number);
                     if next.is_some() && outcome.is_done() {
                         batch.removed.insert(*place);
                     }
                     next
                 }
-                _ => None,
+                Err(_) => None,
             };
-            routes.extend(next.map(|member| Route { place: *place, item: *item, member }));
+            if let Some(next) = next {
+                sent_on.add(*member, item, next);
+                routes.push(Route { place: *place, item: *item, member: next });
+            }
         }
         routes
     }
+}
+
+/// The operations of a round that are sent in another one, by the node that was asked.
+struct SentOn<'o> {
+    keys: HashMap<(Target, &'o str), Target>,
+    /// The slots in which a set is sent on that may revoke a lease.
+    marks: HashMap<(Target, u16), Target>,
+    /// The last operation on a key that was executed and is not executed again, by its number in the round.
+    done: HashMap<(Target, &'o str), usize>,
+}
+
+impl<'o> SentOn<'o> {
+    fn new(answered: &[Answered<'_, Nodes<'o>>]) -> SentOn<'o> {
+        let is_done = |answered: &Answered<'_, Nodes<'o>>| match &answered.answer {
+            Ok(Answer::Outcome(outcome)) => outcome.is_done() && !may_be_repeated(answered.route.item.operation),
+            _ => false,
+        };
+        let done = answered.iter().enumerate().filter(|(_, answered)| is_done(answered));
+        let key = |route: &Route<'_, Nodes<'o>>| (route.member, route.item.operation.key());
+        let done = done.map(|(number, answered)| (key(&answered.route), number)).collect();
+        SentOn { keys: HashMap::new(), marks: HashMap::new(), done }
+    }
+
+    fn add(&mut self, by: Target, item: &Item<'o>, next: Target) {
+        self.keys.insert((by, item.operation.key()), next);
+        match item.operation {
+            Op::Settle(settle) => _ = self.keys.insert((by, settle.lease), next),
+            Op::Set { when: When::IfPresent, .. } => _ = self.marks.insert((by, item.slot), next),
+            _ => {}
+        }
+    }
+
+    /// Returns where an operation is executed again that `by` has executed before one that was meant to come first.
+    fn after_overtaken(&self, by: Target, item: &Item<'o>, number: usize) -> Option<Target> {
+        let key = (by, item.operation.key());
+        if !may_be_repeated(item.operation) || self.done.get(&key).is_some_and(|done| *done > number) {
+            return None;
+        }
+        let of_key = self.keys.get(&key);
+        match item.operation {
+            Op::Delete { .. } => of_key.or_else(|| self.marks.get(&(by, item.slot))).copied(),
+            _ => of_key.copied(),
+        }
+    }
+}
+
+/// Returns whether the operation at `place` may be executed again after all others.
+fn may_be_repeated_at(items: &[Item<'_>], place: usize) -> bool {
+    let key = items[place].operation.key();
+    items[place..].iter().all(|item| item.operation.key() != key || may_be_repeated(item.operation))
+}
+
+/// Returns whether an operation may be executed twice.
+fn may_be_repeated(operation: &Op<'_>) -> bool {
+    matches!(operation, Op::Get { .. } | Op::Delete { .. } | Op::Set { when: When::Always, .. })
 }
 
 impl Nodes<'_> {
@@ -229,10 +293,14 @@ impl Nodes<'_> {
             }
             commands.push(item.operation)?;
         }
-        let request = Request::several(commands.commands);
+        let loads = commands.loads();
+        let count = loads.len();
+        let request = Request::several(loads.into_iter().chain(commands.commands));
         let retry = batch::retry(items.iter().map(|item| item.operation));
         let exchange = exchange(link, &request, retry, group);
         let mut replies = self.cluster.in_time(progress.deadline, exchange).await?;
+        // An account that may not load scripts uses those that the node knows.
+        replies.drain(..count);
         if target.mode == Mode::Asking {
             // Every other reply is that to ASKING.
             replies = replies.into_iter().skip(1).step_by(2).collect();
