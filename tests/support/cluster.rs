@@ -30,21 +30,26 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three masters, each with a replica.
     pub fn start() -> Cluster {
-        Cluster::of(3, 1, None)
+        Cluster::of(3, 1, None, &[])
     }
 
     /// Starts three masters.
     pub fn without_replicas() -> Cluster {
-        Cluster::of(3, 0, None)
+        Cluster::with(&[])
+    }
+
+    /// Starts three masters with extra arguments.
+    pub fn with(extra: &[&str]) -> Cluster {
+        Cluster::of(3, 0, None, extra)
     }
 
     /// Starts three masters, each with a replica. They use TLS with clients and with each other.
     pub fn encrypted(authority: &Authority) -> Cluster {
-        Cluster::of(3, 1, Some(Encryption::by(authority)))
+        Cluster::of(3, 1, Some(Encryption::by(authority)), &[])
     }
 
-    fn of(masters: u16, replicas: u16, encryption: Option<Encryption>) -> Cluster {
-        let node = |_| start_node(encryption.as_ref());
+    fn of(masters: u16, replicas: u16, encryption: Option<Encryption>, extra: &[&str]) -> Cluster {
+        let node = |_| start_node(encryption.as_ref(), extra);
         let nodes: Vec<Server> = (0..masters * (1 + replicas)).map(node).collect();
         let cluster = Cluster { nodes, encryption, announced: Vec::new() };
         cluster.join(masters);
@@ -182,7 +187,7 @@ impl Cluster {
 
     /// Starts another node, which is introduced to the others and has no slots. Returns its index.
     pub fn add_master(&mut self) -> usize {
-        self.nodes.push(start_node(self.encryption.as_ref()));
+        self.nodes.push(start_node(self.encryption.as_ref(), &[]));
         self.wait_until_known();
         let new = self.nodes.len() - 1;
         until("the new node serves", || self.nodes[new].ask("CLUSTER INFO").contains("cluster_state:ok\r\n"));
@@ -317,10 +322,10 @@ impl Move<'_> {
 }
 
 /// Starts a node that knows no other one.
-fn start_node(encryption: Option<&Encryption>) -> Server {
+fn start_node(encryption: Option<&Encryption>, extra: &[&str]) -> Server {
     let tls: &[&str] = if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
     let timing = ["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"];
-    Server::cluster_node(encryption, &[tls, &timing].concat())
+    Server::cluster_node(encryption, &[tls, &timing, extra].concat())
 }
 
 fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
@@ -341,7 +346,7 @@ impl Range {
 }
 
 fn slots(node: &Server) -> Vec<Range> {
-    type Node = (String, u16, Value, Value);
+    type Node = (Value, u16, Value, Value);
     let ranges: Vec<Vec<Value>> = cmd("CLUSTER").arg("SLOTS").query(&mut connection(node)).expect("the slots");
     let range = |range: Vec<Value>| {
         let (numbers, nodes) = range.split_at(2);

@@ -1,5 +1,6 @@
 //! Stores on a cluster of real servers, and on fake nodes.
 
+mod addresses;
 mod cancellation;
 mod clearing;
 mod lies;
