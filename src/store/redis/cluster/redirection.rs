@@ -8,7 +8,7 @@
 //! | `MOVED` | `Moved` | the new owner of the slot is stored in the table | the named node |
 //! | `ASK` | `Ask` | nothing | the named node, with `ASKING` |
 //! | `TRYAGAIN` | `Split` | a pause | the owner, at most [`MAX_WHILE_SPLIT`] times |
-//! | `CLUSTERDOWN` | `Down` | a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
+//! | `CLUSTERDOWN`, and `MOVED` or `ASK` to a node whose name is not known yet (`?`) | `Down` | a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
 //! | `NOSCRIPT`, in a batch | `UnknownScript` | nothing | the owner |
 //! | a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
 //!
@@ -72,7 +72,7 @@ pub(super) enum Redirection {
     Split,
     /// The node does not know the script by its hash.
     UnknownScript,
-    /// The cluster is down at the moment.
+    /// The cluster is down at the moment, or the node does not know the name of the one that has the slot.
     Down,
     /// This node could not be reached, or has failed in the middle of a request that may be executed twice.
     Failed(Index),
@@ -107,6 +107,7 @@ impl Cluster {
     #[cold]
     fn redirection_in_error(&self, error: &ServerError, node: &Node) -> Option<Redirection> {
         match error.code() {
+            "MOVED" | "ASK" if is_to_unnamed_node(error) => Some(Redirection::Down),
             "MOVED" => self.named_in(error, node).map(Redirection::Moved),
             "ASK" => self.named_in(error, node).map(Redirection::Ask),
             "TRYAGAIN" => Some(Redirection::Split),
@@ -216,6 +217,11 @@ impl Cluster {
     pub(super) fn first_target(&self, slot: u16) -> Result<Target> {
         self.owner(slot).ok_or_else(|| uncovered(slot))
     }
+}
+
+/// Returns whether a redirection leads to a node that has announced no host name yet, where names are preferred.
+fn is_to_unnamed_node(error: &ServerError) -> bool {
+    error.details().and_then(|details| details.split_once(' ')).is_some_and(|(_, address)| address.starts_with("?:"))
 }
 
 fn failed(redirection: &Redirection) -> Option<Index> {

@@ -142,8 +142,8 @@ impl Table {
         self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
     }
 
-    /// Replaces the topology. Slots that the ranges do not contain have no owner. The connections of nodes that they do
-    /// not contain are closed.
+    /// Replaces the topology. Slots that the ranges do not contain have no owner; slots whose master has no name yet keep
+    /// theirs, which redirects. The connections of nodes that the ranges do not contain are closed.
     ///
     /// # Errors
     ///
@@ -153,7 +153,14 @@ impl Table {
         let mut listed = Vec::new();
         let mut known = HashMap::new();
         for range in ranges {
-            let Some(master) = &range.master else { continue };
+            let slots = usize::from(range.first)..=usize::from(range.last);
+            let Some(master) = &range.master else {
+                for slot in slots {
+                    owners[slot] = self.owners[slot].load(Ordering::Relaxed);
+                    listed.push(owners[slot]);
+                }
+                continue;
+            };
             let mut index = |endpoint| self.cached_index_of(endpoint, &mut known);
             let owner = index(master)?;
             let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
@@ -162,7 +169,7 @@ impl Table {
             for (current, replica) in node.replicas.iter().zip(padded) {
                 current.store(replica, Ordering::Relaxed);
             }
-            owners[usize::from(range.first)..=usize::from(range.last)].fill(owner);
+            owners[slots].fill(owner);
             listed.push(owner);
             listed.extend(replicas);
         }
