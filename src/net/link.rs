@@ -45,6 +45,12 @@ impl<P: Protocol> Link<P> {
         &self.0.protocol
     }
 
+    /// Returns whether the server has failed or become suspect since its last reply.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.is_doubtful()
+    }
+
     pub(crate) fn stats(&self) -> ServerStats {
         self.0.stats()
     }

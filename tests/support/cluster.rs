@@ -224,17 +224,41 @@ impl Cluster {
         });
     }
 
-    /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
-    /// it.
-    pub fn remove_replica(&self, replica: usize) {
+    /// Removes a node that has no slots, as `redis-cli --cluster del-node` does: it stays running, alone, and every other
+    /// node forgets it.
+    pub fn remove(&self, removed: usize) {
         let id: String =
-            cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
+            cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[removed])).expect("the id of a node");
         for (index, node) in self.nodes.iter().enumerate() {
-            if index != replica {
-                expect_ok(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
+            if index != removed && node.is_running() {
+                // One that was removed before does not know it.
+                let _ = cmd("CLUSTER").arg("FORGET").arg(&id).exec(&mut connection(node));
             }
         }
-        expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
+        expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[removed])));
+    }
+
+    /// Moves all slots of a node with their keys to another one, while they may be used.
+    pub fn move_all_slots(&self, from: usize, to: usize) {
+        let ranges = slots(&self.nodes[from]);
+        let of_node = ranges.iter().filter(|range| self.master_of(range) == from);
+        let moved: Vec<u16> = of_node.flat_map(|range| range.first..=range.last).collect();
+        let [mut source, mut target] = [from, to].map(|node| connection(&self.nodes[node]));
+        let id = |node: &mut Connection| cmd("CLUSTER").arg("MYID").query::<String>(node).expect("the id of a node");
+        let (source_id, target_id) = (id(&mut source), id(&mut target));
+        expect_ok(set_slots(&mut target, &moved, "IMPORTING", &source_id));
+        expect_ok(set_slots(&mut source, &moved, "MIGRATING", &target_id));
+        let mut count = redis::pipe();
+        moved.iter().for_each(|slot| _ = count.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot));
+        let counts: Vec<usize> = count.query(&mut source).expect("the numbers of keys");
+        for (slot, _) in moved.iter().zip(counts).filter(|(_, count)| *count > 0) {
+            let [source, target] = [from, to].map(|node| connection(&self.nodes[node]));
+            Move { cluster: self, slot: *slot, from, to, source, target }.migrate_all();
+        }
+        expect_ok(set_slots(&mut target, &moved, "NODE", &target_id));
+        // It is refused once the source has learnt that it has no slots: then it is a replica of the target.
+        let _ = set_slots(&mut source, &moved, "NODE", &target_id);
+        until("the nodes agree on the owner of the slots", || self.agrees(moved[0], to));
     }
 
     /// Disconnects a replica from its master. It still serves the data that it has.
@@ -297,8 +321,7 @@ impl Move<'_> {
         let _: String = migrate.query(&mut self.source).expect("keys are moved");
     }
 
-    /// Moves the remaining keys, and announces the slot's new owner to every node.
-    pub fn finish(mut self) {
+    fn migrate_all(&mut self) {
         loop {
             let result = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
             let keys: Vec<Vec<u8>> = result.expect("the keys of a slot");
@@ -307,6 +330,11 @@ impl Move<'_> {
             }
             self.migrate(&keys);
         }
+    }
+
+    /// Moves the remaining keys, and announces the slot's new owner to every node.
+    pub fn finish(mut self) {
+        self.migrate_all();
         let id: String = cmd("CLUSTER").arg("MYID").query(&mut self.target).expect("the id of a node");
         set_slot(&mut self.target, self.slot, "NODE", &id);
         set_slot(&mut self.source, self.slot, "NODE", &id);
@@ -330,6 +358,12 @@ fn start_node(encryption: Option<&Encryption>, extra: &[&str]) -> Server {
 
 fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
     expect_ok(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
+}
+
+fn set_slots(node: &mut Connection, slots: &[u16], state: &str, id: &str) -> redis::RedisResult<()> {
+    let mut set = redis::pipe();
+    slots.iter().for_each(|slot| _ = set.cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).ignore());
+    set.query(node)
 }
 
 /// A range of slots, and the ports of the nodes that have it, the master's first.

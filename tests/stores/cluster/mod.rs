@@ -4,6 +4,7 @@ mod addresses;
 mod cancellation;
 mod clearing;
 mod lies;
+mod membership;
 mod moves;
 mod promotions;
 mod replicas;

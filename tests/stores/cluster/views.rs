@@ -24,7 +24,7 @@ fn a_removed_node_does_not_affect_the_topology() {
             for key in &keys {
                 store.set(key, "value".into(), HOUR, prefork_cache::When::Always).await.unwrap();
             }
-            cluster.remove_replica(3);
+            cluster.remove(3);
             // Each time another node is asked first.
             for _ in 0..2 * cluster.nodes().len() {
                 store.reset();

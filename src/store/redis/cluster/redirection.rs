@@ -8,7 +8,7 @@
 //! | `MOVED` | `Moved` | the new owner of the slot is stored in the table | the named node |
 //! | `ASK` | `Ask` | nothing | the named node, with `ASKING` |
 //! | `TRYAGAIN` | `Split` | a pause | the owner, at most [`MAX_WHILE_SPLIT`] times |
-//! | `CLUSTERDOWN`, and `MOVED` or `ASK` to a node whose name is not known yet (`?`) | `Down` | a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
+//! | `CLUSTERDOWN`, and `MOVED` or `ASK` to a node whose name is not known yet (`?`) | `Down` | the topology is refreshed, since the node may have left the cluster; a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
 //! | `NOSCRIPT`, in a batch | `UnknownScript` | nothing | the owner |
 //! | a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
 //!
@@ -161,8 +161,9 @@ impl Cluster {
                 self.refresh.mark_stale(None);
             }
         }
-        if let Some(failed) = redirections.iter().find_map(|(_, redirection)| failed(redirection)) {
-            self.refresh.mark_stale(Some(failed));
+        let failed = redirections.iter().find_map(|(_, redirection)| failed(redirection));
+        if is_down || failed.is_some() {
+            self.refresh.mark_stale(failed);
             // If this fails, the caller gets the failure that led here.
             let _ = self.refresh_topology(progress.deadline, IfRunning::Wait).await;
         }
