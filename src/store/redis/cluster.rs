@@ -73,7 +73,11 @@ impl Cluster {
         if let Some((index, reader)) = self.table.reader(slot(key)) {
             match exchange(reader, request, Retry::Idempotent, None).await {
                 Ok(replies) if reply::errors(&replies).next().is_none() => return Ok((replies, reader.endpoint())),
-                // The replica redirects the read or refuses it, so the master is asked.
+                // The replica redirects the read or refuses it, so the master is asked. It may have left the cluster, or be
+                // another master's replica.
+                Ok(replies) if reply::errors(&replies).any(|error| matches!(error.code(), "MOVED" | "CLUSTERDOWN")) => {
+                    self.refresh.mark_stale(None);
+                }
                 Ok(_) => {}
                 Err(_) => self.refresh.mark_stale(Some(index)),
             }
