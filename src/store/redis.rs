@@ -119,14 +119,15 @@ mod verbs;
 ///   time, so one that does not respond leaves the other half for the others. A forked child starts with its parent's
 ///   topology. Nodes are reached under the names that the cluster announces; over TLS a node's certificate must be for
 ///   that name. A store remembers up to 4,096 addresses.
-/// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` nothing was executed, so changes are
-///   redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
+/// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN` and `READONLY` nothing was executed, so changes
+///   are redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
 ///   requests go to the new owners of its slots. If a connection breaks in the middle of an exchange, requests that may
 ///   be executed twice (a read, an unconditional `set`, a `touch`; in a batch only a read) are sent again in the same
 ///   way. Any other change fails.
 /// - **Time.** A call takes at most `connect_timeout` plus `timeout`, regardless of the number of nodes and
 ///   redirections; a blocking call that has to dial takes at most twice as long. If a node does not respond, the
-///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned.
+///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned;
+///   "Hash slot not served", the reply of a node that has left the cluster, for some 110 ms.
 /// - **Batches** are split by node, with up to 4,096 commands or 1 MiB in one write, and sent to all nodes at once.
 ///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a get, a delete
 ///   or an unconditional set that was executed before an earlier operation on its key is executed again after it. A

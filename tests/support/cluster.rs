@@ -238,6 +238,26 @@ impl Cluster {
         expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[removed])));
     }
 
+    /// Makes a node another one at the same address, without entries and slots, which does not know the others.
+    pub fn replace(&self, replaced: usize) {
+        let mut node = connection(&self.nodes[replaced]);
+        expect_ok(cmd("FLUSHALL").query(&mut node));
+        let former: String = cmd("CLUSTER").arg("MYID").query(&mut node).expect("the id of a node");
+        expect_ok(cmd("CLUSTER").arg("RESET").arg("HARD").query(&mut node));
+        for (index, other) in self.nodes.iter().enumerate() {
+            if index != replaced {
+                expect_ok(cmd("CLUSTER").arg("FORGET").arg(&former).query(&mut connection(other)));
+            }
+        }
+    }
+
+    /// Introduces a node to the others, and gives it slots that have no owner.
+    pub fn assign(&self, node: usize, first: u16, last: u16) {
+        self.wait_until_known();
+        expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut connection(&self.nodes[node])));
+        self.wait_until_healthy();
+    }
+
     /// Moves all slots of a node with their keys to another one, while they may be used.
     pub fn move_all_slots(&self, from: usize, to: usize) {
         let ranges = slots(&self.nodes[from]);

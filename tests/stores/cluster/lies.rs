@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prefork_cache::stores::from_url;
 use prefork_cache::{CacheStore, Error, ErrorKind, Op, Ttl, When};
 
-use crate::failures::{WAYS, read_on, serve};
+use crate::failures::{WAYS, Way, read_on, serve};
 use support::wait::{PATIENCE, until};
 
 use super::run;
@@ -180,6 +180,23 @@ fn a_redirection_to_a_node_without_a_name_is_followed_once_it_has_one() {
     let failures = failures(node(all_slots, nameless), PATIENT);
     assert_all(&failures, ErrorKind::Server, "MOVED 12539 ?");
     assert!(failures.iter().all(Error::is_transient));
+}
+
+/// A node that was demoted says so instead of redirecting.
+#[test]
+fn a_master_that_has_become_read_only() {
+    for way in WAYS {
+        let new = node(all_slots, |_, _| "+OK\r\n".to_owned());
+        let is_known = AtomicBool::new(false);
+        let slots = move |own| all_slots(if is_known.swap(true, Ordering::SeqCst) { new } else { own });
+        let old = node(slots, |_, _| "-READONLY You can't write against a read only replica.\r\n".to_owned());
+        let store = from_url(&format!("redis+cluster://127.0.0.1:{old}?{PATIENT}")).unwrap();
+        assert!(run(way, store.set("key", "value".into(), HOUR, When::Always)).unwrap(), "{way:?}");
+    }
+    let read_only = |_: &[String], _| "-READONLY You can't write against a read only replica.\r\n".to_owned();
+    let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", node(all_slots, read_only))).unwrap();
+    let error = run(Way::Blocking, store.set("key", "value".into(), HOUR, When::Always)).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("READONLY"), "{error:#}");
 }
 
 /// A node does not know the name of another one yet, which the store knows.

@@ -82,3 +82,33 @@ fn a_cluster_that_grows_and_shrinks_causes_no_error() {
     assert!(rounds.iter().all(|rounds| *rounds > 2), "{rounds:?} rounds while nodes joined and left");
     assert_eq!(*reports.lock().unwrap(), [""; 0]);
 }
+
+/// A node comes back at its address as another one, without its slots and its entries. The others work all the time, and
+/// its slots do once they are assigned again.
+#[test]
+fn a_node_that_comes_back_as_another_one() {
+    let cluster = Cluster::with(&["--cluster-require-full-coverage", "no"]);
+    let keys: Vec<String> = (0..64).map(|number| format!("key:{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let owners = cluster.owners(&keys);
+    let entries: Vec<_> = keys.iter().map(|key| (*key, Bytes::from((*key).to_owned()))).collect();
+    let stores = WAYS.map(|way| (way, from_url(&cluster.url(PATIENT)).unwrap()));
+    for (way, store) in &stores {
+        run(*way, store.set_many(&entries, HOUR)).into_iter().for_each(|stored| stored.unwrap());
+    }
+    cluster.replace(0);
+    for (way, store) in &stores {
+        for ((key, owner), found) in keys.iter().zip(&owners).zip(run(*way, store.get_many(&keys))) {
+            match (owner, found) {
+                (0, found) => assert!(found.unwrap_err().is_transient(), "{way:?}, {key}"),
+                (_, found) => assert_eq!(found.unwrap().unwrap(), *key, "{way:?}"),
+            }
+        }
+    }
+    cluster.assign(0, 0, 5_460);
+    for (way, store) in &stores {
+        for ((key, owner), found) in keys.iter().zip(&owners).zip(run(*way, store.get_many(&keys))) {
+            assert_eq!(found.unwrap().is_some(), *owner != 0, "{way:?}, {key}");
+        }
+    }
+}
