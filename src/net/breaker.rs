@@ -116,6 +116,11 @@ impl Breaker {
         self.record.load(Ordering::Relaxed) >= FAILURE
     }
 
+    /// Returns whether the server has failed or become suspect since the last success.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.record.load(Ordering::Relaxed) != 0
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.retry_at.load(Ordering::Relaxed) != 0
     }
@@ -188,9 +193,10 @@ mod tests {
     #[test]
     fn suspect_timeouts_count_as_one_failure_together_with_the_next() {
         let breaker = Breaker::new(3, HOUR);
+        assert!(!breaker.is_doubtful());
         breaker.suspect();
         breaker.suspect();
-        assert!(!breaker.has_failed());
+        assert!(breaker.is_doubtful() && !breaker.has_failed());
         assert!(!breaker.failed(&error("the second")));
         assert!(breaker.failed(&error("the third")));
         breaker.reset();

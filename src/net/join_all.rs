@@ -9,6 +9,7 @@
 //!
 //! The deadline of an exchange goes on while it is set aside, so the timeouts of several hanging servers do not add up.
 //! But if its reply has begun to arrive meanwhile, its deadline is extended by the time that it was set aside.
+//! Servers that have failed are dialled last, so that they do not take the time that the others need.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -47,6 +48,18 @@ impl ExchangeGroup {
     pub(super) async fn let_finish(&self) {
         while self.set_aside.load(Ordering::Relaxed) > 0 {
             suspended_once().await;
+        }
+    }
+
+    /// Waits until no other exchange of the group is set aside or dials: the servers that have not failed are dialled
+    /// before those that have, which may need all the time until the deadline.
+    pub(super) async fn let_dial(&self) {
+        loop {
+            suspended_once().await;
+            if self.set_aside.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            self.let_finish().await;
         }
     }
 }

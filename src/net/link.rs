@@ -45,6 +45,12 @@ impl<P: Protocol> Link<P> {
         &self.0.protocol
     }
 
+    /// Returns whether the server has failed or become suspect since its last reply.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.is_doubtful()
+    }
+
     pub(crate) fn stats(&self) -> ServerStats {
         self.0.stats()
     }
@@ -217,6 +223,9 @@ async fn open<P: Protocol>(
 ) -> Result<Connection<P>> {
     if let Some(group) = group {
         group.let_finish().await;
+        if server.is_doubtful() {
+            group.let_dial().await;
+        }
         if group.is_over() {
             return Err(timed_out("connect to", server.protocol.endpoint()));
         }

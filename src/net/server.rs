@@ -151,6 +151,11 @@ impl<P: Protocol> Server<P> {
         self.pool.close_idle(|connection| connection.begun < since);
     }
 
+    /// Returns whether the server has failed or become suspect since its last reply.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.breaker.is_doubtful()
+    }
+
     /// Records that the server closed a connection that had served.
     pub(super) fn connection_lost(&self) {
         self.mark_unproven();

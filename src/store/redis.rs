@@ -119,22 +119,25 @@ mod verbs;
 ///   time, so one that does not respond leaves the other half for the others. A forked child starts with its parent's
 ///   topology. Nodes are reached under the names that the cluster announces; over TLS a node's certificate must be for
 ///   that name. A store remembers up to 4,096 addresses.
-/// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN` and `CLUSTERDOWN` nothing was executed, so changes are
-///   redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
+/// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN` and `READONLY` nothing was executed, so changes
+///   are redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
 ///   requests go to the new owners of its slots. If a connection breaks in the middle of an exchange, requests that may
 ///   be executed twice (a read, an unconditional `set`, a `touch`; in a batch only a read) are sent again in the same
 ///   way. Any other change fails.
 /// - **Time.** A call takes at most `connect_timeout` plus `timeout`, regardless of the number of nodes and
 ///   redirections; a blocking call that has to dial takes at most twice as long. If a node does not respond, the
-///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned.
+///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned;
+///   "Hash slot not served", the reply of a node that has left the cluster, for some 110 ms.
 /// - **Batches** are split by node, with up to 4,096 commands or 1 MiB in one write, and sent to all nodes at once.
-///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a delete that
-///   was executed before an earlier operation is executed again after it. A settle whose two keys are on two nodes
-///   while a slot is being moved is executed step by step.
+///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a get, a delete
+///   or an unconditional set that was executed before an earlier operation on its key is executed again after it. A
+///   settle whose two keys are on two nodes while a slot is being moved is executed step by step.
 /// - **[`clear`](crate::CacheStore::clear)** clears all masters at once. If one of them fails, it fails and names the
-///   node. It removes the entries that existed when it began, except those in slots that are moved to another node in
-///   the meantime. [`reconnect`](crate::CacheStore::reconnect) dials every master; [`Stats::servers`](crate::Stats)
-///   lists every node.
+///   node, and the others are cleared. It removes the entries that existed when it began, also while slots are moved:
+///   each node is asked (`CLUSTER NODES`) for slots that it has given away, and the nodes that have received them are
+///   cleared again. An entry may remain only if it is moved in each of eight passes, or to a node and back in one
+///   pass. Each exchange has the whole `timeout`. [`reconnect`](crate::CacheStore::reconnect) dials every master;
+///   [`Stats::servers`](crate::Stats) lists every node.
 /// - **Replicas** are read with `replicas=prefer`, and only by [`get`](crate::CacheStore::get) and
 ///   [`get_many`](crate::CacheStore::get_many). A key is always read from the same replica, or from the master if the
 ///   replica does not respond. Replication is asynchronous, so a read may not see yet what an earlier call has stored.

@@ -23,31 +23,35 @@ pub struct Cluster {
     /// Masters first.
     nodes: Vec<Server>,
     encryption: Option<Encryption>,
+    /// The nodes that announce another port than their own, with that port.
+    announced: Vec<(usize, u16)>,
 }
 
 impl Cluster {
     /// Starts three masters, each with a replica.
     pub fn start() -> Cluster {
-        Cluster::of(3, 1, None)
+        Cluster::of(3, 1, None, &[])
     }
 
     /// Starts three masters.
     pub fn without_replicas() -> Cluster {
-        Cluster::of(3, 0, None)
+        Cluster::with(&[])
+    }
+
+    /// Starts three masters with extra arguments.
+    pub fn with(extra: &[&str]) -> Cluster {
+        Cluster::of(3, 0, None, extra)
     }
 
     /// Starts three masters, each with a replica. They use TLS with clients and with each other.
     pub fn encrypted(authority: &Authority) -> Cluster {
-        Cluster::of(3, 1, Some(Encryption::by(authority)))
+        Cluster::of(3, 1, Some(Encryption::by(authority)), &[])
     }
 
-    fn of(masters: u16, replicas: u16, encryption: Option<Encryption>) -> Cluster {
-        let tls: &[&str] =
-            if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
-        let arguments = [tls, &["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"]].concat();
-        let node = |_| Server::cluster_node(encryption.as_ref(), &arguments);
+    fn of(masters: u16, replicas: u16, encryption: Option<Encryption>, extra: &[&str]) -> Cluster {
+        let node = |_| start_node(encryption.as_ref(), extra);
         let nodes: Vec<Server> = (0..masters * (1 + replicas)).map(node).collect();
-        let cluster = Cluster { nodes, encryption };
+        let cluster = Cluster { nodes, encryption, announced: Vec::new() };
         cluster.join(masters);
         cluster
     }
@@ -62,15 +66,8 @@ impl Cluster {
         }
     }
 
-    /// Makes the nodes know each other and agree on the slots.
-    fn join(&self, masters: u16) {
-        for (number, node) in (0..masters).zip(&self.nodes) {
-            let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
-            let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
-            let mut node = connection(node);
-            expect_ok(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
-            expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
-        }
+    /// Introduces the nodes, and waits until they know each other.
+    fn wait_until_known(&self) {
         self.meet();
         let mut met = Instant::now();
         let count = self.nodes.len();
@@ -83,6 +80,18 @@ impl Cluster {
             }
             self.nodes.iter().all(knows_all)
         });
+    }
+
+    /// Makes the nodes know each other and agree on the slots.
+    fn join(&self, masters: u16) {
+        for (number, node) in (0..masters).zip(&self.nodes) {
+            let first = u32::from(number) * u32::from(SLOTS) / u32::from(masters);
+            let last = u32::from(number + 1) * u32::from(SLOTS) / u32::from(masters) - 1;
+            let mut node = connection(node);
+            expect_ok(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1).query(&mut node));
+            expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut node));
+        }
+        self.wait_until_known();
         let (masters, replicas) = self.nodes.split_at(usize::from(masters));
         for (replica, master) in replicas.iter().zip(masters.iter().cycle()) {
             let id: String = cmd("CLUSTER").arg("MYID").query(&mut connection(master)).expect("the id of a node");
@@ -148,7 +157,7 @@ impl Cluster {
 
     fn master_of(&self, range: &Range) -> usize {
         let port = range.nodes[0];
-        self.nodes.iter().position(|node| plain_port(node.port()) == port).expect("a node of this cluster")
+        (0..self.nodes.len()).find(|node| self.listed_port(*node) == port).expect("a node of this cluster")
     }
 
     fn running(&self) -> &Server {
@@ -160,7 +169,7 @@ impl Cluster {
     }
 
     fn agrees(&self, slot: u16, owner: usize) -> bool {
-        let owner = plain_port(self.nodes[owner].port());
+        let owner = self.listed_port(owner);
         let views = self.nodes.iter().filter(|node| node.is_running()).map(|node| {
             let range = slots(node).into_iter().find(|range| range.has(slot));
             let info = node.ask("CLUSTER INFO");
@@ -176,17 +185,100 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
-    /// Removes a replica, as `redis-cli --cluster del-node` does: it stays running, alone, and every other node forgets
-    /// it.
-    pub fn remove_replica(&self, replica: usize) {
+    /// Starts another node, which is introduced to the others and has no slots. Returns its index.
+    pub fn add_master(&mut self) -> usize {
+        self.nodes.push(start_node(self.encryption.as_ref(), &[]));
+        self.wait_until_known();
+        let new = self.nodes.len() - 1;
+        until("the new node serves", || self.nodes[new].ask("CLUSTER INFO").contains("cluster_state:ok\r\n"));
+        new
+    }
+
+    /// Makes a node give other nodes and clients this port instead of its own, and waits until all nodes give it.
+    pub fn announce(&mut self, node: usize, port: u16) {
+        let set = ["SET", "cluster-announce-port", &port.to_string()];
+        expect_ok(cmd("CONFIG").arg(&set).query(&mut connection(&self.nodes[node])));
+        let knows = |node: &Server| slots(node).iter().any(|range| range.nodes.contains(&port));
+        until("the nodes know the announced port", || self.nodes.iter().all(knows));
+        self.announced.push((node, port));
+    }
+
+    /// The port that a node has in the topology.
+    fn listed_port(&self, node: usize) -> u16 {
+        let announced = self.announced.iter().find(|(announcing, _)| *announcing == node);
+        announced.map_or_else(|| plain_port(self.nodes[node].port()), |(_, port)| *port)
+    }
+
+    /// Promotes a replica without loss, by `CLUSTER FAILOVER`, and waits until all nodes know it as a master.
+    pub fn promote(&self, replica: usize) {
+        let port = self.listed_port(replica);
+        let knows = |node: &Server| slots(node).iter().any(|range| range.nodes[0] == port);
+        let mut asked: Option<Instant> = None;
+        until("a replica is promoted", || {
+            // The command is refused while the link to the master is down, and an election may fail.
+            if asked.is_none_or(|asked| asked.elapsed() > HANDSHAKE) && !knows(&self.nodes[replica]) {
+                let _ = cmd("CLUSTER").arg("FAILOVER").query::<()>(&mut connection(&self.nodes[replica]));
+                asked = Some(Instant::now());
+            }
+            self.nodes.iter().filter(|node| node.is_running()).all(knows)
+        });
+    }
+
+    /// Removes a node that has no slots, as `redis-cli --cluster del-node` does: it stays running, alone, and every other
+    /// node forgets it.
+    pub fn remove(&self, removed: usize) {
         let id: String =
-            cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[replica])).expect("the id of a node");
+            cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[removed])).expect("the id of a node");
         for (index, node) in self.nodes.iter().enumerate() {
-            if index != replica {
-                expect_ok(cmd("CLUSTER").arg("FORGET").arg(&id).query(&mut connection(node)));
+            if index != removed && node.is_running() {
+                // One that was removed before does not know it.
+                let _ = cmd("CLUSTER").arg("FORGET").arg(&id).exec(&mut connection(node));
             }
         }
-        expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[replica])));
+        expect_ok(cmd("CLUSTER").arg("RESET").query(&mut connection(&self.nodes[removed])));
+    }
+
+    /// Makes a node another one at the same address, without entries and slots, which does not know the others.
+    pub fn replace(&self, replaced: usize) {
+        let mut node = connection(&self.nodes[replaced]);
+        expect_ok(cmd("FLUSHALL").query(&mut node));
+        let former: String = cmd("CLUSTER").arg("MYID").query(&mut node).expect("the id of a node");
+        expect_ok(cmd("CLUSTER").arg("RESET").arg("HARD").query(&mut node));
+        for (index, other) in self.nodes.iter().enumerate() {
+            if index != replaced {
+                expect_ok(cmd("CLUSTER").arg("FORGET").arg(&former).query(&mut connection(other)));
+            }
+        }
+    }
+
+    /// Introduces a node to the others, and gives it slots that have no owner.
+    pub fn assign(&self, node: usize, first: u16, last: u16) {
+        self.wait_until_known();
+        expect_ok(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).query(&mut connection(&self.nodes[node])));
+        self.wait_until_healthy();
+    }
+
+    /// Moves all slots of a node with their keys to another one, while they may be used.
+    pub fn move_all_slots(&self, from: usize, to: usize) {
+        let ranges = slots(&self.nodes[from]);
+        let of_node = ranges.iter().filter(|range| self.master_of(range) == from);
+        let moved: Vec<u16> = of_node.flat_map(|range| range.first..=range.last).collect();
+        let [mut source, mut target] = [from, to].map(|node| connection(&self.nodes[node]));
+        let id = |node: &mut Connection| cmd("CLUSTER").arg("MYID").query::<String>(node).expect("the id of a node");
+        let (source_id, target_id) = (id(&mut source), id(&mut target));
+        expect_ok(set_slots(&mut target, &moved, "IMPORTING", &source_id));
+        expect_ok(set_slots(&mut source, &moved, "MIGRATING", &target_id));
+        let mut count = redis::pipe();
+        moved.iter().for_each(|slot| _ = count.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot));
+        let counts: Vec<usize> = count.query(&mut source).expect("the numbers of keys");
+        for (slot, _) in moved.iter().zip(counts).filter(|(_, count)| *count > 0) {
+            let [source, target] = [from, to].map(|node| connection(&self.nodes[node]));
+            Move { cluster: self, slot: *slot, from, to, source, target }.migrate_all();
+        }
+        expect_ok(set_slots(&mut target, &moved, "NODE", &target_id));
+        // It is refused once the source has learnt that it has no slots: then it is a replica of the target.
+        let _ = set_slots(&mut source, &moved, "NODE", &target_id);
+        until("the nodes agree on the owner of the slots", || self.agrees(moved[0], to));
     }
 
     /// Disconnects a replica from its master. It still serves the data that it has.
@@ -249,8 +341,7 @@ impl Move<'_> {
         let _: String = migrate.query(&mut self.source).expect("keys are moved");
     }
 
-    /// Moves the remaining keys, and announces the slot's new owner to every node.
-    pub fn finish(mut self) {
+    fn migrate_all(&mut self) {
         loop {
             let result = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(self.slot).arg(2).query(&mut self.source);
             let keys: Vec<Vec<u8>> = result.expect("the keys of a slot");
@@ -259,6 +350,11 @@ impl Move<'_> {
             }
             self.migrate(&keys);
         }
+    }
+
+    /// Moves the remaining keys, and announces the slot's new owner to every node.
+    pub fn finish(mut self) {
+        self.migrate_all();
         let id: String = cmd("CLUSTER").arg("MYID").query(&mut self.target).expect("the id of a node");
         set_slot(&mut self.target, self.slot, "NODE", &id);
         set_slot(&mut self.source, self.slot, "NODE", &id);
@@ -273,8 +369,21 @@ impl Move<'_> {
     }
 }
 
+/// Starts a node that knows no other one.
+fn start_node(encryption: Option<&Encryption>, extra: &[&str]) -> Server {
+    let tls: &[&str] = if encryption.is_some() { &["--tls-cluster", "yes", "--tls-replication", "yes"] } else { &[] };
+    let timing = ["--cluster-node-timeout", NODE_TIMEOUT, "--repl-diskless-sync-delay", "0"];
+    Server::cluster_node(encryption, &[tls, &timing, extra].concat())
+}
+
 fn set_slot(node: &mut Connection, slot: u16, state: &str, id: &str) {
     expect_ok(cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).query(node));
+}
+
+fn set_slots(node: &mut Connection, slots: &[u16], state: &str, id: &str) -> redis::RedisResult<()> {
+    let mut set = redis::pipe();
+    slots.iter().for_each(|slot| _ = set.cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(id).ignore());
+    set.query(node)
 }
 
 /// A range of slots, and the ports of the nodes that have it, the master's first.
@@ -291,7 +400,7 @@ impl Range {
 }
 
 fn slots(node: &Server) -> Vec<Range> {
-    type Node = (String, u16, Value, Value);
+    type Node = (Value, u16, Value, Value);
     let ranges: Vec<Vec<Value>> = cmd("CLUSTER").arg("SLOTS").query(&mut connection(node)).expect("the slots");
     let range = |range: Vec<Value>| {
         let (numbers, nodes) = range.split_at(2);

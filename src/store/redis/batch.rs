@@ -14,9 +14,29 @@ use crate::store::{Op, Outcome, Replacement, Settle, Ttl, check_key, millisecond
 /// the server knows by then. So no reply needs another round trip, and the operations on a key stay in order.
 pub(super) struct Commands<'a> {
     scripts: &'a Scripts,
-    /// Whether the write has the source of the compare-and-set script, and that of the settle script.
-    has_source: (bool, bool),
+    compare_and_set: ScriptUse,
+    settle: ScriptUse,
     pub(super) commands: Vec<Command>,
+}
+
+/// How a write uses a script.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ScriptUse {
+    #[default]
+    None,
+    /// Once, by its source.
+    Once,
+    /// By its source, and then by its hash.
+    Again,
+}
+
+impl ScriptUse {
+    /// Records another use. Returns whether the write has the source already.
+    fn next(&mut self) -> bool {
+        let is_known = *self != ScriptUse::None;
+        *self = if is_known { ScriptUse::Again } else { ScriptUse::Once };
+        is_known
+    }
 }
 
 /// The scripts of the operations for which the server has no command.
@@ -33,7 +53,16 @@ impl Scripts {
 
 impl<'a> Commands<'a> {
     pub(super) fn new(scripts: &'a Scripts) -> Commands<'a> {
-        Commands { scripts, has_source: (false, false), commands: Vec::new() }
+        let (compare_and_set, settle) = Default::default();
+        Commands { scripts, compare_and_set, settle, commands: Vec::new() }
+    }
+
+    /// Returns commands that make the server know the scripts that the write runs by their hashes. A node of a cluster
+    /// may redirect the command that has a script's source.
+    pub(super) fn loads(&self) -> Vec<Command> {
+        let scripts = [(self.compare_and_set, CompareAndSet::TEXT), (self.settle, SettleScript::TEXT)];
+        let used_again = scripts.into_iter().filter(|(used, _)| *used == ScriptUse::Again);
+        used_again.map(|(_, text)| commands::load_script(text)).collect()
     }
 
     /// Appends a get. Consecutive gets share one [`Command`].
@@ -53,13 +82,13 @@ impl<'a> Commands<'a> {
             Op::Set { key, value, ttl, when } => commands::set(key, value, *ttl, *when)?,
             Op::Delete { key } => commands::unlink(&[*key]),
             Op::CompareAndSet { key, expected, new, ttl } => {
-                let is_known = std::mem::replace(&mut self.has_source.0, true);
+                let is_known = self.compare_and_set.next();
                 let script = &self.scripts.compare_and_set;
                 let build = if is_known { CompareAndSet::by_hash } else { CompareAndSet::by_source };
                 build(script, key, *expected, new.as_ref(), *ttl)?
             }
             Op::Settle(settle) => {
-                let is_known = std::mem::replace(&mut self.has_source.1, true);
+                let is_known = self.settle.next();
                 self.scripts.settle.command(settle, is_known)?
             }
         };

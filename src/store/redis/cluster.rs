@@ -8,14 +8,12 @@ use std::time::Instant;
 
 use self::learning::{IfRunning, TopologyRefresh};
 use self::redirection::{Mode, Progress, Target, redirection_error, too_many_redirections};
-pub(super) use self::table::Node;
-use self::table::{Index, Table, uncovered};
-use super::clear::clear;
-use super::commands::{self, Request};
+use self::table::{Index, Node, Table, uncovered};
+use super::commands::Request;
 use super::config::{Access, Replicas};
 use super::exchange::{exchange, reconnect};
 use super::protocol::{Replies, Resp};
-use super::reply::{self, Reply};
+use super::reply;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::execution::{exchange_timeout, until};
@@ -23,8 +21,11 @@ use crate::net::{ExchangeGroup, Link, Retry, Settings, Stopwatch, Timeouts, join
 use crate::server_stats::ServerStats;
 use crate::store::hash_slot::slot;
 
+mod clearing;
+mod item;
 mod learning;
 mod operations;
+mod overtaken;
 mod redirection;
 mod table;
 mod topology;
@@ -108,7 +109,13 @@ impl Cluster {
     ) -> Option<(Replies, &'t Endpoint)> {
         match exchange(reader, request, Retry::Idempotent, None).await {
             Ok(replies) if reply::errors(&replies).next().is_none() => Some((replies, reader.endpoint())),
-            Ok(_) => None,
+            Ok(replies) => {
+                // It may have left the cluster, or be another master's replica.
+                if reply::errors(&replies).any(|error| matches!(error.code(), "MOVED" | "CLUSTERDOWN")) {
+                    self.refresh.mark_stale(None);
+                }
+                None
+            }
             Err(_) => {
                 self.refresh.mark_stale(Some(index));
                 None
@@ -135,7 +142,7 @@ impl Cluster {
             }
         };
         loop {
-            let node = self.node(target)?;
+            let node = self.node(target.index)?;
             let redirection = match &outcome {
                 Ok(replies) => replies.iter().find_map(|reply| self.redirection_in(reply, node)),
                 Err(error) => self.redirection_after(error, target.index, retry == Retry::Idempotent),
@@ -150,7 +157,7 @@ impl Cluster {
     }
 
     async fn ask(&self, target: Target, request: &Request, retry: Retry, deadline: Instant) -> Result<Replies> {
-        let node = self.node(target)?;
+        let node = self.node(target.index)?;
         if target.mode != Mode::Asking {
             return self.in_time(deadline, exchange(&node.link, request, retry, None)).await;
         }
@@ -174,43 +181,8 @@ impl Cluster {
         self.refresh.run(&self.table, deadline, self.timeouts.exchange, if_running).await
     }
 
-    fn node(&self, target: Target) -> Result<&Node> {
-        self.table.node(target.index).ok_or_else(crate::store::wrong_count)
-    }
-
-    /// Refreshes the topology, and returns the nodes that have slots.
-    async fn masters(&self) -> Result<Vec<&Node>> {
-        self.refresh_topology(self.deadline(), IfRunning::Wait).await?;
-        self.table.masters()
-    }
-
-    /// Clears all masters at once. If one fails, the others are still cleared.
-    pub(super) async fn clear(&self, prefix: &str) -> Result<()> {
-        let masters = self.masters().await?;
-        let group = ExchangeGroup::default();
-        let mut cleared = Vec::with_capacity(masters.len());
-        for node in masters {
-            cleared.push(clear(&node.link, Some((self, node)), prefix, Some(&group)));
-        }
-        join_all(cleared).await.into_iter().collect()
-    }
-
-    /// Removes keys that a node has listed. Keys that have been moved since are removed from their new node.
-    pub(super) async fn unlink(&self, node: &Node, keys: &[Vec<u8>], group: Option<&ExchangeGroup>) -> Result<()> {
-        let unlink = |key: &Vec<u8>| commands::unlink(std::slice::from_ref(key));
-        let request = Request::several(keys.iter().map(unlink));
-        let replies = exchange(&node.link, &request, Retry::Idempotent, group).await?;
-        for (key, reply) in keys.iter().zip(replies) {
-            if self.redirection_in(&reply, node).is_some() {
-                let request = Request::one(unlink(key));
-                let (replies, by) =
-                    self.call_redirected(slot(key), &request, Retry::Idempotent, self.deadline(), None).await?;
-                replies.into_iter().try_for_each(|reply| Reply::new(reply, by).map(|_| ()))?;
-            } else {
-                Reply::new(reply, node.endpoint())?;
-            }
-        }
-        Ok(())
+    fn node(&self, index: Index) -> Result<&Node> {
+        self.table.node(index).ok_or_else(crate::store::wrong_count)
     }
 
     pub(super) fn reset(&self) {
@@ -221,10 +193,13 @@ impl Cluster {
     /// Closes all connections and dials all masters at once, with one deadline.
     pub(super) async fn reconnect(&self) -> Result<()> {
         self.reset();
-        let masters = self.masters().await?;
-        let group = ExchangeGroup::until(self.deadline());
+        let deadline = self.deadline();
+        self.refresh_topology(deadline, IfRunning::Wait).await?;
+        let masters = self.table.slots_by_owner()?;
+        let group = ExchangeGroup::until(deadline);
         let mut dialled = Vec::with_capacity(masters.len());
-        for node in masters {
+        for index in masters.keys() {
+            let node = self.node(*index)?;
             dialled.push(reconnect(&node.link, Some(&group)));
         }
         join_all(dialled).await.into_iter().collect()

@@ -271,6 +271,16 @@ pub(super) fn cluster_slots() -> Command {
     Command::new("CLUSTER", Expected::Anything).with("SLOTS")
 }
 
+/// Asks for the slots of the node itself, and those that it is moving.
+pub(super) fn cluster_nodes() -> Command {
+    Command::new("CLUSTER", Expected::Anything).with("NODES")
+}
+
+/// Makes the server know a script by its hash.
+pub(super) fn load_script(text: &str) -> Command {
+    Command::new("SCRIPT", Expected::Anything).with("LOAD").with(text)
+}
+
 const GET: &str = "GET";
 
 pub(super) fn get(key: &str) -> Command {
@@ -355,7 +365,7 @@ impl CompareAndSet {
     /// 5. its time to live in milliseconds, 0 if it does not expire.
     ///
     /// Returns 1, or 0 if the entry is not the expected one.
-    const TEXT: &'static str = r"
+    pub(super) const TEXT: &'static str = r"
         local held = redis.call('GET', KEYS[1])
         if ARGV[1] == '0' then
             if held then return 0 end

@@ -105,6 +105,13 @@ impl Config {
             let context = format!("the scheme {:?} is not a Redis scheme: {}", url.scheme, SCHEMES.join(", "));
             return Err(invalid(context));
         }
+        if !on_unix_socket && url.hosts.is_empty() && !url.path.is_empty() {
+            let context = format!(
+                "a {} URL has a host before its path: only a single server is reached over a Unix socket, by {}:///path",
+                url.scheme, UNIX_SCHEMES[0]
+            );
+            return Err(invalid(context));
+        }
         let is_behind_sentinels = sentinel::is_sentinel_url(&url);
         let master = if is_behind_sentinels { Some(sentinel::take_master(&mut url)?) } else { None };
         let default_port = if is_behind_sentinels { sentinel::DEFAULT_PORT } else { DEFAULT_PORT };
@@ -262,6 +269,9 @@ mod tests {
             ("redis://a?replicas=prefer", "redis+cluster://"),
             ("redis://a,b", "redis+cluster"),
             ("redis+cluster://", "empty"),
+            ("redis+cluster:///run/redis.sock", "a redis+cluster URL has a host before its path"),
+            ("redis+sentinel:///run/redis.sock/m", "by redis+unix:///path"),
+            ("redis+unix://a:7000/", "a redis+unix URL has no host"),
             ("redis+cluster://a?tls_ca=/ca.pem", "tls_ca"),
         ] {
             let error = parse(url).unwrap_err().to_string();

@@ -151,6 +151,15 @@ fn error_with(endpoint: &Endpoint, meaning: ErrorReply, error: &ServerError, det
     }
 }
 
+/// Returns a text that the server has written, in any of the types in which it may be sent.
+pub(super) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
 pub(super) fn is_unknown_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }

@@ -5,7 +5,7 @@ use redis::Value;
 use super::commands::{Command, Expected};
 use super::error_replies::classify;
 use super::protocol::Resp;
-use super::reply::{server_error, unexpected};
+use super::reply::{server_error, text, unexpected};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Connection;
@@ -53,12 +53,4 @@ fn in_role(answer: &Value) -> Option<&str> {
 
 fn in_info(answer: &Value) -> Option<&str> {
     text(answer)?.lines().find_map(|line| line.strip_prefix("role:"))
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
-        _ => None,
-    }
 }

@@ -120,7 +120,7 @@ impl CacheStore for RedisStore {
 
     async fn clear(&self, prefix: &str) -> Result<()> {
         match &self.servers {
-            Servers::One(link) => clear(link, None, prefix, None).await,
+            Servers::One(link) => clear(link, prefix).await,
             Servers::Cluster(cluster) => cluster.clear(prefix).await,
         }
     }

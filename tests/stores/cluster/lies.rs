@@ -2,14 +2,15 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prefork_cache::stores::from_url;
 use prefork_cache::{CacheStore, Error, ErrorKind, Op, Ttl, When};
 
-use crate::failures::{WAYS, read_on, serve};
-use support::wait::PATIENCE;
+use crate::failures::{WAYS, Way, read_on, serve};
+use support::wait::{PATIENCE, until};
 
 use super::run;
 
@@ -157,6 +158,71 @@ fn redirections_without_a_valid_address() {
         for error in failures(node(all_slots, answer), PATIENT) {
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{to:?}: {error:#}");
         }
+    }
+}
+
+/// The name of a new node spreads after its slots. Until then a node redirects to `?`.
+#[test]
+fn a_redirection_to_a_node_without_a_name_is_followed_once_it_has_one() {
+    for code in ["MOVED", "ASK"] {
+        for way in WAYS {
+            let to = node(all_slots, |_, _| bulk("value"));
+            let asked = AtomicUsize::new(0);
+            let answer = move |_: &[String], _| match asked.fetch_add(1, Ordering::SeqCst) {
+                0 | 1 => format!("-{code} 12539 ?:{to}\r\n"),
+                _ => format!("-{code} 12539 127.0.0.1:{to}\r\n"),
+            };
+            let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", node(all_slots, answer))).unwrap();
+            assert_eq!(run(way, store.get("key")).unwrap().as_deref(), Some(&b"value"[..]), "{way:?}, {code}");
+        }
+    }
+    let nameless = |command: &[String], own| moved(command, own).replace("127.0.0.1", "?");
+    let failures = failures(node(all_slots, nameless), PATIENT);
+    assert_all(&failures, ErrorKind::Server, "MOVED 12539 ?");
+    assert!(failures.iter().all(Error::is_transient));
+}
+
+/// A node that was demoted says so instead of redirecting.
+#[test]
+fn a_master_that_has_become_read_only() {
+    for way in WAYS {
+        let new = node(all_slots, |_, _| "+OK\r\n".to_owned());
+        let is_known = AtomicBool::new(false);
+        let slots = move |own| all_slots(if is_known.swap(true, Ordering::SeqCst) { new } else { own });
+        let old = node(slots, |_, _| "-READONLY You can't write against a read only replica.\r\n".to_owned());
+        let store = from_url(&format!("redis+cluster://127.0.0.1:{old}?{PATIENT}")).unwrap();
+        assert!(run(way, store.set("key", "value".into(), HOUR, When::Always)).unwrap(), "{way:?}");
+    }
+    let read_only = |_: &[String], _| "-READONLY You can't write against a read only replica.\r\n".to_owned();
+    let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", node(all_slots, read_only))).unwrap();
+    let error = run(Way::Blocking, store.set("key", "value".into(), HOUR, When::Always)).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("READONLY"), "{error:#}");
+}
+
+/// A node does not know the name of another one yet, which the store knows.
+#[test]
+fn a_known_owner_without_a_name_stays_the_owner() {
+    for way in WAYS {
+        let refreshed = Arc::new(AtomicUsize::new(0));
+        let refreshes = {
+            let refreshed = Arc::clone(&refreshed);
+            move || refreshed.load(Ordering::SeqCst)
+        };
+        let slots = move |own| match refreshed.fetch_add(1, Ordering::SeqCst) {
+            0 => all_slots(own),
+            _ => ranges(&[(0, 100, "127.0.0.1", own), (101, 16_383, "?", own)]),
+        };
+        let asked = AtomicUsize::new(0);
+        let answer = move |_: &[String], own| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => format!("-MOVED 12539 ?:{own}\r\n"),
+            _ => bulk("value"),
+        };
+        let store = from_url(&format!("redis+cluster://127.0.0.1:{}?{PATIENT}", node(slots, answer))).unwrap();
+        until("the topology is read again", || {
+            assert_eq!(run(way, store.get("key")).unwrap().as_deref(), Some(&b"value"[..]), "{way:?}");
+            refreshes() > 1
+        });
+        assert_eq!(run(way, store.get("key")).unwrap().as_deref(), Some(&b"value"[..]), "{way:?}");
     }
 }
 

@@ -1,8 +1,14 @@
 //! Stores on a cluster of real servers, and on fake nodes.
 
+mod addresses;
+mod cancellation;
+mod clearing;
 mod lies;
+mod membership;
 mod moves;
+mod promotions;
 mod replicas;
+mod scripts;
 mod views;
 mod whole;
 

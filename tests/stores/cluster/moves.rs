@@ -21,7 +21,7 @@ const TAGS: [&str; 4] = ["a", "b", "c", "d"];
 const MOVES: usize = 12;
 
 /// Returns a cache, and the errors that it has reported.
-fn watched(cluster: &Cluster) -> (Cache, Arc<Mutex<Vec<String>>>) {
+pub(super) fn watched(cluster: &Cluster) -> (Cache, Arc<Mutex<Vec<String>>>) {
     let reports = Arc::new(Mutex::new(Vec::new()));
     let reported = Arc::clone(&reports);
     let store = stores::from_url(&cluster.url("timeout=20s&connect_timeout=20s")).unwrap();
@@ -82,7 +82,8 @@ fn no_error_in(work: impl Fn(&Cache, &AtomicBool) -> Vec<i64> + Sync) {
     println!("{rounds:?} rounds while {} slots were moved", MOVES * TAGS.len());
 }
 
-async fn use_until(is_done: &AtomicBool, cache: &Cache, worker: usize) -> i64 {
+/// Calls every operation until `is_done`, with the keys of one worker. Returns the number of rounds.
+pub(super) async fn use_until(is_done: &AtomicBool, cache: &Cache, worker: usize) -> i64 {
     let mut round = 0;
     while !is_done.load(Ordering::Relaxed) {
         use_every_operation(cache, worker, round).await;

@@ -257,3 +257,17 @@ fn an_account_that_may_not_ask_for_the_role() {
         }
     }
 }
+
+/// The sentinel and the master listen on IPv6 addresses.
+#[test]
+fn ipv6_addresses() {
+    let server = Server::with(Kind::Redis, &["--bind", "127.0.0.1", "::1"]);
+    let lines = format!("bind 127.0.0.1 ::1\nsentinel monitor mymaster ::1 {} 1\n", server.port());
+    let sentinel = Sentinel::start(None, None, &lines);
+    for way in WAYS {
+        let client = Client::new(way, &format!("redis+sentinel://[::1]:{}/mymaster?{EAGER}", sentinel.port()));
+        client.set("key", "value").unwrap();
+        assert_eq!(client.get("key").unwrap().as_deref(), Some("value"), "{way:?}");
+        assert_eq!(client.address(), format!("[::1]:{}", server.port()), "{way:?}");
+    }
+}

@@ -230,14 +230,14 @@ impl TopologyRefresh {
         Err(unknown(error.kind(), error))
     }
 
-    /// Returns the nodes to ask: first those that the last topology lists, then the other known ones, and last the one
-    /// that has failed.
+    /// Returns the nodes to ask: first those that the last topology lists, then the other known ones, then those whose
+    /// last exchange failed, and last the one that has failed.
     fn candidates<'t>(&self, table: &'t Table) -> Vec<&'t Node> {
         let failed = usize::from(self.failed.swap(NONE, Ordering::Relaxed));
         let nodes: Vec<(usize, &Node)> = table.nodes().enumerate().collect();
         let first = self.queries.fetch_add(1, Ordering::Relaxed) % nodes.len().max(1);
         let mut ordered: Vec<(usize, &Node)> = nodes[first..].iter().chain(&nodes[..first]).copied().collect();
-        ordered.sort_by_key(|(index, node)| (*index == failed, !node.is_listed()));
+        ordered.sort_by_cached_key(|(index, node)| (*index == failed, node.link.is_doubtful(), !node.is_listed()));
         ordered.into_iter().map(|(_, node)| node).collect()
     }
 }

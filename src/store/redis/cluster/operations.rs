@@ -1,16 +1,19 @@
 //! Batches of operations on a cluster: one write to each node at a time, to all nodes at once.
 //!
 //! While a slot is being moved, some of its keys are on the old node and some on the new one. If an operation is
-//! redirected and a later operation on the same slot is not, the later one is executed first. If that is a get or a
-//! delete, which may be executed twice, it is executed again after the redirected one. This keeps a delete final: it
-//! removes the lease first.
+//! redirected and a later one is not, the later one is executed first. It is executed again after the redirected one if
+//! both are on the same key, or if it is a delete and the other one is a set that may revoke the key's lease. This keeps
+//! a delete final: it revokes the lease first. Only a get, a delete or an unconditional set may be executed twice, and
+//! only if no other operation on its key has been executed after it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Instant;
 
 use bytes::Bytes;
 use redis::Value;
 
+use super::item::{Item, Work};
+use super::overtaken::{SentOn, may_be_repeated_at};
 use super::redirection::{Mode, Progress, Redirection, Target, redirection_error, too_many_redirections};
 use super::table::{Node, uncovered};
 use super::{Cluster, Gets};
@@ -30,33 +33,21 @@ use crate::store::{CacheStore, Op, Outcome};
 const PART: Part = Part { items: 4_096, bytes: 1 << 20 };
 
 /// The nodes of a cluster, as a fleet that executes a batch.
-struct Nodes<'o> {
+pub(super) struct Nodes<'o> {
     cluster: &'o Cluster,
     scripts: &'o Scripts,
 }
 
-struct Item<'o> {
-    work: Work<'o>,
-    slot: u16,
-}
-
-#[derive(Clone, Copy)]
-enum Work<'o> {
-    /// A get of this key, without an [`Op`]: they are large, and a read may be of thousands of keys.
-    Get(&'o str),
-    Operation(&'o Op<'o>),
-}
-
-enum Answer {
+pub(super) enum Answer {
     Outcome(Outcome),
     /// With the error that the node has returned.
     Redirected(Redirection, Error),
 }
 
 /// The progress of a batch.
-struct Batch {
+pub(super) struct Batch {
     progress: Progress,
-    /// The positions of deletes that have removed an entry and are executed again.
+    /// The positions of operations that have changed an entry and are executed again.
     removed: HashSet<usize>,
 }
 
@@ -117,8 +108,17 @@ impl Cluster {
         }
         let answers = carry_out(&Nodes { cluster: self, scripts }, items.len(), round, &mut batch).await;
         let mut outcomes = Vec::with_capacity(answers.len());
+        // The keys of settles that are executed here, after the other operations of the batch.
+        let mut settled = HashSet::new();
         for ((place, item), answer) in items.iter().enumerate().zip(answers) {
             outcomes.push(match answer {
+                Some((_, Ok(Answer::Outcome(before))))
+                    if settled.contains(item.key()) && may_be_repeated_at(&items, place) =>
+                {
+                    let again = item.carry_out(store).await;
+                    let has_changed = before.is_done() || batch.removed.contains(&place);
+                    again.map(|again| if has_changed { Outcome::Done(true) } else { again })
+                }
                 Some((_, Ok(Answer::Outcome(Outcome::Done(false))))) if batch.removed.contains(&place) => {
                     Ok(Outcome::Done(true))
                 }
@@ -126,6 +126,7 @@ impl Cluster {
                 Some((_, Ok(Answer::Redirected(redirection, error)))) => match (&redirection, item.work) {
                     // The slot is being moved, and one of the two keys is on the new node already.
                     (Redirection::Ask(_) | Redirection::Split, Work::Operation(Op::Settle(settle))) => {
+                        settled.insert(settle.key);
                         carry_out_settle(store, settle).await
                     }
                     _ => Err(too_many_redirections(item.slot, &redirection, error)),
@@ -145,36 +146,6 @@ impl Cluster {
             return Some(Target { index, mode: Mode::Replica });
         }
         self.owner(item.slot)
-    }
-}
-
-impl<'o> Item<'o> {
-    fn new(work: Work<'o>) -> Item<'o> {
-        let key = match work {
-            Work::Get(key) => key,
-            Work::Operation(operation) => operation.key(),
-        };
-        Item { work, slot: slot(key) }
-    }
-
-    /// Returns whether it is executed again after an operation that it has overtaken.
-    fn is_executed_again(&self) -> bool {
-        matches!(self.work, Work::Get(_) | Work::Operation(Op::Get { .. } | Op::Delete { .. }))
-    }
-
-    fn is_read(&self) -> bool {
-        match self.work {
-            Work::Get(_) => true,
-            Work::Operation(operation) => operation.is_read(),
-        }
-    }
-
-    /// Returns the approximate size on the wire, in bytes.
-    fn size(&self) -> usize {
-        match self.work {
-            Work::Get(key) => key.len(),
-            Work::Operation(operation) => batch::size(operation),
-        }
     }
 }
 
@@ -223,25 +194,21 @@ impl<'o> Fleet for Nodes<'o> {
         }
         let Ok(targets) = self.cluster.prepare(&mut batch.progress, &redirections).await else { return next_round };
         let mut targets = targets.into_iter();
-        let mut sent_on: HashMap<(Target, u16), Target> = HashMap::new();
-        for (target, place, item) in sent.items() {
-            let overtaken = (target, item.slot);
+        let mut sent_on = SentOn::new(sent, answers);
+        for (number, (target, place, item)) in sent.items().enumerate() {
             let next = match &answers[place] {
-                Some((_, Ok(Answer::Redirected(..)))) => {
-                    let next = targets.next().flatten();
-                    sent_on.extend(next.map(|target| (overtaken, target)));
-                    next
-                }
-                Some((_, Ok(Answer::Outcome(outcome)))) if item.is_executed_again() => {
-                    let next = sent_on.get(&overtaken).copied();
+                Some((_, Ok(Answer::Redirected(..)))) => targets.next().flatten(),
+                Some((_, Ok(Answer::Outcome(outcome)))) => {
+                    let next = sent_on.after_overtaken(target, item, number);
                     if next.is_some() && outcome.is_done() {
                         batch.removed.insert(place);
                     }
                     next
                 }
-                _ => None,
+                Some((_, Err(_))) | None => None,
             };
             if let Some(next) = next {
+                sent_on.add(target, item, next);
                 next_round.add(next, place, item);
             }
         }
@@ -257,7 +224,7 @@ impl Nodes<'_> {
         progress: &Progress,
         group: Option<&ExchangeGroup>,
     ) -> Result<Vec<Result<Answer>>> {
-        let node = self.cluster.node(target)?;
+        let node = self.cluster.node(target.index)?;
         let link = self.link(target, node);
         let mut commands = Commands::new(self.scripts);
         for item in items {
@@ -269,10 +236,14 @@ impl Nodes<'_> {
                 Work::Operation(operation) => commands.push(operation)?,
             }
         }
-        let request = Request::several(commands.commands);
+        let loads = commands.loads();
+        let count = loads.len();
+        let request = Request::several(loads.into_iter().chain(commands.commands));
         let retry = if items.iter().all(|item| item.is_read()) { Retry::Idempotent } else { Retry::Never };
         let exchange = exchange(link, &request, retry, group);
         let mut replies = self.cluster.in_time(progress.deadline, exchange).await?;
+        // An account that may not load scripts uses those that the node knows.
+        replies.drain(..count);
         if target.mode == Mode::Asking {
             // Every other reply is that to ASKING.
             replies = replies.into_iter().skip(1).step_by(2).collect();

@@ -8,7 +8,8 @@
 //! | `MOVED` | `Moved` | the new owner of the slot is stored in the table | the named node |
 //! | `ASK` | `Ask` | nothing | the named node, with `ASKING` |
 //! | `TRYAGAIN` | `Split` | a pause | the owner, at most [`MAX_WHILE_SPLIT`] times |
-//! | `CLUSTERDOWN` | `Down` | a pause | the owner, at most [`MAX_WHILE_DOWN`] times |
+//! | `CLUSTERDOWN The cluster is down` | `Down` | a pause; the topology is refreshed | the owner, at most [`MAX_WHILE_DOWN`] times |
+//! | `CLUSTERDOWN Hash slot not served`, `READONLY`, and `MOVED` or `ASK` to a node without a name (`?`) | `Unserved` | as after `Down`, since the node may have left the cluster, or was demoted | the owner, at most [`MAX_WHILE_UNSERVED`] times |
 //! | `NOSCRIPT`, in a batch | `UnknownScript` | nothing | the owner |
 //! | a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
 //!
@@ -34,6 +35,10 @@ const MAX_ROUNDS: u32 = 16;
 /// How often a request is sent again while the cluster is down: with the pauses, longer than a slot has no master
 /// while it is moved, and shorter than a failover takes.
 const MAX_WHILE_DOWN: u32 = 4;
+
+/// How often a request is sent again while the node that is known as the owner of its slot does not serve it: with the
+/// pauses, for longer than the outcome of a query for the topology is reused.
+const MAX_WHILE_UNSERVED: u32 = 6;
 
 /// How often a request is sent again while its keys are on two nodes: most slots are moved quickly.
 const MAX_WHILE_SPLIT: u32 = 4;
@@ -74,6 +79,8 @@ pub(super) enum Redirection {
     UnknownScript,
     /// The cluster is down at the moment.
     Down,
+    /// The node does not serve the slot, and does not know the one that does, or not its name.
+    Unserved,
     /// This node could not be reached, or has failed in the middle of a request that may be executed twice.
     Failed(Index),
 }
@@ -84,13 +91,14 @@ pub(super) struct Progress {
     pub(super) deadline: Instant,
     rounds: u32,
     while_down: u32,
+    while_unserved: u32,
     while_split: u32,
     pause: Duration,
 }
 
 impl Progress {
     pub(super) fn new(deadline: Instant) -> Progress {
-        Progress { deadline, rounds: 0, while_down: 0, while_split: 0, pause: MIN_PAUSE }
+        Progress { deadline, rounds: 0, while_down: 0, while_unserved: 0, while_split: 0, pause: MIN_PAUSE }
     }
 }
 
@@ -107,9 +115,14 @@ impl Cluster {
     #[cold]
     fn redirection_in_error(&self, error: &ServerError, node: &Node) -> Option<Redirection> {
         match error.code() {
+            "MOVED" | "ASK" if is_to_unnamed_node(error) => Some(Redirection::Unserved),
             "MOVED" => self.named_in(error, node).map(Redirection::Moved),
             "ASK" => self.named_in(error, node).map(Redirection::Ask),
             "TRYAGAIN" => Some(Redirection::Split),
+            "READONLY" => Some(Redirection::Unserved),
+            "CLUSTERDOWN" if error.details().is_some_and(|details| details.contains("not served")) => {
+                Some(Redirection::Unserved)
+            }
             "CLUSTERDOWN" => Some(Redirection::Down),
             _ => None,
         }
@@ -143,11 +156,16 @@ impl Cluster {
     ) -> Result<Vec<Option<Target>>> {
         progress.rounds += 1;
         let is_down = redirections.iter().any(|(_, redirection)| matches!(redirection, Redirection::Down));
+        let is_unserved = redirections.iter().any(|(_, redirection)| matches!(redirection, Redirection::Unserved));
         let is_split = redirections.iter().any(|(_, redirection)| matches!(redirection, Redirection::Split));
         progress.while_down += u32::from(is_down);
+        progress.while_unserved += u32::from(is_unserved);
         progress.while_split += u32::from(is_split);
-        let over =
-            progress.rounds > MAX_ROUNDS || progress.while_down > MAX_WHILE_DOWN || Instant::now() >= progress.deadline;
+        let is_down = is_down || is_unserved;
+        let over = progress.rounds > MAX_ROUNDS
+            || progress.while_down > MAX_WHILE_DOWN
+            || progress.while_unserved > MAX_WHILE_UNSERVED
+            || Instant::now() >= progress.deadline;
         if is_down || over {
             self.refresh.mark_stale(None);
         }
@@ -160,15 +178,16 @@ impl Cluster {
                 self.refresh.mark_stale(None);
             }
         }
-        if let Some(failed) = redirections.iter().find_map(|(_, redirection)| failed(redirection)) {
-            self.refresh.mark_stale(Some(failed));
-            // If this fails, the caller gets the failure that led here.
-            let _ = self.refresh_topology(progress.deadline, IfRunning::Wait).await;
-        }
         if is_split || is_down || progress.rounds > ROUNDS_AT_ONCE {
             let remaining = progress.deadline.saturating_duration_since(Instant::now());
             pause(progress.pause.min(remaining)).await?;
             progress.pause = (2 * progress.pause).min(MAX_PAUSE);
+        }
+        let failed = redirections.iter().find_map(|(_, redirection)| failed(redirection));
+        if is_down || failed.is_some() {
+            self.refresh.mark_stale(failed);
+            // If this fails, the caller gets the failure that led here.
+            let _ = self.refresh_topology(progress.deadline, IfRunning::Wait).await;
         }
         let is_tried_enough = |redirection: &Redirection| {
             matches!(redirection, Redirection::Split) && progress.while_split > MAX_WHILE_SPLIT
@@ -183,7 +202,9 @@ impl Cluster {
         match redirection {
             Redirection::Moved(index) => Some(Target { index: *index, mode: Mode::Owner }),
             Redirection::Ask(index) => Some(Target { index: *index, mode: Mode::Asking }),
-            Redirection::Split | Redirection::Down | Redirection::UnknownScript => self.owner(slot),
+            Redirection::Split | Redirection::Down | Redirection::Unserved | Redirection::UnknownScript => {
+                self.owner(slot)
+            }
             Redirection::Failed(failed) => self.owner(slot).filter(|owner| owner.index != *failed),
         }
     }
@@ -214,6 +235,11 @@ impl Cluster {
     }
 }
 
+/// Returns whether a redirection leads to a node that has announced no host name yet, where names are preferred.
+fn is_to_unnamed_node(error: &ServerError) -> bool {
+    error.details().and_then(|details| details.split_once(' ')).is_some_and(|(_, address)| address.starts_with("?:"))
+}
+
 fn failed(redirection: &Redirection) -> Option<Index> {
     if let Redirection::Failed(index) = redirection { Some(*index) } else { None }
 }
@@ -240,6 +266,10 @@ pub(super) fn too_many_redirections(slot: u16, redirection: &Redirection, answer
             let context = format!("the nodes redirect slot {slot} to each other, and none serves it: {answered}");
             Error::from_reply(ErrorKind::Server, true, context)
         }
-        Redirection::Split | Redirection::UnknownScript | Redirection::Down | Redirection::Failed(_) => answered,
+        Redirection::Split
+        | Redirection::UnknownScript
+        | Redirection::Down
+        | Redirection::Unserved
+        | Redirection::Failed(_) => answered,
     }
 }

@@ -6,7 +6,7 @@
 //! whose release has to wait for readers. The connections of a node that has left the cluster are closed; its entry is
 //! reused when it comes back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
@@ -40,7 +40,7 @@ pub(super) struct Table {
 }
 
 #[derive(Debug)]
-pub(in crate::store::redis) struct Node {
+pub(super) struct Node {
     pub(super) link: Link<Resp>,
     /// The link for reads that a replica may serve. With one link for both, a master that has become a replica would
     /// serve requests that are meant for the master.
@@ -90,17 +90,20 @@ impl Table {
         self.nodes.iter()
     }
 
-    /// Returns the nodes that have slots.
+    /// Returns the nodes that have slots, each with its slots.
     ///
     /// # Errors
     ///
     /// If a slot has no owner.
-    pub(super) fn masters(&self) -> Result<Vec<&Node>> {
-        let mut owners: Vec<(Index, u16)> =
-            (0..).zip(&self.owners).map(|(slot, owner)| (owner.load(Ordering::Relaxed), slot)).collect();
-        owners.sort_unstable();
-        owners.dedup_by_key(|(owner, _)| *owner);
-        owners.into_iter().map(|(owner, slot)| self.node(owner).ok_or_else(|| uncovered(slot))).collect()
+    pub(super) fn slots_by_owner(&self) -> Result<BTreeMap<Index, Vec<u16>>> {
+        let mut owners: BTreeMap<Index, Vec<u16>> = BTreeMap::new();
+        for (slot, owner) in (0..).zip(&self.owners) {
+            owners.entry(owner.load(Ordering::Relaxed)).or_default().push(slot);
+        }
+        match owners.get(&NO_NODE) {
+            Some(slots) => Err(uncovered(slots[0])),
+            None => Ok(owners),
+        }
     }
 
     /// Returns the index of the node at an address, which is added if it is new. Returns `None` if the table is full.
@@ -139,8 +142,8 @@ impl Table {
         self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
     }
 
-    /// Replaces the topology. Slots that the ranges do not contain have no owner. The connections of nodes that they do
-    /// not contain are closed.
+    /// Replaces the topology. Slots that the ranges do not contain have no owner; slots whose master has no name yet keep
+    /// theirs, which redirects. The connections of nodes that the ranges do not contain are closed.
     ///
     /// # Errors
     ///
@@ -150,7 +153,14 @@ impl Table {
         let mut listed = Vec::new();
         let mut known = HashMap::new();
         for range in ranges {
-            let Some(master) = &range.master else { continue };
+            let slots = usize::from(range.first)..=usize::from(range.last);
+            let Some(master) = &range.master else {
+                for slot in slots {
+                    owners[slot] = self.owners[slot].load(Ordering::Relaxed);
+                    listed.push(owners[slot]);
+                }
+                continue;
+            };
             let mut index = |endpoint| self.cached_index_of(endpoint, &mut known);
             let owner = index(master)?;
             let replicas: Vec<Index> = range.replicas.iter().map(index).collect::<Result<_>>()?;
@@ -159,7 +169,7 @@ impl Table {
             for (current, replica) in node.replicas.iter().zip(padded) {
                 current.store(replica, Ordering::Relaxed);
             }
-            owners[usize::from(range.first)..=usize::from(range.last)].fill(owner);
+            owners[slots].fill(owner);
             listed.push(owner);
             listed.extend(replicas);
         }
