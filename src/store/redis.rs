@@ -141,6 +141,7 @@ mod verbs;
 /// - **Replicas** are read with `replicas=prefer`, and only by [`get`](crate::CacheStore::get) and
 ///   [`get_many`](crate::CacheStore::get_many). A key is always read from the same replica, or from the master if the
 ///   replica does not respond. Replication is asynchronous, so a read may not see yet what an earlier call has stored.
+///   While a slot is being moved, a replica does not find the entries that were moved already.
 ///   This is exempt from the [contract](crate::CacheStore#contract); the feature `conformance` lists the checks that
 ///   may fail because of it. [`get_latest`](crate::CacheStore::get_latest), batches and leases go to masters, so a
 ///   fetch loads no more often than without replicas.

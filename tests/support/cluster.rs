@@ -224,8 +224,8 @@ impl Cluster {
         });
     }
 
-    /// Removes a node that has no slots, as `redis-cli --cluster del-node` does: it stays running, alone, and every other
-    /// node forgets it.
+    /// Removes a node that has no slots, as `redis-cli --cluster del-node` does: it stays running, alone, and every
+    /// other node forgets it.
     pub fn remove(&self, removed: usize) {
         let id: String =
             cmd("CLUSTER").arg("MYID").query(&mut connection(&self.nodes[removed])).expect("the id of a node");

@@ -83,8 +83,8 @@ fn a_cluster_that_grows_and_shrinks_causes_no_error() {
     assert_eq!(*reports.lock().unwrap(), [""; 0]);
 }
 
-/// A node comes back at its address as another one, without its slots and its entries. The others work all the time, and
-/// its slots do once they are assigned again.
+/// A node comes back at its address as another one, without its slots and its entries. The others work all the time,
+/// and its slots do once they are assigned again.
 #[test]
 fn a_node_that_comes_back_as_another_one() {
     let cluster = Cluster::with(&["--cluster-require-full-coverage", "no"]);

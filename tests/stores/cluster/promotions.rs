@@ -13,15 +13,18 @@ use support::cluster::Cluster;
 use support::stress::count;
 use support::wait::{SetOnDrop, until};
 
-/// Writes, reads and deletes many keys, round after round. A value that is read is the one that was written to that key.
-/// `missing` is called for an entry that was stored in the round and is gone.
+/// The number of keys that are cleared in each round.
+const CLEARED: usize = 1_000;
+
+/// Writes, reads, deletes and clears many keys, round after round. A value that is read is the one that was written to
+/// that key. `lost` is called for a key whose change was lost.
 fn use_batches(
     url: &str,
     way: Way,
     rounds: &AtomicUsize,
     goes_on: impl Fn() -> bool,
     failed: impl Fn(&Error),
-    missing: impl Fn(&str),
+    lost: impl Fn(&str),
 ) {
     let store = from_url(url).unwrap();
     let keys: Vec<String> = (0..count(6_000, 50_000)).map(|number| format!("{way:?}:{number}")).collect();
@@ -39,11 +42,22 @@ fn use_batches(
                 match found.inspect_err(&failed) {
                     Ok(Some(found)) if is_stored => assert_eq!(found, value(key), "{way:?}, {key}"),
                     Ok(Some(found)) => assert!(found.starts_with(format!("{key} in round ").as_bytes()), "{found:?}"),
-                    Ok(None) if is_stored => missing(key),
+                    Ok(None) if is_stored => lost(key),
                     Ok(None) | Err(_) => {}
                 }
                 if !deleted.inspect_err(&failed).unwrap_or(true) && is_stored {
-                    missing(key);
+                    lost(key);
+                }
+            }
+            store
+                .set_many(&entries[..CLEARED], HOUR)
+                .await
+                .into_iter()
+                .for_each(|stored| drop(stored.inspect_err(&failed)));
+            let is_cleared = store.clear(&format!("{way:?}:")).await.inspect_err(&failed).is_ok();
+            for (key, found) in keys[..CLEARED].iter().zip(store.get_many(&keys[..CLEARED]).await) {
+                if is_cleared && found.inspect_err(&failed).is_ok_and(|found| found.is_some()) {
+                    lost(key);
                 }
             }
         });
@@ -61,9 +75,9 @@ fn a_requested_failover_causes_no_error() {
         for (way, rounds) in WAYS.into_iter().zip(&rounds) {
             let goes_on = || !is_done.load(Ordering::Relaxed);
             let failed = move |error: &Error| panic!("{way:?}: {error:#}");
-            let missing = move |key: &str| panic!("{way:?}: {key} is lost");
+            let lost = move |key: &str| panic!("{way:?}: {key} is lost");
             let url = url.as_str();
-            scope.spawn(move || use_batches(url, way, rounds, goes_on, failed, missing));
+            scope.spawn(move || use_batches(url, way, rounds, goes_on, failed, lost));
         }
         let _done = SetOnDrop(&is_done);
         for shard in [0, 1, 0] {
@@ -99,8 +113,8 @@ fn a_master_that_crashes_in_a_batch() {
                 assert!(error.is_transient(), "{way:?}: {error:#}");
                 assert!(ports.iter().any(|port| text.contains(port)), "{way:?}: {error:#}");
             };
-            let missing = move |key: &str| assert!(is_killed.load(Ordering::SeqCst) && !recovered(), "{way:?}: {key}");
-            scope.spawn(move || use_batches(url, way, rounds, goes_on, failed, missing));
+            let lost = move |key: &str| assert!(is_killed.load(Ordering::SeqCst) && !recovered(), "{way:?}: {key}");
+            scope.spawn(move || use_batches(url, way, rounds, goes_on, failed, lost));
         }
         until("both have begun", || rounds.iter().all(|rounds| rounds.load(Ordering::SeqCst) > 1));
         is_killed.store(true, Ordering::SeqCst);

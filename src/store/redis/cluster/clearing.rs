@@ -1,9 +1,9 @@
 //! Clearing a prefix on all nodes, while slots may be moved from node to node.
 //!
-//! A key that is moved from a node that has not listed it yet to a node that has been listed already is on neither list.
-//! So after a pass over the nodes, each of them is asked which of its slots it has given away, completely or in part, and
-//! to which nodes. These are listed in the next pass. Only slots that have been moved again during that pass need
-//! another one, so an endless move of slots from one node to another needs two passes.
+//! A key that is moved from a node that has not listed it yet to a node that has been listed already is on neither
+//! list. So after a pass over the nodes, each of them is asked which of its slots it has given away, completely or in
+//! part, and to which nodes. These are listed in the next pass. Only slots that have been moved again during that pass
+//! need another one, so an endless move of slots from one node to another needs two passes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;

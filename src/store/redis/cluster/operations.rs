@@ -2,9 +2,9 @@
 //!
 //! While a slot is being moved, some of its keys are on the old node and some on the new one. If an operation is
 //! redirected and a later one is not, the later one is executed first. It is executed again after the redirected one if
-//! both are on the same key, or if it is a delete and the other one is a set that may revoke the key's lease. This keeps
-//! a delete final: it revokes the lease first. Only a get, a delete or an unconditional set may be executed twice, and
-//! only if no other operation on its key has been executed after it.
+//! both are on the same key, or if it is a delete and the other one is a set that may revoke the key's lease. This
+//! keeps a delete final: it revokes the lease first. Only a get, a delete or an unconditional set may be executed
+//! twice, and only if no other operation on its key has been executed after it.
 
 use std::collections::HashSet;
 use std::time::Instant;

@@ -142,8 +142,8 @@ impl Table {
         self.owners[usize::from(slot)].store(owner, Ordering::Relaxed);
     }
 
-    /// Replaces the topology. Slots that the ranges do not contain have no owner; slots whose master has no name yet keep
-    /// theirs, which redirects. The connections of nodes that the ranges do not contain are closed.
+    /// Replaces the topology. Slots that the ranges do not contain have no owner; slots whose master has no name yet
+    /// keep theirs, which redirects. The connections of nodes that the ranges do not contain are closed.
     ///
     /// # Errors
     ///
