@@ -45,7 +45,11 @@ pub(super) trait Fleet: Sync {
 pub(super) type LastAnswer<F> = Option<(<F as Fleet>::Member, Result<<F as Fleet>::Answer>)>;
 
 /// The items that are sent at once, by server. The servers are in their order.
-pub(super) struct Round<'i, F: Fleet + ?Sized>(Vec<Share<'i, F>>);
+pub(super) struct Round<'i, F: Fleet + ?Sized> {
+    shares: Vec<Share<'i, F>>,
+    /// The expected number of items.
+    expected: usize,
+}
 
 /// The items of one server.
 struct Share<'i, F: Fleet + ?Sized> {
@@ -56,24 +60,38 @@ struct Share<'i, F: Fleet + ?Sized> {
 }
 
 impl<'i, F: Fleet + ?Sized> Round<'i, F> {
-    pub(super) fn new() -> Round<'i, F> {
-        Round(Vec::new())
+    /// Creates a round without items. `expected` is the number of items that will be added.
+    pub(super) fn new(expected: usize) -> Round<'i, F> {
+        Round { shares: Vec::new(), expected }
     }
 
     /// Adds an item, for a server. `place` is its index in the batch.
     #[inline]
     pub(super) fn add(&mut self, member: F::Member, place: usize, item: &'i F::Item) {
-        let index = self.0.binary_search_by_key(&member, |share| share.member).unwrap_or_else(|index| {
-            self.0.insert(index, Share { member, places: Vec::new(), items: Vec::new() });
+        let share = self.share(member);
+        share.places.push(place);
+        share.items.push(item);
+    }
+
+    #[inline]
+    fn share(&mut self, member: F::Member) -> &mut Share<'i, F> {
+        let Round { shares, expected } = self;
+        // Of a few servers, the right one is found faster by comparing each.
+        const FEW: usize = 8;
+        let found = shares.iter().take(FEW).position(|share| share.member == member);
+        let found = found.map_or_else(|| shares.binary_search_by_key(&member, |share| share.member), Ok);
+        let index = found.unwrap_or_else(|index| {
+            let capacity = *expected / (shares.len() + 1);
+            let (places, items) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+            shares.insert(index, Share { member, places, items });
             index
         });
-        self.0[index].places.push(place);
-        self.0[index].items.push(item);
+        &mut shares[index]
     }
 
     /// Returns the items, each with its server and its index in the batch. Those of one server are in their order.
     pub(super) fn items(&self) -> impl Iterator<Item = (F::Member, usize, &'i F::Item)> {
-        self.0.iter().flat_map(|Share { member, places, items }| {
+        self.shares.iter().flat_map(|Share { member, places, items }| {
             places.iter().zip(items).map(|(place, item)| (*member, *place, *item))
         })
     }
@@ -87,9 +105,9 @@ pub(super) async fn carry_out<F: Fleet>(
     course: &mut F::Course,
 ) -> Vec<LastAnswer<F>> {
     let mut answers: Vec<LastAnswer<F>> = (0..count).map(|_| None).collect();
-    while !round.0.is_empty() {
+    while !round.shares.is_empty() {
         let answered = ask_all(fleet, &round, course).await;
-        for (Share { member, places, .. }, of_member) in round.0.iter().zip(answered) {
+        for (Share { member, places, .. }, of_member) in round.shares.iter().zip(answered) {
             for (place, answer) in places.iter().zip(of_member) {
                 answers[*place] = Some((*member, answer));
             }
@@ -136,7 +154,7 @@ where
 
 /// Sends to all servers at once. Returns the answers of each.
 async fn ask_all<F: Fleet>(fleet: &F, round: &Round<'_, F>, course: &F::Course) -> Vec<Vec<Result<F::Answer>>> {
-    let Round(shares) = round;
+    let Round { shares, .. } = round;
     let group = (shares.len() > 1).then(|| ExchangeGroup::until(fleet.deadline(course)));
     let mut asked = Vec::with_capacity(shares.len());
     for Share { member, items, .. } in shares {

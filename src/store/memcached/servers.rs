@@ -126,37 +126,44 @@ impl Servers {
         entries: &[Result<Entry<'_>>],
         retry: Retry,
     ) -> Vec<(usize, Result<Answer>)> {
-        let owner = |entry: &Entry<'_>| self.ring.owner(entry.key.routed_by());
-        let located =
-            entries.iter().map(|entry| entry.as_ref().map(|entry| (owner(entry), entry)).map_err(Error::clone));
-        self.carry_out(located.collect(), retry, self.failover).await
+        let located = entries.iter().map(|entry| match entry {
+            Ok(entry) => Ok((self.ring.owner(entry.key.routed_by()), entry)),
+            Err(error) => Err(error),
+        });
+        self.carry_out(located, retry, self.failover).await
     }
 
     /// Sends each command to the given server and to no other. Returns an answer for each, in order.
     pub(super) async fn batch_on(&self, entries: &[(usize, Result<Entry<'_>>)], retry: Retry) -> Vec<Result<Answer>> {
         let located = entries.iter().map(|(server, entry)| match entry {
             Ok(entry) => Ok((*server, entry)),
-            Err(error) => Err(error.clone()),
+            Err(error) => Err(error),
         });
-        self.carry_out(located.collect(), retry, false).await.into_iter().map(|(_, answer)| answer).collect()
+        self.carry_out(located, retry, false).await.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    async fn carry_out(
+    async fn carry_out<'e>(
         &self,
-        entries: Vec<Result<(usize, &Entry<'_>)>>,
+        entries: impl ExactSizeIterator<Item = std::result::Result<(usize, &'e Entry<'e>), &'e Error>>,
         retry: Retry,
         fails_over: bool,
     ) -> Vec<(usize, Result<Answer>)> {
         let batch = Batch { servers: self, retry, fails_over };
-        let mut round = Round::new();
-        for (place, entry) in entries.iter().enumerate() {
-            if let Ok((server, entry)) = entry {
-                round.add(*server, place, *entry);
+        let count = entries.len();
+        let (mut round, mut refused) = (Round::new(count), Vec::new());
+        for (place, entry) in entries.enumerate() {
+            match entry {
+                Ok((server, entry)) => round.add(server, place, entry),
+                Err(error) => refused.push((place, error)),
             }
         }
-        let answers = scatter_gather::carry_out(&batch, entries.len(), round, &mut Vec::new()).await;
-        let refused = |entry: Result<_>| (0, Err(entry.err().unwrap_or_else(wrong_count)));
-        entries.into_iter().zip(answers).map(|(entry, answer)| answer.unwrap_or_else(|| refused(entry))).collect()
+        let answers = scatter_gather::carry_out(&batch, count, round, &mut Vec::new()).await;
+        let none = || (0, Err(wrong_count()));
+        let mut answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap_or_else(none)).collect();
+        for (place, error) in refused {
+            answers[place] = (0, Err(error.clone()));
+        }
+        answers
     }
 
     /// Sends commands to one server, in several exchanges if they are large. Returns an answer for each. If an exchange
@@ -236,7 +243,7 @@ impl<'e> Fleet for Batch<'e> {
         };
         let rejected: Vec<_> = sent.items().filter(|(_, place, _)| fails_over(*place)).collect();
         down.extend(rejected.iter().map(|(server, ..)| *server));
-        let mut next = Round::new();
+        let mut next = Round::new(rejected.len());
         for (_, place, entry) in rejected {
             if let Some(server) = self.servers.route(&entry.key, down) {
                 next.add(server, place, entry);

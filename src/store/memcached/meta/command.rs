@@ -6,6 +6,9 @@ use memcache::exp::{
     build_arithmetic, build_delete, build_get, build_set,
 };
 
+/// About the length of a command's line without its key, in bytes.
+pub(super) const LINE: usize = 64;
+
 /// A command on one key.
 #[derive(Debug)]
 pub(in crate::store::memcached) enum Command {
@@ -59,7 +62,6 @@ pub(super) enum Expected {
 impl Command {
     /// Returns about how many bytes the command has on the wire, without its key.
     pub(in crate::store::memcached) fn size(&self) -> usize {
-        const LINE: usize = 64;
         match self {
             Command::Set { value, .. } | Command::Append { value, .. } => LINE + value.len(),
             _ => LINE,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use memcache::exp::Error as WireError;
 
 use super::LINE_END;
-use super::command::{Command, Expected};
+use super::command::{Command, Expected, LINE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::WriteBuffer;
 use crate::store::memcached::key::Key;
@@ -45,6 +45,7 @@ impl Request {
     /// connection before. Gets of plain keys between the first and the last command become text `get`s.
     pub(in crate::store::memcached) fn of(commands: &[(&Key<'_>, &Command)], token: u64) -> Result<Request> {
         let mut request = Commands { count: commands.len(), ..Commands::default() };
+        request.outgoing.buffer().reserve(commands.iter().map(|(key, _)| LINE + key.wire().len()).sum());
         let last = commands.len() - 1;
         for (index, (token, (key, command))) in (token..).zip(commands).enumerate() {
             let is_between = index > 0 && index < last;
@@ -60,6 +61,9 @@ impl Request {
 
 impl Commands {
     fn push(&mut self, key: &Key<'_>, command: &Command, token: u64) -> Result<()> {
+        if let Some(Awaited::Values(_)) = self.awaited.last() {
+            self.outgoing.buffer().extend_from_slice(LINE_END);
+        }
         let built = command.build(key.wire(), token).map_err(unwritable)?;
         let built = if key.is_base64() { built.flag("b") } else { built };
         let start = self.outgoing.buffer().len();
@@ -81,21 +85,21 @@ impl Commands {
         self.outgoing.buffer().extend_from_slice(LINE_END);
     }
 
-    /// Adds a key to the text `get` at the end of the request, or begins one.
+    /// Adds a key to the text `get` at the end of the request, or begins one. The next meta command ends the line.
     fn push_text_get(&mut self, key: &Key<'_>) {
         let line = self.outgoing.buffer();
-        if !matches!(self.awaited.last(), Some(Awaited::Values(_))) {
-            line.extend_from_slice(b"get\r\n");
-            self.awaited.push(Awaited::Values(Vec::new()));
-        }
-        line.truncate(line.len() - LINE_END.len());
-        line.push(b' ');
-        let start = line.len();
-        line.extend_from_slice(key.wire());
+        let start = line.len() + b" ".len();
         if let Some(Awaited::Values(keys)) = self.awaited.last_mut() {
-            keys.push(start..line.len());
+            keys.push(start..start + key.wire().len());
+        } else {
+            line.extend_from_slice(b"get");
+            let start = start + b"get".len();
+            let mut keys = Vec::with_capacity(self.count);
+            keys.push(start..start + key.wire().len());
+            self.awaited.push(Awaited::Values(keys));
         }
-        line.extend_from_slice(LINE_END);
+        line.push(b' ');
+        line.extend_from_slice(key.wire());
     }
 }
 

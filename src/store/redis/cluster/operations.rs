@@ -100,7 +100,7 @@ impl Cluster {
         let parts = items.len() / PART.items + items.iter().map(Item::size).sum::<usize>() / PART.bytes;
         let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
         let mut batch = Batch { progress: Progress::new(deadline + more), removed: HashSet::new() };
-        let mut round = Round::new();
+        let mut round = Round::new(items.len());
         for (place, item) in items.iter().enumerate() {
             if let Some(target) = self.target_of(item, gets) {
                 round.add(target, place, item);
@@ -183,12 +183,12 @@ impl<'o> Fleet for Nodes<'o> {
         sent: &Round<'i, Self>,
         answers: &[LastAnswer<Self>],
     ) -> Round<'i, Self> {
-        let mut next_round = Round::new();
         let redirection_of = |(_, place, item): (Target, usize, &Item<'o>)| match &answers[place] {
             Some((_, Ok(Answer::Redirected(redirection, _)))) => Some((item.slot, redirection.clone())),
             _ => None,
         };
         let redirections: Vec<(u16, Redirection)> = sent.items().filter_map(redirection_of).collect();
+        let mut next_round = Round::new(redirections.len());
         if redirections.is_empty() {
             return next_round;
         }
