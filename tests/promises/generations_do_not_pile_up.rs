@@ -15,8 +15,9 @@ use prefork_cache::{Cache, lifecycle};
 
 use crate::callers::{HOUR, PATIENT, cache_on};
 use crate::harness::{Scenario, count, scenario};
-use support::descriptors::{connected_to, open, resident_kilobytes};
+use support::descriptors::{connected_to, open};
 use support::forks::{self, CHILD_TIME, Side, Way, exit_now};
+use support::memory::resident;
 use support::servers::{Kind, Server};
 use support::wait::until;
 
@@ -36,8 +37,9 @@ const CONNECTIONS: usize = 16;
 /// The memory and descriptors that a generation uses.
 #[derive(Clone, Copy, Debug)]
 struct Used {
-    kilobytes: u64,
-    descriptors: u64,
+    /// Resident memory, in bytes.
+    memory: usize,
+    descriptors: usize,
 }
 
 /// Each generation fills a store in memory twice over, and uses that many connections to a server at once.
@@ -71,7 +73,7 @@ fn memory_stays_level(at_fork: AtFork, connections: usize) {
     let window = generations / 4;
     let (early, late) = (most(&used[5..5 + window]), most(&used[generations - window..]));
     println!("{generations} generations, {at_fork:?}, {connections} connections: early {early:?}, late {late:?}");
-    assert!(late.kilobytes < early.kilobytes + 4 * 1024, "memory has grown: {early:?}, then {late:?}");
+    assert!(late.memory < early.memory + (4 << 20), "memory has grown: {early:?}, then {late:?}");
     assert!(late.descriptors <= early.descriptors, "descriptors have grown: {early:?}, then {late:?}");
 }
 
@@ -94,8 +96,8 @@ fn use_connections(server: &Server, cache: &Cache, connections: usize, generatio
 }
 
 fn most(used: &[Used]) -> Used {
-    let most = |what: fn(&Used) -> u64| used.iter().map(what).max().expect("a generation");
-    Used { kilobytes: most(|used| used.kilobytes), descriptors: most(|used| used.descriptors) }
+    let most = |what: fn(&Used) -> usize| used.iter().map(what).max().expect("a generation");
+    Used { memory: most(|used| used.memory), descriptors: most(|used| used.descriptors) }
 }
 
 /// Runs `work` in each of a chain of forked processes. Each reports its usage to this process, and forks the next.
@@ -121,8 +123,8 @@ fn chain(generations: usize, work: impl Fn(usize)) -> Vec<Used> {
         }
     }
     let used = |line: &str| {
-        let (kilobytes, descriptors) = line.split_once(' ')?;
-        Some(Used { kilobytes: kilobytes.parse().ok()?, descriptors: descriptors.parse().ok()? })
+        let (memory, descriptors) = line.split_once(' ')?;
+        Some(Used { memory: memory.parse().ok()?, descriptors: descriptors.parse().ok()? })
     };
     report.lines().map(|line| used(line).expect("two numbers")).collect()
 }
@@ -132,8 +134,8 @@ fn live_on(generations: usize, writer: OwnedFd, work: impl Fn(usize)) -> ! {
     for generation in 0..generations {
         alarm::set(u32::try_from(CHILD_TIME.as_secs()).expect("a short time"));
         work(generation);
-        let (kilobytes, descriptors) = (resident_kilobytes(), open().len());
-        reports.write_all(format!("{kilobytes} {descriptors}\n").as_bytes()).expect("the first process reads");
+        let (memory, descriptors) = (resident(), open().len());
+        reports.write_all(format!("{memory} {descriptors}\n").as_bytes()).expect("the first process reads");
         // SAFETY: this process has a single thread.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => {}

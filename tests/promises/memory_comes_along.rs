@@ -13,8 +13,8 @@ use prefork_cache::stores::MemoryStore;
 
 use crate::callers::{HOUR, MINUTE};
 use crate::harness::{Scenario, count, scenario};
-use support::descriptors::resident_kilobytes;
 use support::forks::{CHILD_TIME, Way, fork, try_fork_by};
+use support::memory::resident;
 use support::wait::{Latch, SetOnDrop, until};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -124,9 +124,9 @@ fn behind_a_foreign_backlog() {
     let cache = cache();
     leave_a_backlog();
     let ((reason, processor_time), grown) = fork(|| (look(&cache), growth(&cache))).join();
-    println!("behind a foreign backlog: cold: {reason:?}, grown by {grown} kB, first operation {processor_time} us");
+    println!("behind a foreign backlog: cold: {reason:?}, grown by {grown} bytes, first operation {processor_time} us");
     assert_eq!(reason, None, "a backlog is taken for a dead collector");
-    assert!(grown < 16 * 1024, "{grown} kB");
+    assert!(grown < 16 << 20, "{grown} bytes");
 }
 
 /// The child sees that garbage is dropped, and continues with the inherited entries. Then the collector stalls.
@@ -143,7 +143,7 @@ fn a_backlog_hides_a_foreign_pin() {
         let (reason, grown, is_there) = in_child.join();
         assert_eq!(reason, None, "an undecided child is warm");
         assert!(!is_there, "the fallback replaces the inherited entries");
-        assert!(grown < 16 * 1024, "{grown} kB");
+        assert!(grown < 16 << 20, "{grown} bytes");
     });
 }
 
@@ -319,8 +319,8 @@ fn fork_often(cache: &Cache, busy: &Busy, forks: usize, look: impl Fn() -> Found
         busy.pause();
         let ((reason, processor_time), grown) = child.join();
         longest = longest.max(processor_time);
-        if let Some(kilobytes) = grown {
-            assert!(kilobytes < 16 * 1024, "a child ({reason:?}) grew by {kilobytes} kB over a full store");
+        if let Some(bytes) = grown {
+            assert!(bytes < 16 << 20, "a child ({reason:?}) grew by {bytes} bytes over a full store");
         }
         if let Some(reason) = reason {
             *cold.entry(reason).or_default() += 1;
@@ -353,18 +353,17 @@ fn look(cache: &Cache) -> Found {
     (cold, u64::try_from(first.as_micros()).expect("a short time"))
 }
 
-/// Fills the store, then replaces its entries. Returns by how many kilobytes the replacing has increased the resident
-/// memory.
-fn growth(cache: &Cache) -> u64 {
+/// Fills the store, then replaces its entries. Returns by how many bytes the replacing has increased the resident memory.
+fn growth(cache: &Cache) -> usize {
     let write = |from: usize, to: usize| {
         for number in from..to {
             cache.blocking().set(&format!("filler {number}"), &"x".repeat(200), MINUTE).expect("memory does not fail");
         }
     };
     write(0, 6_000);
-    let before = resident_kilobytes();
+    let before = resident();
     write(6_000, 26_000);
-    resident_kilobytes().saturating_sub(before)
+    resident().saturating_sub(before)
 }
 
 fn why_cold() -> Option<String> {

@@ -58,10 +58,3 @@ pub fn open() -> Vec<RawFd> {
 pub fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
 }
-
-/// The resident memory of this process, in kilobytes.
-pub fn resident_kilobytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes")
-}
