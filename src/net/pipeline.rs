@@ -56,6 +56,7 @@ use super::retry::Retry;
 use super::server::{Server, full};
 use super::wait_queue::Waiter;
 use crate::error::{Error, ErrorKind, Result};
+use crate::execution::exchange_timeout;
 use crate::lifecycle::ProcessBound;
 use crate::lifecycle::runtime::RuntimeId;
 use routes::Kind;
@@ -165,7 +166,7 @@ async fn wait_and_append<P: Protocol>(
     let pipelines = &server.pipelines;
     let appended = ProcessBound::new(Box::pin(async move {
         let route = pipelines.route(server, runtime, pipelines.kind(request))?;
-        let deadline = Instant::now() + server.timeouts().connect + server.timeouts().exchange;
+        let deadline = Instant::now() + server.timeouts().connect + exchange_timeout(server.timeouts().exchange);
         let mut waiter = Waiter::new(&route.pipeline.request_queue, deadline.into_std());
         poll_fn(|cx| match route.append_or_wait(server, request, retry, Some(&mut waiter), cx.waker()) {
             Ok(None) => Poll::Pending,

@@ -1,6 +1,8 @@
 //! A fair queue of callers that wait for a limited resource.
 
 use std::collections::VecDeque;
+#[cfg(feature = "tokio")]
+use std::mem;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -26,6 +28,9 @@ pub(super) trait Limited {
 pub(super) struct WaitQueue {
     queue: VecDeque<Waiting>,
     next_ticket: u64,
+    /// No deadline in the queue is before this.
+    #[cfg(feature = "tokio")]
+    first_deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -51,15 +56,23 @@ impl WaitQueue {
         self.queue.drain(..count).map(|waiting| waiting.waker).collect()
     }
 
+    /// Returns when [`take_late`](WaitQueue::take_late) is due.
     #[cfg(feature = "tokio")]
     pub(super) fn first_deadline(&self) -> Option<Instant> {
-        self.queue.front().map(|waiting| waiting.deadline)
+        self.first_deadline.filter(|_| !self.queue.is_empty())
     }
 
-    /// The number of callers at the front of the queue whose deadlines have passed.
+    /// Takes the callers whose deadlines have passed out of the queue.
     #[cfg(feature = "tokio")]
-    pub(super) fn late(&self, now: Instant) -> usize {
-        self.queue.iter().take_while(|waiting| waiting.deadline <= now).count()
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<Waker> {
+        if self.first_deadline().is_none_or(|first| now < first) {
+            return Vec::new();
+        }
+        let (late, waiting): (VecDeque<_>, VecDeque<_>) =
+            mem::take(&mut self.queue).into_iter().partition(|waiting| waiting.deadline <= now);
+        self.queue = waiting;
+        self.first_deadline = self.queue.iter().map(|waiting| waiting.deadline).min();
+        late.into_iter().map(|waiting| waiting.waker).collect()
     }
 
     fn position_of(&self, ticket: u64) -> Result<usize, usize> {
@@ -102,6 +115,11 @@ impl<'a, S: Limited> Waiter<'a, S> {
         let waiters = state.waiters();
         let ticket = *self.ticket.get_or_insert(waiters.next_ticket);
         waiters.next_ticket = waiters.next_ticket.max(ticket + 1);
+        #[cfg(feature = "tokio")]
+        {
+            let first = waiters.first_deadline().unwrap_or(self.deadline);
+            waiters.first_deadline = Some(first.min(self.deadline));
+        }
         let waiting = Waiting { ticket, deadline: self.deadline, waker: waker.clone() };
         match waiters.position_of(ticket) {
             Ok(position) => waiters.queue[position] = waiting,
@@ -144,6 +162,8 @@ impl<S: Limited> Drop for Waiter<'_, S> {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+    #[cfg(feature = "tokio")]
+    use std::time::Duration;
     use std::time::Instant;
 
     use super::{Limited, WaitQueue, Waiter};
@@ -190,6 +210,21 @@ mod tests {
         first.wait(&mut one.lock(), Waker::noop());
         let tickets: Vec<_> = one.lock().waiters.queue.iter().map(|waiting| waiting.ticket).collect();
         assert_eq!(tickets, [0, 1]);
+    }
+
+    #[cfg(feature = "tokio")]
+    #[test]
+    fn a_late_caller_is_found_behind_one_that_waits_longer() {
+        let one = Lock::new("one", One::default());
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut waiters = [30, 10, 20].map(|seconds| Waiter::new(&one, after(seconds)));
+        waiters.iter_mut().for_each(|waiter| waiter.wait(&mut one.lock(), Waker::noop()));
+        let mut queue = one.lock();
+        let mut late = |seconds| (queue.waiters.take_late(after(seconds)).len(), queue.waiters.first_deadline());
+        assert_eq!(late(9), (0, Some(after(10))));
+        assert_eq!(late(10), (1, Some(after(20))));
+        assert_eq!(late(40), (2, None));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use prefork_cache::{Cache, Result, stores};
+use prefork_cache::{Cache, ErrorKind, Result, stores};
 
 use crate::conformance::current_thread;
 use support::servers::{Kind, Server};
@@ -58,6 +58,29 @@ fn waiting_tasks_are_served_in_order() {
         }
         let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
         assert!(*last < 2 * *first, "the first had five answers after {first:?}, the last after {last:?}");
+    });
+}
+
+/// A handle with a longer timeout waits longer for capacity too: after a request of the store's own timeout has failed,
+/// the requests that have waited for longer still succeed.
+#[test]
+fn a_longer_timeout_is_a_longer_wait_for_capacity() {
+    let server = Server::start(Kind::Redis);
+    let store = stores::from_url(&server.url("timeout=100ms&connect_timeout=100ms&failures=1000000")).unwrap();
+    let cache = Cache::builder(store).build();
+    let patient = cache.timeout(PATIENCE);
+    patient.blocking().set_raw(&key(0), value(&key(0)), TTL).unwrap();
+    current_thread().block_on(async {
+        patient.get_raw(&key(0)).await.unwrap();
+        server.pause();
+        let read = |cache: Cache| tokio::spawn(async move { cache.get_raw(&key(0)).await });
+        let waiting: Vec<_> = (0..TASKS).map(|_| read(patient.clone())).collect();
+        let failure = read(cache.clone()).await.unwrap().unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Full, "{failure}");
+        server.resume();
+        for task in waiting {
+            assert_eq!(task.await.unwrap().unwrap().as_deref(), Some(value(&key(0)).as_bytes()));
+        }
     });
 }
 

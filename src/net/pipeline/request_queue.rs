@@ -158,9 +158,9 @@ impl<P: Protocol> Limited for RequestQueue<P> {
         if self.waiters.is_empty() {
             return Vec::new();
         }
-        let late = self.waiters.late(Instant::now().into_std());
-        let room = self.room();
-        self.waiters.take(room.max(late))
+        let mut next = self.waiters.take(self.room());
+        next.extend(self.waiters.take_late(Instant::now().into_std()));
+        next
     }
 }
 
