@@ -19,8 +19,8 @@ fn whole_milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Measures the time of a call, by a clock that is faster to read and advances every 10 ms at most: for
-/// calls that hardly ever need to know their time.
+/// Measures the time of a call, by a clock that is faster to read and advances in steps of at most 10 ms: for calls
+/// that hardly ever need to know their time.
 #[cfg(feature = "redis")]
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch(Duration);

@@ -1,9 +1,10 @@
 //! Frames: the parts of replies, cut off a stream of bytes.
 //!
 //! A protocol finds the end of a frame ([`Framing`]). A scan goes on where the previous one stopped, so no byte is
-//! scanned twice. Frames are cut out of one read buffer. A value of more than [`LARGE`](super::LARGE) bytes is taken
-//! out of its frame and received into a buffer of its own, which grows as the bytes arrive, whatever length was
-//! announced. So no value that is returned keeps a read buffer alive. A value above the limit is received and
+//! scanned twice. A protocol may take complete frames without a scan ([`FrameReader::take`]), unless the next frame is
+//! scanned in part already. Frames are cut out of one read buffer. A value of more than [`LARGE`](super::LARGE) bytes
+//! is taken out of its frame and received into a buffer of its own, which grows as the bytes arrive, whatever length
+//! was announced. So no value that is returned keeps a read buffer alive. A value above the limit is received and
 //! discarded, so that the frames behind it can still be read. During the greeting a large value is an error.
 
 use std::fmt::Debug;
@@ -183,7 +184,8 @@ impl<F: Framing> FrameReader<F> {
         }
     }
 
-    /// Lets `accept` take complete frames from the beginning of the received bytes. It returns their length.
+    /// Lets `accept` take complete frames from the beginning of the received bytes, if none of these bytes is scanned
+    /// yet. `accept` returns the length of the frames, or 0.
     #[inline]
     pub(super) fn take(&mut self, accept: impl FnOnce(&[u8]) -> usize) {
         if !self.is_scanned && self.start < self.end {

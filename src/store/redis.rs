@@ -114,24 +114,26 @@ mod verbs;
 /// of the part in its first `{braces}`. A lease is in the slot of its key.
 ///
 /// - **Topology.** The owners of the slots are read by `CLUSTER SLOTS`: at first use, and at most ten times a second
-///   after a sign of change (`MOVED`, `CLUSTERDOWN`, a node that fails). The first node that knows the owners of all
-///   slots is used; if there is none, the one of up to eight that knows most. Each node gets half of the remaining
-///   time, so one that does not respond leaves the other half for the others. A forked child starts with its parent's
-///   topology. Nodes are reached under the names that the cluster announces; over TLS a node's certificate must be for
-///   that name. A store remembers up to 4,096 addresses.
+///   after a sign of change (`MOVED`, `CLUSTERDOWN`, `READONLY`, a node that fails). The first node that knows the
+///   owners of all slots is used; if there is none, the one of up to eight that knows most. Each node gets half of the
+///   remaining time, so one that does not respond leaves the other half for the others. A forked child starts with its
+///   parent's topology. Nodes are reached under the names that the cluster announces; over TLS a node's certificate
+///   must be for that name. A store remembers up to 4,096 addresses.
 /// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN` and `READONLY` nothing was executed, so changes
 ///   are redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
 ///   requests go to the new owners of its slots. If a connection breaks in the middle of an exchange, requests that may
 ///   be executed twice (a read, an unconditional `set`, a `touch`; in a batch only a read) are sent again in the same
 ///   way. Any other change fails.
 /// - **Time.** A call takes at most `connect_timeout` plus `timeout`, regardless of the number of nodes and
-///   redirections; a blocking call that has to dial takes at most twice as long. If a node does not respond, the
-///   operations of a batch on the other nodes still succeed. `CLUSTERDOWN` is retried for some 30 ms and then returned;
-///   "Hash slot not served", the reply of a node that has left the cluster, for some 110 ms.
+///   redirections; a blocking call that has to dial takes at most twice as long, and so does a `get` whose replica does
+///   not respond. If a node does not respond, the operations of a batch on the other nodes still succeed.
+///   `CLUSTERDOWN` is retried for some 30 ms and then returned; "Hash slot not served", the reply of a node that has
+///   left the cluster, for some 110 ms.
 /// - **Batches** are split by node, with up to 4,096 commands or 1 MiB in one write, and sent to all nodes at once.
 ///   Operations on one key, and on a key and its lease, keep their order. While a slot is being moved, a get, a delete
 ///   or an unconditional set that was executed before an earlier operation on its key is executed again after it. A
-///   settle whose two keys are on two nodes while a slot is being moved is executed step by step.
+///   settle whose two keys are on two nodes while a slot is being moved is executed step by step, after the rest of the
+///   batch, and each step has the time of a call.
 /// - **[`clear`](crate::CacheStore::clear)** clears all masters at once. If one of them fails, it fails and names the
 ///   node, and the others are cleared. It removes the entries that existed when it began, also while slots are moved:
 ///   each node is asked (`CLUSTER NODES`) for slots that it has given away, and the nodes that have received them are

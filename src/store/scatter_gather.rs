@@ -76,7 +76,7 @@ impl<'i, F: Fleet + ?Sized> Round<'i, F> {
     #[inline]
     fn share(&mut self, member: F::Member) -> &mut Share<'i, F> {
         let Round { shares, expected } = self;
-        // Of a few servers, the right one is found faster by comparing each.
+        // Among a few servers, comparing with each one is faster than a binary search.
         const FEW: usize = 8;
         let found = shares.iter().take(FEW).position(|share| share.member == member);
         let found = found.map_or_else(|| shares.binary_search_by_key(&member, |share| share.member), Ok);

@@ -105,7 +105,7 @@ fn stored(key: &str) -> (Cow<'_, [u8]>, bool) {
 }
 
 fn is_plain(key: &[u8]) -> bool {
-    // Without an end at the first other byte, which the compiler would turn into a branch for each.
+    // Checks all bytes, also behind one that is not plain: to stop there would need a branch for each byte.
     key.iter().fold(true, |is_plain, byte| is_plain & byte.is_ascii_graphic())
 }
 

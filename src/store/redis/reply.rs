@@ -100,7 +100,7 @@ pub(super) fn errors(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
     fn inner(reply: &Value) -> &[Value] {
         if let Value::Array(replies) = reply { replies } else { std::slice::from_ref(reply) }
     }
-    // Most replies are skipped at once.
+    // Most replies are neither, and are skipped without an inner iterator.
     let some = replies.iter().filter(|reply| matches!(reply, Value::Array(_) | Value::ServerError(_)));
     some.flat_map(inner).filter_map(|reply| match reply {
         Value::ServerError(error) => Some(error),
@@ -151,7 +151,7 @@ fn error_with(endpoint: &Endpoint, meaning: ErrorReply, error: &ServerError, det
     }
 }
 
-/// Returns a text that the server has written, in any of the types in which it may be sent.
+/// Returns the string in a reply, of any of the types that a server may use for it.
 pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
