@@ -18,85 +18,108 @@ use crate::error::{ErrorKind, Result};
 use crate::net::{ExchangeGroup, Retry, join_all};
 use crate::store::hash_slot::{SLOTS, crc16, slot, slot_of_sum, tag};
 use crate::store::redis::clear::Listing;
-use crate::store::redis::commands::{self, Request};
+use crate::store::redis::commands::{self, Command, Request};
 use crate::store::redis::exchange::exchange;
 use crate::store::redis::reply::{Reply, text};
 
 /// The maximum number of passes. A key that is never listed was moved in each of them.
 const MAX_PASSES: usize = 8;
 
-/// The slots whose keys may be on a node.
-type Places = BTreeMap<Index, Vec<u16>>;
+/// Nodes, each with the slots whose keys it may have.
+type SlotsByNode = BTreeMap<Index, Vec<u16>>;
+
+/// The clear of one node.
+struct NodeClear<'n> {
+    node: &'n Node,
+    listing: Listing<'n>,
+    /// Keys that were listed and then moved to another node. They are removed after the exchanges with all nodes: on
+    /// this thread, the other nodes' connections may be in use until then.
+    moved: Vec<Vec<u8>>,
+}
+
+fn unlink(key: &Vec<u8>) -> Command {
+    commands::unlink(std::slice::from_ref(key))
+}
 
 impl Cluster {
     /// Clears all masters at once. If one fails, the others are still cleared.
     pub(in crate::store::redis) async fn clear(&self, prefix: &str) -> Result<()> {
         let deadline = self.deadline();
         self.refresh_topology(deadline, IfRunning::Wait).await?;
-        let mut places = self.table.slots_by_owner()?;
-        let mut outcomes = self.clear_nodes(&places, prefix, deadline).await?;
+        let mut nodes = self.table.slots_by_owner()?;
+        let mut outcomes = self.clear_nodes(&nodes, prefix, deadline).await?;
         for _ in 1..MAX_PASSES {
-            places = self.moved_from(places, outcomes, prefix).await?;
-            if places.is_empty() {
+            nodes = self.moved_from(nodes, outcomes, prefix).await?;
+            if nodes.is_empty() {
                 return Ok(());
             }
-            outcomes = self.clear_nodes(&places, prefix, self.deadline()).await?;
+            outcomes = self.clear_nodes(&nodes, prefix, self.deadline()).await?;
         }
         outcomes.into_iter().collect()
     }
 
     /// Lists the keys of all these nodes and removes them. Returns an outcome for each node.
-    async fn clear_nodes(&self, places: &Places, prefix: &str, deadline: Instant) -> Result<Vec<Result<()>>> {
-        let mut listings = Vec::with_capacity(places.len());
-        for index in places.keys() {
+    async fn clear_nodes(&self, nodes: &SlotsByNode, prefix: &str, deadline: Instant) -> Result<Vec<Result<()>>> {
+        let mut clears = Vec::with_capacity(nodes.len());
+        for index in nodes.keys() {
             let node = self.node(*index)?;
-            listings.push((node, Listing::new(&node.link, prefix)));
+            clears.push(NodeClear { node, listing: Listing::new(&node.link, prefix), moved: Vec::new() });
         }
         // A node that has responded by the deadline has the whole timeout in each of the other exchanges.
         let dialled = ExchangeGroup::until(deadline);
-        let mut begun = Vec::with_capacity(listings.len());
-        for (node, listing) in &mut listings {
-            begun.push(self.clear_listed(node, listing, &dialled));
+        let mut begun = Vec::with_capacity(clears.len());
+        for clear in &mut clears {
+            begun.push(self.clear_listed(clear, &dialled));
         }
         let begun = join_all(begun).await;
         let group = ExchangeGroup::default();
-        let mut rest = Vec::with_capacity(listings.len());
-        for ((node, mut listing), begun) in listings.into_iter().zip(begun) {
+        let mut rest = Vec::with_capacity(clears.len());
+        for (clear, begun) in clears.iter_mut().zip(begun) {
             let group = &group;
             rest.push(async move {
                 let mut goes_on = begun?;
                 while goes_on {
-                    goes_on = self.clear_listed(node, &mut listing, group).await?;
+                    goes_on = self.clear_listed(clear, group).await?;
                 }
                 Ok(())
             });
         }
-        Ok(join_all(rest).await)
+        let mut outcomes: Vec<Result<()>> = join_all(rest).await;
+        for (NodeClear { moved, .. }, outcome) in clears.iter().zip(&mut outcomes) {
+            if outcome.is_ok() {
+                *outcome = self.unlink_moved(moved).await;
+            }
+        }
+        Ok(outcomes)
     }
 
-    /// Removes the keys of the next step of a listing. Returns whether there was one.
-    async fn clear_listed(&self, node: &Node, listing: &mut Listing<'_>, group: &ExchangeGroup) -> Result<bool> {
+    /// Removes the keys of the next step of a listing, but those that have been moved since. Returns whether there was
+    /// one.
+    async fn clear_listed(&self, clear: &mut NodeClear<'_>, group: &ExchangeGroup) -> Result<bool> {
+        let NodeClear { node, listing, moved } = clear;
         let Some(keys) = listing.next(Some(group)).await? else { return Ok(false) };
-        if !keys.is_empty() {
-            self.unlink(node, &keys, group).await?;
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        let request = Request::several(keys.iter().map(unlink));
+        let replies = exchange(&node.link, &request, Retry::Idempotent, Some(group)).await?;
+        for (key, reply) in keys.into_iter().zip(replies) {
+            if self.redirection_in(&reply, node).is_some() {
+                moved.push(key);
+            } else {
+                Reply::new(reply, node.endpoint())?;
+            }
         }
         Ok(true)
     }
 
-    /// Removes keys that a node has listed. Keys that have been moved since are removed from their new node.
-    async fn unlink(&self, node: &Node, keys: &[Vec<u8>], group: &ExchangeGroup) -> Result<()> {
-        let unlink = |key: &Vec<u8>| commands::unlink(std::slice::from_ref(key));
-        let request = Request::several(keys.iter().map(unlink));
-        let replies = exchange(&node.link, &request, Retry::Idempotent, Some(group)).await?;
-        for (key, reply) in keys.iter().zip(replies) {
-            if self.redirection_in(&reply, node).is_some() {
-                let request = Request::one(unlink(key));
-                let (replies, by) =
-                    self.call_redirected(slot(key), &request, Retry::Idempotent, self.deadline(), None).await?;
-                replies.into_iter().try_for_each(|reply| Reply::new(reply, by).map(|_| ()))?;
-            } else {
-                Reply::new(reply, node.endpoint())?;
-            }
+    /// Removes keys from the nodes that have them now.
+    async fn unlink_moved(&self, keys: &[Vec<u8>]) -> Result<()> {
+        for key in keys {
+            let request = Request::one(unlink(key));
+            let (replies, by) =
+                self.call_redirected(slot(key), &request, Retry::Idempotent, self.deadline(), None).await?;
+            replies.into_iter().try_for_each(|reply| Reply::new(reply, by).map(|_| ()))?;
         }
         Ok(())
     }
@@ -106,18 +129,18 @@ impl Cluster {
     /// # Errors
     ///
     /// If a node has failed and still has one of its slots.
-    async fn moved_from(&self, places: Places, outcomes: Vec<Result<()>>, prefix: &str) -> Result<Places> {
+    async fn moved_from(&self, nodes: SlotsByNode, outcomes: Vec<Result<()>>, prefix: &str) -> Result<SlotsByNode> {
         let group = ExchangeGroup::until(self.deadline());
-        let mut asked = Vec::with_capacity(places.len());
-        for ((index, slots), outcome) in places.iter().zip(outcomes) {
+        let mut asked = Vec::with_capacity(nodes.len());
+        for ((index, slots), outcome) in nodes.iter().zip(outcomes) {
             let (node, group) = (self.node(*index)?, &group);
             asked.push(async move {
                 outcome?;
                 self.given_away(node, slots, prefix, group).await
             });
         }
-        let mut moved = Places::new();
-        for ((from, slots), outcome) in places.iter().zip(join_all(asked).await) {
+        let mut moved = SlotsByNode::new();
+        for ((from, slots), outcome) in nodes.iter().zip(join_all(asked).await) {
             let given_away = match outcome {
                 Ok(given_away) => given_away,
                 // The node may have left the cluster, without its slots.
@@ -155,7 +178,7 @@ impl Cluster {
                 Some(Redirection::Moved(to) | Redirection::Ask(to)) => given_away.push((*slot, to)),
                 // The node has left the cluster, or the cluster is down.
                 Some(_) => _ = Reply::new(reply.clone(), node.endpoint())?,
-                None => {}
+                None => _ = Reply::read(reply.clone(), node.endpoint())?,
             }
         }
         Ok(given_away)

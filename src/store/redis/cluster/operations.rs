@@ -6,7 +6,7 @@
 //! keeps a delete final: it revokes the lease first. Only a get, a delete or an unconditional set may be executed
 //! twice, and only if no other operation on its key has been executed after it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -101,8 +101,14 @@ impl Cluster {
         let more = self.timeouts.exchange * u32::try_from(parts).unwrap_or(u32::MAX);
         let mut batch = Batch { progress: Progress::new(deadline + more), removed: HashSet::new() };
         let mut round = Round::new(items.len());
+        // The operations on a key have to go to one node, even if another caller changes the table meanwhile.
+        let mut targets = HashMap::new();
         for (place, item) in items.iter().enumerate() {
-            if let Some(target) = self.target_of(item, gets) {
+            let target = match item.work {
+                Work::Get(_) => self.target_of(item, gets),
+                Work::Operation(_) => *targets.entry(item.slot).or_insert_with(|| self.target_of(item, gets)),
+            };
+            if let Some(target) = target {
                 round.add(target, place, item);
             }
         }
@@ -197,7 +203,10 @@ impl<'o> Fleet for Nodes<'o> {
         let mut sent_on = SentOn::new(sent, answers);
         for (number, (target, place, item)) in sent.items().enumerate() {
             let next = match &answers[place] {
-                Some((_, Ok(Answer::Redirected(..)))) => targets.next().flatten(),
+                // Two operations on a key may be redirected to two nodes. They stay together, to stay in order.
+                Some((_, Ok(Answer::Redirected(..)))) => {
+                    targets.next().flatten().map(|next| sent_on.after_earlier(target, item).unwrap_or(next))
+                }
                 Some((_, Ok(Answer::Outcome(outcome)))) => {
                     let next = sent_on.after_overtaken(target, item, number);
                     if next.is_some() && outcome.is_done() {

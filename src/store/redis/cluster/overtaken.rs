@@ -40,15 +40,19 @@ impl<'o> SentOn<'o> {
     /// Returns where an operation is executed again that `by` has executed before one that was meant to come first.
     /// `number` is its number in the round.
     pub(super) fn after_overtaken(&self, by: Target, item: &Item<'o>, number: usize) -> Option<Target> {
-        let key = (by, item.key());
-        if !item.may_be_repeated() || self.done.get(&key).is_some_and(|done| *done > number) {
-            return None;
-        }
-        let of_key = self.keys.get(&key);
-        match item.work {
-            Work::Operation(Op::Delete { .. }) => of_key.or_else(|| self.marks.get(&(by, item.slot))).copied(),
-            _ => of_key.copied(),
-        }
+        let is_final = self.done.get(&(by, item.key())).is_some_and(|done| *done > number);
+        if item.may_be_repeated() && !is_final { self.after_earlier(by, item) } else { None }
+    }
+
+    /// Returns where an operation is sent that has to come after one that is sent on.
+    pub(super) fn after_earlier(&self, by: Target, item: &Item<'o>) -> Option<Target> {
+        let of_key = self.keys.get(&(by, item.key()));
+        let earlier = match item.work {
+            Work::Operation(Op::Delete { .. }) => of_key.or_else(|| self.marks.get(&(by, item.slot))),
+            Work::Operation(Op::Settle(settle)) => of_key.or_else(|| self.keys.get(&(by, settle.lease))),
+            _ => of_key,
+        };
+        earlier.copied()
     }
 }
 
@@ -56,4 +60,69 @@ impl<'o> SentOn<'o> {
 pub(super) fn may_be_repeated_at(items: &[Item<'_>], place: usize) -> bool {
     let key = items[place].key();
     items[place..].iter().all(|item| item.key() != key || item.may_be_repeated())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::redirection::Mode;
+    use super::{Answer, Item, LastAnswer, Nodes, Op, Round, SentOn, Target, When, Work};
+    use crate::store::{Outcome, Settle, Ttl};
+
+    const OLD: Target = Target { index: 0, mode: Mode::Owner };
+    const NEW: Target = Target { index: 1, mode: Mode::Asking };
+
+    fn set(key: &str, when: When) -> Op<'_> {
+        Op::Set { key, value: Bytes::new(), ttl: Ttl::Never, when }
+    }
+
+    fn item<'o>(operation: &'o Op<'o>) -> Item<'o> {
+        Item::new(Work::Operation(operation))
+    }
+
+    fn nothing_done<'o>() -> SentOn<'o> {
+        SentOn::new(&Round::new(0), &[])
+    }
+
+    #[test]
+    fn operations_come_after_earlier_ones_that_are_sent_on() {
+        let settle = Op::Settle(Settle { key: "{t}", lease: "{t}:lease", token: b"", store: None, mark: None });
+        let mark = set("{t}:lease", When::IfPresent);
+        let (of_key, of_lease, other) =
+            (Op::Delete { key: "{t}" }, Op::Get { key: "{t}:lease" }, Op::Delete { key: "elsewhere" });
+        let mut after_settle = nothing_done();
+        after_settle.add(OLD, &item(&settle), NEW);
+        let mut after_mark = nothing_done();
+        after_mark.add(OLD, &item(&mark), NEW);
+        for (sent_on, operation, expected) in [
+            (&after_settle, &of_key, Some(NEW)),
+            (&after_settle, &of_lease, Some(NEW)),
+            (&after_settle, &settle, Some(NEW)),
+            (&after_settle, &other, None),
+            (&after_mark, &of_key, Some(NEW)),
+            (&after_mark, &of_lease, Some(NEW)),
+            (&after_mark, &settle, Some(NEW)),
+            (&after_mark, &other, None),
+        ] {
+            assert_eq!(sent_on.after_earlier(OLD, &item(operation)), expected, "{operation:?}");
+            assert_eq!(sent_on.after_earlier(NEW, &item(operation)), None, "{operation:?}, by another node");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_not_repeated_past_one_that_must_not_be() {
+        let delete = Op::Delete { key: "k" };
+        let add = set("k", When::IfAbsent);
+        let items = [item(&delete), item(&add)];
+        let mut sent = Round::<Nodes<'_>>::new(items.len());
+        items.iter().enumerate().for_each(|(place, item)| sent.add(OLD, place, item));
+        let done = || -> LastAnswer<Nodes<'_>> { Some((OLD, Ok(Answer::Outcome(Outcome::Done(true))))) };
+        let mut sent_on = SentOn::new(&sent, &[done(), done()]);
+        let earlier = set("k", When::Always);
+        sent_on.add(OLD, &item(&earlier), NEW);
+        assert_eq!(sent_on.after_overtaken(OLD, &items[0], 0), None, "the add behind it would be undone");
+        assert_eq!(sent_on.after_overtaken(OLD, &items[1], 1), None, "an add cannot be repeated");
+        assert_eq!(sent_on.after_overtaken(OLD, &items[0], 2), Some(NEW), "nothing behind it was executed");
+    }
 }
