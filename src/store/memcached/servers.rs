@@ -242,7 +242,11 @@ impl<'e> Fleet for Batch<'e> {
             _ => false,
         };
         let rejected: Vec<_> = sent.items().filter(|(_, place, _)| fails_over(*place)).collect();
-        down.extend(rejected.iter().map(|(server, ..)| *server));
+        for (server, ..) in &rejected {
+            if !down.contains(server) {
+                down.push(*server);
+            }
+        }
         let mut next = Round::new(rejected.len());
         for (_, place, entry) in rejected {
             if let Some(server) = self.servers.route(&entry.key, down) {

@@ -47,12 +47,20 @@ impl Request {
         let mut request = Commands { count: commands.len(), ..Commands::default() };
         request.outgoing.buffer().reserve(commands.iter().map(|(key, _)| LINE + key.wire().len()).sum());
         let last = commands.len() - 1;
-        for (index, (token, (key, command))) in (token..).zip(commands).enumerate() {
-            let is_between = index > 0 && index < last;
-            if is_between && matches!(command, Command::Get) && !key.is_base64() {
-                request.push_text_get(key);
+        let is_text_get = |index: usize| {
+            let (key, command) = commands[index];
+            index > 0 && index < last && matches!(command, Command::Get) && !key.is_base64()
+        };
+        let mut index = 0;
+        while index < commands.len() {
+            let gets = (index..last).take_while(|index| is_text_get(*index)).count();
+            if gets > 0 {
+                request.push_text_get(commands[index..index + gets].iter().map(|(key, _)| *key));
+                index += gets;
             } else {
-                request.push(key, command, token)?;
+                let (key, command) = commands[index];
+                request.push(key, command, token + index as u64)?;
+                index += 1;
             }
         }
         Ok(Request(Arc::new(request)))
@@ -61,9 +69,6 @@ impl Request {
 
 impl Commands {
     fn push(&mut self, key: &Key<'_>, command: &Command, token: u64) -> Result<()> {
-        if let Some(Awaited::Values(_)) = self.awaited.last() {
-            self.outgoing.buffer().extend_from_slice(LINE_END);
-        }
         let built = command.build(key.wire(), token).map_err(unwritable)?;
         let built = if key.is_base64() { built.flag("b") } else { built };
         let start = self.outgoing.buffer().len();
@@ -85,21 +90,19 @@ impl Commands {
         self.outgoing.buffer().extend_from_slice(LINE_END);
     }
 
-    /// Adds a key to the text `get` at the end of the request, or begins one. The next meta command ends the line.
-    fn push_text_get(&mut self, key: &Key<'_>) {
+    /// Adds a text `get` of several keys.
+    fn push_text_get<'k>(&mut self, keys: impl ExactSizeIterator<Item = &'k Key<'k>>) {
         let line = self.outgoing.buffer();
-        let start = line.len() + b" ".len();
-        if let Some(Awaited::Values(keys)) = self.awaited.last_mut() {
-            keys.push(start..start + key.wire().len());
-        } else {
-            line.extend_from_slice(b"get");
-            let start = start + b"get".len();
-            let mut keys = Vec::with_capacity(self.count);
-            keys.push(start..start + key.wire().len());
-            self.awaited.push(Awaited::Values(keys));
+        line.extend_from_slice(b"get");
+        let mut places = Vec::with_capacity(keys.len());
+        for key in keys {
+            line.push(b' ');
+            let start = line.len();
+            line.extend_from_slice(key.wire());
+            places.push(start..line.len());
         }
-        line.push(b' ');
-        line.extend_from_slice(key.wire());
+        line.extend_from_slice(LINE_END);
+        self.awaited.push(Awaited::Values(places));
     }
 }
 
