@@ -120,10 +120,10 @@ mod verbs;
 ///   parent's topology. Nodes are reached under the names that the cluster announces; over TLS a node's certificate
 ///   must be for that name. A store remembers up to 4,096 addresses.
 /// - **Redirections.** After `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN` and `READONLY` nothing was executed, so changes
-///   are redirected like reads, up to 16 times. If a node cannot be connected to, the topology is read again, and its
-///   requests go to the new owners of its slots. If a connection breaks in the middle of an exchange, requests that may
-///   be executed twice (a read, an unconditional `set`, a `touch`; in a batch only a read) are sent again in the same
-///   way. Any other change fails.
+///   are redirected like reads, up to 16 times. If a node cannot be connected to, or is loading its data (`LOADING`),
+///   the topology is read again, and its requests go to the new owners of its slots. If a connection breaks in the
+///   middle of an exchange, requests that may be executed twice (a read, an unconditional `set`, a `touch`; in a batch
+///   only a read) are sent again in the same way. Any other change fails.
 /// - **Time.** A call takes at most `connect_timeout` plus `timeout`, regardless of the number of nodes and
 ///   redirections; a blocking call that has to dial takes at most twice as long, and so does a `get` whose replica does
 ///   not respond. If a node does not respond, the operations of a batch on the other nodes still succeed.

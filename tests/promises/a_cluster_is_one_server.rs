@@ -1,9 +1,10 @@
 //! The promises for one server also hold for a cluster of three masters, each with a replica: during a failover, in a
-//! child that is forked during a failover, and in a child that is forked while its parent refreshes the topology.
+//! child that is forked during a failover, while its parent refreshes the topology, or during a clear.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -14,9 +15,10 @@ use crate::callers::{Caller, HOUR, MINUTE, PATIENT, cache_at, current_thread_run
 use crate::harness::{Mode, Scenario, count, scenario};
 use crate::one_loads_for_all::{cold_keys_are_loaded_once, key_of};
 use support::cluster::Cluster;
-use support::forks::{Child, Way, fork, fork_by, try_fork_by};
+use support::forks::{CHILD_TIME, Child, Side, Way, fork, fork_by, split, try_fork_by};
 use support::proxy::{Fault, Proxy};
 use support::servers::{Kind, Server, cluster_all};
+use support::signals::{interrupt, on_interrupt, restore_sigpipe, this_thread};
 use support::tally::Tally;
 use support::wait::{PATIENCE, SetOnDrop, until};
 
@@ -31,6 +33,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("a_child_refreshes_the_topology_itself::blocking", || child_refreshes_itself(Mode::Blocking)),
         scenario("a_child_refreshes_the_topology_itself::tokio", || child_refreshes_itself(Mode::Tokio)),
         scenario("inherited_waits_for_the_topology_fail", inherited_waits_fail),
+        scenario("a_fork_during_a_clear::blocking", fork_during_a_blocking_clear),
+        scenario("a_fork_during_a_clear::tokio", fork_during_an_asynchronous_clear),
+        scenario("a_signal_handler_forks_during_a_clear", a_handler_forks_during_a_clear),
         scenario("sixty_four_workers_load_a_cold_key_once::blocking", || loads_a_cold_key_once(Mode::Blocking)),
         scenario("sixty_four_workers_load_a_cold_key_once::tokio", || loads_a_cold_key_once(Mode::Tokio)),
     ]
@@ -264,4 +269,202 @@ fn inherited_waits_fail() {
             assert_eq!(asking.await.expect("the reply arrives in the end"), None);
         }
     });
+}
+
+/// A cluster of three masters, each behind a proxy that can hold the replies of a clear.
+struct Proxied {
+    /// Keeps the nodes running.
+    cluster: Cluster,
+    proxies: Vec<Proxy>,
+    cache: Cache,
+}
+
+/// The replies of a clear that are held at the fork: those with the listed keys, or those that report their removal.
+const REPLIES: [&str; 2] = ["cleared:1", ":1\r\n:1\r\n:1\r\n"];
+
+impl Proxied {
+    fn start() -> Proxied {
+        let mut cluster = Cluster::without_replicas();
+        let proxies: Vec<Proxy> = cluster.nodes().iter().map(|node| Proxy::before(node.port())).collect();
+        for (node, proxy) in proxies.iter().enumerate() {
+            cluster.announce(node, proxy.port());
+        }
+        let ports: Vec<u16> = proxies.iter().map(Proxy::port).collect();
+        let cache = Cache::register(stores::from_url(&cluster.url_with_seeds(&ports, PATIENT)).expect("a good URL"));
+        Proxied { cluster, proxies, cache }
+    }
+
+    /// Returns the cache that is cleared.
+    fn cleared(&self) -> Cache {
+        self.cache.namespace("cleared")
+    }
+
+    /// Fills the cache that is cleared, and holds one of these replies of each node.
+    fn prepare(&self, held: &'static str) {
+        fill(&self.cache.namespace("kept"));
+        fill(&self.cleared());
+        for proxy in &self.proxies {
+            let is_found = move |piece: &[u8]| piece.windows(held.len()).any(|window| window == held.as_bytes());
+            let has_held = AtomicBool::new(false);
+            proxy.plan(move |_, piece| {
+                if is_found(piece) && !has_held.swap(true, Ordering::SeqCst) { Fault::Hold } else { Fault::None }
+            });
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.proxies.iter().map(Proxy::held).sum()
+    }
+
+    fn release(&self) {
+        self.proxies.iter().for_each(Proxy::release);
+    }
+
+    /// Called in a child that was forked during the clear. Its own clear removes its own entries alone.
+    fn use_in_child(&self, mode: Mode) {
+        let own = self.cache.namespace(mode.name());
+        fill(&own);
+        match mode {
+            Mode::Blocking => own.blocking().clear(),
+            Mode::Tokio => current_thread_runtime().block_on(own.clear()),
+        }
+        .unwrap_or_else(|error| panic!("the child's clear, {mode:?}: {error:?}"));
+        assert_eq!(present(&own), 0, "the child's clear, {mode:?}");
+        assert_eq!(present(&self.cache.namespace("kept")), KEYS, "the child's clear, {mode:?}");
+        Caller::new(mode, &self.cache).converse("child", 20);
+    }
+
+    /// Called in the parent after its clear.
+    fn assert_cleared(&self, case: &str) {
+        assert_eq!(present(&self.cleared()), 0, "{case}");
+        assert_eq!(present(&self.cache.namespace("kept")), KEYS, "{case}");
+        Caller::new(Mode::Blocking, &self.cache).converse("parent", 20);
+        let owners: BTreeSet<usize> = (0..KEYS).map(|key| self.cluster.owner(&format!("cleared:{key}"))).collect();
+        assert_eq!(owners.len(), self.proxies.len(), "each master has some of the keys");
+    }
+}
+
+/// Writes every key. Each value names its namespace.
+fn fill(cache: &Cache) {
+    let keys: Vec<String> = (0..KEYS).map(|key| key.to_string()).collect();
+    let entries: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), key.as_str())).collect();
+    cache.blocking().set_many(&entries, MINUTE).into_iter().for_each(|stored| stored.expect("the cluster is healthy"));
+}
+
+/// Returns how many of the keys have their value. The others have none.
+fn present(cache: &Cache) -> usize {
+    let keys: Vec<String> = (0..KEYS).map(|key| key.to_string()).collect();
+    let found = cache.blocking().get_many::<String>(&keys);
+    let check = |(key, found): (&String, prefork_cache::Result<Option<String>>)| {
+        let found = found.expect("the cluster is healthy");
+        assert!(found.as_ref().is_none_or(|found| found == key), "{key}: {found:?}");
+        usize::from(found.is_some())
+    };
+    keys.iter().zip(found).map(check).sum()
+}
+
+/// Another thread waits for the replies of all masters.
+fn fork_during_a_blocking_clear() {
+    let proxied = Proxied::start();
+    let cleared = proxied.cleared();
+    for held in REPLIES {
+        for way in Way::COMMON {
+            proxied.prepare(held);
+            thread::scope(|scope| {
+                let clearing = scope.spawn(|| cleared.blocking().clear());
+                until("all masters' replies are held", || proxied.held() == proxied.proxies.len());
+                fork_by(way, || Mode::BOTH.into_iter().for_each(|mode| proxied.use_in_child(mode))).join();
+                proxied.release();
+                let outcome = clearing.join().expect("no panic");
+                outcome.unwrap_or_else(|error| panic!("the parent, {held:?}, after {way:?}: {error:?}"));
+            });
+            proxied.assert_cleared(&format!("{held:?}, after {way:?}"));
+        }
+    }
+}
+
+/// The child polls its copy of the future, and uses the cache.
+fn fork_during_an_asynchronous_clear() {
+    let proxied = Proxied::start();
+    let cleared = proxied.cleared();
+    for held in REPLIES {
+        for way in Way::COMMON {
+            proxied.prepare(held);
+            current_thread_runtime().block_on(async {
+                let mut clearing = Some(Box::pin(cleared.clear()));
+                let mut all_held =
+                    pin!(until_async("all masters' replies are held", || { proxied.held() == proxied.proxies.len() }));
+                poll_fn(|cx| {
+                    let clearing = clearing.as_mut().expect("created above").as_mut();
+                    assert!(clearing.poll(cx).is_pending(), "the clear ends without its replies");
+                    all_held.as_mut().poll(cx)
+                })
+                .await;
+                fork_by(way, || {
+                    let mut stale = clearing.take().expect("created above");
+                    let Poll::Ready(outcome) = stale.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+                        panic!("the inherited clear waits for replies that never come");
+                    };
+                    assert_eq!(outcome.map_err(|error| error.kind()), Err(ErrorKind::Forked));
+                    drop(stale);
+                    for mode in Mode::BOTH {
+                        // This thread is inside the inherited runtime.
+                        thread::scope(|scope| scope.spawn(|| proxied.use_in_child(mode)).join()).expect("no panic");
+                    }
+                })
+                .join();
+                proxied.release();
+                let outcome = clearing.expect("created above").await;
+                outcome.unwrap_or_else(|error| panic!("the parent, {held:?}, after {way:?}: {error:?}"));
+            });
+            proxied.assert_cleared(&format!("{held:?}, after {way:?}"));
+        }
+    }
+}
+
+/// The result of the fork in the handler. The interrupted code waits for a reply and holds no lock.
+static SIDE: Mutex<Option<Side<bool>>> = Mutex::new(None);
+
+/// The interrupted clear continues in both processes. In the child it fails, or it is complete.
+fn a_handler_forks_during_a_clear() {
+    restore_sigpipe();
+    let proxied = Proxied::start();
+    let cleared = proxied.cleared();
+    for held in REPLIES {
+        for way in Way::COMMON {
+            on_interrupt(move || *SIDE.lock().expect("no panic") = Some(split(way, CHILD_TIME).expect("a child")));
+            proxied.prepare(held);
+            let interrupted = this_thread();
+            let child = thread::scope(|scope| {
+                scope.spawn(|| {
+                    until("all masters' replies are held", || proxied.held() == proxied.proxies.len());
+                    interrupt(interrupted);
+                    until("the handler has forked", || SIDE.try_lock().is_ok_and(|side| side.is_some()));
+                    proxied.release();
+                });
+                let outcome = cleared.blocking().clear();
+                match SIDE.lock().expect("no panic").take().expect("the handler has forked") {
+                    Side::Parent(child) => {
+                        outcome.unwrap_or_else(|error| panic!("the parent, {held:?}, after {way:?}: {error:?}"));
+                        child
+                    }
+                    // The child never leaves the scope: its other thread does not exist there.
+                    Side::Child(reporter) => reporter.run_and_exit(|| {
+                        let error = outcome.as_ref().err().map(prefork_cache::Error::kind);
+                        assert!(
+                            matches!(error, None | Some(ErrorKind::Forked)),
+                            "{held:?}, after {way:?}: {outcome:?}"
+                        );
+                        if outcome.is_ok() {
+                            assert_eq!(present(&cleared), 0, "{held:?}, after {way:?}");
+                        }
+                        Mode::BOTH.into_iter().for_each(|mode| proxied.use_in_child(mode));
+                        outcome.is_ok()
+                    }),
+                }
+            });
+            println!("{held:?}, after {way:?}: complete in the child: {}", child.join());
+            proxied.assert_cleared(&format!("{held:?}, after {way:?}"));
+        }
+    }
 }

@@ -30,7 +30,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three masters, each with a replica.
     pub fn start() -> Cluster {
-        Cluster::of(3, 1, None, &[])
+        Cluster::with_replicas(&[])
     }
 
     /// Starts three masters.
@@ -41,6 +41,11 @@ impl Cluster {
     /// Starts three masters with extra arguments.
     pub fn with(extra: &[&str]) -> Cluster {
         Cluster::of(3, 0, None, extra)
+    }
+
+    /// Starts three masters, each with a replica, with extra arguments.
+    pub fn with_replicas(extra: &[&str]) -> Cluster {
+        Cluster::of(3, 1, None, extra)
     }
 
     /// Starts three masters, each with a replica. They use TLS with clients and with each other.
@@ -183,6 +188,12 @@ impl Cluster {
     /// Kills a node, like a crash.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].kill();
+    }
+
+    /// Starts a killed node again at the same address, with the data and the topology that it has saved. It may still be
+    /// loading them.
+    pub fn restart(&mut self, node: usize) {
+        self.nodes[node].restart();
     }
 
     /// Starts another node, which is introduced to the others and has no slots. Returns its index.

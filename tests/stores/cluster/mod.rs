@@ -4,6 +4,7 @@ mod addresses;
 mod cancellation;
 mod clearing;
 mod lies;
+mod loading;
 mod membership;
 mod moves;
 mod promotions;

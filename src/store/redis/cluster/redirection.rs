@@ -11,7 +11,7 @@
 //! | `CLUSTERDOWN The cluster is down` | `Down` | a pause; the topology is refreshed | the owner, at most [`MAX_WHILE_DOWN`] times |
 //! | `CLUSTERDOWN Hash slot not served`, `READONLY`, and `MOVED` or `ASK` to a node without a name (`?`) | `Unserved` | as after `Down`, since the node may have left the cluster, or was demoted | the owner, at most [`MAX_WHILE_UNSERVED`] times |
 //! | `NOSCRIPT`, in a batch | `UnknownScript` | nothing | the owner |
-//! | a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
+//! | `LOADING`, a failed dial, or a failure of a request that may be executed twice | `Failed` | the topology is refreshed | the owner, if it is another node by then |
 //!
 //! A call is redirected at most [`MAX_ROUNDS`] times, and not after its deadline. After [`ROUNDS_AT_ONCE`] rounds there
 //! is a pause before each attempt.
@@ -81,7 +81,8 @@ pub(super) enum Redirection {
     Down,
     /// The node does not serve the slot, and does not know the one that does, or not its name.
     Unserved,
-    /// This node could not be reached, or has failed in the middle of a request that may be executed twice.
+    /// This node could not be reached, is loading its data, or has failed in the middle of a request that may be
+    /// executed twice.
     Failed(Index),
 }
 
@@ -124,6 +125,8 @@ impl Cluster {
                 Some(Redirection::Unserved)
             }
             "CLUSTERDOWN" => Some(Redirection::Down),
+            // The node was restarted, and a replica may have replaced it.
+            "LOADING" => self.table.index_of(node.endpoint().clone()).map(Redirection::Failed),
             _ => None,
         }
     }
