@@ -35,7 +35,7 @@ pub(crate) fn run() {
         cache.blocking().set_raw("widget:7", Bytes::from(vec![b'x'; 100]), TTL).expect("redis stores");
     }
     compare(
-        "redis GET, blocking",
+        "GET on a cluster, blocking",
         3_000,
         vec![
             candidate("a cluster", || {
@@ -52,7 +52,7 @@ pub(crate) fn run() {
     for (flavour, tasks) in FLAVOURS.into_iter().flat_map(|flavour| TASKS.map(|tasks| (flavour, tasks))) {
         let runtime = flavour.runtime();
         compare(
-            &format!("redis GET, tokio, {}, {tasks} tasks", flavour.name()),
+            &format!("GET on a cluster, tokio, {}, {tasks} tasks", flavour.name()),
             OPERATIONS,
             vec![
                 through_cache("a cluster", &runtime, tasks, &on_cluster),
@@ -83,7 +83,7 @@ fn many_keys(cluster: &Cluster, store: &RedisStore) {
         .collect();
     let mut buffer = vec![0; 64 << 10];
     compare(
-        "redis, 10,000 keys, blocking",
+        "10,000 keys on a cluster, blocking",
         5,
         vec![
             candidate("prefork-cache, get_many", || {
