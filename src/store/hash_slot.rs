@@ -27,19 +27,6 @@ const TABLE: [u16; 256] = {
 #[inline]
 pub(crate) fn slot(key: impl AsRef<[u8]>) -> u16 {
     let key = key.as_ref();
-    let mut sum = 0;
-    for byte in key {
-        if *byte == b'{' {
-            return slot_of_tagged(key);
-        }
-        sum = crc16_of_next(sum, *byte);
-    }
-    slot_of_sum(sum)
-}
-
-/// Returns the slot of a key that may have a tag.
-#[cfg(any(feature = "redis", test))]
-fn slot_of_tagged(key: &[u8]) -> u16 {
     slot_of_sum(crc16(0, tag(key).unwrap_or(key)))
 }
 
@@ -61,12 +48,7 @@ pub(crate) fn tag(key: &[u8]) -> Option<&[u8]> {
 /// Continues a CRC-16 from the sum of the bytes before; 0 starts one.
 #[inline]
 pub(crate) fn crc16(before: u16, bytes: &[u8]) -> u16 {
-    bytes.iter().fold(before, |sum, byte| crc16_of_next(sum, *byte))
-}
-
-#[inline]
-fn crc16_of_next(sum: u16, byte: u8) -> u16 {
-    (sum << 8) ^ TABLE[usize::from((sum >> 8) as u8 ^ byte)]
+    bytes.iter().fold(before, |sum, byte| (sum << 8) ^ TABLE[usize::from((sum >> 8) as u8 ^ byte)])
 }
 
 #[cfg(test)]

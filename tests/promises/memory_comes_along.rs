@@ -353,7 +353,8 @@ fn look(cache: &Cache) -> Found {
     (cold, u64::try_from(first.as_micros()).expect("a short time"))
 }
 
-/// Fills the store, then replaces its entries. Returns by how many bytes the replacing has increased the resident memory.
+/// Fills the store, then replaces its entries. Returns by how many bytes the replacing has increased the
+/// resident memory.
 fn growth(cache: &Cache) -> usize {
     let write = |from: usize, to: usize| {
         for number in from..to {

@@ -190,8 +190,8 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
-    /// Starts a killed node again at the same address, with the data and the topology that it has saved. It may still be
-    /// loading them.
+    /// Starts a killed node again at the same address, with the data and the topology that it has saved. It may still
+    /// be loading them.
     pub fn restart(&mut self, node: usize) {
         self.nodes[node].restart();
     }

@@ -106,15 +106,20 @@ fn a_loading_master_fails_its_own_keys() {
     }
 }
 
-/// A replica has replaced the node while it was down. The node does not know that yet. Neither do the stores, which were
-/// not used in the meantime, or are new and ask this node first.
+fn cluster_and_keys_of_restarted(allows_reads: &'static str) -> (Cluster, Vec<String>) {
+    let options = [&OPTIONS[..], &["--cluster-allow-reads-when-down", allows_reads]].concat();
+    let cluster = Cluster::with_replicas(&options);
+    let tag = (0..).map(|tag: u32| tag.to_string()).find(|tag| cluster.owner(tag) == RESTARTED).unwrap();
+    let keys = (0..KEYS).map(|key| format!("{{{tag}}}:{key}")).collect();
+    (cluster, keys)
+}
+
+/// A replica has replaced the node while it was down. The node does not know that yet. Neither do the stores, which
+/// were not used in the meantime, or are new and ask this node first.
 #[test]
 fn a_loading_master_that_was_replaced_is_left() {
     for allows_reads in ["no", "yes"] {
-        let options = [&OPTIONS[..], &["--cluster-allow-reads-when-down", allows_reads]].concat();
-        let mut cluster = Cluster::with_replicas(&options);
-        let tag = (0..).map(|tag: u32| tag.to_string()).find(|tag| cluster.owner(tag) == RESTARTED).unwrap();
-        let keys: Vec<String> = (0..KEYS).map(|key| format!("{{{tag}}}:{key}")).collect();
+        let (mut cluster, keys) = cluster_and_keys_of_restarted(allows_reads);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let entries: Vec<_> = keys.iter().map(|key| (*key, value(key))).collect();
         let ports: Vec<u16> = cluster.nodes()[..3].iter().map(Server::port).collect();
@@ -159,10 +164,7 @@ fn a_loading_master_that_was_replaced_is_left() {
 fn a_loading_replica_is_not_read() {
     const REPLICA: usize = RESTARTED + 3;
     for allows_reads in ["no", "yes"] {
-        let options = [&OPTIONS[..], &["--cluster-allow-reads-when-down", allows_reads]].concat();
-        let mut cluster = Cluster::with_replicas(&options);
-        let tag = (0..).map(|tag: u32| tag.to_string()).find(|tag| cluster.owner(tag) == RESTARTED).unwrap();
-        let keys: Vec<String> = (0..KEYS).map(|key| format!("{{{tag}}}:{key}")).collect();
+        let (mut cluster, keys) = cluster_and_keys_of_restarted(allows_reads);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let entries: Vec<_> = keys.iter().map(|key| (*key, value(key))).collect();
         let url = cluster.url(&format!("{PATIENT}&replicas=prefer"));
