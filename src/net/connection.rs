@@ -355,13 +355,7 @@ impl<P: Protocol> Connection<P> {
     /// Receives the rest of a reply. Returns whether it is proven.
     fn poll_reply(&mut self, protocol: &P, partial: &mut P::Partial, cx: &mut Context<'_>) -> Poll<Result<bool>> {
         loop {
-            let mut is_complete = false;
-            self.frames.take(|bytes| {
-                let (length, completed) = protocol.accept_run(partial, bytes, None);
-                is_complete = completed;
-                length
-            });
-            if is_complete {
+            if self.frames.take(|bytes| protocol.accept_run(partial, bytes, None)) {
                 return Poll::Ready(Ok(false));
             }
             match self.next_frame()? {
@@ -383,11 +377,9 @@ impl<P: Protocol> Connection<P> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(Error, bool)>>> {
         loop {
-            let mut is_proven = false;
-            self.frames.take(|bytes| {
+            let is_proven = self.frames.take(|bytes| {
                 let length = protocol.accept_marker(bytes, token);
-                is_proven = length > 0;
-                length
+                (length, length > 0)
             });
             if is_proven {
                 return Poll::Ready(Ok(None));

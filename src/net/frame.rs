@@ -185,12 +185,15 @@ impl<F: Framing> FrameReader<F> {
     }
 
     /// Lets `accept` take complete frames from the beginning of the received bytes, if none of these bytes is scanned
-    /// yet. `accept` returns the length of the frames, or 0.
+    /// yet. `accept` returns the length of the frames, or 0, and the result of this call, which is otherwise `false`.
     #[inline]
-    pub(super) fn take(&mut self, accept: impl FnOnce(&[u8]) -> usize) {
-        if !self.is_scanned && self.start < self.end {
-            self.start += accept(&self.buffer[self.start..self.end]);
+    pub(super) fn take(&mut self, accept: impl FnOnce(&[u8]) -> (usize, bool)) -> bool {
+        if self.is_scanned || self.start == self.end {
+            return false;
         }
+        let (length, result) = accept(&self.buffer[self.start..self.end]);
+        self.start += length;
+        result
     }
 
     /// Cuts the next frame off, if all of it has arrived.

@@ -68,25 +68,15 @@ impl<'i, F: Fleet + ?Sized> Round<'i, F> {
     /// Adds an item, for a server. `place` is its index in the batch.
     #[inline]
     pub(super) fn add(&mut self, member: F::Member, place: usize, item: &'i F::Item) {
-        let share = self.share(member);
-        share.places.push(place);
-        share.items.push(item);
-    }
-
-    #[inline]
-    fn share(&mut self, member: F::Member) -> &mut Share<'i, F> {
         let Round { shares, expected } = self;
-        // Among a few servers, comparing with each one is faster than a binary search.
-        const FEW: usize = 8;
-        let found = shares.iter().take(FEW).position(|share| share.member == member);
-        let found = found.map_or_else(|| shares.binary_search_by_key(&member, |share| share.member), Ok);
-        let index = found.unwrap_or_else(|index| {
+        let index = shares.binary_search_by_key(&member, |share| share.member).unwrap_or_else(|index| {
             let capacity = *expected / (shares.len() + 1);
             let (places, items) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
             shares.insert(index, Share { member, places, items });
             index
         });
-        &mut shares[index]
+        shares[index].places.push(place);
+        shares[index].items.push(item);
     }
 
     /// Returns the items, each with its server and its index in the batch. Those of one server are in their order.

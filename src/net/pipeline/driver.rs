@@ -224,11 +224,7 @@ impl<P: Protocol> Driver<P> {
             connection.frames.received(count);
             received += count;
             loop {
-                connection.frames.take(|bytes| {
-                    let (length, proves) = in_flight.accept_run(protocol, connection.marking, bytes);
-                    has_proven |= proves;
-                    length
-                });
+                has_proven |= connection.frames.take(|bytes| in_flight.accept_run(protocol, connection.marking, bytes));
                 let cut = connection.frames.next_if(in_flight.is_next_wanted());
                 let Some(cut) = cut.map_err(|what| malformed(&connection.endpoint, &what))? else { break };
                 has_proven |= in_flight.accept(protocol, connection.marking, connection.frames.frame(cut))?;

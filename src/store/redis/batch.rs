@@ -215,8 +215,8 @@ pub(super) fn outcome(operation: &Op<'_>, reply: Value, endpoint: &Endpoint) -> 
 }
 
 /// Returns whether a batch may be sent twice: only if all its operations are reads.
-pub(super) fn retry<'o>(mut operations: impl Iterator<Item = &'o Op<'o>>) -> Retry {
-    if operations.all(Op::is_read) { Retry::Idempotent } else { Retry::Never }
+pub(super) fn retry(mut are_reads: impl Iterator<Item = bool>) -> Retry {
+    if are_reads.all(|is_read| is_read) { Retry::Idempotent } else { Retry::Never }
 }
 
 /// Adds the missing permission to the error of a script that the account may not run.

@@ -77,8 +77,13 @@ pub(super) async fn carry_out(
 ) -> Result<Vec<Result<Outcome>>> {
     let mut commands = Commands::new(scripts);
     operations.iter().try_for_each(|operation| commands.push(operation))?;
-    let replies =
-        exchange(link, &Request::several(commands.commands), batch::retry(operations.iter().copied()), None).await?;
+    let replies = exchange(
+        link,
+        &Request::several(commands.commands),
+        batch::retry(operations.iter().map(|operation| operation.is_read())),
+        None,
+    )
+    .await?;
     let outcomes =
         operations.iter().zip(replies).map(|(operation, reply)| batch::outcome(operation, reply, link.endpoint()));
     Ok(outcomes.collect())

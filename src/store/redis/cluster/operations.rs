@@ -18,7 +18,7 @@ use super::redirection::{Mode, Progress, Redirection, Target, redirection_error,
 use super::table::{Node, uncovered};
 use super::{Cluster, Gets};
 use crate::error::{Error, Result};
-use crate::net::{ExchangeGroup, Link, Retry};
+use crate::net::{ExchangeGroup, Link};
 use crate::store::hash_slot::slot;
 use crate::store::operation::{self, carry_out_settle};
 use crate::store::redis::batch::{self, Commands, Scripts};
@@ -248,7 +248,7 @@ impl Nodes<'_> {
         let loads = commands.loads();
         let count = loads.len();
         let request = Request::several(loads.into_iter().chain(commands.commands));
-        let retry = if items.iter().all(|item| item.is_read()) { Retry::Idempotent } else { Retry::Never };
+        let retry = batch::retry(items.iter().map(|item| item.is_read()));
         let exchange = exchange(link, &request, retry, group);
         let mut replies = self.cluster.in_time(progress.deadline, exchange).await?;
         // An account that may not load scripts uses those that the node knows.
